@@ -4,9 +4,10 @@ Dimensions, always in this order: worlds `...`, rows B (P prompts × K responses
 Training has no world dimension; exact verification has one world for every outcome. Code that indexes from the right serves both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -65,3 +66,38 @@ class Evidence:
     branches: Branches | None = None
     reference_logp: Float[Tensor, "*worlds B T"] | None = None
     """log-probability of the same tokens under a fixed reference policy."""
+
+
+_TRAILING = {"finish": 1, "leaf": 1, "response_reward": 1, "which_prompt": 0}
+"""Dimensions from the rows on: (B,) for these, (B, something) for every other tensor."""
+
+
+def take_rows(evidence: Evidence, rows: Int[Tensor, " N"]) -> Evidence:
+    """The evidence of the rows with these numbers, in this order."""
+
+    def pick(name: str, tensor: Tensor) -> Tensor:
+        trailing = _TRAILING.get(name, 2)
+        return tensor if trailing == 0 else tensor.index_select(-trailing, rows)
+
+    branches = evidence.branches
+    if branches is not None:
+        if branches.reward.dim() > 1:
+            raise ValueError("the rows of worlds that have branches cannot be chosen; choose among rows before branching.")
+        place = torch.full((len(evidence.response_reward),), -1).index_copy(0, rows, torch.arange(len(rows)))
+        kept = place[branches.row] >= 0
+        branches = replace(branches, row=place[branches.row[kept]], step=branches.step[kept], reward=branches.reward[kept])
+    return replace(_each_tensor(evidence, pick), branches=branches)
+
+
+def take_world(evidence: Evidence, world: int) -> Evidence:
+    """The evidence of one world, as a trainer would see it: without the world dimension."""
+    taken = _each_tensor(evidence, lambda name, tensor: tensor[world])
+    return replace(taken, branches=evidence.branches and replace(evidence.branches, reward=evidence.branches.reward[world]))
+
+
+def _each_tensor(evidence: Evidence, function) -> Evidence:
+    """function(name, tensor) applied to every tensor but the branches'."""
+    parts = {f.name: getattr(evidence.rollouts, f.name) for f in fields(evidence.rollouts)}
+    rollouts = replace(evidence.rollouts, **{name: function(name, tensor) for name, tensor in parts.items()})
+    names = [f.name for f in fields(evidence) if isinstance(getattr(evidence, f.name), Tensor)]
+    return replace(evidence, rollouts=rollouts, **{name: function(name, getattr(evidence, name)) for name in names})

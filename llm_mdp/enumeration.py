@@ -1,0 +1,354 @@
+"""Every response of a small token MDP under one policy, and the two samplers that live on it.
+
+`ExactSampler` returns every outcome as a *world* with its probability; `TreeSampler` draws worlds, fast. An agent's `collect`
+cannot tell them from the sampler it trains with.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from llm_mdp.evidence import Branches, Evidence, Rollouts
+from llm_mdp.exact import TreeValues, node_logits, tree_values
+from llm_mdp.mdp import TokenMDP
+from llm_mdp.policies import Critic, Policy, finish_of, logp_of
+
+MAX_LEAVES = 200_000
+MAX_WORLDS = 20_000_000
+MAX_EDGES = 6_000
+
+
+class TooLarge(ValueError):
+    """Exact computation would need too many worlds; the message names the number and the remedy."""
+
+
+class Enumeration:
+    """All complete responses W of a TokenMDP, P prompts × N leaves in lexicographic order, with π(W), RM(W) and scores.
+
+    An *edge* is one (prompt, prefix, token): row e of the score matrix is ∇log π(token | prefix).
+
+    Raises:
+        TooLarge: more than MAX_LEAVES responses.
+    """
+
+    def __init__(self, mdp: TokenMDP, policy: Policy):
+        tree = mdp.tree
+        if tree.n_leaves * len(mdp.prompts) > MAX_LEAVES:
+            raise TooLarge(
+                f"{tree.n_leaves * len(mdp.prompts):,} responses (vocab_size {tree.vocab_size}, horizon {tree.horizon}) are too many to "
+                f"enumerate (at most {MAX_LEAVES:,}); take a smaller vocabulary or horizon."
+            )
+        self.mdp, self.policy, self.tree = mdp, policy, tree
+        self.tokens = tree.leaves
+        self.mask = self.tokens >= 0
+        self.finish = finish_of(self.tokens, mdp.eos)
+        self.prompt = mdp.prompt_tokens
+        with torch.no_grad():
+            self.logits = [level.detach() for level in node_logits(policy, mdp)]
+        self.node = tree.node_index(self.tokens)
+        edge = torch.where(self.mask, self.node * tree.vocab_size + self.tokens, 0)
+        self.edge: Int[Tensor, "P N T"] = edge + torch.arange(self.n_prompts)[:, None, None] * (tree.n_nodes * tree.vocab_size)
+        self.first_leaf = tree.first_leaf(self.tokens)
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def n_edges(self) -> int:
+        return self.n_prompts * self.tree.n_nodes * self.tree.vocab_size
+
+    @cached_property
+    def values(self) -> TreeValues:
+        """Exact V, Q, U and Var(RM | prefix) of every prefix."""
+        return tree_values(self.mdp, self.logits, self.mdp.token_reward.levels(self.tree, self.prompt))
+
+    @cached_property
+    def edge_logits(self) -> Float[Tensor, "P M V"]:
+        """One row a node, nodes level by level."""
+        return torch.cat([level.transpose(1, 2) for level in self.logits], dim=1)
+
+    def edge_logp(self, temperature: float = 1.0) -> Float[Tensor, "E"]:
+        return (self.edge_logits / temperature).log_softmax(-1).flatten()
+
+    def leaf_logp(self, temperature: float = 1.0) -> Float[Tensor, "P N T"]:
+        """log π of every token of every response, 0 after its end."""
+        return torch.where(self.mask, self.edge_logp(temperature)[self.edge], 0.0)
+
+    @cached_property
+    def probability(self) -> Float[Tensor, "P N"]:
+        """π(W | prompt)."""
+        return self.leaf_logp().sum(-1).exp()
+
+    def _per_leaf(self, function) -> Tensor:
+        """function(prompt, tokens, mask) of every response, stacked over prompts."""
+        with torch.no_grad():
+            return torch.stack([function(p.expand(len(self.tokens), -1), self.tokens, self.mask) for p in self.prompt]).to(torch.float64)
+
+    @cached_property
+    def response_reward(self) -> Float[Tensor, "P N"]:
+        return self._per_leaf(self.mdp.response_reward)
+
+    @cached_property
+    def hidden_reward(self) -> Float[Tensor, "P N T"]:
+        return self._per_leaf(self.mdp.hidden_reward)
+
+    @cached_property
+    def greedy_leaf(self) -> Int[Tensor, "P N T"]:
+        """The leaf reached from the prefix of every token by the most probable tokens (ties: the lowest token id)."""
+        best = self.edge_logits.argmax(-1)
+        prompts = torch.arange(self.n_prompts)[:, None, None]
+        start = torch.arange(self.tree.horizon)
+        leaf = self.first_leaf[:, :-1].expand(self.n_prompts, -1, -1).clone()
+        for step in range(self.tree.horizon):
+            token = best[prompts, self.node[leaf][..., step]]
+            alive = (start <= step) & self.mask[leaf][..., step]
+            leaf = torch.where(alive, leaf + self.tree.first_leaf_by_token[step, token], leaf)
+        return leaf
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "E parameters"]:
+        """∇log π of every edge by the policy's parameters, in the order of `policy.parameters()`.
+
+        Raises:
+            TooLarge: more than MAX_EDGES edges.
+        """
+        if self.n_edges > MAX_EDGES:
+            raise TooLarge(f"{self.n_edges:,} (prefix, token) pairs are too many for the score matrix (at most {MAX_EDGES:,}); take a smaller instance.")
+        return scores_of(self.policy, self.mdp)
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "E E"]:
+        """Inner products of all scores."""
+        return self.scores @ self.scores.T
+
+
+def scores_of(policy: Policy, mdp: TokenMDP) -> Float[Tensor, "E parameters"]:
+    """∇ log π(w | p) for every prompt, non-terminal prefix p (level by level) and token w, one backward pass for all (vectorised)."""
+    assert isinstance(policy, nn.Module)
+    parameters = list(policy.parameters())
+    logits = node_logits(policy, mdp)
+    logp = torch.cat([level.log_softmax(1).transpose(1, 2) for level in logits], dim=1).flatten()
+    rows = []
+    for start in range(0, len(logp), 256):
+        chosen = torch.eye(len(logp), dtype=logp.dtype)[start : start + 256]
+        gradients = torch.autograd.grad(logp, parameters, chosen, retain_graph=True, is_grads_batched=True, allow_unused=True)
+        flat = [
+            torch.zeros(len(chosen), p.numel(), dtype=torch.float64) if g is None else g.reshape(len(chosen), -1).to(torch.float64)
+            for g, p in zip(gradients, parameters)
+        ]
+        rows.append(torch.cat(flat, dim=1))
+    return torch.cat(rows)
+
+
+@dataclass(frozen=True)
+class TreeRollouts(Rollouts):
+    """Rollouts that remember which leaf of the enumeration each row is."""
+
+    leaf: Int[Tensor, "W B"]
+    which_prompt: Int[Tensor, " W"]
+
+
+@dataclass(frozen=True)
+class TreeBranches(Branches):
+    """Branches of which only the conditional mean is in `reward`; `variance` is Var(RM | prefix) of each."""
+
+    variance: Float[Tensor, "W F"] | None = None
+
+
+class WorldSampler:
+    """Looks everything up in an enumeration. After `collect`: `weight` is the probability of each world (times `kept`)."""
+
+    weight: Float[Tensor, "*worlds"]
+
+    def __init__(self, enumeration: Enumeration):
+        self.enumeration = enumeration
+        self.kept: Bool[Tensor, " W"] | None = None
+        self.asked = False
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> TreeRollouts:
+        if self.asked:
+            raise ValueError("collect asked for rollouts twice; ask once, for a group that is large enough for every use.")
+        self.asked = True
+        e = self.enumeration
+        prompt, leaf = self._worlds(group_size, temperature)
+        return TreeRollouts(
+            prompt=e.prompt[prompt][:, None].expand(*leaf.shape, -1),
+            tokens=e.tokens[leaf],
+            mask=e.mask[leaf],
+            logp=e.leaf_logp(temperature)[prompt[:, None], leaf],
+            finish=e.finish[leaf],
+            leaf=leaf,
+            which_prompt=prompt,
+        )
+
+    def _worlds(self, group_size: int, temperature: float) -> tuple[Int[Tensor, " W"], Int[Tensor, "W K"]]:
+        """The prompt and the responses of each world; sets `weight`."""
+        raise NotImplementedError
+
+    def _lookup(self, table: Float[Tensor, "P N ..."], rollouts: Rollouts) -> Tensor:
+        assert isinstance(rollouts, TreeRollouts)
+        return table[rollouts.which_prompt[:, None], rollouts.leaf]
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B"]:
+        return self._lookup(self.enumeration.response_reward, rollouts)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B T"]:
+        return self._lookup(self.enumeration.hidden_reward, rollouts)
+
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "W B T"]:
+        return self._lookup(self.enumeration._per_leaf(lambda *response: logp_of(policy, *response)), rollouts)
+
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "W B T1"]:
+        return self._lookup(self.enumeration._per_leaf(critic), rollouts)
+
+    def branches(
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "W B T"], samples: int = 1, greedy: bool = False
+    ) -> Branches:
+        drawn = boundary & rollouts.mask
+        row, step = drawn.any(0).nonzero(as_tuple=True)
+        if greedy:
+            reached = self._lookup(self.enumeration.greedy_leaf, rollouts)[..., row, step]
+            assert isinstance(rollouts, TreeRollouts)
+            reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
+            return Branches(row, step, torch.where(drawn[..., row, step], reward, 0.0), greedy=True)
+        row, step = row.repeat_interleave(samples), step.repeat_interleave(samples)
+        return self._branches(rollouts, row, step, drawn[..., row, step])
+
+    def _branches(self, rollouts: Rollouts, row: Tensor, step: Tensor, drawn: Tensor) -> Branches:
+        raise NotImplementedError
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, "W P"]) -> Evidence:
+        self.kept = groups[..., 0]
+        return evidence
+
+
+class ExactSampler(WorldSampler):
+    """Every outcome once: a chunk of `all_groups`. Branches come as conditional means with their variances (exact for estimators
+    that are affine in branch rewards) or, with `enumerate_branches`, as worlds of their own along a new leading axis."""
+
+    def __init__(self, enumeration: Enumeration, groups: "Groups", enumerate_branches: bool = False):
+        super().__init__(enumeration)
+        self.groups, self.enumerate_branches = groups, enumerate_branches
+
+    def _worlds(self, group_size, temperature):
+        prompt, leaf = self.groups.which_prompt, self.groups.leaf
+        if group_size != leaf.shape[-1]:
+            raise ValueError(f"collect asked for groups of {group_size}, but the estimator's group_size is {leaf.shape[-1]}.")
+        probability = self.enumeration.leaf_logp(temperature).sum(-1).exp()
+        self.weight = self.groups.weight * probability[prompt[:, None], leaf].prod(-1)
+        return prompt, leaf
+
+    def _branches(self, rollouts, row, step, drawn):
+        e = self.enumeration
+        if not self.enumerate_branches:
+            mean = torch.where(drawn, self._at_prefix(e.values.U, rollouts)[..., row, step], 0.0)
+            variance = torch.where(drawn, self._at_prefix(e.values.variance, rollouts)[..., row, step], 0.0)
+            return TreeBranches(row, step, mean, variance=variance)
+        # A branch has as many outcomes as there are leaves below its prefix: the same number for all prefixes of one length.
+        sizes = [e.tree.subtree_leaves[t] for t in step.tolist()]
+        total = math.prod(sizes) * len(self.groups.leaf)
+        if total > MAX_WORLDS:
+            raise TooLarge(
+                f"{total:,} joint outcomes of {len(sizes)} branches are too many (at most {MAX_WORLDS:,}); take a smaller instance, "
+                "fewer branches, or --sampled N."
+            )
+        choice = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, 1, len(sizes))
+        outcome = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step] + choice, 0)
+        prompt = rollouts.which_prompt[:, None]
+        leaf_logp = e.leaf_logp()
+        prefix_logp = self._lookup(leaf_logp.cumsum(-1) - leaf_logp, rollouts)[:, row, step]
+        chance = (leaf_logp.sum(-1)[prompt, outcome] - prefix_logp).exp()
+        # A response that ended before `step` has no such branch: one outcome, whatever its reward.
+        self.weight = self.weight * torch.where(drawn, chance, choice == 0).prod(-1)
+        return Branches(row, step, torch.where(drawn, e.response_reward[prompt, outcome], 0.0))
+
+    def _at_prefix(self, levels: list[Float[Tensor, "P N"]], rollouts: Rollouts) -> Float[Tensor, "W B T"]:
+        return self._lookup(torch.cat(levels, dim=1)[:, self.enumeration.node], rollouts)
+
+
+class TreeSampler(WorldSampler):
+    """Independent worlds, drawn from the enumeration by inverse cumulative probabilities."""
+
+    def __init__(self, enumeration: Enumeration, worlds: int, generator: torch.Generator):
+        super().__init__(enumeration)
+        self.generator = generator
+        self.weight = torch.full((worlds,), 1 / worlds, dtype=torch.float64)
+
+    def _worlds(self, group_size, temperature):
+        mdp, worlds = self.enumeration.mdp, len(self.weight)
+        prompt = torch.zeros(worlds, dtype=torch.int64)
+        if len(mdp.prompts) > 1:
+            prompt = torch.multinomial(mdp.prompt_probability, worlds, replacement=True, generator=self.generator)
+        first = torch.zeros(worlds, group_size, dtype=torch.int64)
+        return prompt, self._draw(prompt[:, None].expand(first.shape), first, first + self.enumeration.tree.n_leaves, temperature)
+
+    def _draw(self, prompt: Tensor, first: Tensor, end: Tensor, temperature: float = 1.0) -> Int[Tensor, "*shape"]:
+        """One leaf in [first, end) for every entry, with probability proportional to π."""
+        cumulative = pad(self.enumeration.leaf_logp(temperature).sum(-1).exp().cumsum(-1), (1, 0))
+        low, high = cumulative[prompt, first], cumulative[prompt, end]
+        place = low + torch.rand(prompt.shape, generator=self.generator, dtype=torch.float64) * (high - low)
+        leaf = torch.empty(prompt.shape, dtype=torch.int64)
+        for number, row in enumerate(cumulative):
+            here = prompt == number
+            leaf[here] = torch.searchsorted(row, place[here], right=True) - 1
+        return torch.minimum(torch.maximum(leaf, first), end - 1)
+
+    def _branches(self, rollouts, row, step, drawn):
+        e = self.enumeration
+        # After the end of a response there is no prefix to continue; what is drawn there is not used.
+        first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
+        end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
+        prompt = rollouts.which_prompt[:, None].expand(first.shape)
+        reward = e.response_reward[prompt, self._draw(prompt, first, end)]
+        return Branches(row, step, torch.where(drawn, reward, 0.0))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A chunk of groups of responses; `weight` times Π π(W_k) is the probability of the group."""
+
+    which_prompt: Int[Tensor, " W"]
+    leaf: Int[Tensor, "W K"]
+    weight: Float[Tensor, " W"]
+
+
+def all_groups(enumeration: Enumeration, group_size: int, ordered: bool = True, chunk: int = 200_000) -> Iterator[Groups]:
+    """Every group of responses to every prompt, in chunks. Unordered groups stand for all their K!/(Π multiplicities!) orders.
+
+    Raises:
+        TooLarge: more than MAX_WORLDS groups.
+    """
+    n, prompts = enumeration.tree.n_leaves, enumeration.n_prompts
+    count = n**group_size if ordered else math.comb(n + group_size - 1, group_size)
+    if count * prompts > MAX_WORLDS:
+        raise TooLarge(
+            f"{count * prompts:,} groups of {group_size} out of {n} responses are too many (at most {MAX_WORLDS:,}); "
+            "take a smaller instance, a smaller --group-size, or --sampled N."
+        )
+    every = torch.arange(n)
+    if group_size == 1:
+        groups = every[:, None]
+    elif ordered:
+        groups = torch.cartesian_prod(*[every] * group_size)
+    else:
+        groups = torch.combinations(every, group_size, with_replacement=True)
+    for number in range(prompts):
+        for part in groups.split(chunk):
+            weight = enumeration.mdp.prompt_probability[number].expand(len(part))
+            yield Groups(torch.full((len(part),), number), part, weight if ordered else weight * _orders(part))
+
+
+def _orders(sorted_groups: Int[Tensor, "W K"]) -> Float[Tensor, " W"]:
+    """K! / Π multiplicities!, one factor a member: its place in the group over its place among its equals."""
+    orders = torch.ones(len(sorted_groups), dtype=torch.float64)
+    for k in range(1, sorted_groups.shape[-1]):
+        equals = (sorted_groups[:, : k + 1] == sorted_groups[:, k : k + 1]).sum(-1)
+        orders = orders * (k + 1) / equals
+    return orders

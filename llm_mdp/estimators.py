@@ -1,0 +1,336 @@
+"""The estimators that agents train with, in the paper's order: REINFORCE, RLOO, ReMax, GRPO, PPO, VinePPO, TRePO, MA-RLHF, R3HF,
+ABC, RTO, PRIME.
+
+One currency (credit -> values -> returns -> objective), three methods: `collect` has all the randomness and no gradient,
+`advantages` turns evidence into one weight a token, `loss` is differentiated by `logp` and sees no model. Index from the right:
+evidence may carry a leading dimension of worlds.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llm_mdp import credit, values
+from llm_mdp.boundaries import Boundary, EveryNTokens
+from llm_mdp.evidence import Evidence
+from llm_mdp.objectives import Reduction, clipped_surrogate, policy_gradient
+from llm_mdp.policies import Critic, Policy
+from llm_mdp.returns import gae, interpolate, return_to_go
+from llm_mdp.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A policy-gradient estimator; subclass it and write `advantages` to bring your own.
+
+        g = (1/K) Σₖ Σₜ Aₖₜ ∇log π(wₖₜ | W₀,ₜ₋₁)             (with the defaults: no clipping, reduction "sum")
+    """
+
+    group_size: int = 1
+    """K, responses drawn to each prompt."""
+    reduction: Reduction = "sum"
+    """How tokens become one loss, see `objectives.reduce`."""
+    reduction_constant: int | None = None
+    """What reduction "constant" divides by, usually the horizon."""
+    clip_low: float | None = None
+    """ε of the clipped surrogate, below; None: plain policy gradient. The first update is the same with and without."""
+    clip_high: float | None = None
+    """ε above; None: as below."""
+
+    def collect(self, sampler: Sampler) -> Evidence:
+        """Draw what `advantages` needs. All randomness, no gradient."""
+        rollouts = sampler.rollouts(self.group_size)
+        return Evidence(rollouts, sampler.response_reward(rollouts))
+
+    def advantages(self, evidence: Evidence) -> Float[Tensor, "*worlds B T"]:
+        """One weight for every token (or anything that broadcasts to that)."""
+        raise NotImplementedError(f"{type(self).__name__} has no `advantages`; return one weight for every token, shape (..., B, T).")
+
+    def loss(self, logp: Float[Tensor, "*worlds B T"], evidence: Evidence) -> Float[Tensor, "*worlds"]:
+        """What is minimised; differentiated by logp. No sampling, no model."""
+        rollouts, advantage = evidence.rollouts, self.advantages(evidence)
+        if self.clip_low is None:
+            return policy_gradient(logp, advantage, rollouts.mask, self.reduction, self.reduction_constant)
+        clip_high = self.clip_low if self.clip_high is None else self.clip_high
+        return clipped_surrogate(
+            logp, rollouts.logp, advantage, rollouts.mask, self.clip_low, clip_high, self.reduction, self.reduction_constant
+        )
+
+
+@dataclass(frozen=True)
+class REINFORCE(Estimator):
+    """Aₜ = RM(W) - b, b a constant such as a running mean of earlier rewards (Corollary 1, Eq. 27). Claim: `reinforce`, unbiased."""
+
+    baseline: float = 0.0
+
+    def advantages(self, evidence):
+        return (evidence.response_reward - self.baseline)[..., None]
+
+
+@dataclass(frozen=True)
+class RLOO(Estimator):
+    """Aₖ = rₖ - mean of the other K - 1 (Eq. 36-37). Claims: `rloo` unbiased; `paper=True`, Eq. 36 as printed, `rloo-eq36`."""
+
+    group_size: int = 4
+    paper: bool = False
+
+    def advantages(self, evidence):
+        baseline = values.paper_leave_one_out if self.paper else values.leave_one_out
+        reward = evidence.response_reward
+        return (reward - baseline(reward, self.group_size))[..., None]
+
+
+@dataclass(frozen=True)
+class ReMax(Estimator):
+    """A = RM(W) - RM(greedy response to the same prompt) (Eq. 38-39). Claim: `remax`, unbiased."""
+
+    def collect(self, sampler):
+        rollouts = sampler.rollouts(self.group_size)
+        first = rollouts.mask & (rollouts.mask.cumsum(-1) == 1)
+        return Evidence(rollouts, sampler.response_reward(rollouts), branches=sampler.branches(rollouts, first, greedy=True))
+
+    def advantages(self, evidence):
+        assert evidence.branches is not None
+        greedy = values.branch_mean(evidence.branches, evidence.rollouts).sum(-1)
+        return (evidence.response_reward - greedy)[..., None]
+
+
+@dataclass(frozen=True)
+class GRPO(Estimator):
+    """Aₖ = (rₖ - mean r) / (std r + eps) over the group (Eq. 34-35), ddof 1.
+
+    Claims: `grpo` biased; `scale_by_std=False`: `grpo-mean`, (K-1)/K times the gradient; with reduction "sequence_mean":
+    `grpo-length`; without std and with reduction "constant": `dr-grpo`.
+    """
+
+    group_size: int = 8
+    scale_by_std: bool = True
+    eps: float = 1e-4
+
+    def advantages(self, evidence):
+        reward = evidence.response_reward
+        advantage = reward - values.group_mean(reward, self.group_size)
+        if self.scale_by_std:
+            advantage = advantage / (values.group_std(reward, self.group_size) + self.eps)
+        return advantage[..., None]
+
+
+@dataclass(frozen=True)
+class PPO(Estimator):
+    """GAE(λ) over a critic, RM(W) on the last token (Eq. 32-33). Claims: `gae-exact-*`, `gae-wrong-*`, `gae-discounted`."""
+
+    critic: Critic | None = None
+    lam: float = 0.95
+    gamma: float = 1.0
+
+    def collect(self, sampler):
+        if self.critic is None:
+            raise ValueError(f"{type(self).__name__} needs a critic; give `critic=`, a function of (prompt, tokens, mask).")
+        rollouts = sampler.rollouts(self.group_size)
+        return Evidence(rollouts, sampler.response_reward(rollouts), value=sampler.value(self.critic, rollouts))
+
+    def advantages(self, evidence):
+        assert evidence.value is not None
+        mask = evidence.rollouts.mask
+        token_reward = credit.terminal(evidence.response_reward, mask)
+        return gae(token_reward, evidence.value, mask, lam=self.lam, gamma=self.gamma)
+
+
+@dataclass(frozen=True)
+class VinePPO(Estimator):
+    """Values of segment starts by fresh branches instead of a critic, segment-constant advantages (Kazemnejad et al. 2024).
+
+        Âₛ = v̂(next start) - v̂(start),   v̂ = mean RM of `samples` branches,   v̂(end) = RM(W)
+
+    λ > 0 gives GAE(λ) over segments. Claim: `vineppo`, unbiased while `boundary` is a stopping rule.
+    """
+
+    boundary: Boundary = EveryNTokens(2)
+    samples: int = 9
+    lam: float = 0.0
+    greedy: bool = False
+    """One greedy branch instead of `samples` drawn ones."""
+
+    def collect(self, sampler):
+        rollouts = sampler.rollouts(self.group_size)
+        branches = sampler.branches(rollouts, self.boundary(rollouts), self.samples, self.greedy)
+        return Evidence(rollouts, sampler.response_reward(rollouts), branches=branches)
+
+    def advantages(self, evidence):
+        return _segment_advantages(evidence, _branch_value(evidence), self.boundary, self.lam)
+
+
+@dataclass(frozen=True)
+class TRePO(VinePPO):
+    """Token-Reinforced Policy Optimization (Algorithm 1), repaired: every boundary has fresh draws of its own.
+
+        Âₛ = Û(next boundary) - Û(boundary),   Û = mean RM of `samples` branches,   Û(end) = RM(W)
+
+    Algorithm 1 as printed differs in two places, each with its certificate: `pooled=True` pools the draws of later steps into
+    the value of a step (Eq. 31; `trepo-eq31`), `interpolated=True` gives tokens outside D interpolated advantages
+    (`trepo-interpolated`). Both bias the gradient. `critic` replaces the draws by given values, the limit of many draws.
+
+    Claims: `trepo`, `trepo-segment`, `trepo-lambda` unbiased; `trepo-own-length` biased, its boundary is no stopping rule;
+    `trepo-greedy-values` biased: greedy draws estimate the value of another policy.
+    """
+
+    boundary: Boundary = EveryNTokens(1)
+    samples: int = 4
+    pooled: bool = False
+    interpolated: bool = False
+    critic: Critic | None = None
+
+    def collect(self, sampler):
+        if self.critic is None:
+            return super().collect(sampler)
+        rollouts = sampler.rollouts(self.group_size)
+        return Evidence(rollouts, sampler.response_reward(rollouts), value=sampler.value(self.critic, rollouts))
+
+    def advantages(self, evidence):
+        rollouts, value = evidence.rollouts, evidence.value
+        boundary = self.boundary(rollouts)
+        if self.pooled:
+            assert evidence.branches is not None
+            value = values.pooled_branches(evidence.branches, evidence.response_reward, rollouts, boundary)
+        elif self.critic is None:
+            value = _branch_value(evidence)
+        advantage = _segment_advantages(evidence, value, self.boundary, self.lam)
+        return interpolate(advantage, boundary, rollouts.mask) if self.interpolated else advantage
+
+
+@dataclass(frozen=True)
+class MARLHF(PPO):
+    """Macro actions of several tokens, one value a macro, GAE over macros (Chai et al. 2024). Claim: `ma-rlhf`, unbiased."""
+
+    boundary: Boundary = EveryNTokens(2)
+
+    def advantages(self, evidence):
+        return _segment_advantages(evidence, evidence.value, self.boundary, self.lam)
+
+
+@dataclass(frozen=True)
+class R3HF(Estimator):
+    """rₜ = RM(sₜ₊₁) - RM(sₜ) on partial responses, summed from t on (Eq. 43). Claim: `r3hf`, unbiased.
+
+    `prefix_score` scores the prefix before each step; the final score is RM(W) itself.
+    """
+
+    prefix_score: Critic | None = None
+
+    def collect(self, sampler):
+        if self.prefix_score is None:
+            raise ValueError("R3HF needs a score of partial responses; give `prefix_score=`, a function of (prompt, tokens, mask).")
+        rollouts = sampler.rollouts(self.group_size)
+        reward = sampler.response_reward(rollouts)
+        score = sampler.value(self.prefix_score, rollouts)
+        return Evidence(rollouts, reward, token_reward=credit.prefix_difference(score, reward, rollouts.mask))
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        return return_to_go(evidence.token_reward, evidence.rollouts.mask)
+
+
+@dataclass(frozen=True)
+class ABC(Estimator):
+    """rₜ = aₜ RM(W), aₜ the reward model's attention over the response (Eq. 42).
+
+    `attention` gives aₜ (None: uniform). Claims: summed over the whole response `abc-full-sum`, unbiased;
+    `to_go=True`, summed from t on as in the original, `abc-return-to-go`, biased.
+    """
+
+    attention: Critic | None = None
+    beta: float = 1.0
+    to_go: bool = False
+
+    def collect(self, sampler):
+        rollouts = sampler.rollouts(self.group_size)
+        reward, mask = sampler.response_reward(rollouts), rollouts.mask
+        weights = mask.to(torch.float64) if self.attention is None else sampler.value(self.attention, rollouts)[..., :-1]
+        return Evidence(rollouts, reward, token_reward=credit.attention_shares(reward, weights, mask, self.beta))
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        if self.to_go:
+            return return_to_go(evidence.token_reward, evidence.rollouts.mask)
+        return evidence.token_reward.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class RTO(Estimator):
+    """rₜ = β log(π_DPO / π_ref) of a model trained by DPO, summed from t on (Eq. 41 as the original has it).
+
+    Claims: `rto` unbiased at the DPO optimum, where the rewards sum to RM(W) minus a constant of the prompt;
+    `paper=True`, rₜ = π_DPO / π_ref as printed, `rto-eq41`, biased.
+    """
+
+    dpo_policy: Policy | None = None
+    reference: Policy | None = None
+    beta: float = 0.05
+    paper: bool = False
+
+    def collect(self, sampler):
+        if self.dpo_policy is None or self.reference is None:
+            raise ValueError("RTO needs the model trained by DPO and its reference; give `dpo_policy=` and `reference=`.")
+        rollouts = sampler.rollouts(self.group_size)
+        logp, reference_logp = sampler.logp(self.dpo_policy, rollouts), sampler.logp(self.reference, rollouts)
+        if self.paper:
+            token_reward = credit.probability_ratio(logp, reference_logp, rollouts.mask)
+        else:
+            token_reward = credit.implicit(logp, reference_logp, rollouts.mask, self.beta)
+        return Evidence(rollouts, sampler.response_reward(rollouts), token_reward=token_reward)
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        return return_to_go(evidence.token_reward, evidence.rollouts.mask)
+
+
+@dataclass(frozen=True)
+class PRIME(Estimator):
+    """Process rewards implicit in a model φ trained online on outcomes, plus a leave-one-out outcome (Eq. 44-45; Cui et al. 2025).
+
+        Aₖₜ = Σₛ≥ₜ (q_ks - mean over the other responses of their mean q) + (oₖ - mean of the other o),   q = β log(φ/ref)
+
+    The outcome is `response_reward > threshold`. Claim: `prime`, reported.
+    """
+
+    group_size: int = 4
+    process_model: Policy | None = None
+    reference: Policy | None = None
+    beta: float = 0.05
+    threshold: float = 0.5
+    outcome_weight: float = 1.0
+
+    def collect(self, sampler):
+        if self.process_model is None or self.reference is None:
+            raise ValueError("PRIME needs its process reward model and its reference; give `process_model=` and `reference=`.")
+        rollouts = sampler.rollouts(self.group_size)
+        q = credit.implicit(
+            sampler.logp(self.process_model, rollouts), sampler.logp(self.reference, rollouts), rollouts.mask, self.beta
+        )
+        return Evidence(rollouts, sampler.response_reward(rollouts), token_reward=q)
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        q, mask = evidence.token_reward, evidence.rollouts.mask
+        mean_q = q.sum(-1) / mask.sum(-1)
+        centred = torch.where(mask, q - values.leave_one_out(mean_q, self.group_size)[..., None], 0.0)
+        outcome = (evidence.response_reward > self.threshold).to(q.dtype)
+        outcome = outcome - values.leave_one_out(outcome, self.group_size)
+        return return_to_go(centred, mask) + self.outcome_weight * outcome[..., None]
+
+
+def _branch_value(evidence: Evidence) -> Float[Tensor, "*worlds B T1"]:
+    assert evidence.branches is not None
+    return values.branch_mean(evidence.branches, evidence.rollouts)
+
+
+def _segment_advantages(
+    evidence: Evidence, value: Float[Tensor, "*worlds B T1"] | None, boundary: Boundary, lam: float
+) -> Float[Tensor, "*worlds B T"]:
+    assert value is not None
+    mask = evidence.rollouts.mask
+    token_reward = credit.terminal(evidence.response_reward, mask)
+    return gae(token_reward, value, mask, lam=lam, boundary=boundary(evidence.rollouts))

@@ -1,0 +1,96 @@
+"""Losses: what is minimised. Each returns one number a world; its gradient by `logp` is all that verification needs."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+Reduction = Literal["sum", "sequence_mean", "token_mean", "constant"]
+KL = Literal["k1", "k2", "k3"]
+
+
+def reduce(
+    per_token: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], reduction: Reduction = "sum", constant: int | None = None
+) -> Float[Tensor, "*worlds"]:
+    """From tokens to one number. Rows whose advantage is zero count in every denominator.
+
+    - `sum`: Σₜ, then the mean over responses: the policy gradient itself.
+    - `sequence_mean`: mean over the tokens of each response, then over responses (GRPO). Claim: `length-normalised`, biased.
+    - `token_mean`: Σ over the whole batch divided by its number of tokens (DAPO). Claim: `token-mean`, biased.
+    - `constant`: Σₜ / constant, then the mean over responses (Dr. GRPO). Proportional.
+    """
+    per_token = torch.where(mask, per_token, 0.0)
+    if reduction == "sum":
+        return per_token.sum(-1).mean(-1)
+    if reduction == "sequence_mean":
+        return (per_token.sum(-1) / mask.sum(-1)).mean(-1)
+    if reduction == "token_mean":
+        return per_token.sum((-2, -1)) / mask.sum((-2, -1))
+    if reduction == "constant":
+        if constant is None or constant <= 0:
+            raise ValueError(f'reduction "constant" divides by a positive constant, usually the horizon; it is {constant!r}.')
+        return per_token.sum(-1).mean(-1) / constant
+    raise ValueError(f'reduction is {reduction!r}; choose "sum", "sequence_mean", "token_mean" or "constant".')
+
+
+def policy_gradient(
+    logp: Float[Tensor, "*worlds B T"],
+    advantage: Float[Tensor, "*worlds B T"],
+    mask: Bool[Tensor, "*worlds B T"],
+    reduction: Reduction = "sum",
+    constant: int | None = None,
+) -> Float[Tensor, "*worlds"]:
+    """-Σₜ Aₜ log π(wₜ | W₀,ₜ₋₁): minus its gradient is the policy gradient estimate Σₜ Aₜ ∇log π."""
+    return -reduce(advantage * logp, mask, reduction, constant)
+
+
+def clipped_surrogate(
+    logp: Float[Tensor, "*worlds B T"],
+    old_logp: Float[Tensor, "*worlds B T"],
+    advantage: Float[Tensor, "*worlds B T"],
+    mask: Bool[Tensor, "*worlds B T"],
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    reduction: Reduction = "sum",
+    constant: int | None = None,
+) -> Float[Tensor, "*worlds"]:
+    """-Σₜ min(ρₜ Aₜ, clip(ρₜ, 1 - low, 1 + high) Aₜ),  ρₜ = π(wₜ)/π_old(wₜ)          (PPO, the paper's Eq. 32)
+
+    On the first update ρ = 1 and the gradient is that of `policy_gradient` (the loss itself need not be 0). Claim:
+    `ppo-second-epoch`, biased from the second update on.
+    """
+    ratio = (logp - old_logp).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -reduce(torch.minimum(ratio * advantage, clipped * advantage), mask, reduction, constant)
+
+
+def kl_estimate(
+    logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor, "*worlds B T"], kind: KL
+) -> Float[Tensor, "*worlds B T"]:
+    """Estimates of KL(π ‖ ref) from a sampled token (Schulman, "Approximating KL divergence"), x = log π/ref:
+
+    k1 = x,   k2 = x² / 2,   k3 = e⁻ˣ - 1 + x.
+
+    Claim: unbiased as *numbers*, but their gradients are not: `kl-k1-loss` zero, `kl-k2-loss`, `kl-k3-loss`, `kl-k3-reward` biased;
+    only k1 in the reward is exact (`kl-k1-reward`).
+    """
+    x = logp - reference_logp
+    if kind == "k1":
+        return x
+    if kind == "k2":
+        return x**2 / 2
+    if kind == "k3":
+        return torch.expm1(-x) + x
+    raise ValueError(f'kind is {kind!r}; choose "k1", "k2" or "k3".')
+
+
+def dpo_loss(chosen_log_ratio: Float[Tensor, "*pairs"], rejected_log_ratio: Float[Tensor, "*pairs"], beta: float) -> Float[Tensor, "*pairs"]:
+    """-log σ(β log π(y_w)/ref(y_w) - β log π(y_l)/ref(y_l)), one number a pair (DPO, the paper's Eq. 40). Claim: `dpo-optimum`."""
+    return -logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
+
+
+def outcome_cross_entropy(log_ratio: Float[Tensor, "*batch"], outcome: Float[Tensor, "*batch"], beta: float) -> Float[Tensor, "*batch"]:
+    """Cross-entropy of σ(β log φ(W)/ref(W)) and the outcome (PRIME, the paper's Eq. 45). Outcomes in [0, 1]."""
+    return -(outcome * logsigmoid(beta * log_ratio) + (1 - outcome) * logsigmoid(-beta * log_ratio))

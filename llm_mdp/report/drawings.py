@@ -1,0 +1,280 @@
+"""Inline SVG for the page: the tree of a small instance, and the plane of expected gradients."""
+
+import math
+from dataclasses import dataclass
+from html import escape
+from statistics import fmean
+
+from llm_mdp.report.rows import EXACT, SYMBOLS, Row, bias, number, ratio
+
+MAX_EDGES = 60
+"""A tree with more edges is not drawn: nobody could read it."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One token after one prefix."""
+
+    prefix: tuple[int, ...]
+    token: int
+    probability: float
+    reward: float
+    logit: float
+    reach: float
+    """Probability of the prefix and the token together."""
+    collected: float
+    """Σ γᵗ⁻¹ rₜ up to this token; RM(W) if it ends the response."""
+    last: bool
+    row: float
+    """Vertical place, in leaves from the top: of a leaf its number, of an inner edge the mean of those that follow it."""
+
+
+def prompt_count(instance: dict) -> int:
+    """Number of prompts of an instance file; each has a tree of its own."""
+    return len(instance.get("prompts", [None]))
+
+
+def edge_count(instance: dict) -> int:
+    """Number of edges of the tree of one prompt."""
+    return len(instance["nodes"]) * instance["vocab_size"] // prompt_count(instance)
+
+
+def prompt_nodes(instance: dict, prompt: int) -> dict[tuple[int, ...], dict]:
+    """The nodes below one prompt by their prefix."""
+    return {tuple(node["prefix"]): node for node in instance["nodes"] if node.get("prompt", 0) == prompt}
+
+
+def softmax(logits: list[float]) -> list[float]:
+    """Probabilities of the tokens, which the page shows beside the logits of the file."""
+    weights = [math.exp(logit - max(logits)) for logit in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def tree_edges(instance: dict, prompt: int) -> list[Edge]:
+    """Every edge below one prompt, depth first, tokens in order."""
+    nodes, gamma = prompt_nodes(instance, prompt), instance.get("gamma", 1.0)
+
+    def below(prefix: tuple[int, ...], reach: float, collected: float, row: float) -> list[Edge]:
+        node, edges = nodes[prefix], []
+        for token, probability in enumerate(softmax(node["logits"])):
+            path, reward = (*prefix, token), node["token_reward"][token]
+            share, total = reach * probability, collected + gamma ** len(prefix) * reward
+            last = token == instance["eos"] or len(path) == instance["horizon"]
+            top = row + sum(edge.last for edge in edges)
+            deeper = [] if last else below(path, share, total, top)
+            middle = top if last else fmean(edge.row for edge in deeper if edge.prefix == path)
+            edges += [Edge(prefix, token, probability, reward, node["logits"][token], share, total, last, middle), *deeper]
+        return edges
+
+    return below((), 1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class _TreeDrawing:
+    """Where things stand in the drawing of a tree, in pixels."""
+
+    horizon: int
+    eos: int | None
+    step: int = 148
+    line: int = 26
+    left: int = 26
+    top: int = 40
+
+    @property
+    def column(self) -> int:
+        """Left end of the list of responses."""
+        return self.left + self.horizon * self.step + 26
+
+    def x(self, depth: int) -> int:
+        return self.left + self.step * depth
+
+    def y(self, row: float) -> float:
+        return round(self.top + self.line * (row + 0.5), 1)
+
+    def words(self, tokens: tuple[int, ...]) -> str:
+        return " ".join("eos" if token == self.eos else str(token) for token in tokens)
+
+    def head(self) -> str:
+        steps = (f'<text x="{self.x(t) + self.step // 2}" y="20" text-anchor="middle">token {t + 1}</text>' for t in range(self.horizon))
+        columns = ((0, "start", "response"), (150, "end", "RM"), (172, "start", "probability"))
+        titles = (f'<text x="{self.column + x}" y="20" text-anchor="{anchor}">{title}</text>' for x, anchor, title in columns)
+        return f'<g class="head">{"".join([*steps, *titles])}</g>'
+
+    def edge(self, edge: Edge, start: float, strongest: float) -> str:
+        x, bend, y = self.x(len(edge.prefix)), self.step // 2, self.y(edge.row)
+        path = f"M{x} {self.y(start)}C{x + bend} {self.y(start)} {x + bend - 8} {y} {x + self.step} {y}"
+        hue = f"var(--{'gain' if edge.reward > 0 else 'loss'}) {round(100 * abs(edge.reward) / strongest)}%"
+        tip = (
+            f"token {self.words((edge.token,))} after {self.words(edge.prefix) or 'the prompt'}\n"
+            f"probability {number(edge.probability)}, logit {number(edge.logit)}\nhidden reward {number(edge.reward)}"
+        )
+        return (
+            f'<g class="token"><title>{escape(tip)}</title><path class="hit" d="{path}"/><path class="edge" d="{path}" '
+            f'style="stroke:color-mix(in oklab, {hue}, var(--neutral));stroke-width:{max(0.8, 11 * edge.probability):.2f}"/>'
+            f'<text x="{x + self.step - 24}" y="{y + 4}" text-anchor="middle">{self.words((edge.token,))}</text></g>'
+        )
+
+    def node(self, prefix: tuple[int, ...], node: dict, row: float, expected: float) -> str:
+        lists = {"logits": node["logits"], "probabilities": softmax(node["logits"]), "hidden rewards": node["token_reward"]}
+        tip = "\n".join(
+            [f"prefix {self.words(prefix) or '(empty)'}", f"expected RM {number(expected)}"]
+            + [f"{name} {', '.join(map(number, values))}" for name, values in lists.items()]
+        )
+        place = f'cx="{self.x(len(prefix))}" cy="{self.y(row)}"'
+        return f'<g class="node"><title>{escape(tip)}</title><circle class="hit" {place} r="12"/><circle class="dot" {place} r="5"/></g>'
+
+    def leaf(self, leaf: Edge, likeliest: float) -> str:
+        end, y, bar = self.x(len(leaf.prefix) + 1), self.y(leaf.row), max(1.0, 90 * leaf.reach / likeliest)
+        return (
+            f'<g class="leaf"><path class="leader" d="M{end + 8} {y}H{self.column - 8}"/><circle cx="{end}" cy="{y}" r="3.5"/>'
+            f'<text x="{self.column}" y="{y + 4}">{self.words((*leaf.prefix, leaf.token))}</text>'
+            f'<text x="{self.column + 150}" y="{y + 4}" text-anchor="end">{number(leaf.collected)}</text>'
+            f'<rect x="{self.column + 172}" y="{y - 5}" width="{bar:.1f}" height="10" rx="2"/>'
+            f'<text x="{self.column + 178 + bar:.1f}" y="{y + 4}">{number(100 * leaf.reach)} %</text></g>'
+        )
+
+
+def tree_svg(instance: dict, prompt: int) -> str:
+    """The responses to one prompt as a tree: nodes are prefixes, edges are tokens, as thick as the token is probable.
+
+    The colour of an edge is its hidden token reward. On the right stands every response with its RM and its probability.
+    """
+    edges, nodes = tree_edges(instance, prompt), prompt_nodes(instance, prompt)
+    leaves = [edge for edge in edges if edge.last]
+    drawing = _TreeDrawing(instance["horizon"], instance["eos"])
+    rows = {(*edge.prefix, edge.token): edge.row for edge in edges} | {(): fmean(edge.row for edge in edges if not edge.prefix)}
+    strongest, likeliest = max(abs(edge.reward) for edge in edges) or 1.0, max(leaf.reach for leaf in leaves)
+    width, height = drawing.column + 335, drawing.top + drawing.line * len(leaves) + 6
+    parts = [drawing.head()]
+    # Thin edges first, so that thick ones lie on top of them and not the other way round where they part.
+    parts += [drawing.edge(edge, rows[edge.prefix], strongest) for edge in sorted(edges, key=lambda edge: edge.probability)]
+    parts += [drawing.leaf(leaf, likeliest) for leaf in leaves]
+    parts += [drawing.node(prefix, node, rows[prefix], _expected_reward(leaves, prefix)) for prefix, node in nodes.items()]
+    label = f"Tree of the {len(leaves)} responses"
+    return f'<svg class="tree" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _expected_reward(leaves: list[Edge], prefix: tuple[int, ...]) -> float:
+    """E[RM(W) | W starts with the prefix]."""
+    below = [leaf for leaf in leaves if (*leaf.prefix, leaf.token)[: len(prefix)] == prefix]
+    return sum(leaf.reach * leaf.collected for leaf in below) / sum(leaf.reach for leaf in below)
+
+
+LEFT, RIGHT, TOP = -1.0, 2.4, 1.35
+"""What the plane of expected gradients shows, in lengths of the true gradient; what lies outside stands at its edge."""
+
+UNIT = 320
+"""Pixels of one length of the true gradient."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An expected gradient: its parts along and across the true one, in lengths of the true one."""
+
+    row: Row
+    link: str
+    along: float
+    across: float
+    instance: str
+
+    @property
+    def x(self) -> float:
+        return (min(max(self.along, LEFT), RIGHT) - LEFT) * UNIT + 14
+
+    @property
+    def y(self) -> float:
+        return (TOP - min(self.across, TOP)) * UNIT + 14
+
+    @property
+    def outside(self) -> bool:
+        return not (LEFT <= self.along <= RIGHT and self.across <= TOP)
+
+    @property
+    def exact(self) -> bool:
+        return self.along == 1 and self.across == 0
+
+
+def points(rows: list[tuple[Row, str]]) -> list[Point]:
+    """The expected gradient of each claim (with its link) on the instance where its relative bias is largest.
+
+    |E g - ∇J|² = (along - 1)² + across² in lengths of ∇J, so scale and relative bias fix the place.
+    """
+    found = []
+    for row, link in rows:
+        known = [(name, c) for name, c in row.entries if c["relative_bias"] is not None and c["scale"] is not None]
+        if known:
+            name, claim = max(known, key=lambda entry: entry[1]["relative_bias"])
+            across = math.sqrt(max(claim["relative_bias"] ** 2 - (claim["scale"] - 1) ** 2, 0.0))
+            certified = claim["relative_bias"] < EXACT or claim["verdict"] == "unbiased"
+            along, across = (1.0, 0.0) if certified else (claim["scale"], 0.0 if claim["verdict"] == "proportional" else across)
+            found.append(Point(row, link, along, across, name))
+    return found
+
+
+def plane_svg(rows: list[tuple[Row, str]]) -> str:
+    """Expected gradients relative to the true one: distance from the tip of the arrow is relative bias, the angle the cosine."""
+    found = points(rows)
+    others = [point for point in found if not point.exact]
+    width, height = (RIGHT - LEFT) * UNIT + 28, TOP * UNIT + 48
+    origin, tip, floor = -LEFT * UNIT + 14, (1 - LEFT) * UNIT + 14, TOP * UNIT + 14
+    rings = "".join(
+        f'<path class="ring" d="M{tip - r * UNIT:g} {floor:g}A{r * UNIT:g} {r * UNIT:g} 0 0 1 {tip + r * UNIT:g} {floor:g}"/>'
+        f'<text class="scale" x="{tip:g}" y="{floor - r * UNIT - 5:g}" text-anchor="middle">bias {r:g}</text>'
+        for r in (0.25, 0.5, 1.0)
+    )
+    ticks = "".join(
+        f'<text class="scale" x="{(t - LEFT) * UNIT + 14:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>' for t in (-1, 0, 1, 2)
+    )
+    arrow = (
+        f'<path class="axis" d="M14 {floor:g}H{width - 14:g}"/><path class="arrow" d="M{origin:g} {floor:g}H{tip - 12:g}"/>'
+        f'<path class="head" d="M{tip:g} {floor:g}l-20 -8v16z"/>'
+        f'<text class="truth" x="{(origin + tip) / 2:g}" y="{floor + 24:g}" text-anchor="middle">true gradient ∇J</text>'
+    )
+    exact = len(found) - len(others)
+    label = f'<text class="pile" x="{tip + 14:g}" y="{floor + 24:g}">{exact} at the tip: unbiased</text>' if exact else ""
+    marks = "".join(map(_mark, others))
+    return (
+        f'<svg class="plane" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="Expected gradients relative to the true one">'
+        f"{rings}{ticks}{arrow}{label}{marks}{_labels(others)}</svg>"
+    )
+
+
+def _mark(point: Point) -> str:
+    claim = dict(point.row.entries)[point.instance]
+    tip = (
+        f"{point.row.id}: {claim['verdict']}\nrelative bias {bias(claim['relative_bias'])}, scale {ratio(claim['scale'])}, "
+        f"cosine {ratio(claim['cosine'])}\non {point.instance}" + ("\noutside the picture" if point.outside else "")
+    )
+    kind = f"mark {class_name(claim['verdict'])}{' outside' if point.outside else ''}{' wrong' if claim['holds'] is False else ''}"
+    return (
+        f'<a href="#{point.link}" class="{kind}"><title>{escape(tip)}</title><circle class="hit" cx="{point.x:.1f}" cy="{point.y:.1f}" r="11"/>'
+        f'<circle cx="{point.x:.1f}" cy="{point.y:.1f}" r="5"/></a>'
+    )
+
+
+def _labels(found: list[Point]) -> str:
+    """Names beside the points, as many as fit without covering each other; the rest have theirs as a tooltip."""
+    taken = [(point.x - 6, point.y - 6, point.x + 6, point.y + 6) for point in found]
+    taken.append((-LEFT * UNIT, TOP * UNIT + 8, (1 - LEFT) * UNIT + 14, TOP * UNIT + 40))
+    right, parts = (RIGHT - LEFT) * UNIT + 24, []
+    for point in sorted(found, key=lambda point: (point.row.status != "contradiction", point.across)):
+        length = 6.8 * len(point.row.id)
+        for dx, dy, anchor in ((10, 4, "start"), (-10, 4, "end"), (0, -11, "middle"), (0, 19, "middle")):
+            start = point.x + dx - {"start": 0, "middle": length / 2, "end": length}[anchor]
+            box = (start, point.y + dy - 10, start + length, point.y + dy + 3)
+            inside = box[0] >= 2 and box[2] <= right and box[1] >= 0 and box[3] <= TOP * UNIT + 40
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                place = f'x="{point.x + dx:.1f}" y="{point.y + dy:.1f}" text-anchor="{anchor}"'
+                parts.append(f'<text class="name" {place}>{escape(point.row.id)}</text>')
+                break
+    return "".join(parts)
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def class_name(verdict: str) -> str:
+    """CSS class of a verdict; the closed list of `SYMBOLS` keeps anything else out of the markup."""
+    return f"is-{verdict.replace(' ', '-')}" if verdict in SYMBOLS else "is-undecided"

@@ -1,0 +1,216 @@
+"""The ledger as rows: one claim on one or several instances, and how its figures are written. Shared by all reports."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+EXACT = 1e-9
+"""Relative bias below which an exact certificate says "unbiased"; smaller figures are rounding noise and shown as such."""
+
+SYMBOLS = {
+    "unbiased": "✓",
+    "proportional": "∝",
+    "biased": "✗",
+    "holds": "✓",
+    "fails": "✗",
+    "undecided": "?",
+    "not computed": "–",
+}
+"""What stands before a verdict, so that it can be read without colour."""
+
+TITLES = {"theorems": "Theorems", "algorithms": "Algorithms", "practices": "Common practices"}
+"""Groups of claims in the order in which they are shown."""
+
+Document = dict
+"""Output of `llm-mdp verify --json`: one instance, or {"instances": [one instance, …]}."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Smallest and largest value of a figure over the instances; None where it is defined on none of them."""
+
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim on all instances."""
+
+    id: str
+    entries: tuple[tuple[str, dict], ...]
+    """(instance name, the claim's object in the document), in the document's order."""
+
+    @property
+    def verdicts(self) -> list[tuple[str, int]]:
+        """Each verdict with the number of instances that have it, most frequent first."""
+        return Counter(claim["verdict"] for _, claim in self.entries).most_common()
+
+    @property
+    def verdict(self) -> str:
+        """The most frequent verdict."""
+        return self.verdicts[0][0]
+
+    @property
+    def expected(self) -> str:
+        """The verdicts expected, which may depend on the instance (gamma = 1 or not)."""
+        return " or ".join(dict.fromkeys(claim["expected"] for _, claim in self.entries))
+
+    @property
+    def contradictions(self) -> list[tuple[str, dict]]:
+        """The entries whose verdict is not the expected one."""
+        return [entry for entry in self.entries if entry[1]["holds"] is False]
+
+    @property
+    def status(self) -> str:
+        """`contradiction`, `as expected`, `without expectation`, or `undecided` (computed on no instance, or not settled)."""
+        if self.contradictions:
+            return "contradiction"
+        if any(claim["holds"] for _, claim in self.entries):
+            return "as expected"
+        return "undecided" if self.verdict in ("not computed", "undecided") else "without expectation"
+
+    @property
+    def lead(self) -> dict:
+        """The claim's object whose words speak for the row: a contradiction if there is one, else a most frequent verdict."""
+        candidates = self.contradictions or [entry for entry in self.entries if entry[1]["verdict"] == self.verdict]
+        return candidates[0][1]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the verdict is what it is; one reason for each verdict where the instances differ."""
+        if len(self.verdicts) == 1:
+            return [self.lead["reason"]]
+        first = {claim["verdict"]: claim["reason"] for _, claim in reversed(self.entries)}
+        return [f"{verdict}: {first[verdict]}" for verdict, _ in self.verdicts]
+
+    @property
+    def repairs(self) -> list[str]:
+        """The distinct repairs."""
+        return list(dict.fromkeys(claim["repair"] for _, claim in self.entries if claim["repair"]))
+
+    @property
+    def certificate(self) -> str | None:
+        """The weakest statistical certificate of the instances (sampled mode only)."""
+        certified = [entry for entry in self.entries if entry[1].get("certificate")]
+        if not certified:
+            return None
+        name, claim = max(certified, key=lambda entry: entry[1].get("bound") or 0.0)
+        return claim["certificate"] if len(self.entries) == 1 else f"{claim['certificate']} (weakest: {name})"
+
+    def span(self, key: str) -> Span:
+        """Smallest and largest value of `key` over the instances."""
+        values = [claim[key] for _, claim in self.entries if claim.get(key) is not None]
+        return Span(min(values), max(values)) if values else Span(None, None)
+
+
+def named_instances(document: Document) -> list[tuple[str, dict]]:
+    """The instances with distinct names. Raises ValueError if the document is no ledger."""
+    instances = document.get("instances", [document])
+    if not instances or not all("claims" in instance for instance in instances):
+        raise ValueError("the document has an instance without claims; give the JSON that `llm-mdp verify --json FILE` writes.")
+    names = [instance.get("name") or "instance" for instance in instances]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return [(f"{name} #{number}" if name in repeated else name, instance) for number, (name, instance) in enumerate(zip(names, instances), 1)]
+
+
+def claim_rows(instances: list[tuple[str, dict]]) -> list[Row]:
+    """One row a claim, in the order in which the document first names it."""
+    ids = dict.fromkeys(claim_id for _, instance in instances for claim_id in instance["claims"])
+    return [
+        Row(claim_id, tuple((name, instance["claims"][claim_id]) for name, instance in instances if claim_id in instance["claims"]))
+        for claim_id in ids
+    ]
+
+
+def grouped(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+    """(title, rows) of each group; groups that this module does not know come last under their own name."""
+    groups = dict.fromkeys([*TITLES, *(row.lead["group"] for row in rows)])
+    members = [(TITLES.get(group, group), [row for row in rows if row.lead["group"] == group]) for group in groups]
+    return [(title, rows) for title, rows in members if rows]
+
+
+def verdict_text(row: Row) -> str:
+    """`unbiased`, or with several instances `unbiased 5/5` or `biased 3/5, unbiased 2/5`."""
+    if len(row.entries) == 1:
+        return row.verdict
+    return ", ".join(f"{verdict} {count}/{len(row.entries)}" for verdict, count in row.verdicts)
+
+
+def contradiction_text(row: Row) -> str:
+    """What contradicts the expectation, and on which instances."""
+    found = dict.fromkeys((claim["verdict"], claim["expected"]) for _, claim in row.contradictions)
+    names = ", ".join(name for name, _ in row.contradictions)
+    return "; ".join(f"{verdict}, but expected {expected}" for verdict, expected in found) + f" (on {names})"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if 999.5 <= abs(value) < 1e5:
+        return f"{value:.0f}"
+    if 1e-3 <= abs(value) < 999.5:
+        return f"{value:#.3g}".rstrip(".")
+    return _short_exponent(f"{value:.2e}")
+
+
+def bias(value: float | None) -> str:
+    """A relative bias; rounding noise is `<1e-9`, the threshold of the exact certificate."""
+    return "<1e-9" if value is not None and value < EXACT else number(value)
+
+
+def ratio(value: float | None) -> str:
+    """A scale or a cosine: exact 0, 1, -1 as such, and what is only close to 1 shown as not equal to it (`1-4e-5`)."""
+    if value is None or abs(value) > 10:
+        return number(value)
+    nearest = round(value)
+    if abs(value - nearest) < EXACT:
+        return str(nearest)
+    if abs(nearest) == 1 and abs(value - nearest) < 1e-3:
+        return f"{nearest}{_short_exponent(f'{value - nearest:+.0e}')}"
+    return number(value)
+
+
+def span_text(span: Span, write=number) -> str:
+    """`0.333`, or `0.312…0.441` where the instances differ in the digits shown."""
+    low, high = write(span.low), write(span.high)
+    return low if low == high else f"{low}…{high}"
+
+
+def counts(rows: list[Row]) -> dict[str, int]:
+    """How many rows have each `status`."""
+    return dict(Counter(row.status for row in rows))
+
+
+def summary(rows: list[Row], instances: int) -> str:
+    """How many claims were checked, how many are as expected, and which are not."""
+    where = "1 instance" if instances == 1 else f"{instances} instances"
+    claims = "1 claim" if len(rows) == 1 else f"{len(rows)} claims"
+    parts = [f"{sum(row.status == 'as expected' for row in rows)} as expected"]
+    for status in ("without expectation", "undecided", "contradiction"):
+        ids = [row.id for row in rows if row.status == status]
+        label = {"undecided": "undecided or not computed", "contradiction": "in contradiction"}.get(status, status)
+        if ids:
+            parts.append(f"{len(ids)} {label} ({', '.join(ids)})")
+    return f"{claims} on {where}: {', '.join(parts)}."
+
+
+def exit_meaning(rows: list[Row]) -> str:
+    """What the exit status of `llm-mdp verify` says."""
+    if any(row.contradictions for row in rows):
+        return "Exit status 1: a computed verdict differs from the expected one."
+    return "Exit status 0: every computed verdict is the expected one, where one is expected."
+
+
+def setting(instances: list[tuple[str, dict]]) -> list[tuple[str, str]]:
+    """(name, values) of what was checked and how, each value once."""
+    names = {"mode": "mode", "policy": "policy", "group_size": "group size", "beta": "β", "seed": "seed", "version": "llm-mdp"}
+    values = {name: dict.fromkeys(str(x[key]) for _, x in instances if x.get(key) is not None) for key, name in names.items()}
+    return [(name, ", ".join(distinct)) for name, distinct in values.items() if distinct]
+
+
+def _short_exponent(text: str) -> str:
+    mantissa, exponent = text.split("e")
+    return f"{mantissa}e{int(exponent)}"

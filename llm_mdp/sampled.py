@@ -1,0 +1,182 @@
+"""Sampled certificates: where worlds are too many to enumerate, or to watch the exact figures being approached.
+
+Draws come in batches whose means are kept and nothing else, so 10⁷ responses need no more memory than 10⁴. From the means m of
+the batches follow the estimate, its error, and a statement of *equivalence*: "relative bias below x with 99 % confidence".
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm_mdp.enumeration import Enumeration, ExactSampler, TreeSampler, all_groups
+from llm_mdp.estimators import Estimator
+from llm_mdp.mdp import TokenMDP
+from llm_mdp.policies import Policy, logp_of
+from llm_mdp.practices import SecondEpoch
+from llm_mdp.sampling import PolicySampler
+from llm_mdp.verify import ROUNDING, WITHIN, Certificate, edges, flatten_gradients, token_weights
+
+BATCHES = 200
+CHUNK = 20_000
+"""Groups that are in memory at one time."""
+
+
+def sampled_certificate(
+    estimator: Estimator,
+    enumeration: Enumeration,
+    target: Float[Tensor, " parameters"],
+    responses: int,
+    *,
+    seed: int = 0,
+    confidence: float = 0.99,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Certificate:
+    """Certificate from `responses` drawn responses (rounded to whole groups and batches).
+
+    Estimators of one response without branches are drawn as multinomial counts of the enumerated responses: the distribution of
+    the batch mean is the same as that of a loop over samples, at a cost that does not grow with their number.
+
+    Args:
+        confidence: of the bound on the relative bias and of the verdict; for k certificates to hold together take 1 - 0.01 / k.
+
+    Raises:
+        ValueError: fewer responses than two batches of one group.
+    """
+    groups = max(1, responses // (estimator.group_size * BATCHES))
+    if responses < 2 * estimator.group_size * BATCHES:
+        raise ValueError(f"--sampled {responses} is too few; {estimator.group_size} responses a group need at least {2 * estimator.group_size * BATCHES}.")
+    if isinstance(estimator, SecondEpoch):
+        raise ValueError("the second epoch has a policy of its own for every sample; verify it exactly, on a small instance.")
+    means = _count_means if _is_count(estimator, enumeration) else _drawn_means
+    batches = []
+    for number, mean in enumerate(means(estimator, enumeration, groups, seed)):
+        batches.append(mean)
+        progress((number + 1) / BATCHES)
+    gradients = pull_back(enumeration, torch.stack(batches))
+    return certify_means(gradients, target, groups, groups * BATCHES * estimator.group_size, confidence)
+
+
+def policy_certificate(
+    estimator: Estimator,
+    policy: Policy,
+    mdp: TokenMDP,
+    target: Float[Tensor, " parameters"],
+    responses: int,
+    *,
+    seed: int = 0,
+    confidence: float = 0.99,
+    batches: int = 64,
+) -> Certificate:
+    """As `sampled_certificate`, token by token with `PolicySampler`, for MDPs of which no tree fits in memory."""
+    assert isinstance(policy, nn.Module)
+    groups = max(1, responses // (estimator.group_size * batches))
+    sampler = PolicySampler(policy, mdp, torch.Generator().manual_seed(seed), prompts_per_batch=groups)
+    parameters, gradients = list(policy.parameters()), []
+    for _ in range(batches):
+        evidence = estimator.collect(sampler)
+        rollouts = evidence.rollouts
+        loss = estimator.loss(logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask), evidence)
+        gradients.append(flatten_gradients(torch.autograd.grad(-loss, parameters, allow_unused=True), parameters))
+    return certify_means(torch.stack(gradients), target, groups, groups * batches * estimator.group_size, confidence)
+
+
+def certify_means(
+    means: Float[Tensor, "batches parameters"], target: Float[Tensor, " parameters"], groups: int, responses: int, confidence: float
+) -> Certificate:
+    """The certificate that means of independent, equally large batches give.
+
+    |ḡ - E g|² is close to a weighted sum of χ², here matched in mean and variance (Satterthwaite) from the batches' covariance S:
+    radius q with P(|ḡ - E g| ≤ q) = confidence, and so |E g - ∇J| ≤ |ḡ - ∇J| + q.
+
+    Args: groups: in each batch. responses: in all.
+    """
+    count, mean = len(means), means.mean(0)
+    centred = means - mean
+    inner = centred @ centred.T / (count - 1)
+    trace, trace_square = float(inner.trace()), float(inner.square().sum())
+    radius = _chi_radius(trace / count, trace_square / count**2, confidence)
+    size, bias = float(target.norm()), float((mean - target).norm())
+    floor = ROUNDING * math.sqrt(trace + float(mean @ mean))
+    covariance = trace * groups
+    if size <= floor:
+        verdict = "biased" if bias > radius + 10 * floor else "undecided"
+        return Certificate(verdict, None, None, None, covariance, responses, None, confidence)
+    along = float(mean @ target) / size
+    across = float((mean - along * target / size).norm())
+    mean_size = float(mean.norm())
+    if bias - radius <= 10 * floor:
+        verdict = "unbiased" if bias + radius <= WITHIN * size else "undecided"
+    elif across - radius <= 0 and across + radius <= WITHIN * (abs(along) - radius):
+        verdict = "proportional"
+    else:
+        verdict = "biased"
+    cosine = along / mean_size if mean_size > floor else 0.0
+    return Certificate(verdict, bias / size, along / size, cosine, covariance, responses, (bias + radius) / size, confidence)
+
+
+def pull_back(enumeration: Enumeration, edge_vectors: Float[Tensor, "m E"]) -> Float[Tensor, "m parameters"]:
+    """Σₑ vₑ ∇log π(e) for each row v: vector-Jacobian products, no score matrix."""
+    return edge_vectors @ enumeration.scores
+
+
+def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """One response, nothing drawn besides: the batch mean is a function of how often each response was drawn."""
+    if estimator.group_size > 1:
+        return False
+    probe = TreeSampler(enumeration, 4, torch.Generator().manual_seed(0))
+    branches = estimator.collect(probe).branches
+    return branches is None or branches.greedy
+
+
+def _count_means(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Iterator[Float[Tensor, " E"]]:
+    """Batch means over edges from multinomial counts of all worlds."""
+    weights, probability = [], []
+    for chunk in all_groups(enumeration, 1):
+        sampler = ExactSampler(enumeration, chunk)
+        evidence = estimator.collect(sampler)
+        derivative = token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))
+        weights.append((derivative[:, 0], edges(evidence, enumeration)[:, 0]))
+        probability.append(sampler.weight)
+    derivative, edge = (torch.cat(part) for part in zip(*weights))
+    world = torch.arange(len(edge))[:, None].expand(edge.shape)
+    table = torch.sparse_coo_tensor(
+        torch.stack([edge.flatten(), world.flatten()]), derivative.flatten(), (enumeration.n_edges, len(edge)), check_invariants=False
+    ).coalesce()
+    chance = torch.cat(probability).numpy()
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    for _ in range(BATCHES):
+        counts = torch.from_numpy(generator.multinomial(groups, chance / chance.sum()) / groups)
+        yield torch.mv(table, counts)
+
+
+def _drawn_means(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Iterator[Float[Tensor, " E"]]:
+    """Batch means over edges from drawn worlds, `CHUNK` at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(BATCHES):
+        total, kept = torch.zeros(enumeration.n_edges, dtype=torch.float64), 0.0
+        for start in range(0, groups, CHUNK):
+            sampler = TreeSampler(enumeration, min(CHUNK, groups - start), generator)
+            evidence = estimator.collect(sampler)
+            derivative = token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))
+            if sampler.kept is not None:
+                derivative = derivative * sampler.kept[:, None, None]
+            kept += len(sampler.weight) if sampler.kept is None else float(sampler.kept.sum())
+            total.index_add_(0, edges(evidence, enumeration).flatten(), derivative.flatten())
+        yield total / max(kept, 1.0)
+
+
+def _chi_radius(trace: float, trace_square: float, confidence: float) -> float:
+    """Radius of the ball that holds a centred normal vector with probability `confidence`, from tr Σ and tr Σ²."""
+    if trace == 0:
+        return 0.0
+    freedom = trace**2 / trace_square
+    low, high = 0.0, freedom + 20 * math.sqrt(2 * freedom) + 100
+    for _ in range(100):
+        middle = (low + high) / 2
+        inside = float(torch.special.gammainc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(middle / 2, dtype=torch.float64)))
+        low, high = (middle, high) if inside < confidence else (low, middle)
+    return math.sqrt(high * trace_square / trace)

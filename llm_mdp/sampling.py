@@ -1,0 +1,114 @@
+"""The sampler: the only source of randomness that an estimator has.
+
+The same `collect` runs in training and in verification; only the sampler differs. `PolicySampler` (here) draws with a generator;
+`enumeration.ExactSampler` returns every outcome as a world with its probability.
+"""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from llm_mdp.evidence import Branches, Evidence, Rollouts, take_rows
+from llm_mdp.mdp import TokenMDP
+from llm_mdp.policies import Critic, Policy, logp_of
+from llm_mdp.tree import PAD
+
+
+class Sampler(Protocol):
+    """What `collect` may ask for."""
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+        """Draw group_size responses to every prompt of the batch. Ask once; a larger group serves every other need."""
+        ...
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B"]:
+        """RM(W)."""
+        ...
+
+    def branches(
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"], samples: int = 1, greedy: bool = False
+    ) -> Branches:
+        """Draw `samples` fresh responses from the prefix before every boundary (greedy: one, by argmax)."""
+        ...
+
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
+        """log-probability of the drawn tokens under another policy, without gradient."""
+        ...
+
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "*worlds B T1"]:
+        """A critic's value of the prefix before step t, t = 0 … T, without gradient."""
+        ...
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
+        """The hidden token rewards, for statements about them and for comparison runs; agents have no business here."""
+        ...
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, "*worlds P"]) -> Evidence:
+        """Leave the other groups out: of the batch when training, of the expectation when verifying."""
+        ...
+
+
+class PolicySampler:
+    """Draws from a policy on a TokenMDP with an explicit generator: `prompts_per_batch` prompts by their probabilities."""
+
+    def __init__(self, policy: Policy, mdp: TokenMDP, generator: torch.Generator, prompts_per_batch: int = 1):
+        self.policy, self.mdp, self.generator, self.prompts_per_batch = policy, mdp, generator, prompts_per_batch
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+        mdp = self.mdp
+        which = torch.multinomial(mdp.prompt_probability, self.prompts_per_batch, replacement=True, generator=self.generator)
+        return self.policy.sample(
+            mdp.prompt_tokens[which], group_size, eos=mdp.eos, horizon=mdp.horizon, generator=self.generator, temperature=temperature
+        )
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
+        return self.mdp.response_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return self.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
+
+    @torch.no_grad()
+    def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "B T"], samples: int = 1, greedy: bool = False) -> Branches:
+        samples = 1 if greedy else samples
+        row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
+        rewards = torch.zeros(len(row), samples, dtype=torch.float64)
+        for t in step.unique().tolist():
+            at = step == t
+            prompt, prefix = rollouts.prompt[row[at]], rollouts.tokens[row[at], :t]
+            rewards[at] = self._continue(prompt, prefix, samples, greedy).unflatten(0, (-1, samples))
+        return Branches(row.repeat_interleave(samples), step.repeat_interleave(samples), rewards.flatten(), greedy)
+
+    def _continue(self, prompt: Tensor, prefix: Tensor, samples: int, greedy: bool) -> Float[Tensor, " N"]:
+        mdp = self.mdp
+        if greedy:
+            tokens = greedy_responses(self.policy, mdp, prompt, prefix)
+            return mdp.response_reward(prompt, tokens, tokens != PAD)
+        drawn = self.policy.sample(prompt, samples, eos=mdp.eos, horizon=mdp.horizon, generator=self.generator, prefix=prefix)
+        return self.response_reward(drawn)
+
+    @torch.no_grad()
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask)
+
+    @torch.no_grad()
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "B T1"]:
+        return critic(rollouts.prompt, rollouts.tokens, rollouts.mask)
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
+        rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups))
+        return take_rows(evidence, rows.nonzero()[:, 0])
+
+
+@torch.no_grad()
+def greedy_responses(policy: Policy, mdp: TokenMDP, prompt: Tensor, prefix: Tensor) -> Tensor:
+    """The response completed by the most probable token at every step (ties: the lowest token id)."""
+    tokens = torch.full((len(prompt), mdp.horizon), PAD)
+    tokens[:, : prefix.shape[-1]] = prefix
+    alive = torch.ones(len(prompt), dtype=torch.bool)
+    for step in range(prefix.shape[-1], mdp.horizon):
+        token = policy.logits(prompt, tokens[:, : step + 1])[:, step].argmax(-1)
+        tokens[:, step] = torch.where(alive, token, PAD)
+        alive = alive & (token != (PAD if mdp.eos is None else mdp.eos))
+    return tokens

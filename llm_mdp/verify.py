@@ -1,0 +1,300 @@
+"""Exact and sampled certificates: is the expected gradient of an estimator's loss the true policy gradient?
+
+The loss sees the model only through `logp`, so the derivative by `logp` of every world (tiny tensors) times the score of each
+token is that world's gradient: exact mean and covariance without Monte-Carlo noise.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from llm_mdp.enumeration import Enumeration, ExactSampler, TooLarge, TreeBranches, TreeRollouts, TreeSampler, WorldSampler, all_groups
+from llm_mdp.estimators import Estimator
+from llm_mdp.evidence import Evidence, take_rows, take_world
+from llm_mdp.mdp import TokenMDP
+from llm_mdp.policies import Policy, logp_of
+from llm_mdp.practices import SecondEpoch
+from llm_mdp.sampling import PolicySampler
+
+UNBIASED = 1e-9
+"""Relative bias below which an exact certificate says "unbiased"."""
+PROPORTIONAL = 1e-12
+"""1 - cosine below which it says "proportional"."""
+ROUNDING = 1e-13
+"""Norms below this fraction of the estimator's root mean square are rounding, not gradient."""
+WITHIN = 0.05
+"""A sampled certificate says "unbiased" or "proportional" when it can bound the rest by this."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was found about one estimator. Figures are None where they mean nothing (a true gradient of zero, say)."""
+
+    verdict: str
+    """unbiased, proportional, biased; a sampled one also undecided."""
+    relative_bias: float | None
+    """|E g - ∇J| / |∇J|."""
+    scale: float | None
+    """<E g, ∇J> / |∇J|²."""
+    cosine: float | None
+    """<E g, ∇J> / (|E g| |∇J|), 0 when E g is zero."""
+    trace_covariance: float
+    """Trace of the covariance of g, the mean over a group."""
+    samples: int | None = None
+    """Number of responses drawn; None: exact."""
+    bound: float | None = None
+    """Upper confidence bound on the relative bias."""
+    confidence: float | None = None
+
+    @property
+    def statement(self) -> str:
+        """The certificate in words."""
+        if self.samples is None:
+            return {"unbiased": "E g = ∇J exactly", "proportional": f"E g = {self.scale:.6g} ∇J exactly"}.get(self.verdict, "E g is not ∇J")
+        if self.bound is None:
+            return "the true gradient is zero, so there is no relative bias to bound"
+        return f"relative bias below {self.bound:.2g} with {100 * (self.confidence or 0):.6g} % confidence ({self.samples:,} responses)"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of an estimator's gradient."""
+
+    mean: Float[Tensor, " parameters"]
+    trace_covariance: float
+    root_mean_square: float
+
+
+def exact_certificate(estimator: Estimator, enumeration: Enumeration, target: Float[Tensor, " parameters"]) -> Certificate:
+    """Exact bias, scale, cosine and trace of the covariance against the true gradient `target`.
+
+    Raises:
+        TooLarge: when there are too many worlds; a sampled certificate remains.
+    """
+    return certify(exact_moments(estimator, enumeration), target)
+
+
+def certify(moments: Moments, target: Float[Tensor, " parameters"]) -> Certificate:
+    """The verdict on an exactly known mean (DESIGN §4)."""
+    mean, floor = moments.mean, ROUNDING * moments.root_mean_square
+    bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
+    if size <= floor:
+        return Certificate("unbiased" if bias <= 10 * floor else "biased", None, None, None, moments.trace_covariance)
+    scale = float(mean @ target) / size**2
+    cosine = float(mean @ target) / (size * mean_size) if mean_size > floor else 0.0
+    if bias / size < UNBIASED or bias <= floor:
+        verdict = "unbiased"
+    elif 1 - cosine < PROPORTIONAL:
+        verdict = "proportional"
+    else:
+        verdict = "biased"
+    return Certificate(verdict, bias / size, scale, cosine, moments.trace_covariance)
+
+
+def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
+    """Mean and trace of the covariance of the estimator over all its outcomes.
+
+    Raises:
+        TooLarge: see `exact_certificate`.
+        ValueError: when the estimator is malformed; `check.check_estimator` says more.
+    """
+    if isinstance(estimator, SecondEpoch):
+        return _second_epoch_moments(estimator, enumeration)
+    mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
+    second = total = 0.0
+    for sampler, evidence in _worlds(estimator, enumeration):
+        weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
+        derivative = token_weights(estimator, evidence, enumeration, weight.shape)
+        edge = edges(evidence, enumeration).expand(derivative.shape)
+        mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
+        total += float(weight.sum())
+        second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
+        second += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
+    if total == 0:
+        raise ValueError("the estimator leaves out every outcome, so it has no expectation.")
+    gradient = enumeration.scores.T @ (mean / total)
+    second /= total
+    return Moments(gradient, max(second - float(gradient @ gradient), 0.0), math.sqrt(second))
+
+
+def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
+    """The whole covariance matrix of the estimator (noise of branches excepted where only their means are enumerated: none are)."""
+    scores = enumeration.scores
+    mean, second, total = torch.zeros(scores.shape[1], dtype=torch.float64), torch.zeros(scores.shape[1], scores.shape[1], dtype=torch.float64), 0.0
+    for sampler, evidence in _worlds(estimator, enumeration, enumerate_branches=True):
+        weight = (sampler.weight if sampler.kept is None else sampler.weight * sampler.kept).flatten()
+        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        edge = edges(evidence, enumeration).expand(derivative.shape)
+        for w, a, e in zip(weight.split(4096), derivative.flatten(0, -3).split(4096), edge.flatten(0, -3).split(4096)):
+            gradient = torch.zeros(len(w), len(scores), dtype=torch.float64).scatter_add_(1, e.flatten(1), a.flatten(1)) @ scores
+            mean += w @ gradient
+            second += gradient.T @ (w[:, None] * gradient)
+        total += float(weight.sum())
+    return second / total - torch.outer(mean / total, mean / total)
+
+
+def _worlds(estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None) -> Iterator[tuple[WorldSampler, Evidence]]:
+    """All worlds of an estimator, in chunks. Groups without order where the estimator has none, branch means where they suffice."""
+    ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
+    if enumerate_branches is None:
+        enumerate_branches = not _affine_in_branches(estimator, enumeration)
+    for groups in all_groups(enumeration, estimator.group_size, ordered):
+        sampler = ExactSampler(enumeration, groups, enumerate_branches)
+        yield sampler, estimator.collect(sampler)
+
+
+def token_weights(estimator: Estimator, evidence: Evidence, enumeration: Enumeration, worlds: tuple[int, ...]) -> Float[Tensor, "*worlds B T"]:
+    """-∂loss/∂logp of every world: the weight that each token's score gets."""
+    rollouts = evidence.rollouts
+    assert isinstance(rollouts, TreeRollouts)
+    logp = enumeration.leaf_logp()[rollouts.which_prompt[:, None], rollouts.leaf]
+    logp = logp.expand(*worlds, *logp.shape[-2:]).clone().requires_grad_()
+    loss = estimator.loss(logp, evidence)
+    if loss.shape != torch.Size(worlds):
+        raise ValueError(
+            f"loss has shape {tuple(loss.shape)}, but there are worlds {tuple(worlds)}: return one number a world, "
+            "reducing over the last two dimensions only (dim=(-2, -1))."
+        )
+    if not loss.requires_grad:
+        raise ValueError("loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).")
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    if not torch.isfinite(gradient).all():
+        raise ValueError("the loss has a derivative that is not finite; look for a division by a group's zero std or length.")
+    return torch.where(rollouts.mask, -gradient, 0.0)
+
+
+def edges(evidence: Evidence, enumeration: Enumeration) -> Int[Tensor, "W B T"]:
+    """Which edge of the enumeration each token is."""
+    rollouts = evidence.rollouts
+    assert isinstance(rollouts, TreeRollouts)
+    return enumeration.edge[rollouts.which_prompt[:, None], rollouts.leaf]
+
+
+def squared_norms(
+    weights: Float[Tensor, "*worlds B T"], edge: Int[Tensor, "*worlds B T"], gram: Float[Tensor, "E E"]
+) -> Float[Tensor, "*worlds"]:
+    """|Σ weight ∇log π|² of every world, by inner products of scores."""
+    a, e = weights.flatten(-2), edge.flatten(-2)
+    flat_a, flat_e = a.reshape(-1, a.shape[-1]), e.reshape(-1, e.shape[-1])
+    chunk = max(1, 4_000_000 // flat_a.shape[-1] ** 2)
+    norms = [
+        torch.einsum("wi,wij,wj->w", w, gram[i[:, :, None], i[:, None, :]], w) for w, i in zip(flat_a.split(chunk), flat_e.split(chunk))
+    ]
+    return torch.cat(norms).reshape(a.shape[:-1])
+
+
+def _branch_noise(estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor, edge: Tensor) -> Tensor:
+    """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in them."""
+    noise = torch.zeros(base.shape[:-2], dtype=torch.float64)
+    branches = evidence.branches
+    if not isinstance(branches, TreeBranches) or branches.variance is None:
+        return noise
+    deviation = branches.variance.sqrt()
+    for draw in range(len(branches.row)):
+        moved = branches.reward.clone()
+        moved[..., draw] += deviation[..., draw]
+        shifted = replace(evidence, branches=replace(branches, reward=moved))
+        change = token_weights(estimator, shifted, enumeration, base.shape[:-2]) - base
+        noise += squared_norms(change, edge, enumeration.gram)
+    return noise
+
+
+def _some_groups(estimator: Estimator, enumeration: Enumeration) -> tuple[WorldSampler, Evidence]:
+    """A few drawn worlds to probe an estimator with."""
+    sampler = _ProbeSampler(enumeration, 32, torch.Generator().manual_seed(0))
+    return sampler, estimator.collect(sampler)
+
+
+class _ProbeSampler(TreeSampler):
+    """Random groups with branches as conditional means."""
+
+    _branches = ExactSampler._branches
+    _at_prefix = ExactSampler._at_prefix
+    enumerate_branches = False
+
+
+def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """Does permuting the responses of a group only permute their weights? Tried on drawn groups."""
+    sampler, evidence = _some_groups(estimator, enumeration)
+    if evidence.branches is not None:
+        return False
+    worlds = tuple(sampler.weight.shape)
+    order = torch.arange(estimator.group_size).flip(0)
+    weights = token_weights(estimator, evidence, enumeration, worlds)
+    permuted = token_weights(estimator, take_rows(evidence, order), enumeration, worlds)
+    return torch.allclose(weights[..., order, :], permuted, rtol=1e-10, atol=1e-12 * float(weights.abs().max() + 1))
+
+
+def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """Is every token's weight an affine function of the branch rewards? Tried at random rewards of drawn groups."""
+    sampler, evidence = _some_groups(estimator, enumeration)
+    branches = evidence.branches
+    if not isinstance(branches, TreeBranches):
+        return True
+    generator = torch.Generator().manual_seed(1)
+    one, two = (torch.randn(branches.reward.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def at(reward: Tensor) -> Tensor:
+        return token_weights(estimator, replace(evidence, branches=replace(branches, reward=reward)), enumeration, tuple(sampler.weight.shape))
+
+    left, right, middle = at(one), at(two), at((one + two) / 2)
+    return torch.allclose(middle, (left + right) / 2, rtol=1e-10, atol=1e-12 * float(left.abs().max() + right.abs().max() + 1))
+
+
+def _second_epoch_moments(estimator: SecondEpoch, enumeration: Enumeration) -> Moments:
+    """As `exact_moments`, the gradient of each world taken at the parameters that its own first update gave."""
+    policy = enumeration.policy
+    assert isinstance(policy, nn.Module)
+    names, start = [n for n, _ in policy.named_parameters()], [p.detach() for p in policy.parameters()]
+    if enumeration.tree.n_leaves > 5000:
+        raise TooLarge(f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one; take a smaller instance.")
+    gradients, weights = [], []
+    for sampler, evidence in _worlds(estimator, enumeration):
+        derivative = token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))
+        edge = edges(evidence, enumeration)
+        for world in range(len(sampler.weight)):
+            first = enumeration.scores[edge[world].flatten()].T @ derivative[world].flatten()
+            parameters, offset = {}, 0
+            for name, value in zip(names, start):
+                step = first[offset : offset + value.numel()].reshape(value.shape).to(value.dtype)
+                parameters[name] = (value + estimator.step_size * step).requires_grad_()
+                offset += value.numel()
+            here = take_world(evidence, world)
+            updated = _Updated(policy, parameters)
+            logp = logp_of(updated, here.rollouts.prompt, here.rollouts.tokens, here.rollouts.mask)
+            second = torch.autograd.grad(-estimator.loss(logp, here), list(parameters.values()), allow_unused=True)
+            gradients.append(flatten_gradients(second, start))
+        weights.append(sampler.weight)
+    gradient, weight = torch.stack(gradients), torch.cat(weights)
+    mean, square = weight @ gradient, float(weight @ gradient.square().sum(-1))
+    return Moments(mean, max(square - float(mean @ mean), 0.0), math.sqrt(square))
+
+
+def flatten_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Float[Tensor, " parameters"]:
+    """One vector, in the order of the parameters; None stands for zeros."""
+    return torch.cat([torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double() for g, p in zip(gradients, parameters)])
+
+
+class _Updated:
+    """A policy with other parameters, functionally."""
+
+    def __init__(self, policy: nn.Module, parameters: dict[str, Tensor]):
+        self.module, self.parameters = _LogitsModule(policy), {f"policy.{name}": p for name, p in parameters.items()}
+
+    def logits(self, prompt: Tensor, tokens: Tensor) -> Tensor:
+        return functional_call(self.module, self.parameters, (prompt, tokens))
+
+
+class _LogitsModule(nn.Module):
+    def __init__(self, policy: nn.Module):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, prompt: Tensor, tokens: Tensor) -> Tensor:
+        return self.policy.logits(prompt, tokens)  # pyright: ignore[reportCallIssue]
