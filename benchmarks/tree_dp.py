@@ -5,8 +5,8 @@
 
 Prints a table and writes benchmarks/results/tree_dp.json. CPU time of one thread, best of many repetitions; all float64, no end
 token, one prompt. Two copies of the logits are timed: into new memory, which is what any function that returns new arrays pays
-for, and into memory that was written before; ratios to a copy mean something for sizes beyond the cache only. Memory is the peak
-of `tree_gradient`, inputs included, as a multiple of its inputs.
+for, and into memory that was written before; ratios to a copy mean something for sizes beyond the cache only. Memory is the
+peak of `tree_gradient`, inputs included, as a multiple of its inputs.
 """
 
 import os
@@ -59,11 +59,11 @@ def size(text: str) -> tuple[int, int]:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep small arrays' memory when they are freed, as it does later in any program that has freed a large one.
+    """Let the C library keep the memory of freed arrays up to 16 MiB, as it does in any program that has freed one so large.
 
     Without this the smallest size would time page faults, of whichever contender happens to free the top of the heap.
     """
-    del [np.ones(2**21) for _ in range(2)][:]
+    np.ones(2**21)
 
 
 def measure_tree(vocab_size: int, horizon: int, repetitions: int) -> dict:

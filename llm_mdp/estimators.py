@@ -6,7 +6,7 @@ One currency (credit -> values -> returns -> objective), three methods: `collect
 evidence may carry a leading dimension of worlds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -39,6 +39,15 @@ class Estimator:
     """ε of the clipped surrogate, below; None: plain policy gradient. The first update is the same with and without."""
     clip_high: float | None = None
     """ε above; None: as below."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if getattr(type(self), f.name, f.default) != f.default:
+                name = type(self).__name__
+                raise TypeError(
+                    f"{name} sets {f.name} in a way that dataclasses overlook; put @dataclass(frozen=True) above the class and write "
+                    f"`{f.name}: {type(f.default).__name__} = {getattr(type(self), f.name)!r}`."
+                )
 
     def collect(self, sampler: Sampler) -> Evidence:
         """Draw what `advantages` needs. All randomness, no gradient."""

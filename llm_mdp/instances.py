@@ -85,7 +85,7 @@ class Instance:
         return _stacked_rows(self.mdp.tree, len(self.mdp.prompts), self.node_order)
 
 
-def flatten(instance: Instance, levels: Sequence[Float[Tensor, "P V N"]]) -> Float[Tensor, " nodes*V"]:
+def flatten(instance: Instance, levels: Sequence[Float[Tensor, "P V N"]]) -> Float[Tensor, " entries"]:
     """Something per edge of the tree, such as ∇J by the tabular logits, as one vector: node after node, V entries each.
 
     Args:
@@ -142,9 +142,11 @@ def random_instance(
         ValueError: naming the argument, its value and its range.
     """
     check_shape(vocab_size, eos, horizon, gamma)
+    if not isinstance(n_prompts, int) or n_prompts < 1:
+        raise InstanceError(f"n_prompts is {n_prompts!r}; it must be a whole number of at least 1.")
     tree = PrefixTree(vocab_size, eos, horizon)
-    prompts = _some_prompts(vocab_size, n_prompts)
     check_size(tree, n_prompts)
+    prompts = _some_prompts(vocab_size, n_prompts)
     tokens = pad_prompts([prompt.tokens for prompt in prompts])
     generator = torch.Generator().manual_seed(seed)
     policy = TabularPolicy.random(tree, tokens, generator)
@@ -155,8 +157,6 @@ def random_instance(
 
 
 def _some_prompts(vocab_size: int, number: int) -> tuple[Prompt, ...]:
-    if not isinstance(number, int) or number < 1:
-        raise InstanceError(f"n_prompts is {number!r}; it must be a whole number of at least 1.")
     length = 0
     while vocab_size**length < number:
         length += 1

@@ -148,4 +148,4 @@ def _chain(policy: NgramPolicy, mdp: TokenMDP) -> _Chain:
             f"Looking back {order} tokens over a vocabulary of {mdp.vocab_size} makes {contexts:,} contexts at each of "
             f"{mdp.horizon} steps, too many for memory; use a policy and a hidden reward of lower order."
         )
-    return _Chain(mdp, reward, policy.table.detach(), order)  # pyright: ignore[reportArgumentType]
+    return _Chain(mdp, reward, policy.table, order)  # pyright: ignore[reportArgumentType]

@@ -5,7 +5,6 @@ the batches follow the estimate, its error, and a statement of *equivalence*: "r
 """
 
 import math
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from llm_mdp.mdp import TokenMDP
 from llm_mdp.policies import Policy, logp_of
 from llm_mdp.practices import SecondEpoch
 from llm_mdp.sampling import PolicySampler
-from llm_mdp.verify import ROUNDING, WITHIN, Certificate, edges, flatten_gradients, token_weights
+from llm_mdp.verify import ROUNDING, WITHIN, Certificate, edges, flatten_gradients, second_epoch_gradients, token_weights
 
 BATCHES = 200
 CHUNK = 20_000
@@ -33,7 +32,6 @@ def sampled_certificate(
     *,
     seed: int = 0,
     confidence: float = 0.99,
-    progress: Callable[[float], None] = lambda fraction: None,
 ) -> Certificate:
     """Certificate from `responses` drawn responses (rounded to whole groups and batches).
 
@@ -50,14 +48,12 @@ def sampled_certificate(
     if responses < 2 * estimator.group_size * BATCHES:
         raise ValueError(f"--sampled {responses} is too few; {estimator.group_size} responses a group need at least {2 * estimator.group_size * BATCHES}.")
     if isinstance(estimator, SecondEpoch):
-        raise ValueError("the second epoch has a policy of its own for every sample; verify it exactly, on a small instance.")
-    means = _count_means if _is_count(estimator, enumeration) else _drawn_means
-    batches = []
-    for number, mean in enumerate(means(estimator, enumeration, groups, seed)):
-        batches.append(mean)
-        progress((number + 1) / BATCHES)
-    gradients = pull_back(enumeration, torch.stack(batches))
-    return certify_means(gradients, target, groups, groups * BATCHES * estimator.group_size, confidence)
+        means = _counted(*second_epoch_gradients(estimator, enumeration), groups, seed)
+    elif _is_count(estimator, enumeration):
+        means = _counted(*_edge_table(estimator, enumeration), groups, seed) @ enumeration.scores
+    else:
+        means = _drawn(estimator, enumeration, groups, seed) @ enumeration.scores
+    return certify_means(means, target, groups, groups * BATCHES * estimator.group_size, confidence)
 
 
 def policy_certificate(
@@ -110,17 +106,12 @@ def certify_means(
     mean_size = float(mean.norm())
     if bias - radius <= 10 * floor:
         verdict = "unbiased" if bias + radius <= WITHIN * size else "undecided"
-    elif across - radius <= 0 and across + radius <= WITHIN * (abs(along) - radius):
+    elif across <= radius < abs(along) and across + radius <= WITHIN * (abs(along) - radius):
         verdict = "proportional"
     else:
         verdict = "biased"
     cosine = along / mean_size if mean_size > floor else 0.0
     return Certificate(verdict, bias / size, along / size, cosine, covariance, responses, (bias + radius) / size, confidence)
-
-
-def pull_back(enumeration: Enumeration, edge_vectors: Float[Tensor, "m E"]) -> Float[Tensor, "m parameters"]:
-    """Σₑ vₑ ∇log π(e) for each row v: vector-Jacobian products, no score matrix."""
-    return edge_vectors @ enumeration.scores
 
 
 def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
@@ -132,32 +123,35 @@ def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
     return branches is None or branches.greedy
 
 
-def _count_means(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Iterator[Float[Tensor, " E"]]:
-    """Batch means over edges from multinomial counts of all worlds."""
-    weights, probability = [], []
+def _edge_table(estimator: Estimator, enumeration: Enumeration) -> tuple[Float[Tensor, "W E"], Float[Tensor, " W"]]:
+    """What each world adds to every edge (sparse), and the worlds' probabilities."""
+    weights, indices, probability = [], [], []
     for chunk in all_groups(enumeration, 1):
         sampler = ExactSampler(enumeration, chunk)
         evidence = estimator.collect(sampler)
-        derivative = token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))
-        weights.append((derivative[:, 0], edges(evidence, enumeration)[:, 0]))
+        weights.append(token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))[:, 0])
+        indices.append(edges(evidence, enumeration)[:, 0])
         probability.append(sampler.weight)
-    derivative, edge = (torch.cat(part) for part in zip(*weights))
+    edge = torch.cat(indices)
     world = torch.arange(len(edge))[:, None].expand(edge.shape)
-    table = torch.sparse_coo_tensor(
-        torch.stack([edge.flatten(), world.flatten()]), derivative.flatten(), (enumeration.n_edges, len(edge)), check_invariants=False
-    ).coalesce()
-    chance = torch.cat(probability).numpy()
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    for _ in range(BATCHES):
-        counts = torch.from_numpy(generator.multinomial(groups, chance / chance.sum()) / groups)
-        yield torch.mv(table, counts)
+    place = torch.stack([world.flatten(), edge.flatten()])
+    table = torch.sparse_coo_tensor(place, torch.cat(weights).flatten(), (len(edge), enumeration.n_edges), check_invariants=False)
+    return table.coalesce(), torch.cat(probability)
 
 
-def _drawn_means(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Iterator[Float[Tensor, " E"]]:
-    """Batch means over edges from drawn worlds, `CHUNK` at a time."""
+def _counted(table: Float[Tensor, "W n"], probability: Float[Tensor, " W"], groups: int, seed: int) -> Float[Tensor, "batches n"]:
+    """Batch means from multinomial counts of the worlds."""
+    generator, chance = np.random.Generator(np.random.Philox(key=seed)), probability.numpy()
+    counts = torch.from_numpy(generator.multinomial(groups, chance / chance.sum(), size=BATCHES) / groups)
+    return (table.T @ counts.T).T
+
+
+def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Float[Tensor, "batches E"]:
+    """Batch means over edges from drawn worlds, at most `CHUNK` in memory."""
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(BATCHES):
-        total, kept = torch.zeros(enumeration.n_edges, dtype=torch.float64), 0.0
+    means = torch.zeros(BATCHES, enumeration.n_edges, dtype=torch.float64)
+    for mean in means:
+        kept = 0.0
         for start in range(0, groups, CHUNK):
             sampler = TreeSampler(enumeration, min(CHUNK, groups - start), generator)
             evidence = estimator.collect(sampler)
@@ -165,8 +159,9 @@ def _drawn_means(estimator: Estimator, enumeration: Enumeration, groups: int, se
             if sampler.kept is not None:
                 derivative = derivative * sampler.kept[:, None, None]
             kept += len(sampler.weight) if sampler.kept is None else float(sampler.kept.sum())
-            total.index_add_(0, edges(evidence, enumeration).flatten(), derivative.flatten())
-        yield total / max(kept, 1.0)
+            mean.index_add_(0, edges(evidence, enumeration).flatten(), derivative.flatten())
+        mean /= max(kept, 1.0)
+    return means
 
 
 def _chi_radius(trace: float, trace_square: float, confidence: float) -> float:

@@ -9,6 +9,7 @@ from llm_mdp.evidence import Evidence
 from llm_mdp.hidden_rewards import HiddenReward, last_token
 from llm_mdp.policies import Critic
 from llm_mdp.returns import return_to_go, whiten
+from llm_mdp.values import branch_mean
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,22 @@ class Theorem1(WithValue):
 
 @dataclass(frozen=True)
 class Theorem2(Theorem1):
-    """Aₜ = U(W₀,ₜ) - U(W₀,ₜ₋₁), `critic` = U (Eq. 28); another `baseline` may take the place of the second term."""
+    """Aₜ = U(W₀,ₜ) - U(W₀,ₜ₋₁), `critic` = U (Eq. 28)."""
 
-    baseline: Critic | None = None
+    def advantages(self, evidence):
+        return super().advantages(evidence) - evidence.value[..., :-1]
+
+
+@dataclass(frozen=True)
+class WithGreedyBaseline(Theorem1):
+    """Aₜ = U(W₀,ₜ) - U_greedy(W₀,ₜ₋₁): RM of the greedily completed prefix as baseline. Claim: `trepo-greedy-baseline`, unbiased."""
 
     def collect(self, sampler):
         evidence = super().collect(sampler)
-        baseline = evidence.value if self.baseline is None else sampler.value(self.baseline, evidence.rollouts)
-        return replace(evidence, token_reward=baseline[..., :-1])
+        return replace(evidence, branches=sampler.branches(evidence.rollouts, evidence.rollouts.mask, greedy=True))
 
     def advantages(self, evidence):
-        return super().advantages(evidence) - evidence.token_reward
+        return super().advantages(evidence) - branch_mean(evidence.branches, evidence.rollouts)[..., :-1]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,10 +16,8 @@ from torch.func import functional_call
 from llm_mdp.enumeration import Enumeration, ExactSampler, TooLarge, TreeBranches, TreeRollouts, TreeSampler, WorldSampler, all_groups
 from llm_mdp.estimators import Estimator
 from llm_mdp.evidence import Evidence, take_rows, take_world
-from llm_mdp.mdp import TokenMDP
-from llm_mdp.policies import Policy, logp_of
+from llm_mdp.policies import logp_of
 from llm_mdp.practices import SecondEpoch
-from llm_mdp.sampling import PolicySampler
 
 UNBIASED = 1e-9
 """Relative bias below which an exact certificate says "unbiased"."""
@@ -54,9 +51,7 @@ class Certificate:
 
     @property
     def statement(self) -> str:
-        """The certificate in words."""
-        if self.samples is None:
-            return {"unbiased": "E g = ∇J exactly", "proportional": f"E g = {self.scale:.6g} ∇J exactly"}.get(self.verdict, "E g is not ∇J")
+        """A sampled certificate in words."""
         if self.bound is None:
             return "the true gradient is zero, so there is no relative bias to bound"
         return f"relative bias below {self.bound:.2g} with {100 * (self.confidence or 0):.6g} % confidence ({self.samples:,} responses)"
@@ -105,7 +100,9 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         ValueError: when the estimator is malformed; `check.check_estimator` says more.
     """
     if isinstance(estimator, SecondEpoch):
-        return _second_epoch_moments(estimator, enumeration)
+        gradients, weight = second_epoch_gradients(estimator, enumeration)
+        expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
+        return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
     second = total = 0.0
     for sampler, evidence in _worlds(estimator, enumeration):
@@ -247,8 +244,8 @@ def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
     return torch.allclose(middle, (left + right) / 2, rtol=1e-10, atol=1e-12 * float(left.abs().max() + right.abs().max() + 1))
 
 
-def _second_epoch_moments(estimator: SecondEpoch, enumeration: Enumeration) -> Moments:
-    """As `exact_moments`, the gradient of each world taken at the parameters that its own first update gave."""
+def second_epoch_gradients(estimator: SecondEpoch, enumeration: Enumeration) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
+    """The second update of every world, at the parameters that its own first update gave, and the worlds' probabilities."""
     policy = enumeration.policy
     assert isinstance(policy, nn.Module)
     names, start = [n for n, _ in policy.named_parameters()], [p.detach() for p in policy.parameters()]
@@ -271,9 +268,7 @@ def _second_epoch_moments(estimator: SecondEpoch, enumeration: Enumeration) -> M
             second = torch.autograd.grad(-estimator.loss(logp, here), list(parameters.values()), allow_unused=True)
             gradients.append(flatten_gradients(second, start))
         weights.append(sampler.weight)
-    gradient, weight = torch.stack(gradients), torch.cat(weights)
-    mean, square = weight @ gradient, float(weight @ gradient.square().sum(-1))
-    return Moments(mean, max(square - float(mean @ mean), 0.0), math.sqrt(square))
+    return torch.stack(gradients), torch.cat(weights)
 
 
 def flatten_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Float[Tensor, " parameters"]:

@@ -313,6 +313,10 @@ def test_wrong_shapes_and_numbers_are_named():
         optimal_baseline(mdp, tree_values(mdp, logits, rewards), rewards[:1])
     with pytest.raises(ValueError, match="J is nan"):
         tree_gradient(mdp, [logits[0], logits[1], logits[2] * float("nan")], rewards)
-    other, _ = world(3, 1, 3)
-    with pytest.raises(ValueError, match="make a new one"):
-        exact_gradient(policy, other)
+    with pytest.raises(ValueError, match="J is inf"):
+        tree_values(mdp, logits, [rewards[0], rewards[1], rewards[2] + float("inf")])
+    other_end, _ = world(3, 1, 3)
+    other_prompt = TokenMDP(3, 0, 3, mdp.token_reward, prompts=(Prompt((2,)),))
+    for other in (other_end, other_prompt):
+        with pytest.raises(ValueError, match="make a new one"):
+            node_logits(policy, other)

@@ -1,4 +1,4 @@
-"""Instance files: exact round trips, the order of nodes, and one clear sentence for everything that can be wrong with a file."""
+"""Instance files: exact round trips, the order of nodes, one clear sentence for everything that can be wrong with a file."""
 
 import copy
 import itertools
@@ -114,7 +114,7 @@ def test_any_policy_and_reward_are_written_as_tables_that_say_the_same(instance)
     for prompt in mdp.prompt_tokens:
         prompt = prompt.expand(len(tokens), -1)
         mask = tokens >= 0
-        ours, theirs = (torch.where(mask[..., None], policy.logits(prompt, tokens), 0) for policy in (instance.policy, again.policy))
+        ours, theirs = (policy.logits(prompt, tokens)[mask] for policy in (instance.policy, again.policy))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         rewards = [which.response_reward(prompt, tokens, mask) for which in (mdp, again.mdp)]
         torch.testing.assert_close(*rewards, rtol=1e-12, atol=1e-12)
@@ -216,7 +216,7 @@ def test_parts_that_do_not_belong_together_are_refused():
     instance = random_instance(3, 2)
     mdp, policy, reference, value = instance.mdp, instance.policy, instance.reference, instance.value
     other = random_instance(3, 3)
-    with pytest.raises(InstanceError, match=r"policy is a table over PrefixTree.*horizon=3.*not over the tree and prompts of the MDP"):
+    with pytest.raises(InstanceError, match=r"policy is a table over .*horizon=3.*not over the tree and prompts of the MDP"):
         Instance(mdp, other.policy, reference, value)
     with pytest.raises(InstanceError, match="reference is a table over"):
         Instance(mdp, policy, other.reference, value)
@@ -224,7 +224,8 @@ def test_parts_that_do_not_belong_together_are_refused():
         Instance(mdp, policy, reference, random_instance(3, 2, n_prompts=2).value)
     with pytest.raises(InstanceError, match="policy has vocab_size 4, the MDP 3"):
         Instance(mdp, NgramPolicy.random(4, 1, torch.Generator()), reference, value)
-    for nodes in (instance.node_order[:-1], (*instance.node_order, (0, ())), (*instance.node_order[:-1], (0, ())), ((0, (0,)),) * 3):
+    order = instance.node_order
+    for nodes in (order[:-1], (*order, (0, ())), (*order[:-1], (0, ())), (*order[:-1], (0, (0,)))):
         with pytest.raises(InstanceError, match=r"node_order must hold each of the 3 nodes of .* exactly once"):
             Instance(mdp, policy, reference, value, node_order=nodes)
 
@@ -271,7 +272,7 @@ AT_3 = r"nodes\[3\] \(prefix \[1, 1\]\): "
 WRONG = [
     # keys
     (put("horizn", 3), r"the instance has the unknown key 'horizn'; did you mean 'horizon'\?"),
-    (put("flavour", 3), r"the instance has the unknown key 'flavour'; the keys are vocab_size, eos, horizon, nodes, gamma, prompts"),
+    (put("flavour", 3), r"the instance has the unknown key 'flavour'; the keys are vocab_size, eos, horizon, nodes, gamma"),
     (put("nodes/3/token_rewards", []), r"nodes\[3\] has the unknown key 'token_rewards'; did you mean 'token_reward'\?"),
     (put("nodes/3/parent", 0), r"nodes\[3\] has the unknown key 'parent'; .*the keys are prefix, logits"),
     *((drop(key), rf"the instance has no '{key}'; add it \(required: vocab_size, eos, horizon, nodes\)") for key in list(BASE)
@@ -318,9 +319,9 @@ WRONG = [
     (put("nodes/3/prefix", [True, 1]), r"prefix\[0\] is True; tokens are whole numbers"),
     (put("nodes/3/prefix", ["1", 1]), r"prefix\[0\] is '1'; tokens are whole numbers"),
     (put("nodes/3/prefix", [[1], 1]), r"prefix\[0\] is \[1\]; tokens are whole numbers"),
-    (put("nodes/3/prefix", "11"), r"nodes\[3\] \(prefix '11'\): prefix is '11'; it must be a list of tokens, \[\] for the beginning"),
+    (put("nodes/3/prefix", "11"), r"nodes\[3\] \(prefix '11'\): prefix is '11'; it must be a list of tokens, \[\] for"),
     (put("nodes/3/prefix", 1), r"prefix is 1; it must be a list of tokens"),
-    (append("nodes", node(1, 1, 1)), r"nodes\[7\] \(prefix \[1, 1, 1\]\): the prefix has 3 tokens; with horizon 3 a node has at most 2"),
+    (append("nodes", node(1, 1, 1)), r"nodes\[7\] \(prefix \[1, 1, 1\]\): the prefix has 3 tokens; with horizon 3 .*at most 2"),
     # rows of numbers
     *((put(f"nodes/3/{row}", [1, 2]), AT_3 + rf"{row} has 2 entries; it must have 3, one for every token") for row in ROWS),
     *((put(f"nodes/3/{row}", [1, 2, 3, 4]), AT_3 + rf"{row} has 4 entries; it must have 3") for row in ROWS),
@@ -403,9 +404,9 @@ WRONG_TEXTS = [
     ("[" * 100_000, r"nested too deeply"),
     (SMALLEST.replace('"gamma": 0.5', '"gamma": 1' + "0" * 5000), r"a number cannot be read"),
     (SMALLEST.replace("[3, 4]", "[3, NaN]"), r"nodes\[0\] \(prefix \[1\]\): logits\[1\] is nan; it must be a finite number"),
-    (SMALLEST.replace("[3, 4]", "[-Infinity, 4]"), r"nodes\[0\] \(prefix \[1\]\): logits\[0\] is -inf; it must be a finite number"),
-    (SMALLEST.replace("[0.3, 0.4]", "[0.3, 1e999]"), r"nodes\[0\] \(prefix \[1\]\): token_reward\[1\] is inf; it must be a finite"),
-    (SMALLEST.replace('"value": -2', '"value": -2, "value": -3'), r"the node with prefix \[1\] has the key 'value' more than once; keep"),
+    (SMALLEST.replace("[3, 4]", "[-Infinity, 4]"), r"nodes\[0\] \(prefix \[1\]\): logits\[0\] is -inf; it must be a finite"),
+    (SMALLEST.replace("[0.3, 0.4]", "[0.3, 1e999]"), r"nodes\[0\] \(prefix \[1\]\): token_reward\[1\] is inf; it must be"),
+    (SMALLEST.replace('"value": -2', '"value": 1, "value": 2'), r"node with prefix \[1\] has the key 'value' more than once"),
     (SMALLEST.replace('"eos": 0', '"eos": 0, "eos": 1'), r"an object has the key 'eos' more than once; keep one"),
 ]
 
@@ -495,7 +496,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hundred_thousand_nodes_take_seconds(tmp_path):
+def test_large_files_take_seconds(tmp_path):
     instance = random_instance(4, 10, eos=3)
     assert len(instance.node_order) == 29_524
     start = time.perf_counter()
@@ -509,7 +510,7 @@ def test_a_reward_that_is_not_a_table_needs_no_prompt_table():
     mdp = TokenMDP(3, 0, 2, LengthCost(0.5), prompts=(Prompt((1,), 1.0),))
     generator = torch.Generator().manual_seed(0)
     tabular = TabularPolicy.random(tree, mdp.prompt_tokens, generator)
-    instance = Instance(mdp, NgramPolicy.random(3, 1, generator), tabular, TabularValue.random(tree, mdp.prompt_tokens, generator))
-    content = instance_to_dict(instance)
+    value = TabularValue.random(tree, mdp.prompt_tokens, generator)
+    content = instance_to_dict(Instance(mdp, NgramPolicy.random(3, 1, generator), tabular, value))
     assert content["prompts"] == [{"tokens": [1], "probability": 1.0}]
     assert all(row["token_reward"] == [-0.5, -0.5, -0.5] for row in content["nodes"])

@@ -274,7 +274,7 @@ def test_the_frequency_test_can_fail():
 @settings(deadline=None, max_examples=60)
 @given(token_mdps(), st.data(), st.sampled_from([1.0, 0.3, 2.0]), generators())
 def test_what_a_sample_says_about_itself(mdp, data, temperature, generator):
-    """logp is under the distribution sampled, the end token is the policy's own, what follows is padding, finish is explicit."""
+    """logp is under the distribution sampled, the end token is the policy's own, then comes padding, finish is explicit."""
     policy = data.draw(policies(mdp))
     shape = {"eos": mdp.eos, "horizon": mdp.horizon}
     drawn = policy.sample(mdp.prompt_tokens, 8, **shape, generator=generator, temperature=temperature)
@@ -312,7 +312,7 @@ def test_responses_that_begin_with_a_prefix(kind):
     torch.testing.assert_close(drawn.logp[:, 1:], again[:, 1:], rtol=1e-12, atol=1e-12)
     for p, prompt in enumerate(PROMPTS):
         every = zip(plain_responses(tree), leaf_probabilities(policy, tree, prompt, 1.0))
-        below = [(response, probability) for response, probability in every if response[0] == prefix[p]]
+        below = [(response, chance) for response, chance in every if response[0] == prefix[p]]
         total = sum(probability for _, probability in below)
         observed = counts(drawn.tokens[p * n : (p + 1) * n], [response for response, _ in below])
         assert abs(chi_square(observed, [probability / total for _, probability in below])) < 4

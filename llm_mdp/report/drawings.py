@@ -95,7 +95,10 @@ class _TreeDrawing:
         return " ".join("eos" if token == self.eos else str(token) for token in tokens)
 
     def head(self) -> str:
-        steps = (f'<text x="{self.x(t) + self.step // 2}" y="20" text-anchor="middle">token {t + 1}</text>' for t in range(self.horizon))
+        steps = (
+            f'<text x="{self.x(t) + self.step // 2}" y="20" text-anchor="middle">token {t + 1}</text>'
+            for t in range(self.horizon)
+        )
         columns = ((0, "start", "response"), (150, "end", "RM"), (172, "start", "probability"))
         titles = (f'<text x="{self.column + x}" y="20" text-anchor="{anchor}">{title}</text>' for x, anchor, title in columns)
         return f'<g class="head">{"".join([*steps, *titles])}</g>'
@@ -121,7 +124,8 @@ class _TreeDrawing:
             + [f"{name} {', '.join(map(number, values))}" for name, values in lists.items()]
         )
         place = f'cx="{self.x(len(prefix))}" cy="{self.y(row)}"'
-        return f'<g class="node"><title>{escape(tip)}</title><circle class="hit" {place} r="12"/><circle class="dot" {place} r="5"/></g>'
+        circles = f'<circle class="hit" {place} r="12"/><circle class="dot" {place} r="5"/>'
+        return f'<g class="node"><title>{escape(tip)}</title>{circles}</g>'
 
     def leaf(self, leaf: Edge, likeliest: float) -> str:
         end, y, bar = self.x(len(leaf.prefix) + 1), self.y(leaf.row), max(1.0, 90 * leaf.reach / likeliest)
@@ -150,8 +154,8 @@ def tree_svg(instance: dict, prompt: int) -> str:
     parts += [drawing.edge(edge, rows[edge.prefix], strongest) for edge in sorted(edges, key=lambda edge: edge.probability)]
     parts += [drawing.leaf(leaf, likeliest) for leaf in leaves]
     parts += [drawing.node(prefix, node, rows[prefix], _expected_reward(leaves, prefix)) for prefix, node in nodes.items()]
-    label = f"Tree of the {len(leaves)} responses"
-    return f'<svg class="tree" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    size = f'viewBox="0 0 {width} {height}" width="{width}"'
+    return f'<svg class="tree" {size} role="img" aria-label="Tree of the {len(leaves)} responses">{"".join(parts)}</svg>'
 
 
 def _expected_reward(leaves: list[Edge], prefix: tuple[int, ...]) -> float:
@@ -160,11 +164,15 @@ def _expected_reward(leaves: list[Edge], prefix: tuple[int, ...]) -> float:
     return sum(leaf.reach * leaf.collected for leaf in below) / sum(leaf.reach for leaf in below)
 
 
-LEFT, RIGHT, TOP = -1.0, 2.4, 1.35
+LEFT, RIGHT, TOP = -0.6, 2.2, 1.15
 """What the plane of expected gradients shows, in lengths of the true gradient; what lies outside stands at its edge."""
 
-UNIT = 320
+UNIT = 400
 """Pixels of one length of the true gradient."""
+
+
+RINGS = (0.25, 0.5, 1.0)
+"""Relative biases whose half circles are drawn."""
 
 
 @dataclass(frozen=True)
@@ -212,61 +220,81 @@ def points(rows: list[tuple[Row, str]]) -> list[Point]:
 
 
 def plane_svg(rows: list[tuple[Row, str]]) -> str:
-    """Expected gradients relative to the true one: distance from the tip of the arrow is relative bias, the angle the cosine."""
+    """Expected gradients relative to the true one: distance from the arrow's tip is relative bias, the angle is the cosine."""
     found = points(rows)
-    others = [point for point in found if not point.exact]
-    width, height = (RIGHT - LEFT) * UNIT + 28, TOP * UNIT + 48
-    origin, tip, floor = -LEFT * UNIT + 14, (1 - LEFT) * UNIT + 14, TOP * UNIT + 14
-    rings = "".join(
-        f'<path class="ring" d="M{tip - r * UNIT:g} {floor:g}A{r * UNIT:g} {r * UNIT:g} 0 0 1 {tip + r * UNIT:g} {floor:g}"/>'
-        f'<text class="scale" x="{tip:g}" y="{floor - r * UNIT - 5:g}" text-anchor="middle">bias {r:g}</text>'
-        for r in (0.25, 0.5, 1.0)
-    )
-    ticks = "".join(
-        f'<text class="scale" x="{(t - LEFT) * UNIT + 14:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>' for t in (-1, 0, 1, 2)
+    places: dict[tuple[int, int], list[Point]] = {}
+    for point in found:
+        if not point.exact:
+            places.setdefault((round(point.x / 4), round(point.y / 4)), []).append(point)
+    clusters = list(places.values())
+    exact = len(found) - sum(map(len, clusters))
+    origin, tip, floor = 14 - LEFT * UNIT, 14 + (1 - LEFT) * UNIT, 14 + TOP * UNIT
+    width, height = (RIGHT - LEFT) * UNIT + 28, floor + 34
+    ticks = (
+        f'<text class="scale" x="{14 + (t - LEFT) * UNIT:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>'
+        for t in (0, 1, 2)
     )
     arrow = (
         f'<path class="axis" d="M14 {floor:g}H{width - 14:g}"/><path class="arrow" d="M{origin:g} {floor:g}H{tip - 12:g}"/>'
         f'<path class="head" d="M{tip:g} {floor:g}l-20 -8v16z"/>'
-        f'<text class="truth" x="{(origin + tip) / 2:g}" y="{floor + 24:g}" text-anchor="middle">true gradient ∇J</text>'
+        f'<text class="truth" x="{(origin + tip) / 2:g}" y="{floor + 24:g}" text-anchor="middle">true gradient</text>'
     )
-    exact = len(found) - len(others)
-    label = f'<text class="pile" x="{tip + 14:g}" y="{floor + 24:g}">{exact} at the tip: unbiased</text>' if exact else ""
-    marks = "".join(map(_mark, others))
+    pile = f'<text class="pile" x="{tip + 14:g}" y="{floor + 24:g}">{exact} at the tip: unbiased</text>' if exact else ""
     return (
-        f'<svg class="plane" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="Expected gradients relative to the true one">'
-        f"{rings}{ticks}{arrow}{label}{marks}{_labels(others)}</svg>"
+        f'<svg class="plane" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="Expected gradients relative to the true one">'
+        f"{''.join(_ring(radius, tip, floor) for radius in RINGS)}{''.join(ticks)}{arrow}{pile}"
+        f"{''.join(map(_mark, clusters))}{_labels(clusters, tip, floor)}</svg>"
     )
 
 
-def _mark(point: Point) -> str:
-    claim = dict(point.row.entries)[point.instance]
-    tip = (
+def _ring(radius: float, tip: float, floor: float) -> str:
+    """A half circle of equal relative bias, with its label 30° above the axis."""
+    length, (x, y) = radius * UNIT, _ring_label(radius, tip, floor)
+    return (
+        f'<path class="ring" d="M{tip - length:g} {floor:g}A{length:g} {length:g} 0 0 1 {tip + length:g} {floor:g}"/>'
+        f'<text class="scale" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">bias {radius:g}</text>'
+    )
+
+
+def _ring_label(radius: float, tip: float, floor: float) -> tuple[float, float]:
+    return tip + radius * UNIT * math.cos(math.pi / 6), floor - radius * UNIT * math.sin(math.pi / 6) + 4
+
+
+def _mark(cluster: list[Point]) -> str:
+    """One dot for all claims at one place, each described in the tooltip."""
+    claims = [(point, dict(point.row.entries)[point.instance]) for point in cluster]
+    tip = "\n\n".join(
         f"{point.row.id}: {claim['verdict']}\nrelative bias {bias(claim['relative_bias'])}, scale {ratio(claim['scale'])}, "
         f"cosine {ratio(claim['cosine'])}\non {point.instance}" + ("\noutside the picture" if point.outside else "")
+        for point, claim in claims
     )
-    kind = f"mark {class_name(claim['verdict'])}{' outside' if point.outside else ''}{' wrong' if claim['holds'] is False else ''}"
+    point, claim = claims[0]
+    wrong = any(claim["holds"] is False for _, claim in claims)
+    kind = f"mark {class_name(claim['verdict'])}{' outside' if point.outside else ''}{' wrong' if wrong else ''}"
+    place = f'cx="{point.x:.1f}" cy="{point.y:.1f}"'
     return (
-        f'<a href="#{point.link}" class="{kind}"><title>{escape(tip)}</title><circle class="hit" cx="{point.x:.1f}" cy="{point.y:.1f}" r="11"/>'
-        f'<circle cx="{point.x:.1f}" cy="{point.y:.1f}" r="5"/></a>'
+        f'<a href="#{point.link}" class="{kind}"><title>{escape(tip)}</title><circle class="hit" {place} r="11"/>'
+        f'<circle {place} r="{5 + min(len(cluster) - 1, 3)}"/></a>'
     )
 
 
-def _labels(found: list[Point]) -> str:
-    """Names beside the points, as many as fit without covering each other; the rest have theirs as a tooltip."""
-    taken = [(point.x - 6, point.y - 6, point.x + 6, point.y + 6) for point in found]
-    taken.append((-LEFT * UNIT, TOP * UNIT + 8, (1 - LEFT) * UNIT + 14, TOP * UNIT + 40))
-    right, parts = (RIGHT - LEFT) * UNIT + 24, []
-    for point in sorted(found, key=lambda point: (point.row.status != "contradiction", point.across)):
-        length = 6.8 * len(point.row.id)
-        for dx, dy, anchor in ((10, 4, "start"), (-10, 4, "end"), (0, -11, "middle"), (0, 19, "middle")):
+def _labels(clusters: list[list[Point]], tip: float, floor: float) -> str:
+    """Names beside the dots, as many as fit without covering each other; the rest have theirs in the tooltip."""
+    taken = [(c[0].x - 7, c[0].y - 7, c[0].x + 7, c[0].y + 7) for c in clusters]
+    taken += [(x - 26, y - 12, x + 26, y + 4) for x, y in (_ring_label(radius, tip, floor) for radius in RINGS)]
+    right, parts = (RIGHT - LEFT) * UNIT + 26, []
+    for cluster in sorted(clusters, key=lambda c: (all(point.row.status != "contradiction" for point in c), c[0].across)):
+        point, name = cluster[0], cluster[0].row.id + (f" +{len(cluster) - 1}" if len(cluster) > 1 else "")
+        length = 6.8 * len(name)
+        for dx, dy, anchor in ((11, 4, "start"), (-11, 4, "end"), (0, -12, "middle"), (0, 20, "middle")):
             start = point.x + dx - {"start": 0, "middle": length / 2, "end": length}[anchor]
             box = (start, point.y + dy - 10, start + length, point.y + dy + 3)
-            inside = box[0] >= 2 and box[2] <= right and box[1] >= 0 and box[3] <= TOP * UNIT + 40
+            inside = box[0] >= 2 and box[2] <= right and box[1] >= 0 and box[3] <= floor
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 place = f'x="{point.x + dx:.1f}" y="{point.y + dy:.1f}" text-anchor="{anchor}"'
-                parts.append(f'<text class="name" {place}>{escape(point.row.id)}</text>')
+                parts.append(f'<text class="name" {place}>{escape(name)}</text>')
                 break
     return "".join(parts)
 

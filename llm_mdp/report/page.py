@@ -53,7 +53,7 @@ def render_page(document: Document) -> str:
         "planes": _each_view([plane_svg(_linked(view, rows)) for view in views]),
         "chips": _chips(rows),
         "table": _table(rows, views),
-        "instances": "".join(_instance(number, name, instance, views) for number, (name, instance) in enumerate(instances)),
+        "instances": "".join(_instance(place, name, instance, views) for place, (name, instance) in enumerate(instances)),
         "json": embedded_json(document),
     }
     template = files("llm_mdp.report").joinpath("page_template.html").read_text(encoding="utf-8")
@@ -86,9 +86,9 @@ def _facts(instances: Instances) -> str:
 
 
 def _verdict_banner(rows: list[Row], instances: int) -> str:
-    wrong = [(number, row) for number, row in enumerate(rows) if row.contradictions]
+    wrong = [(place, row) for place, row in enumerate(rows) if row.contradictions]
     items = "".join(
-        f'<li><a href="#claim-{number}">{escape(row.id)}</a> {escape(contradiction_text(row))}</li>' for number, row in wrong
+        f'<li><a href="#claim-{place}">{escape(row.id)}</a> {escape(contradiction_text(row))}</li>' for place, row in wrong
     )
     return (
         f'<div class="banner {"wrong" if wrong else "right"}"><p><strong>{escape(exit_meaning(rows))}</strong> '
@@ -103,8 +103,8 @@ def _view_cards(views: list[Instances]) -> str:
     choices = [f"<strong>All {len(views[0])} instances</strong><span>worst figures and ranges</span>"]
     choices += [_card_text(view[0]) for view in views[1:]]
     cards = "".join(
-        f'<label class=card><input type=radio name=view value="{number}"{" checked" if number == 0 else ""}>{choice}</label>'
-        for number, choice in enumerate(choices)
+        f'<label class=card><input type=radio name=view value="{view}"{" checked" if view == 0 else ""}>{choice}</label>'
+        for view, choice in enumerate(choices)
     )
     return f"<fieldset class=cards><legend>Instance</legend>{cards}</fieldset>"
 
@@ -127,7 +127,7 @@ def _each_view(contents: list[str], attributes: list[str] | None = None) -> str:
 
 
 def _linked(view: Instances, rows: list[Row]) -> list[tuple[Row, str]]:
-    links = {row.id: f"claim-{number}" for number, row in enumerate(rows)}
+    links = {row.id: f"claim-{place}" for place, row in enumerate(rows)}
     return [(row, links[row.id]) for row in claim_rows(view)]
 
 
@@ -138,14 +138,15 @@ def _chips(rows: list[Row]) -> str:
     if any(row.contradictions for row in rows):
         chips.append(("contradiction", "⚠ contradiction", "is-wrong"))
     return "".join(
-        f'<button type=button class="chip {kind}" data-verdict="{value}" aria-pressed=false>{label} <span class=count></span></button>'
+        f'<button type=button class="chip {kind}" data-verdict="{value}" aria-pressed=false>'
+        f"{label} <span class=count></span></button>"
         for value, label, kind in chips
     )
 
 
 def _table(rows: list[Row], views: list[Instances]) -> str:
     by_view = [{row.id: row for row in claim_rows(view)} for view in views]
-    order = {row.id: number for number, row in enumerate(rows)}
+    order = {row.id: place for place, row in enumerate(rows)}
     bodies = []
     for title, members in grouped(rows):
         claims = "1 claim" if len(members) == 1 else f"{len(members)} claims"
@@ -166,9 +167,9 @@ def _claim(place: int, row: Row, views: list[Row | None], group: str) -> str:
         ("tr Cov", "trace_covariance", "high", _trace_cell),
     )
     figures = "".join(_figure(views, *column) for column in columns)
-    kinds = " ".join(["claim", class_name(row.verdict), *(["wrong"] if row.contradictions else [])])
+    kind = "claim wrong" if row.contradictions else "claim"
     return (
-        f'<tbody id="claim-{place}" class="{kinds}" data-order="{place}"><tr class=figures><th scope=row>'
+        f'<tbody id="claim-{place}" class="{kind}" data-order="{place}"><tr class=figures><th scope=row>'
         f'<button type=button class=toggle aria-expanded=true aria-controls="more-{place}">{escape(row.id)}</button>'
         f"<span class=statement>{escape(words['statement'])}</span>"
         f"<span class=source><span class=in-group>{escape(group)} · </span>{escape(words['source'])}</span></th>"
@@ -203,7 +204,11 @@ def _badges(row: Row) -> str:
 def _figure(views: list[Row | None], label: str, key: str, end: str, draw: Callable[[Span], str]) -> str:
     spans = [row.span(key) if row else Span(None, None) for row in views]
     sorts = [getattr(span, end) for span in spans]
-    attributes = [f'data-sort="{"" if value is None else value!r}" title="{_exact(span)}"' for value, span in zip(sorts, spans)]
+    kinds = [class_name(row.verdict) if row and len(row.verdicts) == 1 else "is-mixed" for row in views]
+    attributes = [
+        f'class="{kind}" data-sort="{"" if value is None else value!r}" title="{_exact(span)}"'
+        for kind, value, span in zip(kinds, sorts, spans)
+    ]
     contents = [draw(span) for span in spans]
     if key == "relative_bias":
         contents = [content + _bound(row) for content, row in zip(contents, views)]
@@ -244,8 +249,8 @@ def _bar(text: str, span: Span, left: float, right: float, kind: str) -> str:
     low, high = ((min(max(value, left), right) - left) / (right - left) * 100 for value in (span.low, span.high))
     beyond = (" beyond-left" if span.low < left else "") + (" beyond-right" if span.high > right else "")
     return (
-        f'<span class=figure>{text}</span><span class="track {kind}{beyond}" aria-hidden=true style="--low:{low:.1f};--high:{high:.1f}">'
-        "<i></i></span>"
+        f'<span class=figure>{text}</span><span class="track {kind}{beyond}" aria-hidden=true '
+        f'style="--low:{low:.1f};--high:{high:.1f}"><i></i></span>'
     )
 
 
@@ -255,15 +260,16 @@ def _more(row: Row) -> str:
     if row.certificate:
         parts.append(f"<p><b>Certificate</b> {escape(row.certificate)}</p>")
     if row.contradictions:
-        parts.insert(0, f'<p class=contradiction><b>Contradiction</b> {escape(contradiction_text(row))}</p>')
+        parts.insert(0, f"<p class=contradiction><b>Contradiction</b> {escape(contradiction_text(row))}</p>")
     table = _instances_of_claim(row) if len(row.entries) > 1 else f"<p><b>Expected</b> {escape(row.expected)}</p>"
     return f"<div class=more-inner><div class=words>{''.join(parts)}</div>{table}</div>"
 
 
 def _instances_of_claim(row: Row) -> str:
     lines = "".join(
-        f'<tr{" class=wrong" if claim["holds"] is False else ""}><th scope=row>{escape(name)}</th>'
-        f'<td><span class="plain {class_name(claim["verdict"])}">{SYMBOLS[claim["verdict"]]} {escape(claim["verdict"])}</span></td>'
+        f"<tr{' class=wrong' if claim['holds'] is False else ''}><th scope=row>{escape(name)}</th>"
+        f'<td><span class="plain {class_name(claim["verdict"])}">{SYMBOLS[claim["verdict"]]} '
+        f"{escape(claim['verdict'])}</span></td>"
         f"<td>{escape(claim['expected'])}</td><td>{bias(claim['relative_bias'])}</td><td>{ratio(claim['scale'])}</td>"
         f"<td>{ratio(claim['cosine'])}</td><td>{number(claim['trace_covariance'])}</td></tr>"
         for name, claim in row.entries
@@ -279,10 +285,10 @@ def _instance(place: int, name: str, instance: dict, views: list[Instances]) -> 
     content = instance.get("instance") or {}
     names = {"vocab_size": "vocabulary", "eos": "end token", "horizon": "horizon", "gamma": "γ"}
     facts = [(label, content[key]) for key, label in names.items() if key in content]
-    about = " · ".join(f"{label} {'none' if value is None else value}" for label, value in facts)
+    about = " · ".join(f"{label} {'none' if value is None else format(value, 'g')}" for label, value in facts)
     attributes = "" if alone else f' data-instance="{place + 1}"'
     return (
-        f'<details class=instance{attributes}{" open" if alone else ""}><summary><strong>{escape(name)}</strong> '
+        f"<details class=instance{attributes}{' open' if alone else ''}><summary><strong>{escape(name)}</strong> "
         f"<span>{escape(about)}</span></summary>{_trees(content)}</details>"
     )
 
@@ -293,12 +299,14 @@ def _trees(content: dict) -> str:
     if edge_count(content) > MAX_EDGES:
         return f"<p class=note>The tree has {edge_count(content)} edges, too many to draw readably (at most {MAX_EDGES}).</p>"
     return "".join(
-        f"<figure class=scroll>{_prompt_caption(content, prompt)}{tree_svg(content, prompt)}</figure>" for prompt in range(prompt_count(content))
+        f"<figure class=scroll>{_prompt_caption(content, prompt)}{tree_svg(content, prompt)}</figure>"
+        for prompt in range(prompt_count(content))
     )
 
 
 def _prompt_caption(content: dict, prompt: int) -> str:
     if "prompts" not in content:
         return ""
-    tokens = " ".join(map(str, content["prompts"][prompt]["tokens"])) or "(empty)"
-    return f"<figcaption>prompt {escape(tokens)}, asked with probability {number(content['prompts'][prompt]['probability'])}</figcaption>"
+    asked = content["prompts"][prompt]
+    tokens = " ".join(map(str, asked["tokens"])) or "(empty)"
+    return f"<figcaption>prompt {escape(tokens)}, asked with probability {number(asked['probability'])}</figcaption>"

@@ -65,9 +65,9 @@ class Row:
         """`contradiction`, `as expected`, `without expectation`, or `undecided` (computed on no instance, or not settled)."""
         if self.contradictions:
             return "contradiction"
-        if any(claim["holds"] for _, claim in self.entries):
-            return "as expected"
-        return "undecided" if self.verdict in ("not computed", "undecided") else "without expectation"
+        if self.expected == "report":
+            return "without expectation"
+        return "as expected" if any(claim["holds"] for _, claim in self.entries) else "undecided"
 
     @property
     def lead(self) -> dict:
@@ -81,7 +81,7 @@ class Row:
         if len(self.verdicts) == 1:
             return [self.lead["reason"]]
         first = {claim["verdict"]: claim["reason"] for _, claim in reversed(self.entries)}
-        return [f"{verdict}: {first[verdict]}" for verdict, _ in self.verdicts]
+        return [f"{verdict}: {first[verdict].removeprefix(f'{verdict}: ')}" for verdict, _ in self.verdicts]
 
     @property
     def repairs(self) -> list[str]:
@@ -90,8 +90,9 @@ class Row:
 
     @property
     def certificate(self) -> str | None:
-        """The weakest statistical certificate of the instances (sampled mode only)."""
-        certified = [entry for entry in self.entries if entry[1].get("certificate")]
+        """The weakest certificate of the instances, in words; None where exact figures say the same."""
+        said = [entry for entry in self.entries if entry[1].get("certificate")]
+        certified = [entry for entry in said if entry[1].get("samples") or entry[1]["relative_bias"] is None]
         if not certified:
             return None
         name, claim = max(certified, key=lambda entry: entry[1].get("bound") or 0.0)
@@ -110,16 +111,17 @@ def named_instances(document: Document) -> list[tuple[str, dict]]:
         raise ValueError("the document has an instance without claims; give the JSON that `llm-mdp verify --json FILE` writes.")
     names = [instance.get("name") or "instance" for instance in instances]
     repeated = {name for name, count in Counter(names).items() if count > 1}
-    return [(f"{name} #{number}" if name in repeated else name, instance) for number, (name, instance) in enumerate(zip(names, instances), 1)]
+    distinct = [f"{name} #{place}" if name in repeated else name for place, name in enumerate(names, 1)]
+    return list(zip(distinct, instances))
 
 
 def claim_rows(instances: list[tuple[str, dict]]) -> list[Row]:
     """One row a claim, in the order in which the document first names it."""
-    ids = dict.fromkeys(claim_id for _, instance in instances for claim_id in instance["claims"])
-    return [
-        Row(claim_id, tuple((name, instance["claims"][claim_id]) for name, instance in instances if claim_id in instance["claims"]))
-        for claim_id in ids
-    ]
+    entries: dict[str, list[tuple[str, dict]]] = {}
+    for name, instance in instances:
+        for claim_id, claim in instance["claims"].items():
+            entries.setdefault(claim_id, []).append((name, claim))
+    return [Row(claim_id, tuple(found)) for claim_id, found in entries.items()]
 
 
 def grouped(rows: list[Row]) -> list[tuple[str, list[Row]]]:
@@ -177,11 +179,6 @@ def span_text(span: Span, write=number) -> str:
     """`0.333`, or `0.312…0.441` where the instances differ in the digits shown."""
     low, high = write(span.low), write(span.high)
     return low if low == high else f"{low}…{high}"
-
-
-def counts(rows: list[Row]) -> dict[str, int]:
-    """How many rows have each `status`."""
-    return dict(Counter(row.status for row in rows))
 
 
 def summary(rows: list[Row], instances: int) -> str:

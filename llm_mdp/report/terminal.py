@@ -31,7 +31,14 @@ from llm_mdp.report.rows import (
 WIDE = 180
 """Columns from which statement, reason and repair get columns of their own."""
 
-COLOURS = {"unbiased": "green", "holds": "green", "proportional": "blue", "biased": "red", "fails": "red", "undecided": "yellow"}
+COLOURS = {
+    "unbiased": "green",
+    "holds": "green",
+    "proportional": "blue",
+    "biased": "red",
+    "fails": "red",
+    "undecided": "yellow",
+}
 
 NARROW_WIDTHS = (21, 18, 8, 11, 8, 9)
 """Claim, verdict and four figures: with one space between them exactly 80 columns."""
@@ -131,7 +138,9 @@ def _verdict(row: Row) -> Text:
 
 
 def _wide_table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False
+    )
     table.add_column("claim", width=22, overflow="fold", style="bold")
     table.add_column("verdict", width=18, overflow="fold")
     for name in ("relative bias", "scale", "cosine", "tr Cov"):
@@ -162,7 +171,8 @@ def _instance_table(instances: list[tuple[str, dict]]) -> Table:
     table.add_column("J", justify="right")
     table.add_column("|∇J|", justify="right")
     for name, instance in instances:
-        table.add_row(Text(name), Text(str(instance.get("policy", "–"))), number(instance.get("J")), number(instance.get("grad_norm")))
+        figures = (number(instance.get(key)) for key in ("J", "grad_norm"))
+        table.add_row(Text(name), Text(str(instance.get("policy", "–"))), *figures)
     return table
 
 

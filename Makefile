@@ -1,0 +1,38 @@
+# The few commands a person types. The first one of any kind makes .venv and installs (a few minutes); later ones start at once.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: verify test fast lint docs bench clean
+
+verify: $(STAMP)  ## the main job: every claim of the ledger on several instances
+	$(BIN)/llm-mdp verify
+
+test: $(STAMP)  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+fast: $(STAMP)  ## all tests but the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+lint: $(STAMP)  ## ruff, pyright
+	$(BIN)/ruff check
+	$(BIN)/pyright
+
+docs: $(STAMP)  ## the README's ledger, from the results of the main job
+	$(BIN)/llm-mdp verify --json benchmarks/results/ledger.json --html benchmarks/results/ledger.html > /dev/null
+	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/ledger.json README.md
+
+bench: $(STAMP)  ## speed, side by side in one run
+	$(BIN)/python benchmarks/tree_dp.py
+	$(BIN)/python benchmarks/sampled_rate.py
+
+clean:
+	rm -rf .venv dist build
+
+# constraints.txt pins torch to a release that has a CPU build, so that pip does not fetch gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'LLM-MDP needs Python 3.11 or later: make PYTHON=python3.11 verify')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,172 @@
+"""What a user's own policy or estimator must satisfy, and in words what is wrong when it does not."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from llm_mdp.enumeration import Enumeration, ExactSampler, TreeBranches, TreeRollouts, all_groups
+from llm_mdp.estimators import Estimator
+from llm_mdp.evidence import Evidence, take_world
+from llm_mdp.instances import random_instance
+from llm_mdp.mdp import TokenMDP
+from llm_mdp.policies import Policy, logp_of
+from llm_mdp.tree import PAD
+from llm_mdp.verify import token_weights
+
+
+class EstimatorError(ValueError):
+    """An estimator is malformed; the message says what, and what to do."""
+
+
+class PolicyError(ValueError):
+    """A policy is malformed; the message says what, and what to do."""
+
+
+def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None) -> None:
+    """Raise EstimatorError, in one sentence, if an estimator could not be verified or trained with.
+
+    Args:
+        enumeration: what to try it on; by default a random instance with three tokens and horizon 3.
+    """
+    name = type(estimator).__name__
+    if isinstance(estimator, type):
+        raise EstimatorError(f"{estimator.__name__} is a class; give an object: {estimator.__name__}().")
+    for method in ("collect", "advantages", "loss"):
+        if not callable(getattr(estimator, method, None)):
+            raise EstimatorError(f"{name} has no method `{method}`; subclass llm_mdp.estimators.Estimator, which brings it.")
+    group_size = getattr(estimator, "group_size", None)
+    if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
+        raise EstimatorError(f"{name}.group_size is {group_size!r}; it must be a whole number of at least 1.")
+
+    if enumeration is None:
+        instance = random_instance(3, 3, gamma=0.9)
+        enumeration = Enumeration(instance.mdp, instance.policy)
+    evidence, weight = _collect(estimator, enumeration)
+    again, _ = _collect(estimator, enumeration)
+    _check_advantages(estimator, evidence)
+    try:
+        weights = token_weights(estimator, evidence, enumeration, weight)
+    except EstimatorError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise EstimatorError(f"{name}.loss: {error}") from error
+    if not torch.equal(weights, token_weights(estimator, again, enumeration, weight)):
+        raise EstimatorError(f"{name} gave two answers to the same samples; draw all randomness from the sampler inside `collect`.")
+    _check_worlds(estimator, evidence, weights, enumeration)
+    _check_padding(estimator, evidence, weights)
+
+
+def _collect(estimator: Estimator, enumeration: Enumeration) -> tuple[Evidence, tuple[int, ...]]:
+    """Evidence of a few hundred of the estimator's worlds."""
+    name = type(estimator).__name__
+    sampler = ExactSampler(enumeration, next(iter(all_groups(enumeration, estimator.group_size, chunk=300))))
+    evidence = estimator.collect(sampler)
+    if not isinstance(evidence, Evidence):
+        raise EstimatorError(f"{name}.collect returned {type(evidence).__name__}; return an llm_mdp.evidence.Evidence.")
+    if not isinstance(evidence.rollouts, TreeRollouts):
+        raise EstimatorError(f"{name}.collect made its own rollouts; pass on what sampler.rollouts(group_size) returned.")
+    return evidence, tuple(sampler.weight.shape)
+
+
+def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
+    name, shape = type(estimator).__name__, tuple(evidence.rollouts.mask.shape)
+    if type(estimator).loss is not Estimator.loss:
+        return
+    advantage = estimator.advantages(evidence)
+    if not isinstance(advantage, Tensor):
+        raise EstimatorError(f"{name}.advantages returned {type(advantage).__name__}; return a tensor of shape (..., B, T).")
+    if not advantage.is_floating_point():
+        raise EstimatorError(f"{name}.advantages returned dtype {advantage.dtype}; return floating-point numbers.")
+    try:
+        fits = torch.broadcast_shapes(tuple(advantage.shape), shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits or (advantage.dim() == len(shape) - 1 and shape[-1] != 1):
+        raise EstimatorError(
+            f"{name}.advantages has shape {tuple(advantage.shape)}, but tokens have shape (worlds, B, T) = {shape}; "
+            "one weight a response must end in a dimension of 1: add [..., None]."
+        )
+    at_tokens = torch.where(evidence.rollouts.mask, advantage, 0.0)
+    if not torch.isfinite(at_tokens).all():
+        raise EstimatorError(f"{name}.advantages holds {at_tokens[~torch.isfinite(at_tokens)][0].item()}; look for a division by a zero std, length or count.")
+    if advantage.requires_grad:
+        raise EstimatorError(f"{name}.advantages carries a gradient; advantages are constants, use .detach().")
+
+
+def _check_worlds(estimator: Estimator, evidence: Evidence, weights: Tensor, enumeration: Enumeration) -> None:
+    """Each world alone must give what it gives among the others."""
+    for world in range(0, len(weights), max(1, len(weights) // 10)):
+        alone = take_world(evidence, world)
+        rollouts = evidence.rollouts
+        assert isinstance(rollouts, TreeRollouts)
+        logp = enumeration.leaf_logp()[rollouts.which_prompt[world], rollouts.leaf[world]].clone().requires_grad_()
+        loss = estimator.loss(logp, alone)
+        gradient = -torch.autograd.grad(loss.sum(), logp)[0] if loss.dim() == 0 else torch.full_like(logp, torch.nan)
+        if not torch.allclose(torch.where(alone.rollouts.mask, gradient, 0.0), weights[world], rtol=1e-9, atol=1e-12):
+            raise EstimatorError(
+                f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so reduce over the last ones "
+                "only, e.g. response_reward.mean(-1, keepdim=True) instead of response_reward.mean()."
+            )
+
+
+def _check_padding(estimator: Estimator, evidence: Evidence, weights: Tensor) -> None:
+    """Two more columns of padding must change nothing."""
+    if isinstance(evidence.branches, TreeBranches) or getattr(estimator, "reduction", "sum") == "constant":
+        return
+    rollouts = evidence.rollouts
+    wider = replace(rollouts, tokens=pad(rollouts.tokens, (0, 2), value=PAD), mask=pad(rollouts.mask, (0, 2)), logp=pad(rollouts.logp, (0, 2)))
+    names = ("token_reward", "value", "reference_logp")
+    optional = {name: pad(part, (0, 2)) for name in names if (part := getattr(evidence, name)) is not None}
+    padded = replace(evidence, rollouts=wider, **optional)
+    logp = wider.logp.clone().requires_grad_()
+    gradient = -torch.autograd.grad(estimator.loss(logp, padded).sum(), logp)[0]
+    logp_before = rollouts.logp.clone().requires_grad_()
+    before = -torch.autograd.grad(estimator.loss(logp_before, evidence).sum(), logp_before)[0]
+    mask = rollouts.mask
+    if not torch.allclose(torch.where(mask, gradient[..., :-2], 0.0), torch.where(mask, before, 0.0), rtol=1e-9, atol=1e-12):
+        raise EstimatorError(
+            f"{type(estimator).__name__} depends on padding: its weights change when the batch is padded to a longer width; "
+            "count policy tokens with rollouts.mask, not with the width of a tensor."
+        )
+
+
+def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
+    """Raise PolicyError, in one sentence, if a policy cannot be verified on a token MDP or trained on it."""
+    name = type(policy).__name__
+    if not isinstance(policy, nn.Module) or not list(policy.parameters()):
+        raise PolicyError(f"{name} is not a torch.nn.Module with parameters; there is nothing to take a gradient by.")
+    for method in ("logits", "sample"):
+        if not callable(getattr(policy, method, None)):
+            raise PolicyError(f"{name} has no method `{method}`; subclass llm_mdp.policies.PolicyModule, which brings `sample`.")
+    generator = torch.Generator().manual_seed(seed)
+    prompt = mdp.prompt_tokens
+    drawn = policy.sample(prompt, 8, eos=mdp.eos, horizon=mdp.horizon, generator=generator)
+    rows = prompt.repeat_interleave(8, dim=0)
+    logits = policy.logits(rows, drawn.tokens)
+    expected = (*drawn.tokens.shape, mdp.vocab_size)
+    if tuple(logits.shape) != expected:
+        raise PolicyError(f"{name}.logits has shape {tuple(logits.shape)}; for tokens of shape {tuple(drawn.tokens.shape)} it must be {expected}.")
+    alive = drawn.mask
+    if not torch.isfinite(logits[alive].logsumexp(-1)).all():
+        raise PolicyError(f"{name}.logits holds numbers that are not finite; every state needs at least one possible token.")
+    if not logits.requires_grad:
+        raise PolicyError(f"{name}.logits has no gradient; do not detach, and do not compute it under torch.no_grad().")
+    for step in range(mdp.horizon):
+        changed = drawn.tokens.clone()
+        changed[:, step:] = mdp.tree.continuing[-1]
+        moved = policy.logits(rows, changed)[:, step] - logits[:, step]
+        if float(moved[alive[:, step]].abs().max() if alive[:, step].any() else 0) > 1e-6:
+            raise PolicyError(f"{name}.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step {step} sees later tokens.")
+    scored = logp_of(policy, rows, drawn.tokens, drawn.mask)
+    if not torch.allclose(scored.to(drawn.logp.dtype), drawn.logp, atol=1e-5):
+        raise PolicyError(f"{name}.sample reports log-probabilities that differ from those of its logits; score what was sampled.")
+    again = policy.sample(prompt, 8, eos=mdp.eos, horizon=mdp.horizon, generator=torch.Generator().manual_seed(seed))
+    if not torch.equal(again.tokens, drawn.tokens):
+        raise PolicyError(f"{name}.sample gives other responses for the same seed; use the generator it is given and no other.")
+    ended = torch.zeros(len(rows), dtype=torch.bool)
+    for step in range(mdp.horizon):
+        if bool((drawn.mask[:, step] & ended).any()) or bool((~drawn.mask[:, step] & ~ended).any()):
+            raise PolicyError(f"{name}.sample has a wrong mask at step {step}: True up to the end token, it included, and False after it.")
+        ended = ended | (drawn.tokens[:, step] == (PAD if mdp.eos is None else mdp.eos))

@@ -1,0 +1,283 @@
+"""`llm-mdp`: the command line. The composition root: the only place that may import agents, and only when they are asked for."""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from llm_mdp.claims import Claim
+    from llm_mdp.instances import Instance
+
+PolicyKind = Literal["tabular", "ngram", "transformer"]
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check which estimators of the policy gradient are unbiased, merely proportional, or biased, and why.
+
+    Without options: every claim of the ledger on several random token MDPs and policies. With --instance, or any of --vocab,
+    --horizon, --gamma: on that one.
+    """
+
+    claims: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ID | FILE.py:CLASS | MODULE:CLASS ...]")] = ()
+    """Ids of claims (default: all), or estimators of your own."""
+    instance: Path | None = None
+    """Read the token MDP, policy, reference and critic from this JSON file."""
+    vocab: int | None = None
+    """V, number of tokens of a random instance."""
+    horizon: int | None = None
+    """T, longest response of a random instance."""
+    gamma: float | None = None
+    """Discount in (0, 1] of a random instance."""
+    seed: int = 0
+    """Of random instances and of samples."""
+    group_size: int = 3
+    """K, responses to a prompt, of the group estimators."""
+    beta: float = 0.7
+    """β of DPO, RTO and PRIME."""
+    policy: PolicyKind | None = None
+    """Kind of policy (default: the instance's table; in the run over several instances, all three kinds)."""
+    sampled: int | None = None
+    """Draw this many responses for every claim instead of enumerating all."""
+    quick: bool = False
+    """One instance instead of several."""
+    json: Path | None = None
+    """Write all results to this file."""
+    save_instance: Path | None = None
+    """Write the instance in use to this file."""
+    html: Path | None = None
+    """Write a self-contained page to this file."""
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be done; the message says what to write instead."""
+
+
+def main() -> None:
+    """Entry point of the `llm-mdp` command."""
+    command = tyro.extras.subcommand_cli_from_dict({"verify": Verify, "version": Version}, prog="llm-mdp")
+    try:
+        status = verify(command) if isinstance(command, Verify) else version()
+    except (ValueError, OSError) as error:
+        print(f"llm-mdp: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+@dataclass(frozen=True)
+class Version:
+    """Print the versions in use."""
+
+
+def version() -> int:
+    import numpy
+    import torch
+
+    import llm_mdp
+
+    print(f"llm-mdp {llm_mdp.__version__}, torch {torch.__version__}, numpy {numpy.__version__}, Python {sys.version.split()[0]}")
+    return 0
+
+
+def verify(command: Verify) -> int:
+    """Run `llm-mdp verify`; the exit status is 1 if any verdict differs from the expected one."""
+    from rich.console import Console
+
+    from llm_mdp.ledger import exit_status, run_ledger
+    from llm_mdp.problem import Problem
+    from llm_mdp.report.page import render_page
+    from llm_mdp.report.terminal import print_report, progress
+
+    for path in (command.json, command.save_instance, command.html):
+        check_writable(path)
+    claims = find_claims(command.claims)
+    instances = find_instances(command)
+    if command.save_instance and len(instances) > 1:
+        raise UsageError("--save-instance writes one instance, but this run has several; choose one with --vocab, --horizon, --gamma or --quick.")
+    problems = [Problem(instance, command.group_size, command.beta) for instance in instances]
+    confidence = 1 - 0.01 / (len(claims) * len(problems))
+
+    runs: list[dict[str, Any]] = []
+    with progress(Console(stderr=True)) as update:
+        done, total = 0, len(claims) * len(problems)
+        for problem in problems:
+
+            def step(claim: str, name: str = problem.instance.name) -> None:
+                nonlocal done
+                done += 1
+                update(done, total, f"{name} {claim}")
+
+            update(done, total, problem.instance.name)
+            run = run_ledger(problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=step)
+            runs.append(run | {"command": command_line()})
+    document = runs[0] if len(runs) == 1 else {"instances": runs}
+
+    if command.save_instance:
+        from llm_mdp.instances import write_instance
+
+        write_instance(instances[0], command.save_instance)
+    if command.json:
+        write_text(command.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if command.html:
+        write_text(command.html, render_page(document))
+    print_report(document, Console())
+    return exit_status(document)
+
+
+def find_claims(names: Sequence[str]) -> tuple["Claim", ...]:
+    """The claims with these ids, and the users' own estimators as claims of "unbiased"."""
+    from difflib import get_close_matches
+
+    from llm_mdp.claims import CLAIMS
+
+    known = {claim.id: claim for claim in CLAIMS}
+    found = []
+    for name in names:
+        if name in known:
+            found.append(known[name])
+        elif ":" in name:
+            found.append(own_claim(name))
+        else:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "an estimator of your own is written FILE.py:CLASS."
+            raise UsageError(f"there is no claim {name!r}; {hint}")
+    if len({claim.id for claim in found}) < len(found):
+        raise UsageError("the same claim is named twice; name each once.")
+    return tuple(found) or CLAIMS
+
+
+def own_claim(name: str) -> "Claim":
+    """A user's estimator, FILE.py:CLASS or MODULE:CLASS, as the claim that it is unbiased (or what its `expected` says)."""
+    from llm_mdp.check import check_estimator
+    from llm_mdp.claims import Claim, always
+
+    place, _, attribute = name.rpartition(":")
+    module = load_module(place)
+    if not hasattr(module, attribute):
+        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__)
+        raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(classes) or 'no class'}.")
+    kind = getattr(module, attribute)
+    try:
+        estimator = kind() if isinstance(kind, type) else kind
+    except TypeError as error:
+        raise UsageError(f"{name} could not be made without arguments: {error}") from error
+    check_estimator(estimator)
+    statement = " ".join((type(estimator).__doc__ or "").strip().split("\n\n")[0].split())
+    return Claim(
+        attribute, "yours", "" if statement.startswith(f"{attribute}(") else statement, name,
+        always(getattr(estimator, "expected", "unbiased")), "your estimator", lambda problem: estimator,
+    )  # fmt: skip
+
+
+def load_module(place: str) -> Any:
+    """Import FILE.py or a module by its name."""
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"module {place!r} cannot be imported ({error}); a file is written FILE.py:CLASS.") from error
+    path = Path(place)
+    if not path.is_file():
+        raise UsageError(f"there is no file {place}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"{place} cannot be read as Python: {error}") from error
+    return module
+
+
+def find_instances(command: Verify) -> list["Instance"]:
+    """The instances that a command line asks for."""
+    from llm_mdp.instances import random_instance, read_instance
+
+    shape = (command.vocab, command.horizon, command.gamma)
+    if command.instance is not None:
+        if any(number is not None for number in shape):
+            raise UsageError("--instance already says --vocab, --horizon and --gamma; leave them out.")
+        return [with_policy(read_instance(command.instance), command.policy or "tabular", command.seed)]
+    if any(number is not None for number in shape):
+        vocab, horizon, gamma = (default if number is None else number for number, default in zip(shape, (3, 3, 1.0)))
+        instance = random_instance(int(vocab), int(horizon), gamma=gamma, seed=command.seed)
+        return [with_policy(instance, command.policy or "tabular", command.seed)]
+    chosen = DEFAULT_INSTANCES[:1] if command.quick else DEFAULT_INSTANCES
+    return [
+        with_policy(random_instance(**options, seed=command.seed + number), command.policy or kind, command.seed)
+        for number, (kind, options) in enumerate(chosen)
+    ]
+
+
+DEFAULT_INSTANCES: list[tuple[PolicyKind, dict[str, Any]]] = [
+    ("tabular", {"vocab_size": 3, "horizon": 4, "gamma": 0.9}),
+    ("tabular", {"vocab_size": 3, "horizon": 3}),
+    ("tabular", {"vocab_size": 2, "horizon": 4, "eos": 1, "gamma": 0.7}),
+    ("tabular", {"vocab_size": 4, "horizon": 3, "eos": 2, "n_prompts": 2}),
+    ("ngram", {"vocab_size": 3, "horizon": 4, "n_prompts": 2}),
+    ("transformer", {"vocab_size": 3, "horizon": 4, "gamma": 0.9, "n_prompts": 2}),
+]
+"""Short and long, discounted and not, the end token at every place, one prompt and two, every kind of policy."""
+
+
+def with_policy(instance: "Instance", kind: PolicyKind, seed: int) -> "Instance":
+    """The instance with a policy of this kind, named for reports."""
+    import torch
+
+    from llm_mdp.policies import NgramPolicy
+
+    mdp = instance.mdp
+    prompts = f" {len(mdp.prompts)} prompts" if len(mdp.prompts) > 1 else ""
+    name = f"V={mdp.vocab_size} T={mdp.horizon} γ={mdp.gamma:g}{prompts}"
+    if kind == "ngram":
+        policy = NgramPolicy.random(mdp.vocab_size, 1, torch.Generator().manual_seed(seed))
+        return replace(instance, policy=policy, name=f"{name} n-gram")
+    if kind == "transformer":
+        from llm_mdp_agents.lm import tiny_transformer
+
+        policy = tiny_transformer(mdp.vocab_size, mdp.prompt_tokens.shape[1] + mdp.horizon, seed)
+        return replace(instance, policy=policy, name=f"{name} transformer")
+    return replace(instance, name=name)
+
+
+def command_line() -> str:
+    """The command as typed."""
+    import shlex
+
+    return shlex.join(["llm-mdp", *sys.argv[1:]])
+
+
+def check_writable(path: Path | None) -> None:
+    """Raise UsageError before any work starts if a result could not be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {path.absolute().parent}; make it first.")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written; choose another place.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+if __name__ == "__main__":
+    main()
