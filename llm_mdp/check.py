@@ -90,7 +90,9 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
         )
     at_tokens = torch.where(evidence.rollouts.mask, advantage, 0.0)
     if not torch.isfinite(at_tokens).all():
-        raise EstimatorError(f"{name}.advantages holds {at_tokens[~torch.isfinite(at_tokens)][0].item()}; look for a division by a zero std, length or count.")
+        raise EstimatorError(
+            f"{name}.advantages holds {at_tokens[~torch.isfinite(at_tokens)][0].item()}; look for a division by a zero std or length."
+        )
     if advantage.requires_grad:
         raise EstimatorError(f"{name}.advantages carries a gradient; advantages are constants, use .detach().")
 
@@ -106,8 +108,8 @@ def _check_worlds(estimator: Estimator, evidence: Evidence, weights: Tensor, enu
         gradient = -torch.autograd.grad(loss.sum(), logp)[0] if loss.dim() == 0 else torch.full_like(logp, torch.nan)
         if not torch.allclose(torch.where(alone.rollouts.mask, gradient, 0.0), weights[world], rtol=1e-9, atol=1e-12):
             raise EstimatorError(
-                f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so reduce over the last ones "
-                "only, e.g. response_reward.mean(-1, keepdim=True) instead of response_reward.mean()."
+                f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so reduce over "
+                "the last ones only, e.g. response_reward.mean(-1, keepdim=True) instead of response_reward.mean()."
             )
 
 
@@ -116,7 +118,12 @@ def _check_padding(estimator: Estimator, evidence: Evidence, weights: Tensor) ->
     if isinstance(evidence.branches, TreeBranches) or getattr(estimator, "reduction", "sum") == "constant":
         return
     rollouts = evidence.rollouts
-    wider = replace(rollouts, tokens=pad(rollouts.tokens, (0, 2), value=PAD), mask=pad(rollouts.mask, (0, 2)), logp=pad(rollouts.logp, (0, 2)))
+    wider = replace(
+        rollouts,
+        tokens=pad(rollouts.tokens, (0, 2), value=PAD),
+        mask=pad(rollouts.mask, (0, 2)),
+        logp=pad(rollouts.logp, (0, 2)),
+    )
     names = ("token_reward", "value", "reference_logp")
     optional = {name: pad(part, (0, 2)) for name in names if (part := getattr(evidence, name)) is not None}
     padded = replace(evidence, rollouts=wider, **optional)
@@ -147,7 +154,9 @@ def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
     logits = policy.logits(rows, drawn.tokens)
     expected = (*drawn.tokens.shape, mdp.vocab_size)
     if tuple(logits.shape) != expected:
-        raise PolicyError(f"{name}.logits has shape {tuple(logits.shape)}; for tokens of shape {tuple(drawn.tokens.shape)} it must be {expected}.")
+        raise PolicyError(
+            f"{name}.logits has shape {tuple(logits.shape)}; for tokens of shape {tuple(drawn.tokens.shape)} it must be {expected}."
+        )
     alive = drawn.mask
     if not torch.isfinite(logits[alive].logsumexp(-1)).all():
         raise PolicyError(f"{name}.logits holds numbers that are not finite; every state needs at least one possible token.")
@@ -158,7 +167,9 @@ def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
         changed[:, step:] = mdp.tree.continuing[-1]
         moved = policy.logits(rows, changed)[:, step] - logits[:, step]
         if float(moved[alive[:, step]].abs().max() if alive[:, step].any() else 0) > 1e-6:
-            raise PolicyError(f"{name}.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step {step} sees later tokens.")
+            raise PolicyError(
+                f"{name}.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step {step} sees later tokens."
+            )
     scored = logp_of(policy, rows, drawn.tokens, drawn.mask)
     if not torch.allclose(scored.to(drawn.logp.dtype), drawn.logp, atol=1e-5):
         raise PolicyError(f"{name}.sample reports log-probabilities that differ from those of its logits; score what was sampled.")

@@ -104,23 +104,18 @@ def verify(command: Verify) -> int:
     claims = find_claims(command.claims)
     instances = find_instances(command)
     if command.save_instance and len(instances) > 1:
-        raise UsageError("--save-instance writes one instance, but this run has several; choose one with --vocab, --horizon, --gamma or --quick.")
+        raise UsageError(
+            "--save-instance writes one instance, but this run has several; choose one with --vocab, --horizon, --gamma or --quick."
+        )
     problems = [Problem(instance, command.group_size, command.beta) for instance in instances]
     confidence = 1 - 0.01 / (len(claims) * len(problems))
 
-    runs: list[dict[str, Any]] = []
-    with progress(Console(stderr=True)) as update:
-        done, total = 0, len(claims) * len(problems)
-        for problem in problems:
-
-            def step(claim: str, name: str = problem.instance.name) -> None:
-                nonlocal done
-                done += 1
-                update(done, total, f"{name} {claim}")
-
-            update(done, total, problem.instance.name)
-            run = run_ledger(problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=step)
-            runs.append(run | {"command": command_line()})
+    with progress(Console(stderr=True), len(claims) * len(problems)) as done:
+        runs = [
+            run_ledger(problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=done)
+            | {"command": command_line()}
+            for problem in problems
+        ]
     document = runs[0] if len(runs) == 1 else {"instances": runs}
 
     if command.save_instance:

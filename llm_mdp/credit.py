@@ -28,7 +28,10 @@ def prefix_difference(
 
 
 def attention_shares(
-    response_reward: Float[Tensor, "*worlds B"], attention: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], beta: float = 1.0
+    response_reward: Float[Tensor, "*worlds B"],
+    attention: Float[Tensor, "*worlds B T"],
+    mask: Bool[Tensor, "*worlds B T"],
+    beta: float = 1.0,
 ) -> Float[Tensor, "*worlds B T"]:
     """rₜ = β aₜ RM(W), plus (1 - β) RM(W) on the last token (ABC, Eq. 42; Chan et al. 2024); aₜ renormalised to sum to 1.
 
@@ -40,7 +43,10 @@ def attention_shares(
 
 
 def implicit(
-    logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], beta: float
+    logp: Float[Tensor, "*worlds B T"],
+    reference_logp: Float[Tensor, "*worlds B T"],
+    mask: Bool[Tensor, "*worlds B T"],
+    beta: float,
 ) -> Float[Tensor, "*worlds B T"]:
     """rₜ = β log(π_model / π_ref) of a model trained on preferences (RTO) or outcomes (PRIME, Eq. 44). Claim: `rto`."""
     return torch.where(mask, beta * (logp - reference_logp), 0.0)

@@ -37,6 +37,8 @@ class Enumeration:
         TooLarge: more than MAX_LEAVES responses.
     """
 
+    edge: Int[Tensor, "P N T"]
+
     def __init__(self, mdp: TokenMDP, policy: Policy):
         tree = mdp.tree
         if tree.n_leaves * len(mdp.prompts) > MAX_LEAVES:
@@ -53,7 +55,7 @@ class Enumeration:
             self.logits = [level.detach() for level in node_logits(policy, mdp)]
         self.node = tree.node_index(self.tokens)
         edge = torch.where(self.mask, self.node * tree.vocab_size + self.tokens, 0)
-        self.edge: Int[Tensor, "P N T"] = edge + torch.arange(self.n_prompts)[:, None, None] * (tree.n_nodes * tree.vocab_size)
+        self.edge = edge + torch.arange(self.n_prompts)[:, None, None] * (tree.n_nodes * tree.vocab_size)
         self.first_leaf = tree.first_leaf(self.tokens)
 
     @property
@@ -120,7 +122,10 @@ class Enumeration:
             TooLarge: more than MAX_EDGES edges.
         """
         if self.n_edges > MAX_EDGES:
-            raise TooLarge(f"{self.n_edges:,} (prefix, token) pairs are too many for the score matrix (at most {MAX_EDGES:,}); take a smaller instance.")
+            raise TooLarge(
+                f"{self.n_edges:,} (prefix, token) pairs are too many for the score matrix (at most {MAX_EDGES:,}); "
+                "take a smaller instance."
+            )
         return scores_of(self.policy, self.mdp)
 
     @cached_property
@@ -208,20 +213,18 @@ class WorldSampler:
     def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "W B T1"]:
         return self._lookup(self.enumeration._per_leaf(critic), rollouts)
 
-    def branches(
-        self, rollouts: Rollouts, boundary: Bool[Tensor, "W B T"], samples: int = 1, greedy: bool = False
-    ) -> Branches:
+    def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "W B T"], samples: int = 1, greedy: bool = False) -> Branches:
         drawn = boundary & rollouts.mask
         row, step = drawn.any(0).nonzero(as_tuple=True)
+        assert isinstance(rollouts, TreeRollouts)
         if greedy:
             reached = self._lookup(self.enumeration.greedy_leaf, rollouts)[..., row, step]
-            assert isinstance(rollouts, TreeRollouts)
             reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
             return Branches(row, step, torch.where(drawn[..., row, step], reward, 0.0), greedy=True)
         row, step = row.repeat_interleave(samples), step.repeat_interleave(samples)
         return self._branches(rollouts, row, step, drawn[..., row, step])
 
-    def _branches(self, rollouts: Rollouts, row: Tensor, step: Tensor, drawn: Tensor) -> Branches:
+    def _branches(self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor) -> Branches:
         raise NotImplementedError
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, "W P"]) -> Evidence:

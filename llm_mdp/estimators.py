@@ -7,7 +7,6 @@ evidence may carry a leading dimension of worlds.
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +25,7 @@ from llm_mdp.sampling import Sampler
 class Estimator:
     """A policy-gradient estimator; subclass it and write `advantages` to bring your own.
 
-        g = (1/K) Σₖ Σₜ Aₖₜ ∇log π(wₖₜ | W₀,ₜ₋₁)             (with the defaults: no clipping, reduction "sum")
+    g = (1/K) Σₖ Σₜ Aₖₜ ∇log π(wₖₜ | W₀,ₜ₋₁)             (with the defaults: no clipping, reduction "sum")
     """
 
     group_size: int = 1
@@ -316,9 +315,7 @@ class PRIME(Estimator):
         if self.process_model is None or self.reference is None:
             raise ValueError("PRIME needs its process reward model and its reference; give `process_model=` and `reference=`.")
         rollouts = sampler.rollouts(self.group_size)
-        q = credit.implicit(
-            sampler.logp(self.process_model, rollouts), sampler.logp(self.reference, rollouts), rollouts.mask, self.beta
-        )
+        q = credit.implicit(sampler.logp(self.process_model, rollouts), sampler.logp(self.reference, rollouts), rollouts.mask, self.beta)
         return Evidence(rollouts, sampler.response_reward(rollouts), token_reward=q)
 
     def advantages(self, evidence):

@@ -84,9 +84,7 @@ def _level_logits(policy: Policy, mdp: TokenMDP, level: int) -> Float[Tensor, "P
 
 
 @torch.no_grad()
-def tree_values(
-    mdp: TokenMDP, logits_levels: list[Float[Tensor, "P V N"]], reward_levels: list[Float[Tensor, "P V N"]]
-) -> TreeValues:
+def tree_values(mdp: TokenMDP, logits_levels: list[Float[Tensor, "P V N"]], reward_levels: list[Float[Tensor, "P V N"]]) -> TreeValues:
     """Values, reach probabilities and variances of the whole tree.
 
     The variance comes from the law of total variance, a sum of non-negative terms, never from E[RM²] - E[RM]²:
@@ -232,9 +230,7 @@ def tree_gradient(
     return finite(J), [torch.from_numpy(grad) for grad in grads]
 
 
-def _prompt_gradient(
-    mdp: TokenMDP, logits: list[np.ndarray], rewards: list[np.ndarray], grads: list[np.ndarray], weight: float
-) -> float:
+def _prompt_gradient(mdp: TokenMDP, logits: list[np.ndarray], rewards: list[np.ndarray], grads: list[np.ndarray], weight: float) -> float:
     """V(prompt) of one prompt, levels (V, nˡ); fills `grads`, which keeps π of the short levels until their turn comes."""
     eos = mdp.vocab_size if mdp.eos is None else mdp.eos
     last, discount = mdp.horizon - 1, mdp.discount.tolist()

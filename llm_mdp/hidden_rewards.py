@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from llm_mdp.tree import PAD, PrefixTree, context, context_code, gather_levels, prompt_index
 
@@ -69,11 +70,15 @@ class TableReward(HiddenReward):
 class MarkovReward(HiddenReward):
     """A reward that depends on the last `order` tokens, the present token, the step, and whether the response ends here."""
 
-    order: int = 0
+    order: int = 0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @abstractmethod
     def local(
-        self, window: Int[Tensor, "*batch order"], token: Int[Tensor, "*batch"], step: Int[Tensor, "*batch"], last: Bool[Tensor, "*batch"]
+        self,
+        window: Int[Tensor, "*batch order"],
+        token: Int[Tensor, "*batch"],
+        step: Int[Tensor, "*batch"],
+        last: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch"]:
         """Reward of one token. `window` has PAD before the beginning; `step` counts from 0; `last`: the response ends here."""
 
@@ -81,6 +86,17 @@ class MarkovReward(HiddenReward):
         window = context(prompt, tokens, self.order)
         step = torch.arange(tokens.shape[-1]).expand(tokens.shape)
         return torch.where(mask, self.local(window, tokens.clamp(min=0), step, last_token(mask)), 0.0)
+
+    def levels(self, tree, prompts):
+        token = torch.arange(tree.vocab_size)[:, None]
+        tables = []
+        for level, size in enumerate(tree.level_sizes):
+            shape = (len(prompts), tree.vocab_size, size)
+            before = pad(tree.level_prefixes(level), (0, 1)).expand(len(prompts), -1, -1)
+            window = context(prompts[:, None], before, self.order)[:, None, :, -1].expand(*shape, self.order)
+            last = (token == (PAD if tree.eos is None else tree.eos)) | (level == tree.horizon - 1)
+            tables.append(self.local(window, token.expand(shape), torch.full(shape, level), last.expand(shape)))
+        return tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +110,13 @@ class NgramReward(MarkovReward):
     def random(vocab_size: int, order: int, generator: torch.Generator, scale: float = 1.0) -> "NgramReward":
         shape = ((vocab_size + 1) ** order, vocab_size)
         return NgramReward(scale * torch.randn(shape, generator=generator, dtype=torch.float64), order)
+
+    def __post_init__(self) -> None:
+        contexts = (self.table.shape[1] + 1) ** self.order
+        if len(self.table) != contexts:
+            raise ValueError(
+                f"table has {len(self.table)} rows; order {self.order} over {self.table.shape[1]} tokens has {contexts} contexts."
+            )
 
     def local(self, window, token, step, last):
         return self.table[context_code(window, self.table.shape[1]), token]
@@ -152,11 +175,15 @@ class SparseReward(HiddenReward):
 
     rewards: Mapping[tuple[int, ...], float]
 
+    def __post_init__(self) -> None:
+        if () in self.rewards:
+            raise ValueError("SparseReward rewards the empty response; a reward belongs to a token, so name at least one.")
+
     def __call__(self, prompt, tokens, mask):
         reward = torch.zeros(tokens.shape, dtype=torch.float64)
         for prefix, value in self.rewards.items():
-            if not 0 < len(prefix) <= tokens.shape[-1]:
-                raise ValueError(f"SparseReward rewards {prefix!r}, but responses have 1 … {tokens.shape[-1]} tokens.")
+            if len(prefix) > tokens.shape[-1]:
+                continue
             reached = (tokens[..., : len(prefix)] == torch.tensor(prefix)).all(-1)
             reward[..., len(prefix) - 1] += value * reached
         return torch.where(mask, reward, 0.0)
@@ -192,6 +219,9 @@ class ScaledReward(HiddenReward):
     def __call__(self, prompt, tokens, mask):
         return self.factor * self.part(prompt, tokens, mask)
 
+    def levels(self, tree, prompts):
+        return [self.factor * level for level in self.part.levels(tree, prompts)]
+
     def local(self, window, token, step, last):
         return self.factor * _markov(self.part).local(window, token, step, last)
 
@@ -209,6 +239,9 @@ class SumReward(HiddenReward):
 
     def __call__(self, prompt, tokens, mask):
         return torch.stack([part(prompt, tokens, mask) for part in self.parts]).sum(0)
+
+    def levels(self, tree, prompts):
+        return [torch.stack(parts).sum(0) for parts in zip(*(part.levels(tree, prompts) for part in self.parts))]
 
     def local(self, window, token, step, last):
         parts = [_markov(part) for part in self.parts]

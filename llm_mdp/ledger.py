@@ -8,15 +8,13 @@ from llm_mdp.claims import CLAIMS, Claim
 from llm_mdp.enumeration import Enumeration, TooLarge
 from llm_mdp.instances import flatten, instance_to_dict
 from llm_mdp.optimum import dpo_minimiser
-from llm_mdp.policies import NgramPolicy, TabularPolicy
+from llm_mdp.policies import TabularPolicy
 from llm_mdp.problem import Problem
 from llm_mdp.sampled import sampled_certificate
 from llm_mdp.verify import Certificate, exact_certificate
 
 HOLDS = 1e-6
 """Largest difference of log-probabilities at which two optima are the same."""
-
-POLICY_NAMES: dict[type, str] = {TabularPolicy: "tabular", NgramPolicy: "n-gram"}
 
 
 def run_ledger(
@@ -53,7 +51,7 @@ def run_ledger(
         progress(claim.id)
     return {
         "name": instance.name,
-        "policy": POLICY_NAMES.get(type(instance.policy), type(instance.policy).__name__),
+        "policy": getattr(instance.policy, "kind", type(instance.policy).__name__),
         "mode": "exact" if sampled is None else "sampled",
         "group_size": problem.group_size,
         "beta": problem.beta,

@@ -102,7 +102,7 @@ def check_prompts(prompts: tuple[Prompt, ...], vocab_size: int) -> None:
         for token in prompt.tokens:
             if not _whole(token) or not 0 <= token < vocab_size:
                 raise ValueError(f"prompts[{number}] holds the token {token!r}, outside the vocabulary 0 … {vocab_size - 1}.")
-        if not isinstance(prompt.probability, int | float) or not 0 < prompt.probability <= 1:
+        if not isinstance(prompt.probability, int | float) or isinstance(prompt.probability, bool) or not 0 < prompt.probability <= 1:
             raise ValueError(f"prompts[{number}] has probability {prompt.probability!r}; it must be in (0, 1].")
     if len({prompt.tokens for prompt in prompts}) < len(prompts):
         raise ValueError("two prompts have the same tokens; merge them into one and add their probabilities.")

@@ -12,7 +12,10 @@ KL = Literal["k1", "k2", "k3"]
 
 
 def reduce(
-    per_token: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], reduction: Reduction = "sum", constant: int | None = None
+    per_token: Float[Tensor, "*worlds B T"],
+    mask: Bool[Tensor, "*worlds B T"],
+    reduction: Reduction = "sum",
+    constant: int | None = None,
 ) -> Float[Tensor, "*worlds"]:
     """From tokens to one number. Rows whose advantage is zero count in every denominator.
 
@@ -66,9 +69,7 @@ def clipped_surrogate(
     return -reduce(torch.minimum(ratio * advantage, clipped * advantage), mask, reduction, constant)
 
 
-def kl_estimate(
-    logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor, "*worlds B T"], kind: KL
-) -> Float[Tensor, "*worlds B T"]:
+def kl_estimate(logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor, "*worlds B T"], kind: KL) -> Float[Tensor, "*worlds B T"]:
     """Estimates of KL(π ‖ ref) from a sampled token (Schulman, "Approximating KL divergence"), x = log π/ref:
 
     k1 = x,   k2 = x² / 2,   k3 = e⁻ˣ - 1 + x.
@@ -86,7 +87,9 @@ def kl_estimate(
     raise ValueError(f'kind is {kind!r}; choose "k1", "k2" or "k3".')
 
 
-def dpo_loss(chosen_log_ratio: Float[Tensor, "*pairs"], rejected_log_ratio: Float[Tensor, "*pairs"], beta: float) -> Float[Tensor, "*pairs"]:
+def dpo_loss(
+    chosen_log_ratio: Float[Tensor, "*pairs"], rejected_log_ratio: Float[Tensor, "*pairs"], beta: float
+) -> Float[Tensor, "*pairs"]:
     """-log σ(β log π(y_w)/ref(y_w) - β log π(y_l)/ref(y_l)), one number a pair (DPO, the paper's Eq. 40). Claim: `dpo-optimum`."""
     return -logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
 

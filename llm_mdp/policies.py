@@ -31,12 +31,17 @@ class Policy(Protocol):
         temperature: float = 1.0,
         prefix: Int[Tensor, "P t"] | None = None,
     ) -> Rollouts:
-        """Draw n responses a prompt, rows of one prompt adjacent; with `prefix`, responses that begin with it."""
+        """Draw n responses a prompt, rows of one prompt adjacent; with `prefix`, responses that begin with it (logp 0 there: those
+        tokens were given, not drawn)."""
         ...
 
 
 def logp_of(
-    policy: Policy, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"], temperature: float = 1.0
+    policy: Policy,
+    prompt: Int[Tensor, "*batch L"],
+    tokens: Int[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"],
+    temperature: float = 1.0,
 ) -> Float[Tensor, "*batch T"]:
     """log π(wₜ | W₀,ₜ₋₁) of given tokens, 0 where mask is False. The temperature divides the logits, as it does when sampling."""
     logp = (policy.logits(prompt, tokens) / temperature).log_softmax(-1)
@@ -47,13 +52,15 @@ class PolicyModule(nn.Module):
     """Base of the policies in this package: token-by-token sampling from `logits`. Override `sample` where there is a faster way."""
 
     vocab_size: int
+    kind: str = "own"
+    """For reports."""
 
     def logits(self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"]) -> Float[Tensor, "*batch T V"]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `logits`.")
 
     @torch.no_grad()
     def sample(self, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None):
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"temperature is {temperature!r}; it must be above 0 (branches take greedy=True instead of 0).")
         prompt = prompt.repeat_interleave(n, dim=0)
         tokens = torch.full((len(prompt), horizon), PAD)
@@ -61,7 +68,7 @@ class PolicyModule(nn.Module):
         if prefix is not None:
             tokens[:, :start] = prefix.repeat_interleave(n, dim=0)
         logp = torch.zeros(tokens.shape, dtype=torch.float64)
-        alive = torch.ones(len(prompt), dtype=torch.bool)
+        alive = ((tokens[:, :start] != PAD) & (tokens[:, :start] != (PAD if eos is None else eos))).all(-1)
         for step in range(start, horizon):
             step_logp = (self.logits(prompt, tokens[:, : step + 1])[:, step] / temperature).log_softmax(-1)
             token = torch.multinomial(step_logp.exp(), 1, generator=generator)
@@ -85,6 +92,8 @@ class TabularPolicy(PolicyModule):
     Parameters `levels[l]`: (P, V, nˡ), float64; prefixes on the last axis in the order of `PrefixTree.prefix_index`.
     """
 
+    kind = "tabular"
+
     def __init__(self, tree: PrefixTree, prompts: Int[Tensor, "P L"], levels: list[Float[Tensor, "P V N"]]):
         super().__init__()
         self.tree, self.prompts, self.vocab_size = tree, prompts, tree.vocab_size
@@ -107,11 +116,15 @@ class NgramPolicy(PolicyModule):
     Parameter `table`: (S, (V+1)^order, V), float64, S = horizon if `steps` else 1; rows as in `tree.context_code`.
     """
 
+    kind = "n-gram"
+
     def __init__(self, table: Float[Tensor, "S C V"], order: int):
         super().__init__()
         self.order, self.vocab_size = order, table.shape[-1]
         if table.shape[1] != (self.vocab_size + 1) ** order:
-            raise ValueError(f"table has {table.shape[1]} contexts; order {order} over {self.vocab_size} tokens has {(self.vocab_size + 1) ** order}.")
+            raise ValueError(
+                f"table has {table.shape[1]} contexts; order {order} over {self.vocab_size} tokens has {(self.vocab_size + 1) ** order}."
+            )
         self.table = nn.Parameter(table.to(torch.float64))
 
     @classmethod
@@ -136,7 +149,11 @@ class TabularValue:
 
     @classmethod
     def random(cls, tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0) -> "TabularValue":
-        return cls(tree, prompts, [scale * torch.randn((len(prompts), size), generator=generator, dtype=torch.float64) for size in tree.level_sizes])
+        return cls(
+            tree,
+            prompts,
+            [scale * torch.randn((len(prompts), size), generator=generator, dtype=torch.float64) for size in tree.level_sizes],
+        )
 
     def __call__(
         self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"]

@@ -64,6 +64,7 @@ class KLReward(KLEstimator):
 
     def advantages(self, evidence):
         rollouts = evidence.rollouts
+        assert evidence.reference_logp is not None
         penalty = -kl_estimate(rollouts.logp, evidence.reference_logp, self.kind)
         return return_to_go(torch.where(rollouts.mask, penalty, 0.0), rollouts.mask)
 
@@ -73,6 +74,7 @@ class KLLoss(KLEstimator):
     """The penalty is added to the loss and differentiated token by token. Claims: `kl-*-loss`."""
 
     def loss(self, logp, evidence):
+        assert evidence.reference_logp is not None
         return reduce(kl_estimate(logp, evidence.reference_logp, self.kind), evidence.rollouts.mask)
 
 

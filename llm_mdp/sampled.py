@@ -46,7 +46,9 @@ def sampled_certificate(
     """
     groups = max(1, responses // (estimator.group_size * BATCHES))
     if responses < 2 * estimator.group_size * BATCHES:
-        raise ValueError(f"--sampled {responses} is too few; {estimator.group_size} responses a group need at least {2 * estimator.group_size * BATCHES}.")
+        raise ValueError(
+            f"--sampled {responses} is too few; {estimator.group_size} a group need at least {2 * estimator.group_size * BATCHES}."
+        )
     if isinstance(estimator, SecondEpoch):
         means = _counted(*second_epoch_gradients(estimator, enumeration), groups, seed)
     elif _is_count(estimator, enumeration):
@@ -81,7 +83,11 @@ def policy_certificate(
 
 
 def certify_means(
-    means: Float[Tensor, "batches parameters"], target: Float[Tensor, " parameters"], groups: int, responses: int, confidence: float
+    means: Float[Tensor, "batches parameters"],
+    target: Float[Tensor, " parameters"],
+    groups: int,
+    responses: int,
+    confidence: float,
 ) -> Certificate:
     """The certificate that means of independent, equally large batches give.
 
@@ -172,6 +178,8 @@ def _chi_radius(trace: float, trace_square: float, confidence: float) -> float:
     low, high = 0.0, freedom + 20 * math.sqrt(2 * freedom) + 100
     for _ in range(100):
         middle = (low + high) / 2
-        inside = float(torch.special.gammainc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(middle / 2, dtype=torch.float64)))
+        inside = float(
+            torch.special.gammainc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(middle / 2, dtype=torch.float64))
+        )
         low, high = (middle, high) if inside < confidence else (low, middle)
     return math.sqrt(high * trace_square / trace)

@@ -27,9 +27,7 @@ class Sampler(Protocol):
         """RM(W)."""
         ...
 
-    def branches(
-        self, rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"], samples: int = 1, greedy: bool = False
-    ) -> Branches:
+    def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"], samples: int = 1, greedy: bool = False) -> Branches:
         """Draw `samples` fresh responses from the prefix before every boundary (greedy: one, by argmax)."""
         ...
 
@@ -60,7 +58,12 @@ class PolicySampler:
         mdp = self.mdp
         which = torch.multinomial(mdp.prompt_probability, self.prompts_per_batch, replacement=True, generator=self.generator)
         return self.policy.sample(
-            mdp.prompt_tokens[which], group_size, eos=mdp.eos, horizon=mdp.horizon, generator=self.generator, temperature=temperature
+            mdp.prompt_tokens[which],
+            group_size,
+            eos=mdp.eos,
+            horizon=mdp.horizon,
+            generator=self.generator,
+            temperature=temperature,
         )
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:

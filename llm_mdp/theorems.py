@@ -47,6 +47,7 @@ class Lemma1(WithValue):
         return replace(evidence, token_reward=weight)
 
     def advantages(self, evidence):
+        assert evidence.token_reward is not None
         return evidence.token_reward
 
 
@@ -55,6 +56,7 @@ class Theorem1(WithValue):
     """Aₜ = E RM(W^(t+1)) = U(W₀,ₜ), `critic` = U (Eq. 21)."""
 
     def advantages(self, evidence):
+        assert evidence.value is not None
         mask = evidence.rollouts.mask
         return torch.where(last_token(mask), evidence.response_reward[..., None], evidence.value[..., 1:])
 
@@ -64,6 +66,7 @@ class Theorem2(Theorem1):
     """Aₜ = U(W₀,ₜ) - U(W₀,ₜ₋₁), `critic` = U (Eq. 28)."""
 
     def advantages(self, evidence):
+        assert evidence.value is not None
         return super().advantages(evidence) - evidence.value[..., :-1]
 
 
@@ -76,6 +79,7 @@ class WithGreedyBaseline(Theorem1):
         return replace(evidence, branches=sampler.branches(evidence.rollouts, evidence.rollouts.mask, greedy=True))
 
     def advantages(self, evidence):
+        assert evidence.branches is not None
         return super().advantages(evidence) - branch_mean(evidence.branches, evidence.rollouts)[..., :-1]
 
 
@@ -88,6 +92,7 @@ class ReturnToGo(WithValue):
     weighted: bool = True
 
     def advantages(self, evidence):
+        assert evidence.token_reward is not None
         to_go = return_to_go(evidence.token_reward, evidence.rollouts.mask, self.gamma)
         weight = self.gamma ** torch.arange(to_go.shape[-1], dtype=to_go.dtype)
         return weight * to_go if self.weighted else to_go
@@ -112,6 +117,7 @@ class MixedRewards(WithValue):
         return replace(evidence, token_reward=self.token_model(rollouts.prompt, rollouts.tokens, rollouts.mask))
 
     def advantages(self, evidence):
+        assert evidence.token_reward is not None
         per_token, mask = evidence.token_reward, evidence.rollouts.mask
         weight = self.gamma ** torch.arange(per_token.shape[-1], dtype=per_token.dtype)
         token_level = (weight * per_token).sum(-1)

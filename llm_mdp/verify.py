@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llm_mdp.enumeration import Enumeration, ExactSampler, TooLarge, TreeBranches, TreeRollouts, TreeSampler, WorldSampler, all_groups
+from llm_mdp.enumeration import Enumeration, ExactSampler, Groups, TooLarge, TreeBranches, TreeRollouts, all_groups
 from llm_mdp.estimators import Estimator
-from llm_mdp.evidence import Evidence, take_rows, take_world
-from llm_mdp.policies import logp_of
+from llm_mdp.evidence import Evidence, Rollouts, take_rows, take_world
+from llm_mdp.policies import Policy, logp_of
 from llm_mdp.practices import SecondEpoch
 
 UNBIASED = 1e-9
@@ -25,6 +25,8 @@ PROPORTIONAL = 1e-12
 """1 - cosine below which it says "proportional"."""
 ROUNDING = 1e-13
 """Norms below this fraction of the estimator's root mean square are rounding, not gradient."""
+MAX_UPDATED = 5_000
+"""Worlds up to which each one's own updated policy is differentiated."""
 WITHIN = 0.05
 """A sampled certificate says "unbiased" or "proportional" when it can bound the rest by this."""
 
@@ -121,9 +123,10 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
 
 
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
-    """The whole covariance matrix of the estimator (noise of branches excepted where only their means are enumerated: none are)."""
+    """The whole covariance matrix of the estimator; branches are enumerated outcome by outcome, so keep the instance small."""
     scores = enumeration.scores
-    mean, second, total = torch.zeros(scores.shape[1], dtype=torch.float64), torch.zeros(scores.shape[1], scores.shape[1], dtype=torch.float64), 0.0
+    mean, total = torch.zeros(scores.shape[1], dtype=torch.float64), 0.0
+    second = torch.zeros(scores.shape[1], scores.shape[1], dtype=torch.float64)
     for sampler, evidence in _worlds(estimator, enumeration, enumerate_branches=True):
         weight = (sampler.weight if sampler.kept is None else sampler.weight * sampler.kept).flatten()
         derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
@@ -136,7 +139,9 @@ def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, 
     return second / total - torch.outer(mean / total, mean / total)
 
 
-def _worlds(estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None) -> Iterator[tuple[WorldSampler, Evidence]]:
+def _worlds(
+    estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None
+) -> Iterator[tuple[ExactSampler, Evidence]]:
     """All worlds of an estimator, in chunks. Groups without order where the estimator has none, branch means where they suffice."""
     ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
     if enumerate_branches is None:
@@ -146,7 +151,9 @@ def _worlds(estimator: Estimator, enumeration: Enumeration, enumerate_branches: 
         yield sampler, estimator.collect(sampler)
 
 
-def token_weights(estimator: Estimator, evidence: Evidence, enumeration: Enumeration, worlds: tuple[int, ...]) -> Float[Tensor, "*worlds B T"]:
+def token_weights(
+    estimator: Estimator, evidence: Evidence, enumeration: Enumeration, worlds: tuple[int, ...]
+) -> Float[Tensor, "*worlds B T"]:
     """-∂loss/∂logp of every world: the weight that each token's score gets."""
     rollouts = evidence.rollouts
     assert isinstance(rollouts, TreeRollouts)
@@ -202,18 +209,13 @@ def _branch_noise(estimator: Estimator, evidence: Evidence, enumeration: Enumera
     return noise
 
 
-def _some_groups(estimator: Estimator, enumeration: Enumeration) -> tuple[WorldSampler, Evidence]:
-    """A few drawn worlds to probe an estimator with."""
-    sampler = _ProbeSampler(enumeration, 32, torch.Generator().manual_seed(0))
+def _some_groups(estimator: Estimator, enumeration: Enumeration) -> tuple[ExactSampler, Evidence]:
+    """A few random groups to probe an estimator with."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(enumeration.n_prompts, (32,), generator=generator)
+    leaf = torch.randint(enumeration.tree.n_leaves, (32, estimator.group_size), generator=generator)
+    sampler = ExactSampler(enumeration, Groups(prompt, leaf, torch.ones(32, dtype=torch.float64)))
     return sampler, estimator.collect(sampler)
-
-
-class _ProbeSampler(TreeSampler):
-    """Random groups with branches as conditional means."""
-
-    _branches = ExactSampler._branches
-    _at_prefix = ExactSampler._at_prefix
-    enumerate_branches = False
 
 
 def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
@@ -221,7 +223,7 @@ def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
     sampler, evidence = _some_groups(estimator, enumeration)
     if evidence.branches is not None:
         return False
-    worlds = tuple(sampler.weight.shape)
+    worlds = sampler.weight.shape
     order = torch.arange(estimator.group_size).flip(0)
     weights = token_weights(estimator, evidence, enumeration, worlds)
     permuted = token_weights(estimator, take_rows(evidence, order), enumeration, worlds)
@@ -238,7 +240,7 @@ def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
     one, two = (torch.randn(branches.reward.shape, generator=generator, dtype=torch.float64) for _ in range(2))
 
     def at(reward: Tensor) -> Tensor:
-        return token_weights(estimator, replace(evidence, branches=replace(branches, reward=reward)), enumeration, tuple(sampler.weight.shape))
+        return token_weights(estimator, replace(evidence, branches=replace(branches, reward=reward)), enumeration, sampler.weight.shape)
 
     left, right, middle = at(one), at(two), at((one + two) / 2)
     return torch.allclose(middle, (left + right) / 2, rtol=1e-10, atol=1e-12 * float(left.abs().max() + right.abs().max() + 1))
@@ -246,50 +248,45 @@ def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
 
 def second_epoch_gradients(estimator: SecondEpoch, enumeration: Enumeration) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
     """The second update of every world, at the parameters that its own first update gave, and the worlds' probabilities."""
-    policy = enumeration.policy
-    assert isinstance(policy, nn.Module)
-    names, start = [n for n, _ in policy.named_parameters()], [p.detach() for p in policy.parameters()]
-    if enumeration.tree.n_leaves > 5000:
-        raise TooLarge(f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one; take a smaller instance.")
+    if enumeration.tree.n_leaves > MAX_UPDATED:
+        raise TooLarge(
+            f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one (at most {MAX_UPDATED:,}); "
+            "take a smaller instance."
+        )
+    scorer = _Scorer(enumeration.policy)
+    start = {name: parameter.detach() for name, parameter in scorer.named_parameters()}
     gradients, weights = [], []
     for sampler, evidence in _worlds(estimator, enumeration):
-        derivative = token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))
+        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
         edge = edges(evidence, enumeration)
         for world in range(len(sampler.weight)):
             first = enumeration.scores[edge[world].flatten()].T @ derivative[world].flatten()
-            parameters, offset = {}, 0
-            for name, value in zip(names, start):
-                step = first[offset : offset + value.numel()].reshape(value.shape).to(value.dtype)
-                parameters[name] = (value + estimator.step_size * step).requires_grad_()
-                offset += value.numel()
+            steps = first.split([parameter.numel() for parameter in start.values()])
+            updated = {
+                name: (parameter + estimator.step_size * step.view_as(parameter).to(parameter.dtype)).requires_grad_()
+                for (name, parameter), step in zip(start.items(), steps)
+            }
             here = take_world(evidence, world)
-            updated = _Updated(policy, parameters)
-            logp = logp_of(updated, here.rollouts.prompt, here.rollouts.tokens, here.rollouts.mask)
-            second = torch.autograd.grad(-estimator.loss(logp, here), list(parameters.values()), allow_unused=True)
-            gradients.append(flatten_gradients(second, start))
+            logp = functional_call(scorer, updated, (here.rollouts,))
+            second = torch.autograd.grad(-estimator.loss(logp, here), list(updated.values()), allow_unused=True)
+            gradients.append(flatten_gradients(second, list(start.values())))
         weights.append(sampler.weight)
     return torch.stack(gradients), torch.cat(weights)
 
 
 def flatten_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Float[Tensor, " parameters"]:
     """One vector, in the order of the parameters; None stands for zeros."""
-    return torch.cat([torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double() for g, p in zip(gradients, parameters)])
+    return torch.cat(
+        [torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double() for g, p in zip(gradients, parameters)]
+    )
 
 
-class _Updated:
-    """A policy with other parameters, functionally."""
+class _Scorer(nn.Module):
+    """log π of given tokens as a module's forward, so that `functional_call` can give it other parameters."""
 
-    def __init__(self, policy: nn.Module, parameters: dict[str, Tensor]):
-        self.module, self.parameters = _LogitsModule(policy), {f"policy.{name}": p for name, p in parameters.items()}
-
-    def logits(self, prompt: Tensor, tokens: Tensor) -> Tensor:
-        return functional_call(self.module, self.parameters, (prompt, tokens))
-
-
-class _LogitsModule(nn.Module):
-    def __init__(self, policy: nn.Module):
+    def __init__(self, policy: Policy):
         super().__init__()
         self.policy = policy
 
-    def forward(self, prompt: Tensor, tokens: Tensor) -> Tensor:
-        return self.policy.logits(prompt, tokens)  # pyright: ignore[reportCallIssue]
+    def forward(self, rollouts: Rollouts) -> Tensor:
+        return logp_of(self.policy, rollouts.prompt, rollouts.tokens, rollouts.mask)

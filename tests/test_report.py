@@ -303,8 +303,11 @@ def test_a_document_without_claims_is_refused_in_words():
 
 
 def test_progress_accepts_updates():
-    with progress(Console(file=io.StringIO())) as update:
-        update(1, 54, "theorem-1")
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with progress(console, total=2) as done:
+        done("lemma-1")
+        done("theorem-1")
+    assert "theorem-1" in console.file.getvalue() and "2/2" in console.file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -510,7 +513,6 @@ def test_the_script_sorts_filters_and_changes_the_view(tmp_path):
     ids = claim_ids(document)
     assert seen["start"] == seen["again"] == ids
     assert [worst(claim_id) for claim_id in seen["byBias"]] == sorted(map(worst, ids), reverse=True)
-    print(seen["byScale"])
     assert seen["byBias"][-1] == seen["byScale"][-1] == "dpo-optimum"  # no figures: last in both directions
     assert (seen["ariaSort"], seen["ariaNone"], seen["groups"]) == ("descending", "none", 0)
     assert {"remark-2-return-to-go", "abc-return-to-go"} <= set(seen["search"]) and "rloo" not in seen["search"]

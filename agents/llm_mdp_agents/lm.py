@@ -20,6 +20,8 @@ class LanguageModelPolicy(PolicyModule):
         begin: token put before the prompt, so that even an empty prompt has a first state.
     """
 
+    kind = "transformer"
+
     def __init__(self, model: nn.Module, vocab_size: int, begin: int):
         super().__init__()
         self.model, self.vocab_size, self.begin = model.eval(), vocab_size, begin

@@ -95,10 +95,7 @@ class _TreeDrawing:
         return " ".join("eos" if token == self.eos else str(token) for token in tokens)
 
     def head(self) -> str:
-        steps = (
-            f'<text x="{self.x(t) + self.step // 2}" y="20" text-anchor="middle">token {t + 1}</text>'
-            for t in range(self.horizon)
-        )
+        steps = (f'<text x="{self.x(t) + self.step // 2}" y="20" text-anchor="middle">token {t + 1}</text>' for t in range(self.horizon))
         columns = ((0, "start", "response"), (150, "end", "RM"), (172, "start", "probability"))
         titles = (f'<text x="{self.column + x}" y="20" text-anchor="{anchor}">{title}</text>' for x, anchor, title in columns)
         return f'<g class="head">{"".join([*steps, *titles])}</g>'
@@ -146,7 +143,8 @@ def tree_svg(instance: dict, prompt: int) -> str:
     edges, nodes = tree_edges(instance, prompt), prompt_nodes(instance, prompt)
     leaves = [edge for edge in edges if edge.last]
     drawing = _TreeDrawing(instance["horizon"], instance["eos"])
-    rows = {(*edge.prefix, edge.token): edge.row for edge in edges} | {(): fmean(edge.row for edge in edges if not edge.prefix)}
+    rows: dict[tuple[int, ...], float] = {(*edge.prefix, edge.token): edge.row for edge in edges}
+    rows[()] = fmean(edge.row for edge in edges if not edge.prefix)
     strongest, likeliest = max(abs(edge.reward) for edge in edges) or 1.0, max(leaf.reach for leaf in leaves)
     width, height = drawing.column + 335, drawing.top + drawing.line * len(leaves) + 6
     parts = [drawing.head()]
@@ -227,19 +225,18 @@ def plane_svg(rows: list[tuple[Row, str]]) -> str:
         if not point.exact:
             places.setdefault((round(point.x / 4), round(point.y / 4)), []).append(point)
     clusters = list(places.values())
-    exact = len(found) - sum(map(len, clusters))
+    exact = [point.row.id for point in found if point.exact]
     origin, tip, floor = 14 - LEFT * UNIT, 14 + (1 - LEFT) * UNIT, 14 + TOP * UNIT
     width, height = (RIGHT - LEFT) * UNIT + 28, floor + 34
-    ticks = (
-        f'<text class="scale" x="{14 + (t - LEFT) * UNIT:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>'
-        for t in (0, 1, 2)
-    )
+    ticks = (f'<text class="scale" x="{14 + (t - LEFT) * UNIT:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>' for t in (0, 1, 2))
     arrow = (
         f'<path class="axis" d="M14 {floor:g}H{width - 14:g}"/><path class="arrow" d="M{origin:g} {floor:g}H{tip - 12:g}"/>'
         f'<path class="head" d="M{tip:g} {floor:g}l-20 -8v16z"/>'
         f'<text class="truth" x="{(origin + tip) / 2:g}" y="{floor + 24:g}" text-anchor="middle">true gradient</text>'
     )
-    pile = f'<text class="pile" x="{tip + 14:g}" y="{floor + 24:g}">{exact} at the tip: unbiased</text>' if exact else ""
+    names = escape(", ".join(exact))
+    label = f'<text class="pile" x="{tip + 14:g}" y="{floor + 24:g}">{len(exact)} at the tip: unbiased<title>{names}</title></text>'
+    pile = label if exact else ""
     return (
         f'<svg class="plane" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="Expected gradients relative to the true one">'
@@ -282,6 +279,7 @@ def _mark(cluster: list[Point]) -> str:
 def _labels(clusters: list[list[Point]], tip: float, floor: float) -> str:
     """Names beside the dots, as many as fit without covering each other; the rest have theirs in the tooltip."""
     taken = [(c[0].x - 7, c[0].y - 7, c[0].x + 7, c[0].y + 7) for c in clusters]
+    taken.append((14 - LEFT * UNIT, floor - 4, tip, floor + 4))
     taken += [(x - 26, y - 12, x + 26, y + 4) for x, y in (_ring_label(radius, tip, floor) for radius in RINGS)]
     right, parts = (RIGHT - LEFT) * UNIT + 26, []
     for cluster in sorted(clusters, key=lambda c: (all(point.row.status != "contradiction" for point in c), c[0].across)):
@@ -290,7 +288,7 @@ def _labels(clusters: list[list[Point]], tip: float, floor: float) -> str:
         for dx, dy, anchor in ((11, 4, "start"), (-11, 4, "end"), (0, -12, "middle"), (0, 20, "middle")):
             start = point.x + dx - {"start": 0, "middle": length / 2, "end": length}[anchor]
             box = (start, point.y + dy - 10, start + length, point.y + dy + 3)
-            inside = box[0] >= 2 and box[2] <= right and box[1] >= 0 and box[3] <= floor
+            inside = box[0] >= 2 and box[2] <= right and box[1] >= 0 and box[3] <= floor + 8
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 place = f'x="{point.x + dx:.1f}" y="{point.y + dy:.1f}" text-anchor="{anchor}"'

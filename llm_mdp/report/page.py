@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from llm_mdp.report.drawings import MAX_EDGES, class_name, edge_count, plane_svg, prompt_count, tree_svg
 from llm_mdp.report.rows import (
+    EXACT,
     SYMBOLS,
     Document,
     Row,
@@ -87,9 +88,7 @@ def _facts(instances: Instances) -> str:
 
 def _verdict_banner(rows: list[Row], instances: int) -> str:
     wrong = [(place, row) for place, row in enumerate(rows) if row.contradictions]
-    items = "".join(
-        f'<li><a href="#claim-{place}">{escape(row.id)}</a> {escape(contradiction_text(row))}</li>' for place, row in wrong
-    )
+    items = "".join(f'<li><a href="#claim-{place}">{escape(row.id)}</a> {escape(contradiction_text(row))}</li>' for place, row in wrong)
     return (
         f'<div class="banner {"wrong" if wrong else "right"}"><p><strong>{escape(exit_meaning(rows))}</strong> '
         f"{escape(summary(rows, instances))}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
@@ -100,7 +99,7 @@ def _view_cards(views: list[Instances]) -> str:
     """Cards with J and its gradient's length; with several instances they choose the view."""
     if len(views) == 1:
         return f"<div class=cards>{_card_text(views[0][0])}</div>"
-    choices = [f"<strong>All {len(views[0])} instances</strong><span>worst figures and ranges</span>"]
+    choices = [f"<strong>All {len(views[0])}</strong><span>ranges over the instances</span>"]
     choices += [_card_text(view[0]) for view in views[1:]]
     cards = "".join(
         f'<label class=card><input type=radio name=view value="{view}"{" checked" if view == 0 else ""}>{choice}</label>'
@@ -138,8 +137,7 @@ def _chips(rows: list[Row]) -> str:
     if any(row.contradictions for row in rows):
         chips.append(("contradiction", "⚠ contradiction", "is-wrong"))
     return "".join(
-        f'<button type=button class="chip {kind}" data-verdict="{value}" aria-pressed=false>'
-        f"{label} <span class=count></span></button>"
+        f'<button type=button class="chip {kind}" data-verdict="{value}" aria-pressed=false>{label} <span class=count></span></button>'
         for value, label, kind in chips
     )
 
@@ -150,9 +148,7 @@ def _table(rows: list[Row], views: list[Instances]) -> str:
     bodies = []
     for title, members in grouped(rows):
         claims = "1 claim" if len(members) == 1 else f"{len(members)} claims"
-        bodies.append(
-            f"<tbody class=group><tr><th colspan=6 scope=colgroup>{escape(title)} <small>{claims}</small></th></tr></tbody>"
-        )
+        bodies.append(f"<tbody class=group><tr><th colspan=6 scope=colgroup>{escape(title)} <small>{claims}</small></th></tr></tbody>")
         bodies += [_claim(order[row.id], row, [view.get(row.id) for view in by_view], title) for row in members]
     return "".join(bodies)
 
@@ -206,7 +202,7 @@ def _figure(views: list[Row | None], label: str, key: str, end: str, draw: Calla
     sorts = [getattr(span, end) for span in spans]
     kinds = [class_name(row.verdict) if row and len(row.verdicts) == 1 else "is-mixed" for row in views]
     attributes = [
-        f'class="{kind}" data-sort="{"" if value is None else value!r}" title="{_exact(span)}"'
+        f'class="{kind}" data-sort="{"" if value is None else repr(value)}" title="{_exact(span)}"'
         for kind, value, span in zip(kinds, sorts, spans)
     ]
     contents = [draw(span) for span in spans]
@@ -247,7 +243,7 @@ def _bar(text: str, span: Span, left: float, right: float, kind: str) -> str:
     if span.low is None or span.high is None:
         return f"<span class=figure>{text}</span>"
     low, high = ((min(max(value, left), right) - left) / (right - left) * 100 for value in (span.low, span.high))
-    beyond = (" beyond-left" if span.low < left else "") + (" beyond-right" if span.high > right else "")
+    beyond = (" beyond-left" if span.low < left - EXACT else "") + (" beyond-right" if span.high > right + EXACT else "")
     return (
         f'<span class=figure>{text}</span><span class="track {kind}{beyond}" aria-hidden=true '
         f'style="--low:{low:.1f};--high:{high:.1f}"><i></i></span>'

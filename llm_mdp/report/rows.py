@@ -78,7 +78,7 @@ class Row:
     @property
     def reasons(self) -> list[str]:
         """Why the verdict is what it is; one reason for each verdict where the instances differ."""
-        if len(self.verdicts) == 1:
+        if len(self.verdicts) == 1 or len({claim["reason"] for _, claim in self.entries}) == 1:
             return [self.lead["reason"]]
         first = {claim["verdict"]: claim["reason"] for _, claim in reversed(self.entries)}
         return [f"{verdict}: {first[verdict].removeprefix(f'{verdict}: ')}" for verdict, _ in self.verdicts]
@@ -95,7 +95,7 @@ class Row:
         certified = [entry for entry in said if entry[1].get("samples") or entry[1]["relative_bias"] is None]
         if not certified:
             return None
-        name, claim = max(certified, key=lambda entry: entry[1].get("bound") or 0.0)
+        name, claim = max(certified, key=lambda entry: entry[1].get("bound") or entry[1].get("max_difference") or 0.0)
         return claim["certificate"] if len(self.entries) == 1 else f"{claim['certificate']} (weakest: {name})"
 
     def span(self, key: str) -> Span:
@@ -188,7 +188,7 @@ def summary(rows: list[Row], instances: int) -> str:
     parts = [f"{sum(row.status == 'as expected' for row in rows)} as expected"]
     for status in ("without expectation", "undecided", "contradiction"):
         ids = [row.id for row in rows if row.status == status]
-        label = {"undecided": "undecided or not computed", "contradiction": "in contradiction"}.get(status, status)
+        label = {"undecided": "not settled", "contradiction": "in contradiction"}.get(status, status)
         if ids:
             parts.append(f"{len(ids)} {label} ({', '.join(ids)})")
     return f"{claims} on {where}: {', '.join(parts)}."
@@ -197,8 +197,8 @@ def summary(rows: list[Row], instances: int) -> str:
 def exit_meaning(rows: list[Row]) -> str:
     """What the exit status of `llm-mdp verify` says."""
     if any(row.contradictions for row in rows):
-        return "Exit status 1: a computed verdict differs from the expected one."
-    return "Exit status 0: every computed verdict is the expected one, where one is expected."
+        return "Exit status 1: a computed verdict contradicts the expected one."
+    return "Exit status 0: no computed verdict contradicts the expected one."
 
 
 def setting(instances: list[tuple[str, dict]]) -> list[tuple[str, str]]:

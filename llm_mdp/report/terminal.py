@@ -72,12 +72,12 @@ def print_report(document: Document, console: Console) -> None:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar that disappears at the end: `with progress(console) as update: update(done, total, "theorem-1")`."""
+def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar that disappears at the end: `with progress(console, 54) as done: run_ledger(problem, progress=done)`."""
     columns = (TextColumn("{task.description:<24}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+        task = bar.add_task("", total=total)
+        yield lambda claim: bar.update(task, advance=1, description=claim)
 
 
 def _heading(instances: list[tuple[str, dict]]) -> Text:
@@ -138,9 +138,7 @@ def _verdict(row: Row) -> Text:
 
 
 def _wide_table(title: str, rows: list[Row]) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False
-    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False)
     table.add_column("claim", width=22, overflow="fold", style="bold")
     table.add_column("verdict", width=18, overflow="fold")
     for name in ("relative bias", "scale", "cosine", "tr Cov"):

@@ -1,0 +1,392 @@
+"""An independent second opinion on every figure of the claims ledger.
+
+This program imports NOTHING of the package (only numpy and the standard library). It follows the definitions of
+CLAIMS.md word by word and computes each figure by brute force: it writes down every response the policy can give, every
+group of K responses, and adds up probability times estimate. A sceptic can read it from top to bottom, and run it:
+
+    python tests/second_opinion.py instance.json
+
+Words used here: a *prefix* is a tuple of tokens; W is a complete response, also a tuple; `W[:t]` is the paper's W_{0,t}
+(t tokens already written), so step t (counted from 1) chooses `W[t - 1]` at the prefix `W[:t - 1]`.
+
+Conventions (DESIGN.md section 4): gradients are flattened in the order of the file's nodes, V entries each; the policy is
+a table of logits, so the score of step t, onehot(w_t) - pi(.|prefix), sits in the block of its prefix and nowhere else.
+`trace_covariance` is that of the mean over the group for estimators that need a group, otherwise that of one response's g,
+noise of the branch draws included. A cosine with an expected gradient of zero (below 1e-12 of the rms of g) is 0.
+Absent from the answer: prime (CLAIMS.md gives no formula) and dpo-optimum (no estimator).
+"""
+
+import itertools
+import json
+import sys
+
+import numpy as np
+
+TREPO_DRAWS = 4  # fresh draws from the prefix before every step, for trepo and trepo-lambda
+VINEPPO_DRAWS = 9  # fresh draws from every boundary
+SAMPLING_TEMPERATURE = 0.6  # temperature-mismatch
+STEP_SIZE, CLIP = 0.5, 0.2  # ppo-second-epoch
+COMPLEX_STEP = 1e-30
+
+
+def softmax(logits):
+    """Probabilities from logits; also for complex logits, which the complex-step derivative below needs."""
+    weights = np.exp(logits - np.real(logits).max())
+    return weights / weights.sum()
+
+
+def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> dict:
+    """{"J": number, "grad": list, id: {"relative_bias", "scale", "cosine", "trace_covariance"}, ...}."""
+    # ------------------------------------------------------------------ the instance
+    V, T, eos = instance["vocab_size"], instance["horizon"], instance.get("eos")
+    gamma, K = instance.get("gamma", 1.0), group_size
+    nodes = instance["nodes"]
+    index = {tuple(node["prefix"]): i for i, node in enumerate(nodes)}
+    logits = np.array([node["logits"] for node in nodes], float)
+    token_reward = np.array([node["token_reward"] for node in nodes], float)
+    reference_logits = np.array([node.get("reference_logits", [0.0] * V) for node in nodes], float)
+    value = {prefix: float(nodes[i].get("value", 0.0)) for prefix, i in index.items()}
+    pi = np.array([softmax(row) for row in logits])
+    ref = np.array([softmax(row) for row in reference_logits])
+
+    # ------------------------------------------------------------------ every response
+    def is_complete(prefix):
+        return len(prefix) == T or (eos is not None and len(prefix) > 0 and prefix[-1] == eos)
+
+    def completions(prefix):
+        """Every complete response that starts with this prefix."""
+        if is_complete(prefix):
+            return [prefix]
+        return [W for w in range(V) for W in completions((*prefix, w))]
+
+    responses = completions(())
+
+    def steps(W):
+        return range(1, len(W) + 1)
+
+    def probability(W, table, start=0):
+        """Probability that `table` writes the tokens of W after the first `start` ones."""
+        return np.prod([table[index[W[:t]], W[t]] for t in range(start, len(W))])
+
+    def r(W, t):
+        """The hidden token reward of step t."""
+        return token_reward[index[W[: t - 1]], W[t - 1]]
+
+    RM = {W: sum(gamma ** (t - 1) * r(W, t) for t in steps(W)) for W in responses}
+    prefixes = {W[:t] for W in responses for t in range(len(W) + 1)}  # the complete responses among them
+
+    # U(p) and the variance of RM over the responses that start with p
+    U, variance = {}, {}
+    for p in prefixes:
+        chances = np.array([probability(W, pi, len(p)) for W in completions(p)])
+        rewards = np.array([RM[W] for W in completions(p)])
+        U[p] = chances @ rewards
+        variance[p] = chances @ (rewards - U[p]) ** 2
+
+    # V(p), the expected discounted future reward, straight from its definition
+    future = {
+        p: sum(
+            probability(W, pi, len(p)) * sum(gamma ** (t - len(p) - 1) * r(W, t) for t in steps(W) if t > len(p))
+            for W in completions(p)
+        )
+        for p in prefixes
+    }
+
+    def greedy_completion(p):
+        while not is_complete(p):
+            p = (*p, int(np.argmax(pi[index[p]])))
+        return p
+
+    U_greedy = {p: RM[greedy_completion(p)] for p in prefixes}
+
+    # pi*, the response distribution proportional to ref exp(RM / beta), and its conditional for each token
+    tilted = {W: probability(W, ref) * np.exp((RM[W] - max(RM.values())) / beta) for W in responses}
+    mass = {p: sum(tilted[W] for W in completions(p)) for p in prefixes}
+
+    # ------------------------------------------------------------------ the targets: differentiate the sums themselves
+    def total_reward(table):
+        return sum(probability(W, table) * RM[W] for W in responses)
+
+    def kl_to_reference(table):
+        return sum(probability(W, table) * (np.log(probability(W, table)) - np.log(probability(W, ref))) for W in responses)
+
+    def gradient(function):
+        """Complex-step derivative with respect to every logit: Im f(x + ih) / h, exact to rounding."""
+        answer = np.zeros(logits.shape)
+        for i, v in np.ndindex(*logits.shape):
+            nudged = logits[i].astype(complex)
+            nudged[v] += 1j * COMPLEX_STEP
+            table = pi.astype(complex)
+            table[i] = softmax(nudged)
+            answer[i, v] = function(table).imag / COMPLEX_STEP
+        return answer.ravel()
+
+    J, grad_J, grad_KL = total_reward(pi), gradient(total_reward), gradient(kl_to_reference)
+
+    # ------------------------------------------------------------------ scores, and the four figures
+    def score(W, t, table):
+        """grad log table(w_t | prefix), a flat vector."""
+        block = np.zeros(logits.shape)
+        block[index[W[: t - 1]]] = -table[index[W[: t - 1]]]
+        block[index[W[: t - 1]], W[t - 1]] += 1
+        return block.ravel()
+
+    scores = {W: np.array([score(W, t, pi) for t in steps(W)]) for W in responses}  # (len, parameters)
+
+    def figures(mean, mean_square, target):
+        """From E g and E |g|^2."""
+        length, target_length = np.linalg.norm(mean), np.linalg.norm(target)
+        is_zero = length < 1e-12 * np.sqrt(mean_square) or length == 0
+        return {
+            "relative_bias": float(np.linalg.norm(mean - target) / target_length),
+            "scale": float(mean @ target / target_length**2),
+            "cosine": 0.0 if is_zero else float(mean @ target / (length * target_length)),
+            "trace_covariance": float(mean_square - mean @ mean),
+        }
+
+    def of_responses(estimate, target=grad_J, table=pi):
+        """Figures of an estimator g = estimate(W) that looks at one response."""
+        chances = np.array([probability(W, table) for W in responses])
+        g = np.array([estimate(W) for W in responses])
+        return figures(chances @ g, chances @ (g**2).sum(1), target)
+
+    def of_weights(A, target=grad_J, table=pi):
+        """The same for g = sum_t A_t grad log pi, where A(W, t) is the weight of step t."""
+        return of_responses(lambda W: np.array([A(W, t) for t in steps(W)]) @ scores[W], target, table)
+
+    def of_branches(boundaries, A, draws):
+        """The same where A(W, Ubar) is a list of weights that uses, for each step b of `boundaries(W)`, the mean Ubar[b]
+        of the RM of `draws` independent fresh responses from the prefix before step b. A is linear in these means, so
+        each independent mean, of variance Var(RM | prefix) / draws, moves g by its own constant direction, and the noise
+        adds the variance times the squared length of that direction to E |g|^2."""
+        mean, mean_square = 0.0, 0.0
+        for W in responses:
+            exact = {b: U[W[: b - 1]] for b in boundaries(W)}
+            g = np.array(A(W, exact)) @ scores[W]
+            square = g @ g
+            for b in boundaries(W):
+                direction = np.array(A(W, {**exact, b: exact[b] + 1})) @ scores[W] - g
+                square += variance[W[: b - 1]] / draws * (direction @ direction)
+            mean = mean + probability(W, pi) * g
+            mean_square += probability(W, pi) * square
+        return figures(mean, mean_square, grad_J)
+
+    # every K-tuple of responses, handled in blocks that share the first response
+    chance = np.array([probability(W, pi) for W in responses])
+    reward = np.array([RM[W] for W in responses])
+    length = np.array([len(W) for W in responses], float)
+    whole_score = np.array([scores[W].sum(0) for W in responses])
+    rest = np.array(list(itertools.product(range(len(responses)), repeat=K - 1)))
+
+    def of_groups(weights, keep=None):
+        """Figures of g = mean over k of weights(rewards, lengths)_k times the whole score of response k; the arrays
+        have one row for each group and K columns. With `keep`, given that keep(rewards) holds."""
+        kept, mean, mean_square = 0.0, 0.0, 0.0
+        for first in range(len(responses)):
+            groups = np.column_stack([np.full(len(rest), first), rest])
+            p = chance[groups].prod(1)
+            if keep is not None:
+                p = p * keep(reward[groups])
+            a = weights(reward[groups], length[groups])
+            g = sum(a[:, k, None] * whole_score[groups[:, k]] for k in range(K)) / K
+            kept, mean, mean_square = kept + p.sum(), mean + p @ g, mean_square + p @ (g**2).sum(1)
+        return figures(mean / kept, mean_square / kept, grad_J)
+
+    # ------------------------------------------------------------------ the pieces that several estimators share
+    def return_to_go(W, t):
+        """G_t, the discounted return-to-go of the true token rewards."""
+        return sum(gamma ** (k - t) * r(W, k) for k in steps(W) if k >= t)
+
+    def gae(W, t, v, L, discount=1.0):
+        """GAE(L) with reward RM(W) on the last token, 0 elsewhere; the value after the end is 0."""
+
+        def delta(k):
+            at_end = k == len(W)
+            return (RM[W] if at_end else discount * v[W[:k]]) - v[W[: k - 1]]
+
+        return sum((discount * L) ** (k - t) * delta(k) for k in steps(W) if k >= t)
+
+    def every_step(W):
+        return list(steps(W))
+
+    def every_second_step(W):
+        return list(range(1, len(W) + 1, 2))  # 1, 3, 5, ...
+
+    def halves(W):
+        return sorted({1, len(W) // 2 + 1})
+
+    def segment_gains(W, D, values):
+        """F_d = value at the next boundary (RM(W) after the last one) - value at d; values[d]: of the prefix before d."""
+        ends = [*(values[d] for d in D[1:]), RM[W]]
+        return {d: end - values[d] for d, end in zip(D, ends, strict=True)}
+
+    def exact_gains(W, D):
+        return segment_gains(W, D, {d: U[W[: d - 1]] for d in D})
+
+    def start_of_segment(t, D):
+        return max(d for d in D if d <= t)
+
+    def interpolated(W, t):
+        D = every_second_step(W)
+        F = exact_gains(W, D)
+        before = start_of_segment(t, D)
+        if before == t or before == D[-1]:
+            return F[before]
+        after = min(d for d in D if d > t)
+        return ((after - t) * F[before] + (t - before) * F[after]) / (after - before)
+
+    def lambda_sum(gains, L):
+        """sum_{l >= d} L^(number of segments between) gain_l, for every d."""
+        D = sorted(gains)
+        return {d: sum(L ** (j - i) * gains[D[j]] for j in range(i, len(D))) for i, d in enumerate(D)}
+
+    def trepo_weights(W, Ubar):
+        gains = segment_gains(W, every_step(W), Ubar)
+        return [gains[t] for t in steps(W)]
+
+    def trepo_lambda_weights(W, Ubar):
+        sums = lambda_sum(segment_gains(W, every_step(W), Ubar), 0.5)
+        return [sums[t] for t in steps(W)]
+
+    def eq31_weights(W, drawn):
+        """drawn[k] = RM(W^(k)); W itself stands in as k = len + 1; pooled over all k >= t."""
+        all_drawn = {**drawn, len(W) + 1: RM[W]}
+        pooled = {t: np.mean([all_drawn[k] for k in range(t, len(W) + 2)]) for t in range(1, len(W) + 2)}
+        return [pooled[t + 1] - pooled[t] for t in steps(W)]
+
+    def vineppo_weights(W, Ubar):
+        D = every_second_step(W)
+        gains = segment_gains(W, D, Ubar)
+        return [gains[start_of_segment(t, D)] for t in steps(W)]
+
+    def ma_rlhf(W, t):
+        D = every_second_step(W)
+        return lambda_sum(exact_gains(W, D), 0.95)[start_of_segment(t, D)]
+
+    def r3hf_reward(W, t):
+        after = RM[W] if t == len(W) else value[W[:t]]
+        return after - value[W[: t - 1]]
+
+    def optimum_ratio(W, t):
+        """pi*(w_t | prefix) / ref(w_t | prefix)."""
+        return mass[W[:t]] / mass[W[: t - 1]] / ref[index[W[: t - 1]], W[t - 1]]
+
+    def policy_ratio(W, t):
+        """pi(w_t | prefix) / ref(w_t | prefix)."""
+        return pi[index[W[: t - 1]], W[t - 1]] / ref[index[W[: t - 1]], W[t - 1]]
+
+    def to_go(token_reward_of):
+        """Undiscounted return-to-go of some token reward."""
+        return lambda W, t: sum(token_reward_of(W, k) for k in steps(W) if k >= t)
+
+    def second_epoch(W):
+        """Gradient, at the parameters reached by one step on W, of the clipped surrogate on the same W."""
+        moved = logits.ravel() + STEP_SIZE * RM[W] * scores[W].sum(0)
+        new_pi = np.array([softmax(row) for row in moved.reshape(logits.shape)])
+        g = np.zeros(logits.size)
+        for t in steps(W):
+            rho = new_pi[index[W[: t - 1]], W[t - 1]] / pi[index[W[: t - 1]], W[t - 1]]
+            if rho * RM[W] <= np.clip(rho, 1 - CLIP, 1 + CLIP) * RM[W]:  # otherwise the constant side is the minimum
+                g += RM[W] * rho * score(W, t, new_pi)
+        return g
+
+    # weights of the group estimators; R and lengths have one row for each group, one column for each response
+    def centred(R):
+        R = R - R[:, :1]  # a common shift changes nothing and makes equal rewards exactly 0
+        return R - R.mean(1, keepdims=True)
+
+    def leave_one_out(R, lengths=None):
+        return R - (R.sum(1, keepdims=True) - R) / (K - 1)
+
+    def grpo(R, lengths=None):
+        return centred(R) / (R.std(1, ddof=1, keepdims=True) + 1e-4)
+
+    def whitened_over_tokens(R, lengths):
+        R = R - R[:, :1]
+        count = lengths.sum(1, keepdims=True)
+        mean = (lengths * R).sum(1, keepdims=True) / count
+        std = np.sqrt((lengths * (R - mean) ** 2).sum(1, keepdims=True) / (count - 1))
+        return (R - mean) / (std + 1e-8)
+
+    colder = np.array([softmax(row / SAMPLING_TEMPERATURE) for row in logits])
+
+    # ------------------------------------------------------------------ CLAIMS.md, line by line
+    def Q(W, t):
+        return r(W, t) + gamma * future[W[:t]]
+
+    def whole(W, t):
+        return RM[W]
+
+    opinion = {
+        "lemma-1": of_weights(lambda W, t: gamma ** (t - 1) * Q(W, t)),
+        "lemma-2": of_weights(lambda W, t: gamma ** (t - 1) * Q(W, t) + value[W[: t - 1]]),
+        "theorem-1": of_weights(lambda W, t: U[W[:t]]),
+        "theorem-2": of_weights(lambda W, t: U[W[:t]] - U[W[: t - 1]]),
+        "corollary-1": of_weights(whole),
+        "reinforce": of_weights(whole),
+        "actor-critic": of_weights(lambda W, t: gae(W, t, U, 0.0)),
+        "remark-2-return-to-go": of_weights(lambda W, t: gamma ** (t - 1) * return_to_go(W, t)),
+        "remark-3-undiscounted": of_weights(return_to_go),
+        "remark-4-whitening": of_groups(whitened_over_tokens),
+        "remark-5-merged": of_weights(
+            lambda W, t: sum(gamma ** (k - 1) * r(W, k) / 2 for k in steps(W)) + RM[W] / 2,
+        ),
+        "remark-5-token-level": of_weights(lambda W, t: gamma ** (t - 1) * return_to_go(W, t) / 2 + RM[W] / 2),
+        "gae-exact-0": of_weights(lambda W, t: gae(W, t, U, 0.0)),
+        "gae-exact-0.95": of_weights(lambda W, t: gae(W, t, U, 0.95)),
+        "gae-exact-1": of_weights(lambda W, t: gae(W, t, U, 1.0)),
+        "gae-wrong-0": of_weights(lambda W, t: gae(W, t, value, 0.0)),
+        "gae-wrong-0.95": of_weights(lambda W, t: gae(W, t, value, 0.95)),
+        "gae-wrong-1": of_weights(lambda W, t: gae(W, t, value, 1.0)),
+        "gae-discounted": of_weights(lambda W, t: gae(W, t, U, 1.0, discount=0.9)),
+        "rloo": of_groups(leave_one_out),
+        "rloo-eq36": of_groups(lambda R, lengths: R - R.sum(1, keepdims=True) / (K - 1)),
+        "remax": of_weights(lambda W, t: RM[W] - U_greedy[()]),
+        "grpo-mean": of_groups(lambda R, lengths: centred(R)),
+        "grpo": of_groups(grpo),
+        "grpo-length": of_groups(lambda R, lengths: grpo(R) / lengths),
+        "dr-grpo": of_groups(lambda R, lengths: centred(R) / T),
+        "trepo": of_branches(every_step, trepo_weights, TREPO_DRAWS),
+        "trepo-eq31": of_branches(every_step, eq31_weights, 1),
+        "trepo-interpolated": of_weights(interpolated),
+        "trepo-segment": of_weights(
+            lambda W, t: exact_gains(W, every_second_step(W))[start_of_segment(t, every_second_step(W))]
+        ),
+        "trepo-lambda": of_branches(every_step, trepo_lambda_weights, TREPO_DRAWS),
+        "trepo-own-length": of_weights(lambda W, t: exact_gains(W, halves(W))[start_of_segment(t, halves(W))]),
+        "trepo-greedy-values": of_weights(lambda W, t: U_greedy[W[:t]] - U_greedy[W[: t - 1]]),
+        "trepo-greedy-baseline": of_weights(lambda W, t: U[W[:t]] - U_greedy[W[: t - 1]]),
+        "vineppo": of_branches(every_second_step, vineppo_weights, VINEPPO_DRAWS),
+        "ma-rlhf": of_weights(ma_rlhf),
+        "r3hf": of_weights(to_go(r3hf_reward)),
+        "abc-return-to-go": of_weights(to_go(lambda W, t: RM[W] / len(W))),
+        "abc-full-sum": of_weights(lambda W, t: sum(RM[W] / len(W) for _ in steps(W))),
+        "rto": of_weights(to_go(lambda W, t: beta * np.log(optimum_ratio(W, t)))),
+        "rto-eq41": of_weights(to_go(optimum_ratio)),
+        "kl-k1-reward": of_weights(to_go(lambda W, t: np.log(policy_ratio(W, t))), grad_KL),
+        "kl-k1-loss": of_weights(lambda W, t: 1.0, grad_KL),
+        "kl-k2-loss": of_weights(lambda W, t: np.log(policy_ratio(W, t)), grad_KL),
+        "kl-k3-loss": of_weights(lambda W, t: 1 - 1 / policy_ratio(W, t), grad_KL),
+        "kl-k3-reward": of_weights(to_go(lambda W, t: 1 / policy_ratio(W, t) - 1 + np.log(policy_ratio(W, t))), grad_KL),
+        "length-normalised": of_weights(lambda W, t: RM[W] / len(W)),
+        "token-mean": of_groups(lambda R, lengths: R / lengths.sum(1, keepdims=True) * K),  # of_groups divides by K
+        "masked-truncated": of_weights(lambda W, t: RM[W] if eos is not None and W[-1] == eos else 0.0),
+        "zero-std-filtered": of_groups(leave_one_out, keep=lambda R: np.ptp(R, axis=1) > 0),
+        "temperature-mismatch": of_weights(whole, table=colder),
+        "ppo-second-epoch": of_responses(second_epoch),
+    }
+    return {"J": float(J), "grad": grad_J.tolist(), **opinion}
+
+
+def main():
+    with open(sys.argv[1], encoding="utf-8") as file:
+        opinion = second_opinion(json.load(file))
+    print(f"J = {opinion.pop('J'):.12g}")
+    print("grad J =", np.array2string(np.array(opinion.pop("grad")), precision=6, max_line_width=120))
+    print(f"{'id':24}{'relative bias':>16}{'scale':>14}{'cosine':>18}{'tr Cov':>16}")
+    for name, row in opinion.items():
+        print(f"{name:24}{row['relative_bias']:16.6g}{row['scale']:14.8f}{row['cosine']:18.14f}{row['trace_covariance']:16.8g}")
+
+
+if __name__ == "__main__":
+    main()

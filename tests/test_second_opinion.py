@@ -1,0 +1,90 @@
+"""The ledger's figures against an independent program that follows CLAIMS.md word by word (second_opinion.py)."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_mdp.instances import instance_to_dict, random_instance
+from llm_mdp.ledger import run_ledger
+from llm_mdp.problem import Problem
+from tests import second_opinion as sceptic
+
+FIGURES = ("relative_bias", "scale", "cosine", "trace_covariance")
+TOLERANCE = 1e-9
+WITHOUT_OPINION = {"prime", "dpo-optimum"}  # no formula in CLAIMS.md; no estimator
+
+CASES = [
+    # (vocabulary, horizon, eos, gamma, seed), K, beta
+    pytest.param((3, 3, 0, 1.0, 0), 3, 0.7, id="plain"),
+    pytest.param((3, 3, 0, 1.0, 1), 2, 0.7, id="pairs"),
+    pytest.param((2, 4, 1, 0.9, 2), 3, 0.7, id="long"),
+    pytest.param((2, 4, 1, 0.9, 3), 2, 1.9, id="long-pairs-beta"),
+    pytest.param((3, 4, 2, 0.7, 4), 3, 0.3, id="large"),
+    pytest.param((3, 3, None, 0.9, 5), 3, 0.7, id="no-end-token"),
+    pytest.param((3, 3, None, 0.9, 6), 2, 0.2, id="no-end-token-pairs"),
+    pytest.param((2, 5, 0, 0.8, 7), 3, 0.7, id="five-steps"),
+    pytest.param((2, 3, 0, 1.0, 8), 4, 0.7, id="groups-of-four"),
+    pytest.param((3, 1, 0, 0.5, 9), 2, 0.7, id="one-step"),
+]
+
+
+def differences(document, opinion):
+    """{(id, figure): (the ledger's, the sceptic's)} wherever they differ."""
+    pairs = {("J", ""): (document["J"], opinion["J"])}
+    assert len(document["gradient"]) == len(opinion["grad"])
+    for i, pair in enumerate(zip(document["gradient"], opinion["grad"])):
+        pairs["gradient", i] = pair
+    for name, row in opinion.items():
+        if name not in ("J", "grad"):
+            for figure in FIGURES:
+                pairs[name, figure] = (document["claims"][name][figure], row[figure])
+
+    def agree(ours, theirs):
+        return ours is not None and abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs))
+
+    return {key: pair for key, pair in pairs.items() if not agree(*pair)}
+
+
+@pytest.mark.parametrize("shape, group_size, beta", CASES)
+def test_ledger_agrees_with_the_second_opinion(shape, group_size, beta):
+    vocab_size, horizon, eos, gamma, seed = shape
+    instance = random_instance(vocab_size, horizon, eos=eos, gamma=gamma, seed=seed)
+    document = run_ledger(Problem(instance, group_size=group_size, beta=beta))
+    opinion = sceptic.second_opinion(json.loads(json.dumps(instance_to_dict(instance))), group_size, beta)
+    assert set(opinion) - {"J", "grad"} == set(document["claims"]) - WITHOUT_OPINION
+    assert differences(document, opinion) == {}
+
+
+def test_second_opinion_imports_nothing_of_the_package():
+    tree = ast.parse(Path(sceptic.__file__).read_text(encoding="utf-8"))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported == {"itertools", "json", "sys", "numpy"}
+
+
+def test_second_opinion_runs_on_a_file_with_defaults_left_out(tmp_path):
+    instance = {
+        "vocab_size": 2,
+        "eos": None,
+        "horizon": 2,
+        "nodes": [
+            {"prefix": [], "logits": [0.1, -0.4], "token_reward": [1.0, 0.0]},
+            {"prefix": [1], "logits": [0.0, 0.3], "token_reward": [0.5, -1.0]},
+            {"prefix": [0], "logits": [0.7, 0.2], "token_reward": [0.0, 2.0]},
+        ],
+    }
+    file = tmp_path / "instance.json"
+    file.write_text(json.dumps(instance), encoding="utf-8")
+    command = [sys.executable, sceptic.__file__, str(file)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = {line.split()[0]: line.split()[1:] for line in output.splitlines()}
+    assert float(rows["reinforce"][0]) < 1e-12
+    assert float(rows["masked-truncated"][0]) == 1.0  # no end token: every response is truncated
