@@ -37,9 +37,9 @@ class Claim:
     def expected(self, problem: Problem) -> str:
         """The verdict expected, "report" where it cannot show on this instance for want of dimensions, rewards or a gradient."""
         verdict = self.expect(problem)
-        if (verdict == "biased" and not problem.generic) or (verdict == "proportional" and not problem.has_gradient):
+        if verdict == "biased" and not problem.generic:
             return "report"
-        return verdict
+        return verdict if verdict in ("unbiased", "holds") or problem.has_gradient(self.target) else "report"
 
 
 def always(verdict: str) -> Callable[[Problem], str]:

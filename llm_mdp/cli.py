@@ -238,12 +238,12 @@ def with_policy(instance: "Instance", kind: PolicyKind, seed: int) -> "Instance"
     name = f"V={mdp.vocab_size} T={mdp.horizon} γ={mdp.gamma:g}{prompts}"
     if kind == "ngram":
         policy = NgramPolicy.random(mdp.vocab_size, 1, torch.Generator().manual_seed(seed))
-        return replace(instance, policy=policy, name=f"{name} n-gram")
+        return replace(instance, policy=policy, name=name)
     if kind == "transformer":
         from llm_mdp_agents.lm import tiny_transformer
 
         policy = tiny_transformer(mdp.vocab_size, mdp.prompt_tokens.shape[1] + mdp.horizon, seed)
-        return replace(instance, policy=policy, name=f"{name} transformer")
+        return replace(instance, policy=policy, name=name)
     return replace(instance, name=name)
 
 

@@ -11,7 +11,7 @@ from llm_mdp.optimum import dpo_minimiser
 from llm_mdp.policies import TabularPolicy
 from llm_mdp.problem import Problem
 from llm_mdp.sampled import sampled_certificate
-from llm_mdp.verify import Certificate, exact_certificate
+from llm_mdp.verify import Certificate, NothingKept, exact_certificate
 
 HOLDS = 1e-6
 """Largest difference of log-probabilities at which two optima are the same."""
@@ -85,12 +85,14 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
     try:
         if claim.build is None:
             return row | _optimum(problem)
-        estimator, target = claim.build(problem), problem.target(claim.target)
+        estimator, target, magnitude = claim.build(problem), problem.target(claim.target), problem.magnitude(claim.target)
         if sampled is None:
-            certificate = exact_certificate(estimator, problem.enumeration, target)
+            certificate = exact_certificate(estimator, problem.enumeration, target, magnitude)
         else:
-            certificate = sampled_certificate(estimator, problem.enumeration, target, sampled, seed=seed, confidence=confidence)
-    except TooLarge as error:
+            certificate = sampled_certificate(
+                estimator, problem.enumeration, target, sampled, magnitude=magnitude, seed=seed, confidence=confidence
+            )
+    except (TooLarge, NothingKept) as error:
         return row | {"reason": f"not computed: {error}"}
     figures = {name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")}
     if certificate.samples is not None:

@@ -9,6 +9,7 @@ from llm_mdp.evidence import Evidence, Finish
 from llm_mdp.objectives import KL, kl_estimate, reduce
 from llm_mdp.policies import Policy
 from llm_mdp.returns import return_to_go
+from llm_mdp.values import has_signal
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class ZeroStdFiltered(RLOO):
 
     def collect(self, sampler):
         evidence = super().collect(sampler)
-        reward = evidence.response_reward.unflatten(-1, (-1, self.group_size))
-        return sampler.keep(evidence, (reward != reward[..., :1]).any(-1))
+        return sampler.keep(evidence, has_signal(evidence.response_reward, self.group_size))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from llm_mdp.exact import exact_gradient
 from llm_mdp.instances import Instance
 from llm_mdp.optimum import process_model, regularised_optimum
 from llm_mdp.policies import TabularPolicy, TabularValue
-from llm_mdp.verify import flatten_gradients
+from llm_mdp.verify import ROUNDING, flatten_gradients, squared_norms
 
 Target = Literal["reward", "kl"]
 
@@ -55,10 +55,9 @@ class Problem:
     def _kl_target(self) -> Float[Tensor, " parameters"]:
         """-∇ Σ_W π(W) log(π(W)/ref(W)) by differentiating the sum over all responses."""
         e = self.enumeration
-        reference = Enumeration(e.mdp, self.instance.reference).leaf_logp().sum(-1)
         edge_logp = e.edge_logp().clone().requires_grad_()
         logp = torch.where(e.mask, edge_logp[e.edge], 0.0).sum(-1)
-        divergence = e.mdp.prompt_probability @ (logp.exp() * (logp - reference)).sum(-1)
+        divergence = e.mdp.prompt_probability @ (logp.exp() * (logp - self._reference_logp)).sum(-1)
         (by_edge,) = torch.autograd.grad(divergence, edge_logp)
         return -(by_edge @ e.scores)
 
@@ -90,15 +89,30 @@ class Problem:
         return process_model(self.enumeration, self.instance.reference, self.beta, self.median)
 
     @cached_property
-    def has_gradient(self) -> bool:
-        """Is ∇J more than rounding?"""
+    def _reference_logp(self) -> Float[Tensor, "P N"]:
+        """log ref(W)."""
+        return Enumeration(self.instance.mdp, self.instance.reference).leaf_logp().sum(-1)
+
+    def magnitude(self, kind: Target) -> float:
+        """Root mean square of X(W) ∇log π(W), the terms whose mean the target is, X = RM, or log π and log ref one by one."""
+        return self._magnitudes[kind]
+
+    @cached_property
+    def _magnitudes(self) -> dict[Target, float]:
         e = self.enumeration
-        spread = e.mdp.prompt_probability @ (e.probability * e.response_reward**2).sum(-1)
-        return float(self.target("reward").norm()) > 1e-12 * float(spread.sqrt())
+        chance = e.mdp.prompt_probability[:, None] * e.probability
+        score = squared_norms(e.mask.double().expand(e.n_prompts, -1, -1)[..., None, :], e.edge[..., None, :], e.gram)
+        logp = e.leaf_logp().sum(-1)
+        squares: dict[Target, Tensor] = {"reward": e.response_reward**2, "kl": logp**2 + self._reference_logp**2}
+        return {kind: float((chance * square * score).sum().sqrt()) for kind, square in squares.items()}
+
+    def has_gradient(self, kind: Target = "reward") -> bool:
+        """Is the target more than rounding?"""
+        return float(self.target(kind).norm()) > ROUNDING * self.magnitude(kind)
 
     @cached_property
     def generic(self) -> bool:
-        """Could a bias of direction show at all? Not with a gradient of one dimension or none, or rewards of two values."""
+        """Could a bias of direction show at all? Not with a gradient of one dimension, or rewards of two values."""
         e = self.enumeration
         values = min(len(reward.unique()) for reward in e.response_reward)
-        return self.has_gradient and values > 2 and int(torch.linalg.matrix_rank(e.scores)) > 1
+        return values > 2 and int(torch.linalg.matrix_rank(e.scores)) > 1

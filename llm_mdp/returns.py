@@ -81,7 +81,9 @@ def whiten(advantage: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds 
     """(A - mean) / (std + eps) over all policy tokens of the batch, ddof 1. Claim: `remark-4-whitening`, biased."""
     count = mask.sum((-2, -1), keepdim=True)
     mean = torch.where(mask, advantage, 0.0).sum((-2, -1), keepdim=True) / count
-    centred = torch.where(mask, advantage - mean, 0.0)
+    # What equal advantages differ from their mean by is rounding, of which division by eps would make a gradient.
+    rounding = 1e-12 * torch.where(mask, advantage, 0.0).abs().amax((-2, -1), keepdim=True)
+    centred = torch.where(mask & ((advantage - mean).abs() > rounding), advantage - mean, 0.0)
     std = ((centred**2).sum((-2, -1), keepdim=True) / (count - 1)).sqrt()
     return centred / (std + eps)
 

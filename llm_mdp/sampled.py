@@ -17,7 +17,7 @@ from llm_mdp.mdp import TokenMDP
 from llm_mdp.policies import Policy, logp_of
 from llm_mdp.practices import SecondEpoch
 from llm_mdp.sampling import PolicySampler
-from llm_mdp.verify import ROUNDING, WITHIN, Certificate, edges, flatten_gradients, second_epoch_gradients, token_weights
+from llm_mdp.verify import ROUNDING, WITHIN, Certificate, NothingKept, edges, flatten_gradients, second_epoch_gradients, token_weights
 
 BATCHES = 200
 CHUNK = 20_000
@@ -30,6 +30,7 @@ def sampled_certificate(
     target: Float[Tensor, " parameters"],
     responses: int,
     *,
+    magnitude: float = 0.0,
     seed: int = 0,
     confidence: float = 0.99,
 ) -> Certificate:
@@ -55,7 +56,7 @@ def sampled_certificate(
         means = _counted(*_edge_table(estimator, enumeration), groups, seed) @ enumeration.scores
     else:
         means = _drawn(estimator, enumeration, groups, seed) @ enumeration.scores
-    return certify_means(means, target, groups, groups * BATCHES * estimator.group_size, confidence)
+    return certify_means(means, target, groups, groups * BATCHES * estimator.group_size, confidence, magnitude)
 
 
 def policy_certificate(
@@ -88,6 +89,7 @@ def certify_means(
     groups: int,
     responses: int,
     confidence: float,
+    magnitude: float = 0.0,
 ) -> Certificate:
     """The certificate that means of independent, equally large batches give.
 
@@ -102,7 +104,7 @@ def certify_means(
     trace, trace_square = float(inner.trace()), float(inner.square().sum())
     radius = _chi_radius(trace / count, trace_square / count**2, confidence)
     size, bias = float(target.norm()), float((mean - target).norm())
-    floor = ROUNDING * math.sqrt(trace + float(mean @ mean))
+    floor = ROUNDING * max(math.sqrt(trace + float(mean @ mean)), magnitude)
     covariance = trace * groups
     if size <= floor:
         verdict = "biased" if bias > radius + 10 * floor else "undecided"
@@ -166,7 +168,9 @@ def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: in
                 derivative = derivative * sampler.kept[:, None, None]
             kept += len(sampler.weight) if sampler.kept is None else float(sampler.kept.sum())
             mean.index_add_(0, edges(evidence, enumeration).flatten(), derivative.flatten())
-        mean /= max(kept, 1.0)
+        if not kept:
+            raise NothingKept(f"the estimator left out every one of {groups} groups in a row; draw more responses or another instance.")
+        mean /= kept
     return means
 
 

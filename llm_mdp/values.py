@@ -43,6 +43,12 @@ def paper_leave_one_out(reward: Float[Tensor, "*worlds B"], group_size: int) -> 
     return (grouped.sum(-1, keepdim=True) / (group_size - 1)).expand_as(grouped).flatten(-2)
 
 
+def has_signal(reward: Float[Tensor, "*worlds B"], group_size: int) -> Bool[Tensor, "*worlds P"]:
+    """Do the rewards of a group differ, by more than the rounding (1e-12 of the largest) of sums that are equal on paper?"""
+    grouped = groups(reward, group_size)
+    return grouped.amax(-1) - grouped.amin(-1) > 1e-12 * grouped.abs().amax(-1)
+
+
 def branch_mean(branches: Branches, rollouts: Rollouts) -> Float[Tensor, "*worlds B T1"]:
     """Mean reward of the branches drawn from the prefix before step t; 0 where there are none and from the end on.
 

@@ -24,11 +24,15 @@ UNBIASED = 1e-9
 PROPORTIONAL = 1e-12
 """1 - cosine below which it says "proportional"."""
 ROUNDING = 1e-13
-"""Norms below this fraction of the estimator's root mean square are rounding, not gradient."""
+"""Norms below this fraction of the terms they are sums of are rounding, not gradient."""
 MAX_UPDATED = 5_000
 """Worlds up to which each one's own updated policy is differentiated."""
 WITHIN = 0.05
 """A sampled certificate says "unbiased" or "proportional" when it can bound the rest by this."""
+
+
+class NothingKept(ValueError):
+    """An estimator that leaves groups out left out all of them."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,22 @@ class Moments:
     root_mean_square: float
 
 
-def exact_certificate(estimator: Estimator, enumeration: Enumeration, target: Float[Tensor, " parameters"]) -> Certificate:
+def exact_certificate(
+    estimator: Estimator, enumeration: Enumeration, target: Float[Tensor, " parameters"], magnitude: float = 0.0
+) -> Certificate:
     """Exact bias, scale, cosine and trace of the covariance against the true gradient `target`.
+
+    Args: magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`); less than 1e-13 of it is rounding.
 
     Raises:
         TooLarge: when there are too many worlds; a sampled certificate remains.
     """
-    return certify(exact_moments(estimator, enumeration), target)
+    return certify(exact_moments(estimator, enumeration), target, magnitude)
 
 
-def certify(moments: Moments, target: Float[Tensor, " parameters"]) -> Certificate:
-    """The verdict on an exactly known mean (DESIGN §4)."""
-    mean, floor = moments.mean, ROUNDING * moments.root_mean_square
+def certify(moments: Moments, target: Float[Tensor, " parameters"], magnitude: float = 0.0) -> Certificate:
+    """The verdict on an exactly known mean."""
+    mean, floor = moments.mean, ROUNDING * max(moments.root_mean_square, magnitude)
     bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
     if size <= floor:
         return Certificate("unbiased" if bias <= 10 * floor else "biased", None, None, None, moments.trace_covariance)
@@ -116,7 +124,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
         second += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
     if total == 0:
-        raise ValueError("the estimator leaves out every outcome, so it has no expectation.")
+        raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
     gradient = enumeration.scores.T @ (mean / total)
     second /= total
     return Moments(gradient, max(second - float(gradient @ gradient), 0.0), math.sqrt(second))

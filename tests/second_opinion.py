@@ -12,7 +12,9 @@ Words used here: a *prefix* is a tuple of tokens; W is a complete response, also
 Conventions (DESIGN.md section 4): gradients are flattened in the order of the file's nodes, V entries each; the policy is
 a table of logits, so the score of step t, onehot(w_t) - pi(.|prefix), sits in the block of its prefix and nowhere else.
 `trace_covariance` is that of the mean over the group for estimators that need a group, otherwise that of one response's g,
-noise of the branch draws included. A cosine with an expected gradient of zero (below 1e-12 of the rms of g) is 0.
+noise of the branch draws included. A cosine with an expected gradient of zero (below 1e-12 of the rms of g) is 0. Figures
+relative to a target that is zero itself (norm below 1e-14), or given an event that cannot happen, are None. Rewards that
+differ by rounding only (1e-12 of the largest) count as equal.
 Absent from the answer: prime (CLAIMS.md gives no formula) and dpo-optimum (no estimator).
 """
 
@@ -27,6 +29,8 @@ VINEPPO_DRAWS = 9  # fresh draws from every boundary
 SAMPLING_TEMPERATURE = 0.6  # temperature-mismatch
 STEP_SIZE, CLIP = 0.5, 0.2  # ppo-second-epoch
 COMPLEX_STEP = 1e-30
+ZERO_TARGET = 1e-14
+SAME_REWARD = 1e-12
 
 
 def softmax(logits):
@@ -86,8 +90,7 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
     # V(p), the expected discounted future reward, straight from its definition
     future = {
         p: sum(
-            probability(W, pi, len(p)) * sum(gamma ** (t - len(p) - 1) * r(W, t) for t in steps(W) if t > len(p))
-            for W in completions(p)
+            probability(W, pi, len(p)) * sum(gamma ** (t - len(p) - 1) * r(W, t) for t in steps(W) if t > len(p)) for W in completions(p)
         )
         for p in prefixes
     }
@@ -136,6 +139,9 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
     def figures(mean, mean_square, target):
         """From E g and E |g|^2."""
         length, target_length = np.linalg.norm(mean), np.linalg.norm(target)
+        if target_length < ZERO_TARGET:
+            undefined = dict.fromkeys(("relative_bias", "scale", "cosine"))
+            return {**undefined, "trace_covariance": float(mean_square - mean @ mean)}
         is_zero = length < 1e-12 * np.sqrt(mean_square) or length == 0
         return {
             "relative_bias": float(np.linalg.norm(mean - target) / target_length),
@@ -174,6 +180,8 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
     # every K-tuple of responses, handled in blocks that share the first response
     chance = np.array([probability(W, pi) for W in responses])
     reward = np.array([RM[W] for W in responses])
+    for i in range(len(reward)):  # 0.1 + 0.2 and 0.3 are equal rewards
+        reward[np.abs(reward - reward[i]) <= SAME_REWARD * np.abs(reward).max()] = reward[i]
     length = np.array([len(W) for W in responses], float)
     whole_score = np.array([scores[W].sum(0) for W in responses])
     rest = np.array(list(itertools.product(range(len(responses)), repeat=K - 1)))
@@ -190,6 +198,8 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
             a = weights(reward[groups], length[groups])
             g = sum(a[:, k, None] * whole_score[groups[:, k]] for k in range(K)) / K
             kept, mean, mean_square = kept + p.sum(), mean + p @ g, mean_square + p @ (g**2).sum(1)
+        if kept == 0:
+            return dict.fromkeys(("relative_bias", "scale", "cosine", "trace_covariance"))
         return figures(mean / kept, mean_square / kept, grad_J)
 
     # ------------------------------------------------------------------ the pieces that several estimators share
@@ -302,11 +312,14 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         return centred(R) / (R.std(1, ddof=1, keepdims=True) + 1e-4)
 
     def whitened_over_tokens(R, lengths):
-        R = R - R[:, :1]
+        R = R - R[:, :1]  # as above; the std of equal rewards must not be rounding that is divided by 1e-8
         count = lengths.sum(1, keepdims=True)
         mean = (lengths * R).sum(1, keepdims=True) / count
         std = np.sqrt((lengths * (R - mean) ** 2).sum(1, keepdims=True) / (count - 1))
         return (R - mean) / (std + 1e-8)
+
+    def differ(R):
+        return np.ptp(R, axis=1) > 0
 
     colder = np.array([softmax(row / SAMPLING_TEMPERATURE) for row in logits])
 
@@ -349,9 +362,7 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         "trepo": of_branches(every_step, trepo_weights, TREPO_DRAWS),
         "trepo-eq31": of_branches(every_step, eq31_weights, 1),
         "trepo-interpolated": of_weights(interpolated),
-        "trepo-segment": of_weights(
-            lambda W, t: exact_gains(W, every_second_step(W))[start_of_segment(t, every_second_step(W))]
-        ),
+        "trepo-segment": of_weights(lambda W, t: exact_gains(W, every_second_step(W))[start_of_segment(t, every_second_step(W))]),
         "trepo-lambda": of_branches(every_step, trepo_lambda_weights, TREPO_DRAWS),
         "trepo-own-length": of_weights(lambda W, t: exact_gains(W, halves(W))[start_of_segment(t, halves(W))]),
         "trepo-greedy-values": of_weights(lambda W, t: U_greedy[W[:t]] - U_greedy[W[: t - 1]]),
@@ -371,7 +382,7 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         "length-normalised": of_weights(lambda W, t: RM[W] / len(W)),
         "token-mean": of_groups(lambda R, lengths: R / lengths.sum(1, keepdims=True) * K),  # of_groups divides by K
         "masked-truncated": of_weights(lambda W, t: RM[W] if eos is not None and W[-1] == eos else 0.0),
-        "zero-std-filtered": of_groups(leave_one_out, keep=lambda R: np.ptp(R, axis=1) > 0),
+        "zero-std-filtered": of_groups(leave_one_out, keep=differ),
         "temperature-mismatch": of_weights(whole, table=colder),
         "ppo-second-epoch": of_responses(second_epoch),
     }
@@ -383,9 +394,9 @@ def main():
         opinion = second_opinion(json.load(file))
     print(f"J = {opinion.pop('J'):.12g}")
     print("grad J =", np.array2string(np.array(opinion.pop("grad")), precision=6, max_line_width=120))
-    print(f"{'id':24}{'relative bias':>16}{'scale':>14}{'cosine':>18}{'tr Cov':>16}")
+    print(f"{'id':24}{'relative bias':>18}{'scale':>18}{'cosine':>18}{'tr Cov':>18}")
     for name, row in opinion.items():
-        print(f"{name:24}{row['relative_bias']:16.6g}{row['scale']:14.8f}{row['cosine']:18.14f}{row['trace_covariance']:16.8g}")
+        print(f"{name:24}" + "".join(f"{'undefined' if row[key] is None else format(row[key], '.10g'):>18}" for key in row))
 
 
 if __name__ == "__main__":

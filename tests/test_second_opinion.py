@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_mdp.instances import instance_to_dict, random_instance
+from llm_mdp.instances import instance_from_dict, instance_to_dict, random_instance
 from llm_mdp.ledger import run_ledger
 from llm_mdp.problem import Problem
 from tests import second_opinion as sceptic
@@ -44,7 +44,9 @@ def differences(document, opinion):
                 pairs[name, figure] = (document["claims"][name][figure], row[figure])
 
     def agree(ours, theirs):
-        return ours is not None and abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs))
+        if ours is None or theirs is None:
+            return ours is theirs
+        return abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs))
 
     return {key: pair for key, pair in pairs.items() if not agree(*pair)}
 
@@ -57,6 +59,41 @@ def test_ledger_agrees_with_the_second_opinion(shape, group_size, beta):
     opinion = sceptic.second_opinion(json.loads(json.dumps(instance_to_dict(instance))), group_size, beta)
     assert set(opinion) - {"J", "grad"} == set(document["claims"]) - WITHOUT_OPINION
     assert differences(document, opinion) == {}
+
+
+def small_instance(**changes):
+    """Two tokens, two steps; `changes` replace fields of every node (a function of the node, or a list by node)."""
+    instance = instance_to_dict(random_instance(2, 2, eos=0, gamma=1.0, seed=1))
+    for i, node in enumerate(instance["nodes"]):
+        for field, change in changes.items():
+            node[field] = change(node) if callable(change) else change[i]
+    return instance
+
+
+SPECIAL = [
+    pytest.param(
+        instance_to_dict(random_instance(2, 2, eos=0, seed=9)),
+        id="whitening-of-equal-rewards",
+    ),
+    pytest.param(
+        small_instance(reference_logits=lambda node: node["logits"]),
+        id="policy-is-reference",
+    ),
+    pytest.param(
+        small_instance(token_reward=[[0.3, 0.1], [0.2, 0.9]]),
+        id="rewards-equal-but-for-rounding",
+    ),
+    pytest.param(
+        small_instance(token_reward=[[0.0, 0.0], [0.0, 0.0]]),
+        id="no-reward-anywhere",
+    ),
+]
+
+
+@pytest.mark.parametrize("instance", SPECIAL)
+def test_ledger_agrees_on_special_instances(instance):
+    document = run_ledger(Problem(instance_from_dict(instance), group_size=3, beta=0.7))
+    assert differences(document, sceptic.second_opinion(instance, 3, 0.7)) == {}
 
 
 def test_second_opinion_imports_nothing_of_the_package():

@@ -4,7 +4,6 @@ Everything here reads one JSON-able document, the output of `llm-mdp verify --js
 """
 
 from llm_mdp.report.page import render_page
-from llm_mdp.report.readme import update_readme
 from llm_mdp.report.terminal import print_report, progress
 
-__all__ = ["print_report", "progress", "render_page", "update_readme"]
+__all__ = ["print_report", "progress", "render_page"]

@@ -75,7 +75,7 @@ def print_report(document: Document, console: Console) -> None:
 def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar that disappears at the end: `with progress(console, 54) as done: run_ledger(problem, progress=done)`."""
     columns = (TextColumn("{task.description:<24}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda claim: bar.update(task, advance=1, description=claim)
 
