@@ -211,6 +211,31 @@ def test_estimators_that_depend_on_the_order_of_a_group(name):
     assert_moments(estimator, instance, outcomes)
 
 
+@dataclass(frozen=True)
+class NextInCollect(Estimator):
+    """The next response's reward as baseline, subtracted in `collect` already."""
+
+    group_size: int = 3
+
+    def collect(self, sampler):
+        evidence = super().collect(sampler)
+        reward = evidence.response_reward
+        return replace(evidence, response_reward=reward - reward.roll(-1, -1) * torch.tensor([1.0, 2.0, 3.0]).double())
+
+    def advantages(self, evidence):
+        return evidence.response_reward[..., None]
+
+
+def test_an_order_that_collect_has_looked_at():
+    instance = random_instance(2, 2)
+    outcomes = []
+    for a, b, c in itertools.product(plain_leaves(instance), repeat=3):
+        weights = [a.reward - b.reward, b.reward - 2 * c.reward, c.reward - 3 * a.reward]
+        gradient = sum(weight * sum(leaf.scores) for weight, leaf in zip(weights, (a, b, c))) / 3
+        outcomes.append((a.chance * b.chance * c.chance, gradient))
+    assert_moments(NextInCollect(), instance, outcomes)
+
+
 def test_groups_left_out_are_conditioned_on():
     """Leave-one-out pairs of unequal rewards: expectation and covariance given that the pair is kept."""
     instance = random_instance(2, 2)
