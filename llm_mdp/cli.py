@@ -92,6 +92,7 @@ def version() -> int:
 
 def verify(command: Verify) -> int:
     """Run `llm-mdp verify`; the exit status is 1 if any verdict differs from the expected one."""
+    import torch
     from rich.console import Console
 
     from llm_mdp.ledger import exit_status, run_ledger
@@ -99,6 +100,8 @@ def verify(command: Verify) -> int:
     from llm_mdp.report.page import render_page
     from llm_mdp.report.terminal import print_report, progress
 
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # many small tensors: more threads only wait for one another
     for path in (command.json, command.save_instance, command.html):
         check_writable(path)
     claims = find_claims(command.claims)
