@@ -68,6 +68,10 @@ class FractionsOfLength:
     parts: int = 2
     stopping_rule: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise ValueError(f"parts is {self.parts}; a response has at least 1 part.")
+
     def __call__(self, rollouts):
         length, position = rollouts.length[..., None], _position(rollouts.mask)
         starts = torch.stack([i * length // self.parts for i in range(self.parts)])

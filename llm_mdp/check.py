@@ -165,7 +165,7 @@ def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
     for step in range(mdp.horizon):
         changed = drawn.tokens.clone()
         changed[:, step:] = mdp.tree.continuing[-1]
-        moved = policy.logits(rows, changed)[:, step] - logits[:, step]
+        moved = (policy.logits(rows, changed)[:, step] - logits[:, step]).detach()
         if float(moved[alive[:, step]].abs().max() if alive[:, step].any() else 0) > 1e-6:
             raise PolicyError(
                 f"{name}.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step {step} sees later tokens."

@@ -176,6 +176,7 @@ class WorldSampler:
         self.enumeration = enumeration
         self.kept: Bool[Tensor, " W"] | None = None
         self.asked = False
+        self.drawn: Branches | None = None
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> TreeRollouts:
         if self.asked:
@@ -221,8 +222,11 @@ class WorldSampler:
             reached = self._lookup(self.enumeration.greedy_leaf, rollouts)[..., row, step]
             reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
             return Branches(row, step, torch.where(drawn[..., row, step], reward, 0.0), greedy=True)
+        if self.drawn is not None:
+            raise ValueError("collect asked for branches twice; ask once, for as many samples as every use needs.")
         row, step = row.repeat_interleave(samples), step.repeat_interleave(samples)
-        return self._branches(rollouts, row, step, drawn[..., row, step])
+        self.drawn = self._branches(rollouts, row, step, drawn[..., row, step])
+        return self.drawn
 
     def _branches(self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor) -> Branches:
         raise NotImplementedError

@@ -162,6 +162,11 @@ class VinePPO(Estimator):
     greedy: bool = False
     """One greedy branch instead of `samples` drawn ones."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; a value needs at least 1 branch.")
+
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
         branches = sampler.branches(rollouts, self.boundary(rollouts), self.samples, self.greedy)
@@ -190,6 +195,11 @@ class TRePO(VinePPO):
     pooled: bool = False
     interpolated: bool = False
     critic: Critic | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooled and self.critic is not None:
+            raise ValueError("pooled=True pools draws, and critic= does without any; choose one.")
 
     def collect(self, sampler):
         if self.critic is None:

@@ -11,7 +11,8 @@ from llm_mdp.optimum import dpo_minimiser
 from llm_mdp.policies import TabularPolicy
 from llm_mdp.problem import Problem
 from llm_mdp.sampled import sampled_certificate
-from llm_mdp.verify import Certificate, NothingKept, exact_certificate
+from llm_mdp.sampling import NothingKept
+from llm_mdp.verify import Certificate, exact_certificate
 
 HOLDS = 1e-6
 """Largest difference of log-probabilities at which two optima are the same."""

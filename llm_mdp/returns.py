@@ -70,7 +70,9 @@ def interpolate(
     no_more = mask.shape[-1]
     after = torch.where(boundary, step, no_more).flip(-1).cummin(-1).values.flip(-1)
     after = torch.where(after == no_more, before, after)
-    weight = (step - before) / (after - before).clamp(min=1)
+    position = mask.cumsum(-1).expand(boundary.shape)
+    start = position.gather(-1, before)
+    weight = (position - start) / (position.gather(-1, after) - start).clamp(min=1)
     advantage = advantage.expand(torch.broadcast_shapes(advantage.shape, boundary.shape))
     left = advantage.gather(-1, before.expand(advantage.shape))
     right = advantage.gather(-1, after.expand(advantage.shape))
@@ -80,6 +82,8 @@ def interpolate(
 def whiten(advantage: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], eps: float = 1e-8) -> Float[Tensor, "*worlds B T"]:
     """(A - mean) / (std + eps) over all policy tokens of the batch, ddof 1. Claim: `remark-4-whitening`, biased."""
     count = mask.sum((-2, -1), keepdim=True)
+    if bool((count < 2).any()):
+        raise ValueError("whitening needs at least 2 tokens in a batch; a single one has no standard deviation.")
     mean = torch.where(mask, advantage, 0.0).sum((-2, -1), keepdim=True) / count
     # What equal advantages differ from their mean by is rounding, of which division by eps would make a gradient.
     rounding = 1e-12 * torch.where(mask, advantage, 0.0).abs().amax((-2, -1), keepdim=True)

@@ -16,8 +16,8 @@ from llm_mdp.estimators import Estimator
 from llm_mdp.mdp import TokenMDP
 from llm_mdp.policies import Policy, logp_of
 from llm_mdp.practices import SecondEpoch
-from llm_mdp.sampling import PolicySampler
-from llm_mdp.verify import ROUNDING, WITHIN, Certificate, NothingKept, edges, flatten_gradients, second_epoch_gradients, token_weights
+from llm_mdp.sampling import NothingKept, PolicySampler
+from llm_mdp.verify import ROUNDING, WITHIN, Certificate, edges, flatten_gradients, second_epoch_gradients, token_weights
 
 BATCHES = 200
 CHUNK = 20_000
@@ -101,8 +101,8 @@ def certify_means(
     count, mean = len(means), means.mean(0)
     centred = means - mean
     inner = centred @ centred.T / (count - 1)
-    trace, trace_square = float(inner.trace()), float(inner.square().sum())
-    radius = _chi_radius(trace / count, trace_square / count**2, confidence)
+    trace, square = float(inner.trace()), inner @ inner
+    radius = normal_radius(trace / count, float(square.trace()) / count**2, float((square * inner).sum()) / count**3, confidence)
     size, bias = float(target.norm()), float((mean - target).norm())
     floor = ROUNDING * max(math.sqrt(trace + float(mean @ mean)), magnitude)
     covariance = trace * groups
@@ -127,8 +127,8 @@ def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
     if estimator.group_size > 1:
         return False
     probe = TreeSampler(enumeration, 4, torch.Generator().manual_seed(0))
-    branches = estimator.collect(probe).branches
-    return branches is None or branches.greedy
+    estimator.collect(probe)
+    return probe.drawn is None and probe.kept is None
 
 
 def _edge_table(estimator: Estimator, enumeration: Enumeration) -> tuple[Float[Tensor, "W E"], Float[Tensor, " W"]]:
@@ -174,16 +174,23 @@ def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: in
     return means
 
 
-def _chi_radius(trace: float, trace_square: float, confidence: float) -> float:
-    """Radius of the ball that holds a centred normal vector with probability `confidence`, from tr Σ and tr Σ²."""
-    if trace == 0:
+def normal_radius(sum1: float, sum2: float, sum3: float, confidence: float) -> float:
+    """Radius of the ball that holds a centred normal vector with probability `confidence`.
+
+    |x|² = Σ λᵢ χ²₁ with sums of λ, λ², λ³ given is close to a shifted and scaled χ²_ν with the same three first cumulants,
+    ν = (Σλ²)³ / (Σλ³)² (Hall 1983, Buckley and Eagleson 1988).
+    """
+    if sum1 == 0:
         return 0.0
-    freedom = trace**2 / trace_square
+    freedom = sum2**3 / sum3**2
+    return math.sqrt(max(sum1 + math.sqrt(sum2 / freedom) * (_chi_square_quantile(freedom, confidence) - freedom), 0.0))
+
+
+def _chi_square_quantile(freedom: float, confidence: float) -> float:
+    """By bisection of the regularised incomplete gamma function."""
     low, high = 0.0, freedom + 20 * math.sqrt(2 * freedom) + 100
     for _ in range(100):
         middle = (low + high) / 2
-        inside = float(
-            torch.special.gammainc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(middle / 2, dtype=torch.float64))
-        )
-        low, high = (middle, high) if inside < confidence else (low, middle)
-    return math.sqrt(high * trace_square / trace)
+        shape, place = (torch.tensor(number / 2, dtype=torch.float64) for number in (freedom, middle))
+        low, high = (middle, high) if float(torch.special.gammainc(shape, place)) < confidence else (low, middle)
+    return high

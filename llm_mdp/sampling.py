@@ -16,6 +16,10 @@ from llm_mdp.policies import Critic, Policy, logp_of
 from llm_mdp.tree import PAD
 
 
+class NothingKept(ValueError):
+    """An estimator that leaves groups out left out all of them."""
+
+
 class Sampler(Protocol):
     """What `collect` may ask for."""
 
@@ -100,6 +104,8 @@ class PolicySampler:
         return critic(rollouts.prompt, rollouts.tokens, rollouts.mask)
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
+        if not groups.any():
+            raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
         rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups))
         return take_rows(evidence, rows.nonzero()[:, 0])
 

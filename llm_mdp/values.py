@@ -71,7 +71,7 @@ def pooled_branches(
     later_total = torch.where(drawn, total, 0.0).flip(-1).cumsum(-1).flip(-1)
     later_count = torch.where(drawn, count, 0).flip(-1).cumsum(-1).flip(-1)
     pooled = (later_total + response_reward[..., None]) / (later_count + 1)
-    return torch.cat([pooled, response_reward[..., None]], dim=-1)
+    return torch.cat([pooled, response_reward.expand(pooled.shape[:-1])[..., None]], dim=-1)
 
 
 def _branch_sums(branches: Branches, rollouts: Rollouts) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,10 @@ from torch.func import functional_call
 
 from llm_mdp.enumeration import Enumeration, ExactSampler, Groups, TooLarge, TreeBranches, TreeRollouts, all_groups
 from llm_mdp.estimators import Estimator
-from llm_mdp.evidence import Evidence, Rollouts, take_rows, take_world
+from llm_mdp.evidence import Evidence, Rollouts, take_world
 from llm_mdp.policies import Policy, logp_of
 from llm_mdp.practices import SecondEpoch
+from llm_mdp.sampling import NothingKept
 
 UNBIASED = 1e-9
 """Relative bias below which an exact certificate says "unbiased"."""
@@ -29,10 +30,6 @@ MAX_UPDATED = 5_000
 """Worlds up to which each one's own updated policy is differentiated."""
 WITHIN = 0.05
 """A sampled certificate says "unbiased" or "proportional" when it can bound the rest by this."""
-
-
-class NothingKept(ValueError):
-    """An estimator that leaves groups out left out all of them."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,10 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
 
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
     """The whole covariance matrix of the estimator; branches are enumerated outcome by outcome, so keep the instance small."""
+    if isinstance(estimator, SecondEpoch):
+        gradients, weight = second_epoch_gradients(estimator, enumeration)
+        centred = gradients - weight @ gradients
+        return centred.T @ (weight[:, None] * centred)
     scores = enumeration.scores
     mean, total = torch.zeros(scores.shape[1], dtype=torch.float64), 0.0
     second = torch.zeros(scores.shape[1], scores.shape[1], dtype=torch.float64)
@@ -217,41 +218,62 @@ def _branch_noise(estimator: Estimator, evidence: Evidence, enumeration: Enumera
     return noise
 
 
-def _some_groups(estimator: Estimator, enumeration: Enumeration) -> tuple[ExactSampler, Evidence]:
-    """A few random groups to probe an estimator with."""
+class _ProbeSampler(ExactSampler):
+    """Branches have rewards that do occur: `left` times one random draw and 1 - `left` times another."""
+
+    left = 0.5
+
+    def _branches(self, rollouts, row, step, drawn):
+        generator = torch.Generator().manual_seed(1)
+        rewards = self.enumeration.response_reward.flatten()
+        one, two = (rewards[torch.randint(len(rewards), drawn.shape, generator=generator)] for _ in range(2))
+        return TreeBranches(row, step, self.left * one + (1 - self.left) * two)
+
+
+def _some_groups(
+    estimator: Estimator, enumeration: Enumeration, *, left: float = 0.5, order: Tensor | None = None
+) -> tuple[_ProbeSampler, Evidence]:
+    """A few random groups to probe an estimator with, their responses in another order if one is given."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(enumeration.n_prompts, (32,), generator=generator)
     leaf = torch.randint(enumeration.tree.n_leaves, (32, estimator.group_size), generator=generator)
-    sampler = ExactSampler(enumeration, Groups(prompt, leaf, torch.ones(32, dtype=torch.float64)))
+    leaf = leaf if order is None else leaf[:, order]
+    sampler = _ProbeSampler(enumeration, Groups(prompt, leaf, torch.ones(32, dtype=torch.float64)))
+    sampler.left = left
     return sampler, estimator.collect(sampler)
 
 
 def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
-    """Does permuting the responses of a group only permute their weights? Tried on drawn groups."""
+    """Does permuting the responses of a group only permute their weights, and keep the same groups? Tried on random groups."""
     sampler, evidence = _some_groups(estimator, enumeration)
-    if evidence.branches is not None:
+    if evidence.branches is not None or sampler.drawn is not None:
         return False
-    worlds = sampler.weight.shape
-    order = torch.arange(estimator.group_size).flip(0)
-    weights = token_weights(estimator, evidence, enumeration, worlds)
-    permuted = token_weights(estimator, take_rows(evidence, order), enumeration, worlds)
-    return torch.allclose(weights[..., order, :], permuted, rtol=1e-10, atol=1e-12 * float(weights.abs().max() + 1))
+    weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+    tolerance = 1e-12 * float(weights.abs().max() + 1)
+    # A rotation and an exchange of two generate every order.
+    every = torch.arange(estimator.group_size)
+    for order in (every.roll(1), torch.cat([every[:2].flip(0), every[2:]])):
+        other, permuted = _some_groups(estimator, enumeration, order=order)
+        moved = token_weights(estimator, permuted, enumeration, other.weight.shape)
+        if not torch.allclose(weights[..., order, :], moved, rtol=1e-10, atol=tolerance):
+            return False
+        if sampler.kept is not None and (other.kept is None or not torch.equal(sampler.kept, other.kept)):
+            return False
+    return True
 
 
 def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
-    """Is every token's weight an affine function of the branch rewards? Tried at random rewards of drawn groups."""
-    sampler, evidence = _some_groups(estimator, enumeration)
-    branches = evidence.branches
-    if not isinstance(branches, TreeBranches):
-        return True
-    generator = torch.Generator().manual_seed(1)
-    one, two = (torch.randn(branches.reward.shape, generator=generator, dtype=torch.float64) for _ in range(2))
-
-    def at(reward: Tensor) -> Tensor:
-        return token_weights(estimator, replace(evidence, branches=replace(branches, reward=reward)), enumeration, sampler.weight.shape)
-
-    left, right, middle = at(one), at(two), at((one + two) / 2)
-    return torch.allclose(middle, (left + right) / 2, rtol=1e-10, atol=1e-12 * float(left.abs().max() + right.abs().max() + 1))
+    """Is every token's weight an affine function of branch rewards, and are they passed on? Tried at random rewards."""
+    tried = []
+    for left in (1.0, 0.0, 0.5):
+        sampler, evidence = _some_groups(estimator, enumeration, left=left)
+        if sampler.drawn is None:
+            return True
+        if evidence.branches is not sampler.drawn:
+            return False
+        tried.append(token_weights(estimator, evidence, enumeration, sampler.weight.shape))
+    one, two, middle = tried
+    return torch.allclose(middle, (one + two) / 2, rtol=1e-10, atol=1e-12 * float(one.abs().max() + two.abs().max() + 1))
 
 
 def second_epoch_gradients(estimator: SecondEpoch, enumeration: Enumeration) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:

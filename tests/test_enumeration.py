@@ -242,9 +242,7 @@ def test_groups_left_out_are_conditioned_on():
     leaves = plain_leaves(instance)
     pairs = [(one, other) for one, other in itertools.product(leaves, repeat=2) if one.reward != other.reward]
     kept = sum(one.chance * other.chance for one, other in pairs)
-    outcomes = [
-        (a.chance * b.chance / kept, (a.reward - b.reward) * (sum(a.scores) - sum(b.scores)) / 2) for a, b in pairs
-    ]
+    outcomes = [(a.chance * b.chance / kept, (a.reward - b.reward) * (sum(a.scores) - sum(b.scores)) / 2) for a, b in pairs]
     assert_moments(ZeroStdFiltered(group_size=2), instance, outcomes)
 
 
@@ -424,8 +422,7 @@ class TwoSets(Estimator):
 def test_two_sets_of_branches_are_independent_or_refused():
     leaves = plain_leaves(SMALL)
     outcomes = [
-        (w.chance * a.chance * b.chance, w.reward * a.reward * b.reward * sum(w.scores))
-        for w, a, b in itertools.product(leaves, repeat=3)
+        (w.chance * a.chance * b.chance, w.reward * a.reward * b.reward * sum(w.scores)) for w, a, b in itertools.product(leaves, repeat=3)
     ]
     try:
         assert_moments(TwoSets(), SMALL, outcomes)
@@ -436,13 +433,19 @@ def test_two_sets_of_branches_are_independent_or_refused():
 # --- covariance ---
 
 
-@pytest.mark.parametrize("estimator", [REINFORCE(), RLOO(group_size=3), VinePPO(samples=1), SecondEpoch()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [REINFORCE(), RLOO(group_size=3), VinePPO(samples=1), SecondEpoch()], ids=lambda estimator: type(estimator).__name__
+)
 def test_the_trace_of_the_covariance_is_that_of_the_certificate(estimator):
     every = enumerate_all(SMALL)
     assert float(covariance(estimator, every).trace()) == pytest.approx(exact_moments(estimator, every).trace_covariance)
 
 
-@pytest.mark.parametrize("estimator", [RLOO(group_size=2), TRePO(samples=2), TRePO(samples=1, boundary=AfterTokens((1,)))], ids=repr)
+@pytest.mark.parametrize(
+    "estimator",
+    [RLOO(group_size=2), TRePO(samples=2), TRePO(samples=1, boundary=AfterTokens((1,)))],
+    ids=lambda estimator: type(estimator).__name__,
+)
 def test_the_covariance_is_that_of_many_drawn_worlds(estimator):
     """Each entry of the empirical matrix within 5 standard errors."""
     every, n = enumerate_all(random_instance(2, 3, seed=4, n_prompts=2)), 40_000

@@ -26,4 +26,5 @@ def test_imports_run_one_way(package):
 
 
 def test_an_import_inside_a_function_is_seen():
-    assert imported("def f():\n    from llm_mdp_agents.lm import x\n    import llm_mdp_envs.math as m") == {"llm_mdp_agents", "llm_mdp_envs"}
+    source = "def f():\n    from llm_mdp_agents.lm import x\n    import llm_mdp_envs.math as m"
+    assert imported(source) == {"llm_mdp_agents", "llm_mdp_envs"}

@@ -129,7 +129,7 @@ def test_outcome_cross_entropy():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="reduction is 'mean'; choose \"sum\", \"sequence_mean\", \"token_mean\" or \"constant\""):
+    with pytest.raises(ValueError, match='reduction is \'mean\'; choose "sum", "sequence_mean", "token_mean" or "constant"'):
         reduce(NUMBERS, MASK, "mean")
     with pytest.raises(ValueError, match='kind is \'k4\'; choose "k1", "k2" or "k3"'):
         kl_estimate(NUMBERS, NUMBERS, "k4")

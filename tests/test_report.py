@@ -13,10 +13,10 @@ import subprocess
 import pytest
 from rich.console import Console
 
-from llm_mdp.report import print_report, progress, render_page, update_readme
+from llm_mdp.report import print_report, progress, render_page
 from llm_mdp.report.drawings import MAX_EDGES, points, tree_edges, tree_svg
 from llm_mdp.report.page import embedded_json
-from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main
+from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main, update_readme
 from llm_mdp.report.rows import Span, bias, claim_rows, named_instances, number, ratio, span_text
 
 CLAIMS = """

@@ -22,9 +22,7 @@ def flags(numbers: list) -> Tensor:
     return torch.tensor(numbers, dtype=torch.bool)
 
 
-def plain_gae(
-    reward: list[float], value: list[float], mask: list[bool], boundary: list[bool], lam: float, gamma: float
-) -> list[float]:
+def plain_gae(reward: list[float], value: list[float], mask: list[bool], boundary: list[bool], lam: float, gamma: float) -> list[float]:
     """The definition: segments of policy tokens, their temporal differences, and a sum over all later ones for each."""
     chosen = [t for t in range(len(mask)) if mask[t]]
     starts = [t for t in chosen if boundary[t]]

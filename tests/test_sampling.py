@@ -88,6 +88,16 @@ def test_branches_keep_the_prefix_and_average_to_its_value(prompt):
         assert all(min(abs(x - r) for r in possible) < 1e-12 for x in drawn.unique().tolist()), "the prefix was kept"
 
 
+def test_branches_are_drawn_afresh_from_the_sampler_s_generator():
+    """Two rows of one prefix, two calls, two seeds: never the same draws; the same seed gives them again."""
+    rollouts = chosen_rows([[1, 2, 1], [1, 2, 1]])
+    source, first = sampler(0), torch.tensor([[True, False, False]] * 2)
+    one, two = (source.branches(rollouts, first, 20).reward for _ in range(2))
+    assert not torch.equal(one[:20], one[20:]) and not torch.equal(one, two)
+    assert torch.equal(sampler(0).branches(rollouts, first, 20).reward, one)
+    assert not torch.equal(sampler(1).branches(rollouts, first, 20).reward, one)
+
+
 def test_branches_only_where_there_is_a_boundary_and_a_token():
     rollouts = chosen_rows([[1, 2, 1], [0, PAD, PAD]])
     branches = sampler().branches(rollouts, torch.tensor([[False, True, False], [False, True, True]]), 3)
@@ -182,9 +192,7 @@ def mean_gradient(estimator: Estimator, source: PolicySampler) -> Tensor:
     return flatten_gradients(torch.autograd.grad(-loss, parameters), parameters)
 
 
-@pytest.mark.parametrize(
-    "claim", [claim for claim in CLAIMS if claim.build and claim.id != "ppo-second-epoch"], ids=lambda claim: claim.id
-)
+@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.build and claim.id != "ppo-second-epoch"], ids=lambda claim: claim.id)
 def test_a_training_step_averages_to_the_verified_expectation(claim: Claim):
     """|ḡ - E g|² / (tr Cov / n) is 1 on average; a wrong weight, sign or prefix makes it tens or hundreds."""
     estimator = claim.build(PROBLEM)

@@ -5,6 +5,7 @@ Left out here: key-value caches and batched decoding engines; sampling re-reads 
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_mdp.policies import PolicyModule
@@ -28,10 +29,13 @@ class LanguageModelPolicy(PolicyModule):
 
     def logits(self, prompt, tokens):
         shape = tokens.shape
-        prompt = prompt.expand(*shape[:-1], prompt.shape[-1]).reshape(-1, prompt.shape[-1])
-        begin = torch.full((len(prompt), 1), self.begin)
-        text = torch.cat([begin, prompt, tokens.reshape(-1, shape[-1])[:, :-1]], dim=1)
-        # Prompts are padded on the left: positions count real tokens, and no real token attends to padding there.
+        prompt = prompt.expand(*shape[:-1], prompt.shape[-1]).flatten(0, -2)
+        # Prompts are padded on the left: `begin` stands right before the prompt, so that the state before step 0 is never padding;
+        # positions count real tokens, and no real token attends to padding.
+        lead = pad(prompt, (1, 0), value=PAD)
+        begins = (lead == PAD) & (pad(lead[:, 1:], (0, 1)) != PAD)
+        lead = torch.where(begins, self.begin, lead)
+        text = torch.cat([lead, tokens.reshape(-1, shape[-1])[:, :-1]], dim=1)
         attention = text != PAD
         position = (attention.cumsum(-1) - 1).clamp(min=0)
         output = self.model(input_ids=text.clamp(min=0), attention_mask=attention.long(), position_ids=position, use_cache=False)
