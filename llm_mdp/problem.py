@@ -94,7 +94,8 @@ class Problem:
         return Enumeration(self.instance.mdp, self.instance.reference).leaf_logp().sum(-1)
 
     def magnitude(self, kind: Target) -> float:
-        """Root mean square of X(W) ∇log π(W), the terms whose mean the target is, X = RM, or log π and log ref one by one."""
+        """Root mean square of X(W) ∇log π(W), the terms that estimators add up: X = RM and the log-probabilities that implicit
+        rewards are differences of, times β; for KL the log-probabilities alone."""
         return self._magnitudes[kind]
 
     @cached_property
@@ -103,7 +104,8 @@ class Problem:
         chance = e.mdp.prompt_probability[:, None] * e.probability
         score = squared_norms(e.mask.double().expand(e.n_prompts, -1, -1)[..., None, :], e.edge[..., None, :], e.gram)
         logp = e.leaf_logp().sum(-1)
-        squares: dict[Target, Tensor] = {"reward": e.response_reward**2, "kl": logp**2 + self._reference_logp**2}
+        divergence = logp**2 + self._reference_logp**2
+        squares: dict[Target, Tensor] = {"reward": e.response_reward**2 + self.beta**2 * divergence, "kl": divergence}
         return {kind: float((chance * square * score).sum().sqrt()) for kind, square in squares.items()}
 
     def has_gradient(self, kind: Target = "reward") -> bool:
