@@ -25,6 +25,10 @@ docs: $(STAMP)  ## the README's ledger, from the results of the main job
 bench: $(STAMP)  ## speed, side by side in one run
 	$(BIN)/python benchmarks/tree_dp.py
 	$(BIN)/python benchmarks/sampled_rate.py
+	$(BIN)/python benchmarks/env_rate.py
+	$(BIN)/python benchmarks/sandbox_rate.py
+	$(BIN)/python benchmarks/sb3.py
+	$(BIN)/python benchmarks/summary.py
 
 clean:
 	rm -rf .venv dist build

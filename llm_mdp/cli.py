@@ -58,15 +58,40 @@ class Verify:
     """Write a self-contained page to this file."""
 
 
+@dataclass(frozen=True)
+class Envs:
+    """List the Gymnasium environments: turns, vocabulary, graded parts of the reward, and what each separates."""
+
+    json: Path | None = None
+    """Write the list to this file."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Print the versions in use."""
+
+
 class UsageError(ValueError):
     """The command line asks for something that cannot be done; the message says what to write instead."""
 
 
 def main() -> None:
     """Entry point of the `llm-mdp` command."""
-    command = tyro.extras.subcommand_cli_from_dict({"verify": Verify, "version": Version}, prog="llm-mdp")
+    command = tyro.cli(
+        Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Envs, tyro.conf.subcommand("envs")]
+        | Annotated[Version, tyro.conf.subcommand("version")],
+        prog="llm-mdp",
+        description="The gradient check for reinforcement learning on language models.",
+    )
     try:
-        status = verify(command) if isinstance(command, Verify) else version()
+        match command:
+            case Verify():
+                status = verify(command)
+            case Envs():
+                status = envs(command)
+            case _:
+                status = version()
     except (ValueError, OSError) as error:
         print(f"llm-mdp: {error}", file=sys.stderr)
         status = 2
@@ -75,12 +100,8 @@ def main() -> None:
     sys.exit(status)
 
 
-@dataclass(frozen=True)
-class Version:
-    """Print the versions in use."""
-
-
 def version() -> int:
+    """Run `llm-mdp version`."""
     import numpy
     import torch
 
@@ -131,6 +152,26 @@ def verify(command: Verify) -> int:
         write_text(command.html, render_page(document))
     print_report(document, Console())
     return exit_status(document)
+
+
+def envs(command: Envs) -> int:
+    """Run `llm-mdp envs`."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    from llm_mdp_envs.registry import registered
+
+    check_writable(command.json)
+    console, listed = Console(highlight=False), list(registered())
+    for one in listed:
+        turns = "one turn" if one.turns == 1 else f"{one.turns} turns"
+        parts = f" · reward: {', '.join(one.reward_parts)}" if one.reward_parts else ""
+        figures = f"{turns} · {one.vocab_size:,} tokens · horizon {one.horizon}{parts}"
+        console.print(f"[bold]{one.id:<26}[/] {figures if one.task else 'not available here'}")
+        console.print(Padding(one.unavailable or one.separates, (0, 0, 0, 4)), style="dim", markup=False)
+    if command.json:
+        write_text(command.json, json.dumps([{**vars(one), "task": one.task and one.task.__name__} for one in listed], indent=1) + "\n")
+    return 0
 
 
 def find_claims(names: Sequence[str]) -> tuple["Claim", ...]:

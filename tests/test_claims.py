@@ -139,11 +139,9 @@ def test_a_whole_run_has_a_row_a_claim_and_ends_well():
 # --- scales that theory states exactly ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["discounted", "two prompts", "bigram"])
+@pytest.mark.parametrize("name", ["two prompts", "bigram"])
 @pytest.mark.parametrize("group_size", [3, 4, 5])
 def test_rloo_as_printed_keeps_a_fraction_of_the_gradient(name, group_size):
-    if group_size == 5 and name == "discounted":
-        pytest.skip("too many groups for a quick test")
     found = certificate("rloo-eq36", name, group_size)
     assert found.verdict == P and found.scale == pytest.approx((group_size - 2) / (group_size - 1), abs=1e-10)
 
@@ -338,7 +336,7 @@ quick = settings(deadline=None, derandomize=True, suppress_health_check=list(Hea
 @settings(quick, max_examples=70)
 @given(instance=instances(SOME_GRADIENT))
 def test_unbiased_means_on_every_instance(instance):
-    assume(Problem(instance).has_gradient)
+    assume(Problem(instance).has_gradient())
     _assert_claims_hold(instance)
 
 

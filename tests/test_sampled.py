@@ -105,10 +105,12 @@ def test_a_target_of_zero_has_no_relative_bias():
 
 # --- the bound ----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("id", "responses"), [("reinforce", 2_000), ("gae-wrong-0", 2_000), ("kl-k3-loss", 2_000), ("rloo", 1_200)])
-def test_the_bound_holds_as_often_as_it_says(id, responses):
-    """200 seeds at 99 %: two failures are expected, more than six have a chance below 0.5 %."""
-    drawn = [draw(id, responses, 1, seed=seed) for seed in range(200)]
+
+@pytest.mark.parametrize(("id", "responses"), [("reinforce", 1_000), ("gae-wrong-0", 1_000), ("kl-k3-loss", 1_000), ("rloo", 600)])
+def test_the_bound_holds_as_often_as_it_says(id, responses, monkeypatch):
+    """200 seeds at 99 %: two failures are expected, more than six have a chance below 0.5 %. Half as many where drawing takes time."""
+    monkeypatch.setattr(sampled, "BATCHES", 50)
+    drawn = [draw(id, responses, 1, seed=seed) for seed in range(100 if id == "rloo" else 200)]
     truth = exact(id, 1).relative_bias
     assert sum(found.bound < truth for found in drawn) <= 6
     assert sum(abs(found.relative_bias - truth) > radius(found) for found in drawn) <= 6
@@ -116,17 +118,17 @@ def test_the_bound_holds_as_often_as_it_says(id, responses):
 
 @pytest.mark.parametrize("batches", [64, 200])
 def test_the_bound_holds_as_often_as_it_says_where_one_direction_is_noisy(batches):
-    """5,000 draws of normal batch means at 99 %: 50 failures are expected, 75 are 3.5 standard deviations more."""
+    """1,500 draws of normal batch means at 99 %: 15 failures are expected, 29 are 3.6 standard deviations more."""
     generator = torch.Generator().manual_seed(0)
     deviation = torch.tensor([1.0, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64).sqrt()
     target = torch.zeros(6, dtype=torch.float64)
     target[0] = 1.0
     misses = 0
-    for _ in range(5_000):
+    for _ in range(1_500):
         means = target + deviation * torch.randn(batches, 6, generator=generator, dtype=torch.float64)
         found = sampled.certify_means(means, target, 1, batches, 0.99)
         misses += found.relative_bias > radius(found)
-    assert 25 < misses < 75
+    assert 3 < misses < 29
 
 
 def test_the_bound_is_not_loose():

@@ -1,0 +1,299 @@
+"""Rewards that exist elsewhere, as tasks; and our tasks as rewards elsewhere.
+
+- `TRLReward`: any TRL reward function, or several;
+- `VerlReward`: any verl `compute_score`;
+- `CallableReward`: any function of two texts;
+- `as_trl_reward`, `trl_rows`: a task as a TRL reward function, with the rows to train on.
+
+reasoning-gym's data sets have a task of their own, `reasoning.ReasoningGym`. What these functions do with hostile text is their own
+affair: they run in this process, without a time limit.
+"""
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from llm_mdp_envs.task import Question, Scores, Task
+from llm_mdp_envs.text import Reply, TextTask
+
+
+class RowTask(TextTask):
+    """Base of the adapters: asks the rows of a data set, each with a "prompt" (a text, or the messages of a chat).
+
+    Args:
+        rows: a sequence of mappings or a `datasets.Dataset`.
+        others: see `TextTask`.
+
+    Raises:
+        ValueError: naming the row and what it lacks.
+    """
+
+    needed: tuple[str, ...] = ("prompt",)
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], **text_options: Any):
+        super().__init__(**text_options)
+        if len(rows) == 0:
+            raise ValueError("rows is empty; give at least one.")
+        self.rows = [_checked_row(row, number, self.needed) for number, row in enumerate(rows)]
+
+    def draw(self, generator: np.random.Generator) -> tuple[str | list[dict], Any]:
+        row = self.rows[int(generator.integers(len(self.rows)))]
+        return row["prompt"], row
+
+
+class TRLReward(RowTask):
+    """TRL reward functions, f(prompts, completions, completion_ids, **columns) -> list[float | None], as the reward of an environment.
+
+    Called as GRPOTrainer calls them: with all columns of the rows as lists; completions are texts where the prompt is a text and
+    [{"role": "assistant", "content": …}] where it is messages; `trainer_state` is None, `log_extra` and `log_metric` do nothing.
+    Arguments that a function does not have are left out. Coroutine functions are awaited.
+
+    The reward is Σ weight · value, each summand reported under its function's name. None means "does not apply" and adds nothing, as in
+    TRL; a response to which no function applies is an error unless `no_reward` says what it is worth. NaN and infinity are errors.
+
+    Args:
+        functions: one function or several, with different names.
+        rows: see `RowTask`. Columns besides "prompt" go to the functions; all rows have the same.
+        weights: one a function; None: 1 each.
+        no_reward: what a response is worth to which no function applies; None: ValueError.
+    """
+
+    def __init__(
+        self,
+        functions: Callable | Sequence[Callable],
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        weights: Sequence[float] | None = None,
+        no_reward: float | None = None,
+        **text_options: Any,
+    ):
+        super().__init__(rows, **text_options)
+        functions = [functions] if callable(functions) else list(functions)
+        weights = [1.0] * len(functions) if weights is None else list(weights)
+        if not functions or len(weights) != len(functions):
+            raise ValueError(f"there are {len(functions)} reward functions and {len(weights)} weights; give one weight a function.")
+        self.functions = dict(zip(map(name_of, functions), zip(functions, weights)))
+        if len(self.functions) < len(functions):
+            raise ValueError(f"two reward functions have the same name among {', '.join(map(name_of, functions))}; rename one.")
+        self.columns = sorted(set(self.rows[0]) - {"prompt", "completion", "completion_ids"})
+        for number, row in enumerate(self.rows):
+            if missing := set(self.columns) - set(row):
+                raise ValueError(f"rows[{number}] has no {missing.pop()!r}, which rows[0] has; all rows need the same columns.")
+        self.no_reward = no_reward
+
+    def grade(self, replies: Sequence[Reply]) -> Scores:
+        columns = {column: [reply.secret[column] for reply in replies] for column in self.columns}
+        arguments = {
+            **columns,
+            "prompts": [reply.question for reply in replies],
+            "completions": [
+                reply.text if isinstance(reply.question, str) else [{"role": "assistant", "content": reply.text}] for reply in replies
+            ],
+            "completion_ids": [list(reply.tokens) for reply in replies],
+            "trainer_state": None,
+            "log_extra": _ignore,
+            "log_metric": _ignore,
+        }
+        parts, applies = {}, np.zeros(len(replies), dtype=bool)
+        for name, (function, weight) in self.functions.items():
+            values = _finite_values(name, _call(function, arguments), len(replies))
+            applies |= np.array([value is not None for value in values])
+            parts[name] = np.array([0.0 if value is None else weight * value for value in values], dtype=np.float64)
+        reward = np.sum(list(parts.values()), axis=0)
+        if applies.all():
+            return Scores(reward, parts)
+        row = int(np.flatnonzero(~applies)[0])
+        if self.no_reward is None:
+            raise ValueError(
+                f"{' and '.join(self.functions)} returned None for response {row}, so it has no reward; set no_reward to what it is worth."
+            )
+        return Scores(np.where(applies, reward, self.no_reward), parts | {"no_reward": np.where(applies, 0.0, self.no_reward)})
+
+
+class VerlReward(RowTask):
+    """A verl `compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict` as the reward of an environment.
+
+    The reward is the number, or the "score" of the dict; what else the dict holds is no summand of it and is left out. None, NaN and
+    infinity are errors.
+
+    Args:
+        compute_score: called with keywords, once a response.
+        rows: as in verl's files: "prompt", "data_source", "reward_model" with a "ground_truth", and "extra_info" if there is any.
+    """
+
+    needed = ("prompt", "data_source", "reward_model")
+
+    def __init__(self, compute_score: Callable, rows: Sequence[Mapping[str, Any]], **text_options: Any):
+        super().__init__(rows, **text_options)
+        for number, row in enumerate(self.rows):
+            if not isinstance(row["reward_model"], Mapping) or "ground_truth" not in row["reward_model"]:
+                raise ValueError(f'rows[{number}]["reward_model"] is {row["reward_model"]!r}; it must hold a "ground_truth".')
+        self.compute_score = compute_score
+
+    def grade(self, replies: Sequence[Reply]) -> Scores:
+        return Scores(np.array([self._grade_one(reply, number) for number, reply in enumerate(replies)], dtype=np.float64))
+
+    def _grade_one(self, reply: Reply, number: int) -> float:
+        row, name = reply.secret, name_of(self.compute_score)
+        score = self.compute_score(
+            data_source=row["data_source"],
+            solution_str=reply.text,
+            ground_truth=row["reward_model"]["ground_truth"],
+            extra_info=row.get("extra_info"),
+        )
+        if isinstance(score, Mapping):
+            if "score" not in score:
+                raise ValueError(f"{name} returned a dict without \"score\" for response {number}: {', '.join(map(repr, score))}.")
+            score = score["score"]
+        return _finite(name, score, number)
+
+
+class CallableReward(RowTask):
+    """Any function of the prompt and the response, in words, as the reward of an environment.
+
+    Args:
+        function: f(prompt: str, response: str) -> float.
+        prompts: what is asked.
+    """
+
+    def __init__(self, function: Callable[[str, str], float], prompts: Sequence[str], **text_options: Any):
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is the text {prompts!r}; give a list of texts.")
+        super().__init__([{"prompt": prompt} for prompt in prompts], **text_options)
+        self.function = function
+
+    def grade(self, replies: Sequence[Reply]) -> Scores:
+        values = [self.function(reply.question, reply.text) for reply in replies]  # pyright: ignore[reportArgumentType]
+        name = name_of(self.function)
+        return Scores(np.array([_finite(name, value, number) for number, value in enumerate(values)], dtype=np.float64))
+
+
+def trl_rows(task: Task, n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows for `datasets.Dataset.from_list` and GRPOTrainer: "prompt", and "question_seed", from which `as_trl_reward` draws the same
+    question again. No answer is in them.
+
+    Raises:
+        ValueError: for a task of several turns.
+    """
+    _check_one_turn(task)
+    seeds = [int(number) for number in np.random.SeedSequence(seed).generate_state(n, np.uint32)]
+    return [{"prompt": _prompt_for_trl(task, _question(task, number)), "question_seed": number} for number in seeds]
+
+
+def as_trl_reward(task: Task) -> Callable[..., list[float]]:
+    """The score of a task as a TRL reward function, for rows made by `trl_rows`.
+
+    A `TextTask` grades the completions' text, whatever tokenizer the trainer uses; another task grades `completion_ids`, so the trainer
+    must use its vocabulary. Completions beyond the task's horizon are graded as far as the horizon by the latter.
+
+    Raises:
+        ValueError: for a task of several turns; when called: if the column "question_seed" is missing.
+    """
+    _check_one_turn(task)
+    question = lru_cache(maxsize=65_536)(lambda number: _question(task, number))
+
+    def reward(prompts: list, completions: list, completion_ids: list[list[int]] | None = None, **columns: Any) -> list[float]:
+        if "question_seed" not in columns:
+            raise ValueError(f'{reward.__name__} needs the column "question_seed"; train on trl_rows(task, n).')
+        questions = [question(int(number)) for number in columns["question_seed"]]
+        if isinstance(task, TextTask):
+            scores = task.grade([task.reply_to(one, text_of(completion)) for one, completion in zip(questions, completions)])
+        else:
+            if completion_ids is None:
+                raise ValueError(f"{reward.__name__} grades tokens; call it with completion_ids.")
+            tokens = pad_responses(completion_ids, task.horizon)
+            scores = task.score(questions, tokens, tokens >= 0)
+        return [float(value) for value in scores.reward]
+
+    reward.__name__ = f"{type(task).__name__}_reward"
+    return reward
+
+
+def text_of(completion: str | list[dict]) -> str:
+    """A TRL completion, plain or conversational, as text."""
+    return completion if isinstance(completion, str) else "".join(message["content"] or "" for message in completion)
+
+
+def pad_responses(responses: Iterable[Sequence[int]], horizon: int) -> np.ndarray:
+    """Token lists as (N, horizon) int64, -1 after the end; cut at the horizon."""
+    rows = [list(response)[:horizon] for response in responses]
+    return np.array([row + [-1] * (horizon - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), horizon)
+
+
+def name_of(function: Callable) -> str:
+    """A function's name for messages and for the parts of the reward."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _call(function: Callable, arguments: dict[str, Any]) -> Any:
+    parameters = inspect.signature(function).parameters.values()
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+        arguments = {parameter.name: arguments[parameter.name] for parameter in parameters if parameter.name in arguments}
+    result = function(**arguments)
+    if inspect.isawaitable(result):
+        with ThreadPoolExecutor(1) as thread:  # of its own, for callers that already run an event loop (notebooks)
+            return thread.submit(asyncio.run, _await(result)).result()
+    return result
+
+
+async def _await(result: Any) -> Any:
+    return await result
+
+
+def _finite_values(name: str, values: Any, n: int) -> list[float | None]:
+    if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or len(values) != n:
+        raise ValueError(f"{name} returned {values!r:.80}; it must return a list of {n} rewards, one a completion.")
+    return [None if value is None else _finite(name, value, number) for number, value in enumerate(values)]
+
+
+def _finite(name: str, value: Any, number: int) -> float:
+    try:
+        finite = math.isfinite(value)
+    except TypeError:
+        finite = False
+    if not finite:
+        raise ValueError(f"{name} returned {value!r} for response {number}; a reward must be a finite number.")
+    return float(value)
+
+
+def _checked_row(row: Any, number: int, needed: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"rows[{number}] is {row!r:.80}; it must be a mapping with {', '.join(map(repr, needed))}.")
+    for column in needed:
+        if column not in row:
+            raise ValueError(f"rows[{number}] has no {column!r}, only {', '.join(map(repr, row))}.")
+    prompt = row["prompt"]
+    is_chat = isinstance(prompt, list | tuple) and len(prompt) > 0 and all(map(_is_message, prompt))
+    if not isinstance(prompt, str) and not is_chat:
+        raise ValueError(f'rows[{number}]["prompt"] is {prompt!r:.80}; it must be a text or a list of messages with "role" and "content".')
+    return dict(row) | {"prompt": list(prompt) if is_chat else prompt}
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and {"role", "content"} <= set(message)
+
+
+def _check_one_turn(task: Task) -> None:
+    if task.max_turns > 1:
+        raise ValueError(f"{type(task).__name__} has {task.max_turns} turns; a TRL reward function sees one response only.")
+
+
+def _question(task: Task, seed: int) -> Question:
+    return task.question(np.random.default_rng(seed))
+
+
+def _prompt_for_trl(task: Task, question: Question) -> str | list[dict]:
+    if not isinstance(task, TextTask):
+        return task.decode(question.prompt)
+    asked = question.secret.text
+    return task.messages(asked) if task.chat or not isinstance(asked, str) else asked
+
+
+def _ignore(*arguments: Any) -> None:
+    """Stands for TRL's loggers."""

@@ -1,0 +1,280 @@
+"""Grading of text that nobody vouches for, in a warm process of its own.
+
+Answers of a language model reach sympy, regular expressions and, in some reasoning-gym data sets, `eval`. One answer such as
+9**9**9**9 must not stop a training run, and none may run code in it. So grading happens in a second process which
+
+- is ended by the kernel when one answer takes more than its CPU time (a fresh copy is forked in milliseconds, nothing is re-imported),
+- has a memory limit, and answers in JSON, so nothing it says can harm the process that trains,
+- evaluates expressions only if they consist of numbers, names, operators, lists and elementary functions.
+
+This works in threads and in forked or pickled copies. It is no sandbox for programs: that is `llm_mdp_envs.sandbox`.
+
+The file is run by its path as the grading process, so it imports nothing of this package and nothing heavy at the top.
+"""
+
+import ast
+import contextlib
+import functools
+import json
+import os
+import pickle
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from typing import Any
+
+
+class GradingError(RuntimeError):
+    """The grader itself failed: a library is missing or a problem is faulty. Never the fault of the answer."""
+
+
+class Grader:
+    """Calls one of the functions at the end of this file in the grading process.
+
+    The process starts with the first call and ends with this object or with the program.
+
+    Args:
+        function: "math" or "reasoning".
+        seconds: most CPU time for one answer. Ten times as much by the clock, on a machine that is busy with other work.
+        memory: most address space of the process, in bytes.
+
+    Raises:
+        ValueError: if `seconds` is not positive.
+        OSError: on a system without `fork` (Windows).
+    """
+
+    def __init__(self, function: str, *, seconds: float = 5.0, memory: int = 4 << 30):
+        if not seconds > 0:
+            raise ValueError(f"the time limit for grading is {seconds!r} seconds; it must be above 0.")
+        if not hasattr(os, "fork"):
+            raise OSError("grading in a process of its own needs Linux or macOS: this system cannot fork. On Windows, use WSL.")
+        self.function, self.seconds, self.memory = function, float(seconds), int(memory)
+        self._process: subprocess.Popen | None = None
+        self._owner = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return _make_grader, (self.function, self.seconds, self.memory)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns; None if the answer went beyond the time or the memory.
+
+        Raises:
+            GradingError: with the function's own words.
+        """
+        payload = pickle.dumps(arguments)
+        with self._lock:
+            reply = self._exchange(payload)
+        if reply is not None and "error" in reply:
+            raise GradingError(reply["error"])
+        return None if reply is None else reply["result"]
+
+    def close(self) -> None:
+        """End the grading process. The next call starts another."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for stream in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()  # pyright: ignore[reportOptionalMemberAccess]
+        process.wait()
+
+    def __del__(self):
+        with contextlib.suppress(AttributeError, TypeError):
+            self.close()
+
+    def _exchange(self, payload: bytes) -> dict | None:
+        process = self._started()
+        try:
+            process.stdin.write(struct.pack("<Q", len(payload)) + payload)  # pyright: ignore[reportOptionalMemberAccess]
+            process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
+            reply = self._line(process, 10 * self.seconds)
+        except BrokenPipeError:
+            reply = None
+        if reply is None:
+            self.close()
+        return reply
+
+    @staticmethod
+    def _line(process: subprocess.Popen, seconds: float) -> dict | None:
+        """The next line that the process says; None if it says none in time, or ends."""
+        ready, _, _ = select.select([process.stdout], [], [], seconds)
+        line = process.stdout.readline() if ready else b""  # pyright: ignore[reportOptionalMemberAccess]
+        return json.loads(line) if line else None
+
+    def _started(self) -> subprocess.Popen:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return self._process
+        # A forked copy of the training process must not talk through its parent's pipes.
+        self._owner = os.getpid()
+        # -P: this folder must not be on the path, its code.py would stand in for the standard library's.
+        command = [sys.executable, "-P", __file__, self.function, str(self.seconds), str(self.memory)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = process
+        first = self._line(process, START_SECONDS)
+        if first is None or "error" in first:
+            self.close()
+            raise GradingError("the grading process did not start: " + (first["error"] if first else "see its message above."))
+        return process
+
+
+def _make_grader(function: str, seconds: float, memory: int) -> Grader:
+    return Grader(function, seconds=seconds, memory=memory)
+
+
+START_SECONDS = 60
+"""Most time for importing the libraries, by the clock."""
+
+CALLABLE = frozenset(
+    [
+        *("Symbol", "Integer", "Float", "Rational", "Function", "Add", "Mul", "Pow", "Abs", "Min", "Max", "sqrt", "cbrt", "root", "exp"),
+        *("log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "arcsin", "arccos", "arctan", "sinh"),
+        *("cosh", "tanh", "asinh", "acosh", "atanh", "floor", "ceiling", "factorial", "factorial2", "binomial", "sign", "erf"),
+    ]
+)
+"""What an expression in an answer may call. In sympy's parser every number and symbol is such a call."""
+
+_HARMLESS = (
+    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop, ast.BoolOp, ast.boolop,
+    ast.Compare, ast.cmpop, ast.IfExp, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Call, ast.keyword,
+)  # fmt: skip
+
+
+def check_expression(source: str) -> None:
+    """Raise ValueError, in words, if evaluating this Python expression could do more than arithmetic."""
+    for node in ast.walk(ast.parse(source.lstrip(" \t"), mode="eval")):
+        if not isinstance(node, _HARMLESS):
+            raise ValueError(f"an answer may not contain {type(node).__name__}.")
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in CALLABLE):
+            raise ValueError("an answer may call elementary functions only.")
+
+
+def guarded_eval(source: Any, *scopes: Any) -> Any:
+    """`eval` of harmless expressions. Raises ValueError for others and SyntaxError for what is no expression."""
+    check_expression(source)
+    return eval(source, *scopes)
+
+
+def math_function():
+    """equal(gold, answer) -> bool, by math-verify."""
+    from math_verify import parse, verify
+
+    guard_sympy()
+    parse_gold = functools.lru_cache(maxsize=4096)(functools.partial(parse, parsing_timeout=None))
+
+    def equal(gold: str, answer: str) -> bool:
+        if not parse_gold(gold):
+            raise ValueError(f"math-verify finds no answer in the gold answer {gold!r}; correct or remove this problem.")
+        return verify(parse_gold(gold), parse(answer, parsing_timeout=None), timeout_seconds=None)
+
+    return equal
+
+
+def reasoning_function():
+    """score(recipe, answer, entry) -> float by reasoning-gym; an answer on which its scorer raises is worth 0.
+
+    The recipe is a pickle of the data set's name and settings, or of a data set.
+    """
+    import reasoning_gym
+
+    guard_sympy()
+    datasets: dict[bytes, Any] = {}
+
+    def score(recipe: bytes, answer: str | None, entry: dict) -> float:
+        if recipe not in datasets:
+            made = pickle.loads(recipe)
+            datasets[recipe] = reasoning_gym.create_dataset(made[0], **made[1]) if isinstance(made, tuple) else made
+            guard_modules(datasets[recipe])
+        try:
+            return float(datasets[recipe].score_answer(answer, entry))
+        except Exception:
+            return 0.0
+
+    return score
+
+
+def guard_sympy() -> None:
+    """Make sympy's parser, which ends in `eval`, refuse what is not harmless."""
+    from sympy.parsing import sympy_parser
+
+    evaluate = sympy_parser.eval_expr
+
+    def eval_expr(code, local_dict, global_dict):
+        check_expression(code)
+        return evaluate(code, local_dict, global_dict)
+
+    sympy_parser.eval_expr = eval_expr
+
+
+def guard_modules(dataset: Any) -> None:
+    """Put `guarded_eval` before the builtin in reasoning-gym's modules and in those of the data set's class."""
+    own = {base.__module__ for base in type(dataset).__mro__ if base is not object}
+    for name, module in list(sys.modules.items()):
+        if name in own or name.split(".")[0] == "reasoning_gym":
+            vars(module)["eval"] = guarded_eval
+
+
+FUNCTIONS = {"math": math_function, "reasoning": reasoning_function}
+
+
+def serve(function: Any, seconds: float, replies: int) -> None:
+    """Answer requests until there are no more. The kernel ends this process when one of them takes too long."""
+    while (header := read_exactly(8)) is not None:
+        arguments = read_exactly(struct.unpack("<Q", header)[0]) or b""
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            reply = {"result": function(*pickle.loads(arguments))}
+        except (MemoryError, RecursionError):
+            reply = {"result": None}
+        except Exception as error:
+            reply = {"error": re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        os.write(replies, json.dumps(reply).encode() + b"\n")
+
+
+def read_exactly(size: int) -> bytes | None:
+    """Unbuffered, so that nothing of the next request is lost when this process is ended. None at the end of the input."""
+    data = b""
+    while len(data) < size:
+        chunk = os.read(0, size - len(data))
+        if not chunk:
+            return None
+        data += chunk
+    return data
+
+
+def main(name: str, seconds: float, memory: int) -> None:
+    import logging
+    import resource
+
+    replies = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    logging.disable()
+    with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        function = FUNCTIONS[name]()
+        os.write(replies, b'{"ready": true}\n')
+    except Exception as error:
+        os.write(replies, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+        return
+    while True:
+        child = os.fork()
+        if child == 0:
+            serve(function, seconds, replies)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            return
+        os.write(replies, b'{"result": null}\n')
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,66 @@
+"""Guess the number: the shortest conversation. A guess, digit by digit, is answered "higher" or "lower".
+
+Separates estimators by turn-level credit with a known optimum: bisection needs the fewest turns on average, and an early bad guess
+shows only in when the number is found.
+"""
+
+from llm_mdp_envs.task import Question
+from llm_mdp_envs.turns import Outcome, TurnTask, check_at_least, check_penalties
+
+DIGITS = tuple("0123456789")
+
+
+class GuessNumber(TurnTask):
+    """Find a number between 1 and `highest`.
+
+        RM(W) = [found at turn k] (1 - (k - 1) / max_turns) - malformed_penalty × malformed turns
+
+    A turn is malformed if it is not a number between 1 and `highest` in decimal digits without leading zeros; it is answered "unclear"
+    and uses up a turn. The prompt is `highest`.
+
+    Args:
+        highest: at least 1.
+        max_turns: at least 1; bisection finds any number in ⌈log₂(highest + 1)⌉.
+        malformed_penalty: at least 0.
+        horizon: most tokens of a response; None: enough for `max_turns` guesses of the longest length with their replies.
+
+    Raises:
+        ValueError: naming the argument, its value and its range.
+    """
+
+    separates = "turn-level credit with a known optimum (bisection): early turns decide how late the reward comes"
+    words = (*DIGITS, "higher", "lower", "unclear", ".", "<eos>")
+    vocab_size = len(words)
+    end_of_turn = words.index(".")
+    eos = words.index("<eos>")
+    part_names = ("found", "turns", "malformed")
+    speakers = ("guesser", "host")
+
+    def __init__(self, highest: int = 100, max_turns: int = 10, malformed_penalty: float = 0.05, horizon: int | None = None):
+        check_at_least(1, highest=highest, max_turns=max_turns)
+        check_penalties(malformed_penalty=malformed_penalty)
+        self.highest, self.max_turns, self.malformed_penalty = highest, max_turns, malformed_penalty
+        self.horizon = max_turns * (len(str(highest)) + 3) if horizon is None else horizon
+        check_at_least(1, horizon=self.horizon)
+        self.prompt_length = len(str(highest)) + 1
+
+    def question(self, generator):
+        prompt = self.encode(" ".join(str(self.highest)) + " .")
+        return Question(prompt, secret=int(generator.integers(1, self.highest + 1)))
+
+    def outcome(self, question, earlier, turn):
+        guess = self.number(turn)
+        if guess is None:
+            return Outcome(self.encode("unclear"), {"malformed": -self.malformed_penalty})
+        if guess == question.secret:
+            return Outcome(None, {"found": 1.0, "turns": -len(earlier) / self.max_turns})
+        return Outcome(self.encode("higher" if question.secret > guess else "lower"))
+
+    def number(self, turn: tuple[int, ...]) -> int | None:
+        """The number that a turn says, None if it is malformed."""
+        digits = all(word < len(DIGITS) for word in turn)
+        # The length comes first: a response may hold more digits than Python converts.
+        if not digits or not 1 <= len(turn) <= len(str(self.highest)) or turn[0] == 0:
+            return None
+        guess = int("".join(DIGITS[word] for word in turn))
+        return guess if guess <= self.highest else None

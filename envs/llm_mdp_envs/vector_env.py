@@ -1,0 +1,439 @@
+"""Many token environments stepped as numpy arrays, and whole responses scored at once.
+
+Any `Task` will do: then questions, replies and action masks cost a Python call each. An `ArrayTask`, whose questions are rows of
+numbers, has no Python loop over environments anywhere.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import logger, spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from llm_mdp_envs.task import Question, Scores, Task
+from llm_mdp_envs.token_env import (
+    FINISH,
+    PAD,
+    Progress,
+    advance,
+    as_rows,
+    begun,
+    check_allowed,
+    check_options,
+    check_question,
+    check_render_mode,
+    check_scores,
+    close_task,
+    follow,
+    observation_space,
+    pad_prompt,
+    reveals_token_rewards,
+    text_so_far,
+    whole_token,
+)
+
+GOES_ON = len(FINISH)
+FINISH_NAMES = np.array([*FINISH, None], dtype=object)
+"""Names by index of `FINISH`; None for an episode that goes on."""
+
+
+class ArrayTask(Task):
+    """A task whose questions are rows of numbers: `Question.secret` is the row, as a tuple of W ints.
+
+    Subclasses write `draw`, `prompts` and `score_rows`; the methods of `Task` follow from these.
+    """
+
+    @abstractmethod
+    def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
+        """Draw n questions: (n, W) int64."""
+
+    @abstractmethod
+    def prompts(self, secrets: np.ndarray) -> np.ndarray:
+        """Prompts of questions (n, W): (n, prompt_length) int64, padded with -1 on the left."""
+
+    @abstractmethod
+    def score_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
+        """`Task.score` for questions (n, W)."""
+
+    def mask_rows(self, secrets: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
+        """`Task.action_mask` for questions (n, W) and responses so far (n, horizon): (n, V) int8, or None."""
+        return None
+
+    def token_reward_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Rewards of single tokens (n, T), of unfinished responses too; for tasks with `reveals_token_rewards`."""
+        raise NotImplementedError(f"{type(self).__name__} keeps its token rewards hidden; it has no token_reward_rows.")
+
+    def question(self, generator: np.random.Generator) -> Question:
+        return self.question_of(self.draw(generator, 1)[0])
+
+    def question_of(self, secret: np.ndarray) -> Question:
+        """The question of one row (W,)."""
+        prompt = self.prompts(secret[None])[0]
+        return Question(tuple(prompt[prompt != PAD].tolist()), tuple(secret.tolist()))
+
+    def score(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> Scores:
+        return self.score_rows(_secrets(questions), tokens, mask)
+
+    def token_rewards(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return self.token_reward_rows(_secrets(questions), tokens, mask)
+
+    def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
+        masks = self.mask_rows(_secrets([question]), as_rows([Progress(tuple(tokens))], self.horizon)[0])
+        return None if masks is None else masks[0]
+
+
+def _secrets(questions: Sequence[Question]) -> np.ndarray:
+    return np.array([question.secret for question in questions], dtype=np.int64).reshape(len(questions), -1)
+
+
+class _Rows:
+    """Questions of an ArrayTask: an (N, W) array."""
+
+    def __init__(self, task: ArrayTask, n: int):
+        self.task, self.secrets = task, np.zeros((n, 0), dtype=np.int64)
+
+    def draw(self, generator: np.random.Generator, where: np.ndarray) -> np.ndarray:
+        """Draw new questions for some environments; returns their prompts."""
+        secrets = self.task.draw(generator, len(where))
+        if len(where) == len(self.secrets):
+            self.secrets = secrets
+        else:
+            self.secrets[where] = secrets
+        return self.task.prompts(secrets)
+
+    def put(self, questions: Sequence[Question]) -> np.ndarray:
+        self.secrets = _secrets(questions)
+        return self.task.prompts(self.secrets)
+
+    def question(self, number: int) -> Question:
+        return self.task.question_of(self.secrets[number])
+
+    def score(self, where: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
+        return self.task.score_rows(self.secrets[where], tokens, mask)
+
+    def token_rewards(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return self.task.token_reward_rows(self.secrets, tokens, mask)
+
+    def action_masks(self, tokens: np.ndarray, length: np.ndarray) -> np.ndarray | None:
+        return self.task.mask_rows(self.secrets, tokens)
+
+
+class _Objects:
+    """Questions of any other task: a list of N."""
+
+    def __init__(self, task: Task, n: int):
+        self.task = task
+        self.questions: list[Question] = [Question(())] * n
+
+    def draw(self, generator: np.random.Generator, where: np.ndarray) -> np.ndarray:
+        for number in where:
+            self.questions[number] = self.task.question(generator)
+        return self._prompts([self.questions[number] for number in where])
+
+    def put(self, questions: Sequence[Question]) -> np.ndarray:
+        self.questions = list(questions)
+        return self._prompts(self.questions)
+
+    def _prompts(self, questions: Sequence[Question]) -> np.ndarray:
+        rows = [pad_prompt(question.prompt, self.task.prompt_length) for question in questions]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), self.task.prompt_length)
+
+    def question(self, number: int) -> Question:
+        return self.questions[number]
+
+    def score(self, where: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
+        return self.task.score([self.questions[number] for number in where], tokens, mask)
+
+    def token_rewards(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return self.task.token_rewards(self.questions, tokens, mask)
+
+    def action_masks(self, tokens: np.ndarray, length: np.ndarray) -> np.ndarray | None:
+        if type(self.task).action_mask is Task.action_mask:
+            return None
+        masks = [self.task.action_mask(q, row[:n].tolist()) for q, row, n in zip(self.questions, tokens, length)]
+        everything = np.ones(self.task.vocab_size, dtype=np.int8)
+        return np.array([everything if mask is None else mask for mask in masks], dtype=np.int8)
+
+
+class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """`num_envs` episodes of one task, stepped together; see `TokenEnv` for observations (here (N, prompt_length + horizon)) and infos.
+
+    Autoreset is Gymnasium's default, NEXT_STEP: the step after an episode's end ignores its action, returns the first observation of the
+    next episode and reward 0. Infos are arrays over environments, each key with a mask `_key`, as Gymnasium's vector environments have it.
+
+    Args:
+        task: what is asked, and what answers are worth.
+        num_envs: N ≥ 1.
+        render_mode: "ansi" or None.
+
+    Raises:
+        ValueError: num_envs below 1 or an unknown render mode.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, task: Task, num_envs: int = 1, render_mode: str | None = None):
+        if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1.")
+        check_render_mode(render_mode, self.metadata)
+        self.task, self.num_envs, self.render_mode = task, num_envs, render_mode
+        self.single_action_space = spaces.Discrete(task.vocab_size)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.single_observation_space = observation_space(task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._asked = _Rows(task, num_envs) if isinstance(task, ArrayTask) else _Objects(task, num_envs)
+        self._text = np.full((num_envs, task.prompt_length + task.horizon), PAD, dtype=np.int64)
+        self._start = np.arange(num_envs) * self._text.shape[1] + task.prompt_length
+        self._length = np.zeros(num_envs, dtype=np.int64)
+        self._written = np.zeros((num_envs, task.horizon), dtype=bool)
+        self._turns = np.zeros(num_envs, dtype=np.int64)
+        self._last = np.zeros(num_envs, dtype=np.int64)
+        self._over = np.zeros(num_envs, dtype=bool)
+        self._allowed: np.ndarray | None = None
+        self._begun = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode in every environment.
+
+        Args:
+            seed: starts the one generator of all questions anew.
+            options: `{"questions": N Questions}` instead of drawing them; `{"prefixes": N sequences of tokens}` to begin with, as in
+                `TokenEnv.reset` (-1 at the end of a prefix is padding).
+
+        Raises:
+            ValueError: unknown option, another number than N, or a prefix that has ended or contradicts the environment.
+        """
+        super().reset(seed=seed)
+        options = check_options(options, ("questions", "prefixes"))
+        for name in options:
+            if len(options[name]) != self.num_envs:
+                raise ValueError(f"options[{name!r}] has {len(options[name])} entries; there are {self.num_envs} environments.")
+        self._begun = False  # until everything below has gone well
+        if "questions" in options:
+            questions = [check_question(self.task, q, f"options['questions'][{i}]") for i, q in enumerate(options["questions"])]
+            prompts = self._asked.put(questions)
+        else:
+            prompts = self._asked.draw(self.np_random, np.arange(self.num_envs))
+        self._begin(slice(None), prompts)
+        for number, prefix in enumerate(options.get("prefixes", ())):
+            name = f"options['prefixes'][{number}]"
+            self._put(number, begun(self.task, self._asked.question(number), _unpadded(prefix), name))
+        self._over = np.zeros(self.num_envs, dtype=bool)
+        self._begun = True
+        return self._text.copy(), self._infos()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Append a token in every environment; begin the next episode where the last one ended in the step before.
+
+        Args:
+            actions: (N,) tokens; ignored where the last step ended an episode.
+
+        Raises:
+            ResetNeeded: before the first `reset`.
+            TypeError, ValueError: naming the environment whose action is no whole number, outside the vocabulary, or forbidden.
+        """
+        if not self._begun:
+            raise ResetNeeded("step was called before reset; call reset first.")
+        actions, new = self._checked(actions), np.flatnonzero(self._over)
+        if len(new):
+            self._begin(new, self._asked.draw(self.np_random, new))
+        finish = self._append(actions, new)
+        terminated = finish != GOES_ON
+        done = np.flatnonzero(terminated)
+        reward, final = np.zeros(self.num_envs), {}
+        if len(done):
+            scores = check_scores(self.task, self._asked.score(done, self._tokens[done], self._mask(done)), len(done))
+            reward[done] = scores.reward
+            final = _final_infos(finish, done, scores)
+        if reveals_token_rewards(self.task):
+            reward = self._last_token_rewards()
+        self._over = terminated
+        return self._text.copy(), reward, terminated.copy(), np.zeros(self.num_envs, dtype=bool), self._infos() | final
+
+    def replay(self, questions: Sequence[Question], token_rows: np.ndarray) -> Scores:
+        """Score whole responses; see `replay`. The episodes under way are not touched."""
+        return replay(self.task, questions, token_rows)
+
+    def action_masks(self) -> np.ndarray:
+        """(N, V) int8, 1 where a token is allowed next."""
+        if not self._begun:
+            raise ResetNeeded("action_masks was called before reset; call reset first.")
+        everything = np.ones((self.num_envs, self.task.vocab_size), dtype=np.int8)
+        return everything if self._allowed is None else self._allowed.copy()
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(N, horizon) bool: which tokens of the responses so far the policy chose."""
+        return self._mask(slice(None))
+
+    def render(self) -> tuple[str, ...] | None:
+        """The text of every environment so far."""
+        if self.render_mode is None:
+            logger.warn('render needs a render mode: gym.make_vec(…, render_mode="ansi").')
+            return None
+        questions = [self._asked.question(number) if self._begun else None for number in range(self.num_envs)]
+        return tuple(text_so_far(self.task, question, row.tolist()) for question, row in zip(questions, self._tokens))
+
+    def close_extras(self) -> None:
+        """End what the task holds: its `close`, if it has one."""
+        close_task(self.task)
+
+    @property
+    def _tokens(self) -> np.ndarray:
+        """(N, horizon), the responses' part of the text; not a copy."""
+        return self._text[:, self.task.prompt_length :]
+
+    def _begin(self, where: np.ndarray | slice, prompts: np.ndarray) -> None:
+        self._text[where] = PAD
+        self._length[where] = 0
+        if self.task.prompt_length:
+            self._text[where, : self.task.prompt_length] = prompts
+        if self.task.end_of_turn is not None:
+            self._turns[where] = 0
+            self._written[where] = False
+
+    def _put(self, number: int, progress: Progress) -> None:
+        """Make environment `number` stand where `progress` does."""
+        length = len(progress.tokens)
+        self._tokens[number, :length] = progress.tokens
+        self._written[number, :length] = ~np.array(progress.mask, dtype=bool)
+        self._length[number], self._turns[number] = length, progress.turns
+
+    def _append(self, actions: np.ndarray, new: np.ndarray) -> np.ndarray:
+        """Write the actions, and replies where turns end; returns (N,) why episodes end now, as an index of `FINISH` or GOES_ON."""
+        task = self.task
+        self._last = self._length.copy()
+        flat = self._text.reshape(-1)
+        flat[self._start + self._last] = actions
+        self._length += 1
+        finish = np.where(self._length == task.horizon, FINISH.index("horizon"), GOES_ON)
+        if task.eos is not None:
+            finish[actions == task.eos] = FINISH.index("eos")
+        if len(new):
+            flat[self._start[new]] = PAD
+            self._length[new] = 0
+            finish[new] = GOES_ON
+        if task.end_of_turn is not None:
+            for number in np.flatnonzero((actions == task.end_of_turn) & ~self._over):
+                progress = self._hand_over(number)
+                finish[number] = GOES_ON if progress.finish is None else FINISH.index(progress.finish)
+        return finish
+
+    def _hand_over(self, number: int) -> Progress:
+        last = self._last[number]
+        before = Progress(
+            tuple(self._tokens[number, :last].tolist()), tuple(~self._written[number, :last]), int(self._turns[number])
+        )
+        progress = advance(self.task, self._asked.question(number), before, int(self._tokens[number, last]))
+        self._put(number, progress)
+        return progress
+
+    def _mask(self, where: np.ndarray | slice) -> np.ndarray:
+        own = self._tokens[where] != PAD
+        return own if self.task.end_of_turn is None else own & ~self._written[where]
+
+    def _last_token_rewards(self) -> np.ndarray:
+        """Of the tokens just written; 0 for new episodes, which have none (their `_last` is an unmasked place)."""
+        rows = np.where(self.mask, self._asked.token_rewards(self._tokens, self.mask), 0.0)
+        return rows[np.arange(self.num_envs), self._last]
+
+    def _infos(self) -> dict[str, Any]:
+        self._allowed = self._asked.action_masks(self._tokens, self._length)
+        infos = {"action_mask": self.action_masks(), "_action_mask": np.ones(self.num_envs, dtype=bool)}
+        if self.task.end_of_turn is not None:
+            infos |= {"mask": self.mask, "_mask": np.ones(self.num_envs, dtype=bool)}
+        return infos
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        """The actions as (N,) int64."""
+        array, n, vocab_size = np.asarray(actions), self.num_envs, self.task.vocab_size
+        if array.shape != (n,):
+            raise ValueError(f"actions have shape {array.shape}; {n} environments take ({n},).")
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"actions are {array.dtype}; tokens are whole numbers, 0 … {vocab_size - 1}.")
+        if array.min() < 0 or array.max() >= vocab_size:
+            wrong = ~self._over & ((array < 0) | (array >= vocab_size))
+            for number in np.flatnonzero(wrong):
+                whole_token(array[number], vocab_size, f"the action of environment {number}")
+            array = np.where(self._over, 0, array)
+        if self._allowed is not None:
+            forbidden = ~self._over & (self._allowed[np.arange(n), array] == 0)
+            for number in np.flatnonzero(forbidden):
+                check_allowed(self._allowed[number], int(array[number]), f"the action of environment {number}")
+        return array
+
+
+def replay(task: Task, questions: Sequence[Question], token_rows: np.ndarray) -> Scores:
+    """Score whole responses at once, as stepping through them would.
+
+    Args:
+        questions: N of them.
+        token_rows: (N, T) integers, T ≤ horizon, -1 after the end; with turns, what the environment wrote included (whose tokens are
+            whose is worked out again). Action masks do not apply.
+
+    Returns:
+        Reward (N,) and parts.
+
+    Raises:
+        ValueError, TypeError: naming the first response that is unfinished, goes on after its end, or contradicts the environment.
+    """
+    rows, n = np.asarray(token_rows), len(questions)
+    if rows.ndim != 2 or len(rows) != n or rows.shape[1] > task.horizon:
+        raise ValueError(f"token_rows have shape {rows.shape}; for {n} questions it is ({n}, at most {task.horizon}).")
+    if rows.dtype.kind not in "iu":
+        raise TypeError(f"token_rows are {rows.dtype}; tokens are whole numbers.")
+    tokens = np.full((len(rows), task.horizon), PAD, dtype=np.int64)
+    tokens[:, : rows.shape[1]] = rows
+    mask = _mask_of_single_turns(task, tokens) if task.end_of_turn is None else _mask_by_replaying(task, questions, tokens)
+    return check_scores(task, task.score(questions, tokens, mask), len(tokens))
+
+
+def _mask_of_single_turns(task: Task, tokens: np.ndarray) -> np.ndarray:
+    mask = tokens != PAD
+    ends = np.zeros_like(mask) if task.eos is None else tokens == task.eos
+    length = mask.sum(1)
+    ended_before = np.cumsum(ends, axis=1) - ends > 0
+    wrong = (tokens < PAD) | (tokens >= task.vocab_size) | (mask & ended_before) | (mask != (np.arange(task.horizon) < length[:, None]))
+    unfinished = (length < task.horizon) & ~ends.any(1)
+    for row in np.flatnonzero(wrong.any(1) | unfinished):
+        _check_finished(follow(task, Question(()), _unpadded(tokens[row]), f"token_rows[{row}]"), row)
+    return mask
+
+
+def _mask_by_replaying(task: Task, questions: Sequence[Question], tokens: np.ndarray) -> np.ndarray:
+    mask = np.zeros(tokens.shape, dtype=bool)
+    for row, question in enumerate(questions):
+        progress = follow(task, question, _unpadded(tokens[row]), f"token_rows[{row}]")
+        _check_finished(progress, row)
+        mask[row, : len(progress.mask)] = progress.mask
+    return mask
+
+
+def _check_finished(progress: Progress, row: int) -> None:
+    if progress.finish is None:
+        raise ValueError(f"token_rows[{row}] has not ended after {len(progress.tokens)} tokens; only whole responses have a reward.")
+
+
+def _unpadded(tokens: Sequence[int]) -> list[int]:
+    """The tokens without the padding at their end."""
+    row = list(tokens)
+    while row and row[-1] == PAD:
+        row.pop()
+    return row
+
+
+def _final_infos(finish: np.ndarray, done: np.ndarray, scores: Scores) -> dict[str, Any]:
+    """`finish` and `parts` of the episodes that end now, in the form of Gymnasium's vector infos."""
+    ended = finish != GOES_ON
+    infos: dict[str, Any] = {"finish": FINISH_NAMES[finish], "_finish": ended}
+    if scores.parts:
+        parts: dict[str, Any] = {}
+        for name, values in scores.parts.items():
+            parts[name], parts[f"_{name}"] = np.zeros(len(finish)), ended.copy()
+            parts[name][done] = values
+        infos |= {"parts": parts, "_parts": ended.copy()}
+    return infos
