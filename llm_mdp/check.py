@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from llm_mdp.enumeration import Enumeration, ExactSampler, TreeBranches, TreeRollouts, all_groups
+from llm_mdp.enumeration import Enumeration, ExactSampler, TreeBranches, TreeRollouts, all_groups, of_rows
 from llm_mdp.estimators import Estimator
 from llm_mdp.evidence import Evidence, take_world
 from llm_mdp.instances import random_instance
@@ -103,7 +103,7 @@ def _check_worlds(estimator: Estimator, evidence: Evidence, weights: Tensor, enu
         alone = take_world(evidence, world)
         rollouts = evidence.rollouts
         assert isinstance(rollouts, TreeRollouts)
-        logp = enumeration.leaf_logp()[rollouts.which_prompt[world], rollouts.leaf[world]].clone().requires_grad_()
+        logp = of_rows(enumeration.leaf_logp(), rollouts)[world].clone().requires_grad_()
         loss = estimator.loss(logp, alone)
         gradient = -torch.autograd.grad(loss.sum(), logp)[0] if loss.dim() == 0 else torch.full_like(logp, torch.nan)
         if not torch.allclose(torch.where(alone.rollouts.mask, gradient, 0.0), weights[world], rtol=1e-9, atol=1e-12):
@@ -142,6 +142,8 @@ def _check_padding(estimator: Estimator, evidence: Evidence, weights: Tensor) ->
 def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
     """Raise PolicyError, in one sentence, if a policy cannot be verified on a token MDP or trained on it."""
     name = type(policy).__name__
+    if isinstance(policy, type):
+        raise PolicyError(f"{policy.__name__} is a class; give an object: {policy.__name__}(…).")
     if not isinstance(policy, nn.Module) or not list(policy.parameters()):
         raise PolicyError(f"{name} is not a torch.nn.Module with parameters; there is nothing to take a gradient by.")
     for method in ("logits", "sample"):

@@ -7,7 +7,7 @@ import llm_mdp
 from llm_mdp.claims import CLAIMS, Claim
 from llm_mdp.enumeration import Enumeration, TooLarge
 from llm_mdp.instances import flatten, instance_to_dict
-from llm_mdp.optimum import dpo_minimiser
+from llm_mdp.optimum import NotConverged, dpo_minimiser
 from llm_mdp.policies import TabularPolicy
 from llm_mdp.problem import Problem
 from llm_mdp.sampled import sampled_certificate
@@ -93,7 +93,7 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
             certificate = sampled_certificate(
                 estimator, problem.enumeration, target, sampled, magnitude=magnitude, seed=seed, confidence=confidence
             )
-    except (TooLarge, NothingKept) as error:
+    except (TooLarge, NothingKept, NotConverged) as error:
         return row | {"reason": f"not computed: {error}"}
     figures = {name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")}
     if certificate.samples is not None:

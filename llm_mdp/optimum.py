@@ -10,6 +10,11 @@ from llm_mdp.mdp import TokenMDP
 from llm_mdp.objectives import dpo_loss, outcome_cross_entropy
 from llm_mdp.policies import Policy, TabularPolicy
 
+
+class NotConverged(ValueError):
+    """A minimum could not be found in double precision."""
+
+
 MAX_RESPONSES = 500
 """Responses to a prompt up to which a loss over all pairs of them is minimised."""
 
@@ -44,6 +49,7 @@ def dpo_minimiser(reference: Enumeration, beta: float) -> Float[Tensor, "P N"]:
 
     Raises:
         TooLarge: more than MAX_RESPONSES responses to a prompt.
+        NotConverged: rewards so far apart that preferences are certain.
     """
     _check_pairs(reference)
     rows = []
@@ -53,7 +59,11 @@ def dpo_minimiser(reference: Enumeration, beta: float) -> Float[Tensor, "P N"]:
         def loss(h: Tensor, pair: Tensor = pair) -> Tensor:
             return (pair * dpo_loss(h[:, None], h[None, :], beta)).sum()
 
-        rows.append((logp + _newton(loss, torch.zeros_like(logp))).log_softmax(-1))
+        once = (logp + (h := _newton(loss, torch.zeros_like(logp)))).log_softmax(-1)
+        again = (logp + _newton(loss, 1.01 * h)).log_softmax(-1)
+        if float((once - again).abs().max()) > 1e-7:
+            raise NotConverged("two searches for the minimum end apart: rewards this far apart make preferences certain; scale them down.")
+        rows.append(once)
     return torch.stack(rows)
 
 
@@ -114,14 +124,17 @@ def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor,
         # Scaled to a unit diagonal: rare responses have tiny rows. The direction of the constant is made harmless, not solved for.
         scale = hessian.diagonal().clamp(min=1e-300).sqrt()
         null = scale / scale.norm()
-        step = -torch.linalg.solve(hessian / scale[:, None] / scale + torch.outer(null, null), gradient / scale) / scale
+        step, singular = torch.linalg.solve_ex(hessian / scale[:, None] / scale + torch.outer(null, null), -gradient / scale)
+        step = step / scale
+        if singular or not torch.isfinite(step).all():
+            break
         size = 1.0
         while loss(x + size * step) > loss(x) and size > 1e-8:
             size /= 2
         x = x + size * step
         if float((size * step).abs().max()) < 1e-11:
-            break
-    return x
+            return x
+    raise NotConverged("Newton's method did not converge: rewards this far apart make preferences certain; scale them down.")
 
 
 def _check_pairs(enumeration: Enumeration) -> None:

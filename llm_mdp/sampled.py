@@ -53,9 +53,9 @@ def sampled_certificate(
     if isinstance(estimator, SecondEpoch):
         means = _counted(*second_epoch_gradients(estimator, enumeration), groups, seed)
     elif _is_count(estimator, enumeration):
-        means = _counted(*_edge_table(estimator, enumeration), groups, seed) @ enumeration.scores
+        means = pull_back(_counted(*_edge_table(estimator, enumeration), groups, seed), enumeration)
     else:
-        means = _drawn(estimator, enumeration, groups, seed) @ enumeration.scores
+        means = pull_back(_drawn(estimator, enumeration, groups, seed), enumeration)
     return certify_means(means, target, groups, groups * BATCHES * estimator.group_size, confidence, magnitude)
 
 
@@ -93,7 +93,7 @@ def certify_means(
 ) -> Certificate:
     """The certificate that means of independent, equally large batches give.
 
-    |ḡ - E g|² is close to a weighted sum of χ², here matched in mean and variance (Satterthwaite) from the batches' covariance S:
+    |ḡ - E g|² is close to a weighted sum of χ², here matched in three cumulants from the batches' covariance:
     radius q with P(|ḡ - E g| ≤ q) = confidence, and so |E g - ∇J| ≤ |ḡ - ∇J| + q.
 
     Args: groups: in each batch. responses: in all.
@@ -103,6 +103,8 @@ def certify_means(
     inner = centred @ centred.T / (count - 1)
     trace, square = float(inner.trace()), inner @ inner
     radius = normal_radius(trace / count, float(square.trace()) / count**2, float((square * inner).sum()) / count**3, confidence)
+    # The covariance itself is estimated, from `count` batches: Student's correction to first order.
+    radius *= math.sqrt(1 + (_chi_square_quantile(1, confidence) + 1) / (2 * (count - 1)))
     size, bias = float(target.norm()), float((mean - target).norm())
     floor = ROUNDING * max(math.sqrt(trace + float(mean @ mean)), magnitude)
     covariance = trace * groups
@@ -120,6 +122,14 @@ def certify_means(
         verdict = "biased"
     cosine = along / mean_size if mean_size > floor else 0.0
     return Certificate(verdict, bias / size, along / size, cosine, covariance, responses, (bias + radius) / size, confidence)
+
+
+def pull_back(weights: Float[Tensor, "batches E"], enumeration: Enumeration) -> Float[Tensor, "batches parameters"]:
+    """Σ weight ∇log π over the edges. Scores of tables are almost all 0, and worth a sparse product."""
+    scores = enumeration.scores
+    if scores.count_nonzero() > 0.05 * scores.numel():
+        return weights @ scores
+    return (scores.T.to_sparse_csr() @ weights.T).T
 
 
 def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
@@ -156,22 +166,25 @@ def _counted(table: Float[Tensor, "W n"], probability: Float[Tensor, " W"], grou
 
 def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Float[Tensor, "batches E"]:
     """Batch means over edges from drawn worlds, at most `CHUNK` in memory."""
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.zeros(BATCHES, enumeration.n_edges, dtype=torch.float64)
-    for mean in means:
-        kept = 0.0
-        for start in range(0, groups, CHUNK):
-            sampler = TreeSampler(enumeration, min(CHUNK, groups - start), generator)
-            evidence = estimator.collect(sampler)
-            derivative = token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))
-            if sampler.kept is not None:
-                derivative = derivative * sampler.kept[:, None, None]
-            kept += len(sampler.weight) if sampler.kept is None else float(sampler.kept.sum())
-            mean.index_add_(0, edges(evidence, enumeration).flatten(), derivative.flatten())
-        if not kept:
-            raise NothingKept(f"the estimator left out every one of {groups} groups in a row; draw more responses or another instance.")
-        mean /= kept
-    return means
+    generator, worlds = torch.Generator().manual_seed(seed), groups * BATCHES
+    sums, kept = torch.zeros(BATCHES * enumeration.n_edges, dtype=torch.float64), torch.zeros(BATCHES, dtype=torch.float64)
+    for start in range(0, worlds, CHUNK):
+        sampler = TreeSampler(enumeration, min(CHUNK, worlds - start), generator)
+        evidence = estimator.collect(sampler)
+        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        batch = torch.arange(start, start + len(sampler.weight)) // groups
+        keep = torch.ones_like(sampler.weight) if sampler.kept is None else sampler.kept.double()
+        if sampler.kept is not None:
+            derivative = derivative * keep[:, None, None]
+        kept.index_add_(0, batch, keep)
+        place = edges(evidence, enumeration) + (batch * enumeration.n_edges)[:, None, None]
+        sums.index_add_(0, place.flatten(), derivative.flatten())
+    if not kept.any():
+        raise NothingKept(f"the estimator left out every one of {worlds} groups; draw more responses or another instance.")
+    sums = sums.view(BATCHES, -1)
+    # The ratio of the totals, and around it what each batch adds to first order: a batch of its own may have kept nothing.
+    ratio = sums.sum(0) / kept.sum()
+    return ratio + (sums - ratio * kept[:, None]) / kept.mean()
 
 
 def normal_radius(sum1: float, sum2: float, sum3: float, confidence: float) -> float:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llm_mdp.enumeration import Enumeration, ExactSampler, Groups, TooLarge, TreeBranches, TreeRollouts, all_groups
+from llm_mdp.enumeration import Enumeration, ExactSampler, Groups, TooLarge, TreeBranches, all_groups, of_rows
 from llm_mdp.estimators import Estimator
 from llm_mdp.evidence import Evidence, Rollouts, take_world
 from llm_mdp.policies import Policy, logp_of
@@ -165,8 +165,7 @@ def token_weights(
 ) -> Float[Tensor, "*worlds B T"]:
     """-∂loss/∂logp of every world: the weight that each token's score gets."""
     rollouts = evidence.rollouts
-    assert isinstance(rollouts, TreeRollouts)
-    logp = enumeration.leaf_logp()[rollouts.which_prompt[:, None], rollouts.leaf]
+    logp = of_rows(enumeration.leaf_logp(), rollouts)
     logp = logp.expand(*worlds, *logp.shape[-2:]).clone().requires_grad_()
     loss = estimator.loss(logp, evidence)
     if loss.shape != torch.Size(worlds):
@@ -184,9 +183,7 @@ def token_weights(
 
 def edges(evidence: Evidence, enumeration: Enumeration) -> Int[Tensor, "W B T"]:
     """Which edge of the enumeration each token is."""
-    rollouts = evidence.rollouts
-    assert isinstance(rollouts, TreeRollouts)
-    return enumeration.edge[rollouts.which_prompt[:, None], rollouts.leaf]
+    return of_rows(enumeration.edge, evidence.rollouts)
 
 
 def squared_norms(
