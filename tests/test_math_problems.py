@@ -1,7 +1,10 @@
 """Word problems: math-verify's verdicts, graded parts, both conventions, files and data sets, hostile replies."""
 
 import json
+import os
 import pickle
+import resource
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,9 +15,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("math_verify", reason='needs math-verify: pip install "llm-mdp[math]"')
 
-from llm_mdp_envs import TokenEnv  # noqa: E402
-from llm_mdp_envs.graders import Grader, GradingError  # noqa: E402
-from llm_mdp_envs.math_problems import (  # noqa: E402
+from llm_mdp_envs import TokenEnv
+from llm_mdp_envs.graders import Grader, GradingError
+from llm_mdp_envs.math_problems import (
     MOST_STEPS,
     OWN_PROBLEMS,
     Math,
@@ -58,8 +61,8 @@ def test_an_episode_reports_its_parts():
     ("text", "answer", "given"),
     [
         ("#### 42", 1, 1), ("#### 42.0", 1, 1), ("####42", 1, 1), ("#### $42", 1, 1), ("#### 84/2", 1, 1), ("#### 43", 0, 1),
-        ("#### 7\n#### 42", 1, 1), ("#### 42\n#### 7", 0, 1), ("the answer is 42", 1, 0), ("The answer is 7.", 0, 0), ("", 0, 0), ("####", 0, 0),
-        ("it is \\boxed{42}", 1, 0), ("42 or 7", 0, 0),
+        ("#### 7\n#### 42", 1, 1), ("#### 42\n#### 7", 0, 1), ("the answer is 42", 1, 0), ("The answer is 7.", 0, 0),
+        ("", 0, 0), ("####", 0, 0), ("it is \\boxed{42}", 1, 0), ("42 or 7", 0, 0),
     ],
 )  # fmt: skip
 def test_gsm8k(gsm, text, answer, given):
@@ -70,8 +73,8 @@ def test_gsm8k(gsm, text, answer, given):
 @pytest.mark.parametrize(
     ("text", "answer", "given"),
     [
-        ("\\boxed{\\frac{1}{2}}", 1, 1), ("\\boxed{0.5}", 1, 1), ("\\boxed{2^{-1}}", 1, 1), ("\\boxed{\\frac{2}{4}}", 1, 1), ("\\boxed{2}", 0, 1),
-        ("\\boxed{2} no, \\boxed{1/2}", 1, 1), ("so $\\frac12$", 1, 0), ("\\boxed{}", 0, 0), ("\\boxed{1/2", 1, 0),
+        ("\\boxed{\\frac{1}{2}}", 1, 1), ("\\boxed{0.5}", 1, 1), ("\\boxed{2^{-1}}", 1, 1), ("\\boxed{\\frac{2}{4}}", 1, 1),
+        ("\\boxed{2}", 0, 1), ("\\boxed{2} no, \\boxed{1/2}", 1, 1), ("so $\\frac12$", 1, 0), ("\\boxed{}", 0, 0), ("it is \\boxed{", 0, 0),
     ],
 )  # fmt: skip
 def test_math(math, text, answer, given):
@@ -84,13 +87,16 @@ def test_our_own_problems_are_solved_by_their_solutions():
     assert len(rows) == len({row["question"] for row in rows}) == 60
     replies = [task.reply_to(task.ask(row["question"], gold_answer(row["answer"])), row["answer"]) for row in rows]
     assert (task.grade(replies).parts["answer"] == 1).all()
-    shifted = [task.reply_to(task.ask("?", reply.secret + "+1"), reply.text) for reply in replies]
-    assert (task.grade(shifted).parts["answer"] == 0).all()
+    next_problem = [task.reply_to(task.ask("?", gold), reply.text) for (_, gold), reply in zip(task.problems[1:], replies)]
+    assert task.grade(next_problem).parts["answer"].mean() < 0.2  # a few neighbours share their answer
 
 
 @pytest.mark.parametrize(
     ("solution", "gold"),
-    [("so\n#### 1,234", "1234"), ("#### -7 ", "-7"), ("a \\boxed{\\frac{a}{b}} b", "\\frac{a}{b}"), ("\\boxed{1} \\boxed{2}", "2"), (" 12 ", "12")],
+    [
+        *[("so\n#### 1,234", "1234"), ("#### -7 ", "-7"), (" 12 ", "12")],
+        *[("a \\boxed{\\frac{a}{b}} b", "\\frac{a}{b}"), ("\\boxed{1} \\boxed{2}", "2")],
+    ],
 )
 def test_gold_answers(solution, gold):
     assert gold_answer(solution) == gold
@@ -144,10 +150,10 @@ def test_no_reply_can_hang_it():
 
 @pytest.mark.parametrize("text", ["1+", "1 ", "\\boxed{", "\\boxed ", "####", "#### \n", "1", "1+1=", "{", "- ", "1,", "1 = "])
 def test_reading_a_long_reply_takes_linear_time(text):
-    began = time.monotonic()
+    began = time.process_time()
     for read in (in_box, after_hashes, true_steps):
         read(text * 100_000)
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
 
 
 def test_threads_and_pickles(gsm):
@@ -157,11 +163,19 @@ def test_threads_and_pickles(gsm):
     assert answers == [float(number == 42) for number in range(60)]
 
 
-def test_an_exhausted_memory_is_survived():
-    grader = Grader("math", seconds=10, memory=600 << 20)
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="reads another process's limits, which Linux offers")
+def test_memory_is_limited():
+    grader = Grader("math", memory=700 << 20)
     assert grader("\\boxed{2}", "\\boxed{2}") is True
-    assert not grader("\\boxed{2}", "\\boxed{" + "9" * 1000 + "^{999999999}}")
+    assert resource.prlimit(grader._process.pid, resource.RLIMIT_AS) == (700 << 20, 700 << 20)
+
+
+@pytest.mark.parametrize("signal", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_broken_process_is_replaced_and_the_answer_graded(signal):
+    grader = Grader("math", seconds=0.2)
     assert grader("\\boxed{2}", "\\boxed{2}") is True
+    os.killpg(grader._process.pid, signal)
+    assert grader("\\boxed{2}", "\\boxed{2}") is True and grader("\\boxed{2}", "\\boxed{3}") is False
 
 
 def test_a_gold_answer_without_answer():

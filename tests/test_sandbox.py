@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from llm_mdp_envs.sandbox.inside import codec
 from llm_mdp_envs.sandbox.reports import outcome_of_lines
 
 SECRET = "canary-" + os.urandom(8).hex()
+VICTIM = os.path.join(tempfile.mkdtemp(prefix="sandbox-victim-"), "file")
 LIMITS = Limits(cpu_seconds=0.4, wall_seconds=3.0, memory_bytes=256 << 20)
 BACKENDS = ("monty", "bwrap", "landlock", pytest.param("auto", marks=pytest.mark.slow))
 
@@ -28,6 +30,7 @@ BACKENDS = ("monty", "bwrap", "landlock", pytest.param("auto", marks=pytest.mark
 @pytest.fixture(scope="module", params=BACKENDS)
 def sandbox(request):
     os.environ["SANDBOX_TEST_SECRET"] = SECRET
+    Path(VICTIM).write_text("whole")
     try:
         made = make_sandbox(request.param, workers=1, limits=LIMITS)
     except SandboxUnavailable as error:
@@ -144,6 +147,7 @@ def test_monty_timeouts_run_again_where_python_is_faster():
 LOOP = "def f(x):\n    while True:\n        pass"
 SPOOF = "def write(text):\n    for fd in range(256):\n        try:\n            os.write(fd, text)\n        except OSError:\n            pass\n"
 ENDED = {"error", "forbidden"}
+# Each would do little harm if it came through: bounded, signal 0, a file of no worth. Keep it so: one day a wall will be down.
 ATTACKS = {
     "infinite loop": (LOOP, {"timeout"}),
     "infinite loop at import": ("while True:\n    pass", {"timeout"}),
@@ -151,10 +155,10 @@ ATTACKS = {
     "loop in C": ("def f(x):\n    return sum(range(10**14))", {"timeout", "error"}),
     "huge power": ("def f(x):\n    return len(str(7 ** (7 ** 9)))", {"timeout", "memory", "error"}),
     "regular expression": ("import re\ndef f(x):\n    return re.match('(a|a|aa)+$', 'a' * 200 + 'b') is None", {"timeout", "error", "finished"}),
-    "memory bomb": ("def f(x):\n    y = []\n    while True:\n        y.append('x' * 10**6 + str(len(y)))", {"memory"}),
+    "memory bomb": ("def f(x):\n    y = []\n    while len(y) < 2000:\n        y.append('x' * 10**6 + str(len(y)))", {"memory"}),
     "memory bomb at once": ("def f(x):\n    return [0] * 10**11", {"memory"}),
-    "fork bomb": ("import os\ndef f(x):\n    while True:\n        os.fork()", ENDED),
-    "fork bomb that catches": ("import os\ndef f(x):\n    while True:\n        try:\n            os.fork()\n        except BaseException: pass", ENDED | {"timeout"}),
+    "fork bomb": ("import os\ndef f(x):\n    for _ in range(20):\n        os.fork() or os._exit(0)", ENDED),
+    "fork bomb that catches": ("import os\ndef f(x):\n    for _ in range(20):\n        try:\n            os.fork() or os._exit(0)\n        except BaseException: pass\n    return 41", ENDED | {"finished"}),
     "recursion": ("def f(x):\n    return f(x)", {"error", "memory"}),
     "deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x):\n    return [f(x)]", {"error", "memory", "timeout"}),
     "recursion in C": ("import sys\nsys.setrecursionlimit(10**9)\nclass A:\n    def __repr__(self): return repr([self])\ndef f(x):\n    return repr(A())", {"error", "memory", "timeout"}),
@@ -177,20 +181,20 @@ ATTACKS = {
     "parent's memory": ("import os\ndef f(x):\n    return open(f'/proc/{os.getppid()}/mem', 'rb').read(100)", ENDED),
     "host's memory": (f"def f(x):\n    return open('/proc/{os.getpid()}/mem', 'rb').read(100)", ENDED),
     "write a file": ("def f(x):\n    open('/tmp/sandbox-was-here', 'w').write('x')", ENDED),
-    "truncate while reading": ("import os\ndef f(x):\n    os.open('/etc/hostname', os.O_RDONLY | os.O_TRUNC)", ENDED),
+    "truncate while reading": (f"import os\ndef f(x):\n    os.open({VICTIM!r}, os.O_RDONLY | os.O_TRUNC)", ENDED),
     "temporary file": ("import tempfile\ndef f(x):\n    tempfile.TemporaryFile()", ENDED),
     "make a folder": ("import os\ndef f(x):\n    os.mkdir('/tmp/sandbox-was-here')", ENDED),
-    "remove": (f"import os\ndef f(x):\n    os.remove({__file__!r})", ENDED),
-    "change mode": (f"import os\ndef f(x):\n    os.chmod({__file__!r}, 0)", ENDED),
+    "remove": (f"import os\ndef f(x):\n    os.remove({VICTIM!r})", ENDED),
+    "change mode": (f"import os\ndef f(x):\n    os.chmod({VICTIM!r}, 0)", ENDED),
     "symbolic link": ("import os\ndef f(x):\n    os.symlink('/', '/tmp/sandbox-was-here')", ENDED),
     "socket": ("import socket\ndef f(x):\n    socket.create_connection(('127.0.0.1', 80), 1)", ENDED),
     "unix socket": ("import socket\ndef f(x):\n    socket.socket(socket.AF_UNIX)", ENDED),
     "system": ("import os\ndef f(x):\n    return os.system('echo hello')", ENDED),
     "subprocess": ("import subprocess\ndef f(x):\n    return subprocess.run(['/bin/true']).returncode", ENDED),
     "exec": ("import os\ndef f(x):\n    os.execv('/bin/true', ['true'])", ENDED),
-    "kill parent": ("import os\ndef f(x):\n    os.kill(os.getppid(), 9)", ENDED),
-    "kill host": (f"import os\ndef f(x):\n    os.kill({os.getpid()}, 9)", ENDED),
-    "kill everything": ("import os\ndef f(x):\n    os.kill(-1, 9)", ENDED),
+    "kill parent": ("import os\ndef f(x):\n    os.kill(os.getppid(), 0)", ENDED),
+    "kill host": (f"import os\ndef f(x):\n    os.kill({os.getpid()}, 0)", ENDED),
+    "kill a group": ("import os\ndef f(x):\n    os.killpg(0, 0)", ENDED),
     "ptrace": ("import ctypes, os\ndef f(x):\n    ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0)", ENDED),
     "raw system call": ("import ctypes\ndef f(x):\n    ctypes.CDLL(None).syscall(425, 1, 0)", ENDED),
     "read another's memory": ("import ctypes, os\ndef f(x):\n    ctypes.CDLL(None).syscall(310, os.getppid(), 0, 0, 0, 0, 0)", ENDED),
@@ -234,17 +238,24 @@ ANSWER = Case((1,), 42)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attack(sandbox, attack):
     source, verdicts = ATTACKS[attack]
-    before = len(descendants(os.getpid()))
     outcome = run(sandbox, source)
     # Monty may refuse the language of an attack instead of the attack itself.
     assert outcome.verdict in verdicts or (sandbox.name == "monty" and outcome.verdict in ENDED), outcome
     assert grade(outcome, [ANSWER]).verdict != "passed" or (attack in ("generator", "null characters") and sandbox.name == "monty")
     assert SECRET not in repr(outcome)
-    assert not Path("/tmp/sandbox-was-here").exists() and Path(__file__).stat().st_mode & 0o400
+    assert not Path("/tmp/sandbox-was-here").exists()
+    assert Path(VICTIM).read_text() == "whole" and Path(VICTIM).stat().st_mode & 0o400
     assert run(sandbox, "def f(x):\n    return x + 1").outputs == (2,), "the worker did not survive"
     time.sleep(0.01)
     assert set(names_below(os.getpid())) <= {"bwrap", "monty", Path(sys.executable).resolve().name}, "something else is running"
-    assert len(descendants(os.getpid())) <= before + 1, "the attack left processes"
+    assert len(descendants(os.getpid())) <= 6, "the attack left processes"  # Monty's one, bwrap's two, the server, its child, a zombie's grace
+
+
+@pytest.mark.parametrize("attack", ["fork bomb", "kill host", "ptrace", "raw system call", "write a file", "socket", "thread", "signal handler"])
+def test_what_is_forbidden_is_called_so(sandbox, attack):
+    if sandbox.name == "monty":
+        pytest.skip("Monty has none of these to forbid")
+    assert run(sandbox, ATTACKS[attack][0]).verdict == "forbidden"
 
 
 def test_the_environment_stays_outside(sandbox):

@@ -64,14 +64,17 @@ class Grader:
         """What the function returns; None if the answer went beyond the time or the memory.
 
         Raises:
-            GradingError: with the function's own words.
+            GradingError: with the function's own words; or if the process failed twice without being at any limit.
         """
         payload = pickle.dumps(arguments)
         with self._lock:
-            reply = self._exchange(payload)
-        if reply is not None and "error" in reply:
+            # A machine under load can break a process or stop its clock: only what happens twice is the answer's doing.
+            reply = self._exchange(payload) or self._exchange(payload)
+        if reply is None:
+            raise GradingError("the grading process ended or fell silent twice over one answer; is this machine out of memory or processes?")
+        if "error" in reply:
             raise GradingError(reply["error"])
-        return None if reply is None else reply["result"]
+        return reply["result"]
 
     def close(self) -> None:
         """End the grading process. The next call starts another."""
@@ -90,6 +93,7 @@ class Grader:
             self.close()
 
     def _exchange(self, payload: bytes) -> dict | None:
+        """The reply; None if the process ended or said nothing in time. Then it is gone."""
         process = self._started()
         try:
             process.stdin.write(struct.pack("<Q", len(payload)) + payload)  # pyright: ignore[reportOptionalMemberAccess]
@@ -268,8 +272,10 @@ def main(name: str, seconds: float, memory: int) -> None:
     while True:
         child = os.fork()
         if child == 0:
-            serve(function, seconds, replies)
-            os._exit(0)
+            try:
+                serve(function, seconds, replies)
+            finally:
+                os._exit(0)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             return

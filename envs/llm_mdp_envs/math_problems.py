@@ -190,7 +190,7 @@ OPERATOR = r"\s*+[-+*/×÷]\s*+"
 EQUATION = re.compile(
     # What stands before ("x +") or after ("= 30 + 6 = 36") makes it another equation. Possessive, so that no reply takes quadratic time.
     rf"(?P<before>[A-Za-z)\]}}]{OPERATOR})?+"
-    rf"(?P<expression>(?<![\d.])-?[$]?{NUMBER}(?:{OPERATOR}[$]?{NUMBER})++)"
+    rf"(?P<expression>(?<![\d.,])-?[$]?{NUMBER}(?:{OPERATOR}[$]?{NUMBER})++)"
     rf"(?:\s*+=\s*+[$]?(?P<value>-?{NUMBER})(?!{OPERATOR}[$]?\d))?+"
 )
 

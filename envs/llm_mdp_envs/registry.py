@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 
 from llm_mdp_envs.task import Task
-from llm_mdp_envs.token_env import PAD, TokenEnv
+from llm_mdp_envs.token_env import PAD, TokenEnv, close_task
 from llm_mdp_envs.vector_env import TokenVectorEnv
 
 README = Path(__file__).parent.parent / "README.md"
@@ -45,6 +45,11 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("llm_mdp/LengthBias-v0", "llm_mdp_envs.diagnostics:LengthBias"),
     Entry("llm_mdp/RareSuccess-v0", "llm_mdp_envs.diagnostics:RareSuccess"),
     Entry("llm_mdp/Arithmetic-v0", "llm_mdp_envs.arithmetic:Arithmetic"),
+    Entry("llm_mdp/ReasoningGym-v0", "llm_mdp_envs.reasoning:ReasoningGym", extra="reasoning"),
+    Entry("llm_mdp/Math-v0", "llm_mdp_envs.math_problems:Math", extra="math"),
+    Entry("llm_mdp/Code-v0", "llm_mdp_envs.code:Code", extra="code"),
+    Entry("llm_mdp/Consultation-v0", "llm_mdp_envs.consultation:Consultation"),
+    Entry("llm_mdp/GuessNumber-v0", "llm_mdp_envs.guess_number:GuessNumber"),
 )
 
 
@@ -70,9 +75,11 @@ def registered() -> Iterator[Registered]:
     for entry in ENTRIES:
         try:
             task = make_task(entry.task, **entry.kwargs)
-            yield describe(entry.id, task)
+            listing = describe(entry.id, task)
+            close_task(task)
         except (ImportError, OSError, RuntimeError) as error:
-            yield Registered(entry.id, None, unavailable=_what_is_missing(entry, error))
+            listing = Registered(entry.id, None, unavailable=_what_is_missing(entry, error))
+        yield listing
 
 
 def describe(id: str, task: Task) -> Registered:

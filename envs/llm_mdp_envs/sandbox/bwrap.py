@@ -2,8 +2,9 @@
 
 import os
 import shutil
+from functools import partial
 
-from llm_mdp_envs.sandbox.forkserver import INSIDE, ForkServer, Launch, runtime, server_arguments
+from llm_mdp_envs.sandbox.forkserver import INSIDE, Launch, runtime, server_arguments, start_workers
 from llm_mdp_envs.sandbox.program import Limits, PoolSandbox, SandboxUnavailable
 
 INSTALL = "apt-get install -y bubblewrap (or your distribution's package of that name)"
@@ -36,20 +37,5 @@ def bwrap_sandbox(workers: int, limits: Limits) -> PoolSandbox:
     program = shutil.which("bwrap")
     if program is None:
         raise SandboxUnavailable(f"bwrap: not installed; {INSTALL}")
-    launch = Launch(lambda options, config: bwrap_command(program, options, config), names_its_child=True)
+    launch = Launch(partial(bwrap_command, program), names_its_child=True)
     return PoolSandbox("bwrap", start_workers("bwrap", launch, workers, limits), limits)
-
-
-def start_workers(name: str, launch: Launch, workers: int, limits: Limits) -> list[ForkServer]:
-    """Fork servers, all or none."""
-    started: list[ForkServer] = []
-    try:
-        for _ in range(workers):
-            started.append(ForkServer(launch, limits))
-    except BaseException as error:
-        for worker in started:
-            worker.close()
-        if isinstance(error, SandboxUnavailable):
-            raise SandboxUnavailable(f"{name}: {error}") from None
-        raise
-    return started

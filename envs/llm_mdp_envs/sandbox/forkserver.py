@@ -211,6 +211,21 @@ def judge(status: int, cpu_seconds: float, killed_for: str, reported: Outcome, l
     return reported
 
 
+def start_workers(name: str, launch: Launch, workers: int, limits: Limits) -> list[ForkServer]:
+    """Fork servers, all or none."""
+    started: list[ForkServer] = []
+    try:
+        for _ in range(workers):
+            started.append(ForkServer(launch, limits))
+    except BaseException as error:
+        for worker in started:
+            worker.close()
+        if isinstance(error, SandboxUnavailable):
+            raise SandboxUnavailable(f"{name}: {error}") from None
+        raise
+    return started
+
+
 @dataclass(frozen=True)
 class Runtime:
     """The interpreter to run inside, and what it must be able to read.

@@ -7,8 +7,7 @@ can still ask whether a path exists and how large it is.
 import os
 from pathlib import Path
 
-from llm_mdp_envs.sandbox.bwrap import start_workers
-from llm_mdp_envs.sandbox.forkserver import Launch, runtime, server_arguments
+from llm_mdp_envs.sandbox.forkserver import Launch, runtime, server_arguments, start_workers
 from llm_mdp_envs.sandbox.inside.lockdown import landlock_version
 from llm_mdp_envs.sandbox.program import Limits, PoolSandbox, SandboxUnavailable
 
