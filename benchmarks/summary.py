@@ -53,6 +53,31 @@ def tree_dp(result: dict) -> str:
     return section("Exact gradients", "python benchmarks/tree_dp.py", words, header, rows, result)
 
 
+def sampled_rate(result: dict) -> str:
+    rows = [
+        [
+            f"{r['name']}, {'no end token' if run['eos'] is None else 'end token'}",
+            f"{r['responses']:,}",
+            f"{r['responses_per_second'] / 1e6:.3g} M/s",
+            f"{r['per_numpy_loop']:.2f} x",
+        ]
+        for run in result["runs"]
+        for r in run["rows"]
+    ]
+    first = result["runs"][0]
+    words = (
+        f"Responses a CPU second of sampled certificates at V = {first['vocab_size']}, T = {first['horizon']}, one thread, beside a "
+        "hand-vectorised numpy REINFORCE loop on the same MDP. Estimators of one response are drawn as multinomial counts."
+    )
+    return section("Sampled certificates", "python benchmarks/sampled_rate.py", words, ["estimator", "responses", "rate", "of the loop's"], rows, result)
+
+
+def sandbox_rate(result: dict) -> str:
+    rows = [[r["backend"], f"{r['programs_per_second']:.0f}", f"{r['program_cpu_ms']:.1f} ms"] for r in result["backends"]]
+    words = f"HumanEval programs a second, {result['workers']} workers, warm."
+    return section("Sandbox", "python benchmarks/sandbox_rate.py", words, ["backend", "programs a second", "CPU a program"], rows, result)
+
+
 def env_rate(result: dict) -> str:
     rows = [
         [

@@ -136,6 +136,12 @@ class Enumeration:
         return scores_of(self.policy, self.mdp)
 
     @cached_property
+    def sparse_scores(self) -> Float[Tensor, "E parameters"]:
+        """`scores`, as a sparse tensor where almost all are 0 (those of tables)."""
+        sparse = self.scores.count_nonzero() < 0.05 * self.scores.numel()
+        return self.scores.to_sparse().coalesce() if sparse else self.scores
+
+    @cached_property
     def gram(self) -> Float[Tensor, "E E"]:
         """Inner products of all scores."""
         return self.scores @ self.scores.T

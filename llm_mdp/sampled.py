@@ -125,11 +125,8 @@ def certify_means(
 
 
 def pull_back(weights: Float[Tensor, "batches E"], enumeration: Enumeration) -> Float[Tensor, "batches parameters"]:
-    """Σ weight ∇log π over the edges. Scores of tables are almost all 0, and worth a sparse product."""
-    scores = enumeration.scores
-    if scores.count_nonzero() > 0.05 * scores.numel():
-        return weights @ scores
-    return (scores.T.to_sparse_csr() @ weights.T).T
+    """Σ weight ∇log π over the edges."""
+    return (enumeration.sparse_scores.T @ weights.T).T
 
 
 def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:

@@ -52,16 +52,18 @@ def test_human_evals_own_solutions_pass_and_empty_ones_do_not(human_eval):
     assert len(asked) == 164 and (right.reward == 1).all() and (wrong.reward < 1).all()
 
 
-def test_an_episode_hides_the_tests(human_eval):
-    env = TokenEnv(human_eval, render_mode="ansi")
+def test_an_episode_hides_the_tests(tmp_path, sandbox):
+    canary = "493827160"
+    path = tmp_path / "canary.jsonl"
+    path.write_text(json.dumps(MBPP | {"test_list": [f"assert double({canary}) == {2 * int(canary)}"]}))
+    env = TokenEnv(Code(path, backend=sandbox), render_mode="ansi")
     env.reset(seed=3)
-    problem = env.clone_state().question.secret.secret
     said = [env.render()]
-    for token in human_eval.encode_response(problem.reference):
+    for token in env.task.encode_response(MBPP["code"]):
         observation, value, terminated, _, info = env.step(token)
-        said += [env.render(), str(info)]
-    assert terminated and value == 1.0 and observation.shape == (2048 + 512,)
-    assert problem.prompt in said[0] and not any("check(candidate)" in text for text in said)
+        said += [env.render(), str(info), bytes(observation[(observation >= 0) & (observation < 256)].tolist()).decode()]
+    assert terminated and value == 1.0
+    assert MBPP["text"] in said[0] and not any(number in text for text in said for number in (canary, str(2 * int(canary))))
 
 
 def test_fraction_and_all(mbpp, sandbox):
@@ -111,7 +113,7 @@ def test_an_unsupported_program_is_not_a_wrong_one(mbpp):
 
 
 def test_a_full_backend_supports_it(mbpp, sandbox):
-    if "+" not in sandbox.name and sandbox.name == "monty":
+    if sandbox.name == "monty":
         pytest.skip("neither bubblewrap nor Landlock works on this machine")
     generator = "def double(x):\n    def twice():\n        yield x\n        yield x\n    return sum(twice())"
     assert reward(Code(mbpp, backend=sandbox), generator) == 1.0
