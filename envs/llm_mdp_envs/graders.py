@@ -71,7 +71,7 @@ class Grader:
             # A machine under load can break a process or stop its clock: only what happens twice is the answer's doing.
             reply = self._exchange(payload) or self._exchange(payload)
         if reply is None:
-            raise GradingError("the grading process ended or fell silent twice over one answer; is this machine out of memory or processes?")
+            raise GradingError("the grading process ended or fell silent twice over one answer; is the machine out of memory or processes?")
         if "error" in reply:
             raise GradingError(reply["error"])
         return reply["result"]
