@@ -69,7 +69,8 @@ def sampled_rate(result: dict) -> str:
         f"Responses a CPU second of sampled certificates at V = {first['vocab_size']}, T = {first['horizon']}, one thread, beside a "
         "hand-vectorised numpy REINFORCE loop on the same MDP. Estimators of one response are drawn as multinomial counts."
     )
-    return section("Sampled certificates", "python benchmarks/sampled_rate.py", words, ["estimator", "responses", "rate", "of the loop's"], rows, result)
+    header = ["estimator", "responses", "rate", "of the loop's"]
+    return section("Sampled certificates", "python benchmarks/sampled_rate.py", words, header, rows, result)
 
 
 def sandbox_rate(result: dict) -> str:

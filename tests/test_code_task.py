@@ -63,6 +63,8 @@ def test_an_episode_hides_the_tests(tmp_path, sandbox):
         observation, value, terminated, _, info = env.step(token)
         said += [env.render(), str(info), bytes(observation[(observation >= 0) & (observation < 256)].tolist()).decode()]
     assert terminated and value == 1.0
+    total = info["details"]["total"]
+    assert info["details"] == {"verdict": "passed", "passed": total, "total": total, "unsupported": False}
     assert MBPP["text"] in said[0] and not any(number in text for text in said for number in (canary, str(2 * int(canary))))
 
 

@@ -16,8 +16,8 @@ from llm_mdp_envs.text import Reply, TextTask, require
 class Code(TextTask):
     """Write a function. The reward is the fraction of hidden test cases that it passes, or 1 only if it passes all.
 
-    The program runs in a sandbox with the inputs of the cases; outputs are compared outside. `verdicts` says what became of each
-    program: passed, failed, error, timeout, memory, forbidden, and whether the sandbox was to blame (`unsupported`).
+    The program runs in a sandbox with the inputs of the cases; outputs are compared outside. `info["details"]` and `verdicts` say what
+    became of each program: passed, failed, error, timeout, memory, forbidden, and whether the sandbox was to blame (`unsupported`).
 
     A program that the sandbox does not *support* (Monty alone speaks a subset of Python) is not a wrong program: a reward of 0 would
     train the policy away from, say, generators. It stops the run with `SandboxUnavailable` and the remedy, unless `unsupported_reward`
@@ -69,8 +69,10 @@ class Code(TextTask):
         return problem.prompt + self.instruction, problem
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
-        rewards = [self._reward(grade, reply.secret) for grade, reply in zip(self.grades(replies), replies)]
-        return Scores(np.array(rewards, dtype=np.float64))
+        grades = self.grades(replies)
+        rewards = [self._reward(grade, reply.secret) for grade, reply in zip(grades, replies)]
+        details = {name: np.array([getattr(grade, name) for grade in grades]) for name in ("verdict", "passed", "total", "unsupported")}
+        return Scores(np.array(rewards, dtype=np.float64), details=details)
 
     def grades(self, replies: Sequence[Reply]) -> list[Grade]:
         """What became of each reply's program."""

@@ -25,6 +25,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from typing import Any
 
 
@@ -79,18 +80,8 @@ class Grader:
     def close(self) -> None:
         """End the grading process. The next call starts another."""
         process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        for stream in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()  # pyright: ignore[reportOptionalMemberAccess]
-        process.wait()
-
-    def __del__(self):
-        with contextlib.suppress(AttributeError, TypeError):
-            self.close()
+        if process is not None:
+            _end(process, self._owner)
 
     def _exchange(self, payload: bytes) -> dict | None:
         """The reply; None if the process ended or said nothing in time. Then it is gone."""
@@ -121,11 +112,25 @@ class Grader:
         command = [sys.executable, "-P", __file__, self.function, str(self.seconds), str(self.memory)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._process = process
+        # Also when nobody closes this grader: when it is collected, or at the end of the program.
+        weakref.finalize(self, _end, process, self._owner)
         first = self._line(process, START_SECONDS)
         if first is None or "error" in first:
             self.close()
             raise GradingError("the grading process did not start: " + (first["error"] if first else "see its message above."))
         return process
+
+
+def _end(process: subprocess.Popen, owner: int) -> None:
+    """Kill a grading process, if this process started it and has not ended it yet (its number may be another's by now)."""
+    if owner != os.getpid() or process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            stream.close()  # pyright: ignore[reportOptionalMemberAccess]
+    process.wait()
 
 
 def _make_grader(function: str, seconds: float, memory: int) -> Grader:

@@ -31,6 +31,8 @@ class Scores:
     """(N,) float64: the response-level reward RM(W)."""
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     """(N,) each: graded parts whose sum is the reward (Eq. 30), reported in `info` after the episode. Empty: nothing is revealed."""
+    details: dict[str, np.ndarray] = field(default_factory=dict)
+    """(N,) each: whatever else a person may want to know of a finished response (verdicts, say), reported in `info` beside the parts."""
 
 
 class Task(ABC):

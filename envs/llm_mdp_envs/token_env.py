@@ -58,7 +58,7 @@ class TokenEnv(gymnasium.Env[np.ndarray, int]):
     Observation: (prompt_length + horizon,) int64, the prompt padded on the left and the response padded on the right with -1.
     Action: the next token, 0 … V-1. `terminated` at the end token, at the horizon or when the conversation is over; never `truncated`.
     Info: `action_mask` (V,) int8 always; `mask` (horizon,) bool of the policy's own tokens where there are turns; at the end `finish`
-    and, if the task reports any, `parts` of the reward.
+    and, if the task reports any, `parts` of the reward and other `details`.
 
     Args:
         task: what is asked, and what answers are worth.
@@ -119,8 +119,10 @@ class TokenEnv(gymnasium.Env[np.ndarray, int]):
         terminated = self._progress.finish is not None
         if terminated:
             scores = check_scores(self.task, self.task.score([self._question], *self._arrays()), 1)
-            reward, parts = float(scores.reward[0]), {name: float(part[0]) for name, part in scores.parts.items()}
-            info |= {"finish": self._progress.finish} | ({"parts": parts} if parts else {})
+            reward, info["finish"] = float(scores.reward[0]), self._progress.finish
+            for kind, columns in (("parts", scores.parts), ("details", scores.details)):
+                if columns:
+                    info[kind] = {name: column[0].item() for name, column in columns.items()}
         if reveals_token_rewards(self.task):
             reward = float(self.task.token_rewards([self._question], *self._arrays())[0, place])
         self._show()

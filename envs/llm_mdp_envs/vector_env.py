@@ -427,13 +427,14 @@ def _unpadded(tokens: Sequence[int]) -> list[int]:
 
 
 def _final_infos(finish: np.ndarray, done: np.ndarray, scores: Scores) -> dict[str, Any]:
-    """`finish` and `parts` of the episodes that end now, in the form of Gymnasium's vector infos."""
+    """`finish`, `parts` and `details` of the episodes that end now, in the form of Gymnasium's vector infos."""
     ended = finish != GOES_ON
     infos: dict[str, Any] = {"finish": FINISH_NAMES[finish], "_finish": ended}
-    if scores.parts:
-        parts: dict[str, Any] = {}
-        for name, values in scores.parts.items():
-            parts[name], parts[f"_{name}"] = np.zeros(len(finish)), ended.copy()
-            parts[name][done] = values
-        infos |= {"parts": parts, "_parts": ended.copy()}
+    for kind, columns in (("parts", scores.parts), ("details", scores.details)):
+        reported: dict[str, Any] = {}
+        for name, values in columns.items():
+            reported[name], reported[f"_{name}"] = np.zeros(len(finish), dtype=values.dtype), ended.copy()
+            reported[name][done] = values
+        if reported:
+            infos |= {kind: reported, f"_{kind}": ended.copy()}
     return infos
