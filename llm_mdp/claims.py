@@ -188,7 +188,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "grpo", "algorithms", "GRPO: (RMₖ - mean)/(std + 1e-4)", "Eq. 34-35; Shao et al. 2024", biased_from(1),
-        "the std is correlated with RMₖ; easy and hard groups are weighed up", lambda p: GRPO(**_group(p)),
+        "the std is correlated with RMₖ; easy and hard groups are weighed up (two-valued rewards, one prompt: the direction is right)",
+        lambda p: GRPO(**_group(p)),
         repair="drop the std (grpo-mean, rloo)",
     ),
     Claim(
