@@ -9,10 +9,10 @@ verify: $(STAMP)  ## the main job: every claim of the ledger on several instance
 	$(BIN)/llm-mdp verify
 
 test: $(STAMP)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 fast: $(STAMP)  ## all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 lint: $(STAMP)  ## ruff, pyright
 	$(BIN)/ruff check

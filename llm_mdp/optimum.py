@@ -61,7 +61,7 @@ def dpo_minimiser(reference: Enumeration, beta: float) -> Float[Tensor, "P N"]:
 
         once = (logp + (h := _newton(loss, torch.zeros_like(logp)))).log_softmax(-1)
         again = (logp + _newton(loss, 1.01 * h)).log_softmax(-1)
-        if float((once - again).abs().max()) > 1e-7:
+        if float((once - again).abs().max()) > 1e-6:
             raise NotConverged("two searches for the minimum end apart: rewards this far apart make preferences certain; scale them down.")
         rows.append(once)
     return torch.stack(rows)
@@ -129,7 +129,8 @@ def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor,
         if singular or not torch.isfinite(step).all():
             break
         size = 1.0
-        while loss(x + size * step) > loss(x) and size > 1e-8:
+        rounding = 1e-14 * float(loss(x).abs())
+        while loss(x + size * step) > loss(x) + rounding and size > 1e-8:
             size /= 2
         x = x + size * step
         if float((size * step).abs().max()) < 1e-11:

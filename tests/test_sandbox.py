@@ -39,7 +39,7 @@ def sandbox(request):
         pytest.skip(f"the backend {request.param} does not work on this machine: {error}")
     with made:
         yield made
-    assert descendants(os.getpid()) == [], "a closed sandbox left processes behind"
+    assert ours() == [], "a closed sandbox left processes behind"
 
 
 def run(sandbox, source, *inputs, entry_point="f"):
@@ -247,8 +247,8 @@ def test_attack(sandbox, attack):
     assert Path(VICTIM).read_text() == "whole" and Path(VICTIM).stat().st_mode & 0o400
     assert run(sandbox, "def f(x):\n    return x + 1").outputs == (2,), "the worker did not survive"
     time.sleep(0.01)
-    assert set(names_below(os.getpid())) <= {"bwrap", "monty", Path(sys.executable).resolve().name}, "something else is running"
-    assert len(descendants(os.getpid())) <= 6, "the attack left processes"  # Monty's one, bwrap's two, the server, its child, a zombie's grace
+    assert set(names_of(ours())) <= {"bwrap", "monty", Path(sys.executable).resolve().name}, "something else is running"
+    assert len(ours()) <= 6, "the attack left processes"  # Monty's one, bwrap's two, the server, its child, a zombie's grace
 
 
 @pytest.mark.parametrize("attack", ["fork bomb", "kill host", "ptrace", "raw system call", "write a file", "socket", "thread", "signal handler"])
@@ -314,6 +314,20 @@ def test_a_retry_forgives_a_busy_machine_once(monkeypatch):
 # --- Processes --------------------------------------------------------------------------------------------------------------------------
 
 
+OTHERS: set[int] = set()
+"""Processes that tests of other files have left running below this one: their graders and sandboxes."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _remember_others():
+    OTHERS.update(descendants(os.getpid()))
+
+
+def ours() -> list[int]:
+    """Living processes that the tests of this file started."""
+    return [pid for pid in descendants(os.getpid()) if pid not in OTHERS]
+
+
 def descendants(pid: int) -> list[int]:
     """Living processes below a process (Linux; elsewhere none are seen)."""
     parents: dict[int, list[int]] = {}
@@ -331,10 +345,10 @@ def descendants(pid: int) -> list[int]:
     return below
 
 
-def names_below(pid: int) -> list[str]:
-    """The programs that the processes below this one run."""
+def names_of(pids: list[int]) -> list[str]:
+    """The programs that these processes run."""
     names = []
-    for below in descendants(pid):
+    for below in pids:
         with contextlib.suppress(OSError):
             names.append(os.path.basename(os.readlink(f"/proc/{below}/exe")))
     return names
@@ -386,13 +400,13 @@ def test_a_worker_that_dies_is_replaced(backend):
     except SandboxUnavailable as error:
         pytest.skip(f"the backend {backend} does not work on this machine: {error}")
     with sandbox:
-        for pid in descendants(os.getpid()):
+        for pid in ours():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         first = run(sandbox, "def f(x):\n    return x")
         assert first.verdict == "error" and "worker" in first.message
         assert run(sandbox, "def f(x):\n    return x").outputs == (1,)
-    assert descendants(os.getpid()) == []
+    assert ours() == []
 
 
 def test_without_a_backend_nothing_is_run(monkeypatch, tmp_path):
