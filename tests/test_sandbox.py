@@ -155,7 +155,7 @@ ATTACKS = {
     "loop in C": ("def f(x):\n    return sum(range(10**14))", {"timeout", "error"}),
     "huge power": ("def f(x):\n    return len(str(7 ** (7 ** 9)))", {"timeout", "memory", "error"}),
     "regular expression": ("import re\ndef f(x):\n    return re.match('(a|a|aa)+$', 'a' * 200 + 'b') is None", {"timeout", "error", "finished"}),
-    "memory bomb": ("def f(x):\n    y = []\n    while len(y) < 2000:\n        y.append('x' * 10**6 + str(len(y)))", {"memory"}),
+    "memory bomb": ("def f(x):\n    y = []\n    while len(y) < 2000:\n        y.append('x' * 10**6 + str(len(y)))", {"memory", "timeout"}),  # whichever limit a busy machine comes to first
     "memory bomb at once": ("def f(x):\n    return [0] * 10**11", {"memory"}),
     "fork bomb": ("import os\ndef f(x):\n    for _ in range(20):\n        os.fork() or os._exit(0)", ENDED),
     "fork bomb that catches": ("import os\ndef f(x):\n    for _ in range(20):\n        try:\n            os.fork() or os._exit(0)\n        except BaseException: pass\n    return 41", ENDED | {"finished"}),
