@@ -51,6 +51,9 @@ class Certificate:
     bound: float | None = None
     """Upper confidence bound on the relative bias."""
     confidence: float | None = None
+    draws: float | None = None
+    """The part of an exact `trace_covariance` that is noise of branch draws and would go with more of them; None: no branches were
+    summed up by their variances."""
 
     @property
     def statement(self) -> str:
@@ -67,6 +70,7 @@ class Moments:
     mean: Float[Tensor, " parameters"]
     trace_covariance: float
     root_mean_square: float
+    draws: float | None = None
 
 
 def exact_certificate(
@@ -87,7 +91,8 @@ def certify(moments: Moments, target: Float[Tensor, " parameters"], magnitude: f
     mean, floor = moments.mean, ROUNDING * max(moments.root_mean_square, magnitude)
     bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
     if size <= floor:
-        return Certificate("unbiased" if bias <= 10 * floor else "biased", None, None, None, moments.trace_covariance)
+        verdict = "unbiased" if bias <= 10 * floor else "biased"
+        return Certificate(verdict, None, None, None, moments.trace_covariance, draws=moments.draws)
     scale = float(mean @ target) / size**2
     cosine = float(mean @ target) / (size * mean_size) if mean_size > floor else 0.0
     if bias / size < UNBIASED or bias <= floor:
@@ -96,7 +101,7 @@ def certify(moments: Moments, target: Float[Tensor, " parameters"], magnitude: f
         verdict = "proportional"
     else:
         verdict = "biased"
-    return Certificate(verdict, bias / size, scale, cosine, moments.trace_covariance)
+    return Certificate(verdict, bias / size, scale, cosine, moments.trace_covariance, draws=moments.draws)
 
 
 def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
@@ -111,7 +116,8 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
-    second = total = 0.0
+    second = total = draws = 0.0
+    affine = False
     for sampler, evidence in _worlds(estimator, enumeration):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         derivative = token_weights(estimator, evidence, enumeration, weight.shape)
@@ -119,12 +125,13 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
         total += float(weight.sum())
         second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
-        second += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
+        draws += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
+        affine = affine or isinstance(evidence.branches, TreeBranches)
     if total == 0:
         raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
     gradient = enumeration.scores.T @ (mean / total)
-    second /= total
-    return Moments(gradient, max(second - float(gradient @ gradient), 0.0), math.sqrt(second))
+    second, draws = (second + draws) / total, draws / total
+    return Moments(gradient, max(second - float(gradient @ gradient), 0.0), math.sqrt(second), draws if affine else None)
 
 
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:

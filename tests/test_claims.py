@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llm_mdp.claims import CLAIMS
 from llm_mdp.enumeration import Enumeration
-from llm_mdp.estimators import GRPO, PPO, RLOO
+from llm_mdp.estimators import GRPO, PPO, RLOO, TRePO
 from llm_mdp.hidden_rewards import LastTokenReward, TableReward
 from llm_mdp.instances import Instance, random_instance
 from llm_mdp.ledger import claim_row, exit_status, run_ledger
@@ -356,3 +356,16 @@ def test_where_the_policy_is_its_reference_there_is_no_divergence_to_descend(n_p
         row = claim_row(claim, p, sampled=None, seed=0, confidence=0.99)
         assert row["holds"], (claim.id, row["verdict"], row["expected"], row["relative_bias"])
     assert claim_row(BY_ID["kl-k1-reward"], p, sampled=None, seed=0, confidence=0.99)["verdict"] == U
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_the_noise_of_draws_is_what_exact_values_do_not_have(samples):
+    """TRePO with draws has the covariance of TRePO with exact values, plus a part that falls as 1/samples."""
+    p = problem("discounted")
+    target = p.target("reward")
+    drawn = exact_certificate(TRePO(samples=samples), p.enumeration, target)
+    exact = exact_certificate(TRePO(critic=p.exact_u), p.enumeration, target)
+    one = exact_certificate(TRePO(samples=1), p.enumeration, target)
+    assert exact.draws is None
+    assert drawn.trace_covariance - drawn.draws == pytest.approx(exact.trace_covariance, rel=1e-9)
+    assert drawn.draws * samples == pytest.approx(one.draws, rel=1e-9) and one.draws > 0
