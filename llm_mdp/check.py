@@ -48,14 +48,12 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
     _check_advantages(estimator, evidence)
     try:
         weights = token_weights(estimator, evidence, enumeration, weight)
-    except EstimatorError:
-        raise
     except (ValueError, RuntimeError) as error:
         raise EstimatorError(f"{name}.loss: {error}") from error
     if not torch.equal(weights, token_weights(estimator, again, enumeration, weight)):
         raise EstimatorError(f"{name} gave two answers to the same samples; draw all randomness from the sampler inside `collect`.")
     _check_worlds(estimator, evidence, weights, enumeration)
-    _check_padding(estimator, evidence, weights)
+    _check_padding(estimator, evidence)
 
 
 def _collect(estimator: Estimator, enumeration: Enumeration) -> tuple[Evidence, tuple[int, ...]]:
@@ -99,21 +97,26 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
 
 def _check_worlds(estimator: Estimator, evidence: Evidence, weights: Tensor, enumeration: Enumeration) -> None:
     """Each world alone must give what it gives among the others."""
+    logp = of_rows(enumeration.leaf_logp(), evidence.rollouts)
     for world in range(0, len(weights), max(1, len(weights) // 10)):
         alone = take_world(evidence, world)
-        rollouts = evidence.rollouts
-        assert isinstance(rollouts, TreeRollouts)
-        logp = of_rows(enumeration.leaf_logp(), rollouts)[world].clone().requires_grad_()
-        loss = estimator.loss(logp, alone)
-        gradient = -torch.autograd.grad(loss.sum(), logp)[0] if loss.dim() == 0 else torch.full_like(logp, torch.nan)
-        if not torch.allclose(torch.where(alone.rollouts.mask, gradient, 0.0), weights[world], rtol=1e-9, atol=1e-12):
+        loss, gradient = _loss_and_gradient(estimator, logp[world], alone)
+        if loss.dim() != 0 or not torch.allclose(-gradient, weights[world], rtol=1e-9, atol=1e-12):
             raise EstimatorError(
                 f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so reduce over "
                 "the last ones only, e.g. response_reward.mean(-1, keepdim=True) instead of response_reward.mean()."
             )
 
 
-def _check_padding(estimator: Estimator, evidence: Evidence, weights: Tensor) -> None:
+def _loss_and_gradient(estimator: Estimator, logp: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """The loss at these log-probabilities and its derivative by them, 0 where mask is False."""
+    logp = logp.clone().requires_grad_()
+    loss = estimator.loss(logp, evidence)
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    return loss.detach(), torch.where(evidence.rollouts.mask, gradient, 0.0)
+
+
+def _check_padding(estimator: Estimator, evidence: Evidence) -> None:
     """Two more columns of padding must change nothing."""
     if isinstance(evidence.branches, TreeBranches) or getattr(estimator, "reduction", "sum") == "constant":
         return
@@ -127,12 +130,9 @@ def _check_padding(estimator: Estimator, evidence: Evidence, weights: Tensor) ->
     names = ("token_reward", "value", "reference_logp")
     optional = {name: pad(part, (0, 2)) for name in names if (part := getattr(evidence, name)) is not None}
     padded = replace(evidence, rollouts=wider, **optional)
-    logp = wider.logp.clone().requires_grad_()
-    gradient = -torch.autograd.grad(estimator.loss(logp, padded).sum(), logp)[0]
-    logp_before = rollouts.logp.clone().requires_grad_()
-    before = -torch.autograd.grad(estimator.loss(logp_before, evidence).sum(), logp_before)[0]
-    mask = rollouts.mask
-    if not torch.allclose(torch.where(mask, gradient[..., :-2], 0.0), torch.where(mask, before, 0.0), rtol=1e-9, atol=1e-12):
+    _, before = _loss_and_gradient(estimator, rollouts.logp, evidence)
+    _, after = _loss_and_gradient(estimator, wider.logp, padded)
+    if not torch.allclose(after[..., :-2], before, rtol=1e-9, atol=1e-12):
         raise EstimatorError(
             f"{type(estimator).__name__} depends on padding: its weights change when the batch is padded to a longer width; "
             "count policy tokens with rollouts.mask, not with the width of a tensor."

@@ -222,27 +222,24 @@ class WorldSampler:
         """The prompt and the responses of each world; sets `weight`."""
         raise NotImplementedError
 
-    def _lookup(self, table: Shaped[Tensor, "P N ..."], rollouts: Rollouts) -> Tensor:
-        return of_rows(table, rollouts)
-
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B"]:
-        return self._lookup(self.enumeration.response_reward, rollouts)
+        return of_rows(self.enumeration.response_reward, rollouts)
 
     def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B T"]:
-        return self._lookup(self.enumeration.hidden_reward, rollouts)
+        return of_rows(self.enumeration.hidden_reward, rollouts)
 
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "W B T"]:
-        return self._lookup(self.enumeration._per_leaf(lambda *response: logp_of(policy, *response)), rollouts)
+        return of_rows(self.enumeration._per_leaf(lambda *response: logp_of(policy, *response)), rollouts)
 
     def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "W B T1"]:
-        return self._lookup(self.enumeration._per_leaf(critic), rollouts)
+        return of_rows(self.enumeration._per_leaf(critic), rollouts)
 
     def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "W B T"], samples: int = 1, greedy: bool = False) -> Branches:
         drawn = boundary & rollouts.mask
         row, step = drawn.any(0).nonzero(as_tuple=True)
         assert isinstance(rollouts, TreeRollouts)
         if greedy:
-            reached = self._lookup(self.enumeration.greedy_leaf, rollouts)[..., row, step]
+            reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
             reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
             return Branches(row, step, torch.where(drawn[..., row, step], reward, 0.0), greedy=True)
         if self.drawn is not None:
@@ -293,14 +290,14 @@ class ExactSampler(WorldSampler):
         outcome = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step] + choice, 0)
         prompt = rollouts.which_prompt[:, None]
         leaf_logp = e.leaf_logp()
-        prefix_logp = self._lookup(leaf_logp.cumsum(-1) - leaf_logp, rollouts)[:, row, step]
+        prefix_logp = of_rows(leaf_logp.cumsum(-1) - leaf_logp, rollouts)[:, row, step]
         chance = (leaf_logp.sum(-1)[prompt, outcome] - prefix_logp).exp()
         # A response that ended before `step` has no such branch: one outcome, whatever its reward.
         self.weight = self.weight * torch.where(drawn, chance, choice == 0).prod(-1)
         return Branches(row, step, torch.where(drawn, e.response_reward[prompt, outcome], 0.0))
 
     def _at_prefix(self, levels: list[Float[Tensor, "P N"]], rollouts: Rollouts) -> Float[Tensor, "W B T"]:
-        return self._lookup(torch.cat(levels, dim=1)[:, self.enumeration.node], rollouts)
+        return of_rows(torch.cat(levels, dim=1)[:, self.enumeration.node], rollouts)
 
 
 class TreeSampler(WorldSampler):
