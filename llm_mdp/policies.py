@@ -1,6 +1,6 @@
 """Policies π(wₜ | W₀,ₜ₋₁): the protocol that tables, n-gram tables and language models share, and the two kinds of table."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,10 +30,25 @@ class Policy(Protocol):
         generator: torch.Generator,
         temperature: float = 1.0,
         prefix: Int[Tensor, "P t"] | None = None,
+        greedy: bool = False,
+        stop: tuple[int, ...] = (),
     ) -> Rollouts:
-        """Draw n responses a prompt, rows of one prompt adjacent; with `prefix`, responses that begin with it (logp 0 there: those
-        tokens were given, not drawn)."""
+        """Draw n responses a prompt, rows of one prompt adjacent.
+
+        Args:
+            prefix: how the responses begin, PAD on the right where one is shorter (logp 0 there: given, not drawn).
+            greedy: take the most probable token (ties: the lowest id) instead of drawing; logp is still that of the policy.
+            stop: tokens that end the drawing as `eos` does, but do not end a response that begins with them (ends of turns).
+        """
         ...
+
+
+def token_logp(
+    logits: Float[Tensor, "*batch T V"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"], temperature: float = 1.0
+) -> Float[Tensor, "*batch T"]:
+    """log-probabilities of given tokens, 0 where mask is False. The temperature divides the logits, as it does when sampling."""
+    logp = (logits / temperature).log_softmax(-1)
+    return torch.where(mask, logp.gather(-1, tokens.clamp(min=0)[..., None])[..., 0], 0.0)
 
 
 def logp_of(
@@ -43,9 +58,41 @@ def logp_of(
     mask: Bool[Tensor, "*batch T"],
     temperature: float = 1.0,
 ) -> Float[Tensor, "*batch T"]:
-    """log π(wₜ | W₀,ₜ₋₁) of given tokens, 0 where mask is False. The temperature divides the logits, as it does when sampling."""
-    logp = (policy.logits(prompt, tokens) / temperature).log_softmax(-1)
-    return torch.where(mask, logp.gather(-1, tokens.clamp(min=0)[..., None])[..., 0], 0.0)
+    """log π(wₜ | W₀,ₜ₋₁) of given tokens, by the policy's own `logp` if it has a faster way than its logits."""
+    if (own := getattr(policy, "logp", None)) is not None:
+        return own(prompt, tokens, mask, temperature)
+    return token_logp(policy.logits(prompt, tokens), tokens, mask, temperature)
+
+
+def branch_of(
+    policy: Policy,
+    prompt: Int[Tensor, "B L"],
+    tokens: Int[Tensor, "B T"],
+    row: Int[Tensor, " F"],
+    step: Int[Tensor, " F"],
+    samples: int,
+    **options: Any,
+) -> Rollouts:
+    """`samples` fresh responses from the prefix tokens[row, :step] of every (row, step): F · samples rows, those of one prefix adjacent.
+
+    Args: options: as for `Policy.sample`. The policy's own `branch` is asked if it has one (language models reuse their caches).
+    """
+    if (own := getattr(policy, "branch", None)) is not None:
+        return own(prompt, tokens, row, step, samples, **options)
+    return policy.sample(prompt[row], samples, prefix=prefixes_of(tokens, row, step), **options)
+
+
+def prefixes_of(tokens: Int[Tensor, "B T"], row: Int[Tensor, " F"], step: Int[Tensor, " F"]) -> Int[Tensor, "F T"]:
+    """tokens[row, :step], PAD from there on."""
+    return torch.where(torch.arange(tokens.shape[-1]) < step[:, None], tokens[row], PAD)
+
+
+def draw_tokens(logp: Float[Tensor, "N V"], generator: torch.Generator) -> Int[Tensor, " N"]:
+    """One token a row by the inverse of its cumulative distribution, from one uniform number a row that is drawn on the CPU: the same seed
+    gives the same tokens on every device."""
+    uniform = torch.rand(len(logp), 1, generator=generator, dtype=torch.float64).to(logp.device)
+    cumulative = logp.double().exp().cumsum(-1)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
 
 
 class PolicyModule(nn.Module):
@@ -58,25 +105,36 @@ class PolicyModule(nn.Module):
     def logits(self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"]) -> Float[Tensor, "*batch T V"]:
         raise NotImplementedError(f"{type(self).__name__} has no `logits`.")
 
+    def forward(
+        self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"], temperature: float = 1.0
+    ) -> Float[Tensor, "*batch T"]:
+        """`logp_of`: what training differentiates, as a module's forward, so that wrappers (DDP, FSDP) see it."""
+        return logp_of(self, prompt, tokens, mask, temperature)
+
     @torch.no_grad()
-    def sample(self, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None):
+    def sample(self, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None, greedy=False, stop=()):
         if not temperature > 0:
-            raise ValueError(f"temperature is {temperature!r}; it must be above 0 (branches take greedy=True instead of 0).")
+            raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
         prompt = prompt.repeat_interleave(n, dim=0)
         tokens = torch.full((len(prompt), horizon), PAD)
-        start = 0 if prefix is None else prefix.shape[-1]
         if prefix is not None:
-            tokens[:, :start] = prefix.repeat_interleave(n, dim=0)
+            tokens[:, : prefix.shape[-1]] = prefix.repeat_interleave(n, dim=0)
         logp = torch.zeros(tokens.shape, dtype=torch.float64)
-        alive = ((tokens[:, :start] != PAD) & (tokens[:, :start] != (PAD if eos is None else eos))).all(-1)
-        for step in range(start, horizon):
-            step_logp = (self.logits(prompt, tokens[:, : step + 1])[:, step] / temperature).log_softmax(-1)
-            token = torch.multinomial(step_logp.exp(), 1, generator=generator)
-            tokens[:, step] = torch.where(alive, token[:, 0], PAD)
-            logp[:, step] = torch.where(alive, step_logp.gather(-1, token)[:, 0].to(torch.float64), 0.0)
-            alive = alive & (token[:, 0] != (PAD if eos is None else eos))
-            if not alive.any():
-                break
+        length = (tokens != PAD).sum(-1)
+        ends = torch.tensor([token for token in (eos, *stop) if token is not None], dtype=torch.int64)
+        alive = length < horizon
+        if eos is not None:
+            alive &= ~(tokens == eos).any(-1)
+        while alive.any():
+            row = alive.nonzero()[:, 0]
+            step = length[row]
+            logits = self.logits(prompt[row], tokens[row, : int(step.max()) + 1])
+            step_logp = (logits[torch.arange(len(row)), step] / temperature).log_softmax(-1)
+            token = step_logp.argmax(-1) if greedy else draw_tokens(step_logp, generator)
+            tokens[row, step] = token
+            logp[row, step] = step_logp.gather(-1, token[:, None])[:, 0].to(torch.float64)
+            length[row] += 1
+            alive[row] = ~torch.isin(token, ends) & (length[row] < horizon)
         return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
 
 

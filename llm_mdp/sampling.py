@@ -12,8 +12,7 @@ from torch import Tensor
 
 from llm_mdp.evidence import Branches, Evidence, Rollouts, take_rows
 from llm_mdp.mdp import TokenMDP
-from llm_mdp.policies import Critic, Policy, logp_of
-from llm_mdp.tree import PAD
+from llm_mdp.policies import Critic, Policy, branch_of, logp_of
 
 
 class NothingKept(ValueError):
@@ -80,20 +79,11 @@ class PolicySampler:
     def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "B T"], samples: int = 1, greedy: bool = False) -> Branches:
         samples = 1 if greedy else samples
         row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
-        rewards = torch.zeros(len(row), samples, dtype=torch.float64)
-        for t in step.unique().tolist():
-            at = step == t
-            prompt, prefix = rollouts.prompt[row[at]], rollouts.tokens[row[at], :t]
-            rewards[at] = self._continue(prompt, prefix, samples, greedy).unflatten(0, (-1, samples))
-        return Branches(row.repeat_interleave(samples), step.repeat_interleave(samples), rewards.flatten(), greedy)
-
-    def _continue(self, prompt: Tensor, prefix: Tensor, samples: int, greedy: bool) -> Float[Tensor, " N"]:
-        mdp = self.mdp
-        if greedy:
-            tokens = greedy_responses(self.policy, mdp, prompt, prefix)
-            return mdp.response_reward(prompt, tokens, tokens != PAD)
-        drawn = self.policy.sample(prompt, samples, eos=mdp.eos, horizon=mdp.horizon, generator=self.generator, prefix=prefix)
-        return self.response_reward(drawn)
+        drawn = branch_of(
+            self.policy, rollouts.prompt, rollouts.tokens, row, step, samples,
+            eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator, greedy=greedy,
+        )  # fmt: skip
+        return Branches(row.repeat_interleave(samples), step.repeat_interleave(samples), self.response_reward(drawn), greedy)
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
@@ -108,16 +98,3 @@ class PolicySampler:
             raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
         rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups))
         return take_rows(evidence, rows.nonzero()[:, 0])
-
-
-@torch.no_grad()
-def greedy_responses(policy: Policy, mdp: TokenMDP, prompt: Tensor, prefix: Tensor) -> Tensor:
-    """The response completed by the most probable token at every step (ties: the lowest token id)."""
-    tokens = torch.full((len(prompt), mdp.horizon), PAD)
-    tokens[:, : prefix.shape[-1]] = prefix
-    alive = torch.ones(len(prompt), dtype=torch.bool)
-    for step in range(prefix.shape[-1], mdp.horizon):
-        token = policy.logits(prompt, tokens[:, : step + 1])[:, step].argmax(-1)
-        tokens[:, step] = torch.where(alive, token, PAD)
-        alive = alive & (token != (PAD if mdp.eos is None else mdp.eos))
-    return tokens

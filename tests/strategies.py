@@ -147,3 +147,9 @@ def plain_responses(tree: PrefixTree) -> list[tuple[int, ...]]:
 def padded(responses: list[tuple[int, ...]], horizon: int) -> Tensor:
     """Responses as one tensor (N, T), PAD after their end."""
     return torch.tensor([[*response, *[PAD] * (horizon - len(response))] for response in responses])
+
+
+def greedy_responses(policy: Policy, mdp: TokenMDP, prompt: Tensor, prefix: Tensor) -> Tensor:
+    """The responses completed by the most probable tokens."""
+    shape = {"eos": mdp.eos, "horizon": mdp.horizon, "generator": torch.Generator()}
+    return policy.sample(prompt, 1, prefix=prefix, greedy=True, **shape).tokens

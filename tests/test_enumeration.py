@@ -22,10 +22,9 @@ from llm_mdp.practices import SecondEpoch, Tempered, ZeroStdFiltered
 from llm_mdp.problem import Problem
 from llm_mdp.returns import gae
 from llm_mdp.sampled import sampled_certificate
-from llm_mdp.sampling import greedy_responses
 from llm_mdp.tree import PAD
 from llm_mdp.verify import covariance, exact_moments
-from tests.strategies import instances, plain_responses
+from tests.strategies import greedy_responses, instances, plain_responses
 
 Outcome = tuple[float, Tensor]
 """A probability and a gradient."""

@@ -15,10 +15,10 @@ from llm_mdp.instances import random_instance
 from llm_mdp.policies import NgramPolicy, TabularPolicy, logp_of
 from llm_mdp.practices import ZeroStdFiltered
 from llm_mdp.problem import Problem
-from llm_mdp.sampling import PolicySampler, greedy_responses
+from llm_mdp.sampling import PolicySampler
 from llm_mdp.tree import PAD
 from llm_mdp.verify import exact_moments, flatten_gradients
-from tests.strategies import policies, token_mdps
+from tests.strategies import greedy_responses, policies, token_mdps
 
 INSTANCE = random_instance(3, 3, gamma=0.9, n_prompts=2, seed=3)
 ENUMERATION = Enumeration(INSTANCE.mdp, INSTANCE.policy)
