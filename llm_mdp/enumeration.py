@@ -17,7 +17,8 @@ from torch.nn.functional import pad
 from llm_mdp.evidence import Branches, Evidence, Rollouts
 from llm_mdp.exact import TreeValues, node_logits, tree_values
 from llm_mdp.mdp import TokenMDP
-from llm_mdp.policies import Critic, Policy, finish_of, logp_of
+from llm_mdp.policies import AtTemperature, Critic, Policy, finish_of, logp_of
+from llm_mdp.sampling import check_temperatures
 
 MAX_LEAVES = 200_000
 MAX_WORLDS = 20_000_000
@@ -57,6 +58,7 @@ class Enumeration:
         edge = torch.where(self.mask, self.node * tree.vocab_size + self.tokens, 0)
         self.edge = edge + torch.arange(self.n_prompts)[:, None, None] * (tree.n_nodes * tree.vocab_size)
         self.first_leaf = tree.first_leaf(self.tokens)
+        self._tempered = {1.0: self}
 
     @property
     def n_prompts(self) -> int:
@@ -94,6 +96,12 @@ class Enumeration:
     def probability(self) -> Float[Tensor, "P N"]:
         """π(W | prompt)."""
         return self.leaf_logp().sum(-1).exp()
+
+    def at_temperature(self, temperature: float) -> "Enumeration":
+        """The same responses under the policy at another temperature."""
+        if temperature not in self._tempered:
+            self._tempered[temperature] = Enumeration(self.mdp, AtTemperature(self.policy, temperature))
+        return self._tempered[temperature]
 
     def _per_leaf(self, function) -> Tensor:
         """function(prompt, tokens, mask) of every response, stacked over prompts."""
@@ -234,21 +242,39 @@ class WorldSampler:
     def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "W B T1"]:
         return of_rows(self.enumeration._per_leaf(critic), rollouts)
 
-    def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "W B T"], samples: int = 1, greedy: bool = False) -> Branches:
-        drawn = boundary & rollouts.mask
-        row, step = drawn.any(0).nonzero(as_tuple=True)
+    def branches(
+        self,
+        rollouts: Rollouts,
+        boundary: Bool[Tensor, "W B T"],
+        samples: int = 1,
+        greedy: bool = False,
+        temperatures: tuple[float, ...] | None = None,
+    ) -> Branches:
         assert isinstance(rollouts, TreeRollouts)
-        if greedy:
-            reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
-            reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
-            return Branches(row, step, torch.where(drawn[..., row, step], reward, 0.0), greedy=True)
-        if self.drawn is not None:
+        if not greedy and self.drawn is not None:
             raise ValueError("collect asked for branches twice; ask once, for as many samples as every use needs.")
-        row, step = row.repeat_interleave(samples), step.repeat_interleave(samples)
-        self.drawn = self._branches(rollouts, row, step, drawn[..., row, step])
-        return self.drawn
+        begins = boundary & rollouts.mask
+        parts = []
+        for temperature, number in check_temperatures(samples, greedy, temperatures).items():
+            row, step = (each.repeat_interleave(number) for each in begins.any(0).nonzero(as_tuple=True))
+            here = begins[..., row, step]
+            if temperature == 0:
+                reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
+                reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
+                parts.append(Branches(row, step, torch.where(here, reward, 0.0), greedy))
+            else:
+                parts.append(self._branches(rollouts, row, step, here, temperature))
+        branches = parts[0] if len(parts) == 1 else self._joined(parts)
+        if not greedy:
+            self.drawn = branches
+        return branches
 
-    def _branches(self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor) -> Branches:
+    def _joined(self, parts: list[Branches]) -> Branches:
+        """One list of the branches that were drawn at several temperatures."""
+        row, step, reward = (torch.cat([getattr(part, name) for part in parts], dim=-1) for name in ("row", "step", "reward"))
+        return Branches(row, step, reward)
+
+    def _branches(self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor, temperature: float) -> Branches:
         raise NotImplementedError
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, "W P"]) -> Evidence:
@@ -272,8 +298,16 @@ class ExactSampler(WorldSampler):
         self.weight = self.groups.weight * probability[prompt[:, None], leaf].prod(-1)
         return prompt, leaf
 
-    def _branches(self, rollouts, row, step, drawn):
-        e = self.enumeration
+    def _joined(self, parts):
+        if self.enumerate_branches:
+            raise ValueError("branches of several temperatures cannot be enumerated outcome by outcome; give them one, or use --sampled N.")
+        # Greedy branches have no variance.
+        variances = [getattr(part, "variance", torch.zeros_like(part.reward)) for part in parts]
+        joined = super()._joined(parts)
+        return TreeBranches(joined.row, joined.step, joined.reward, variance=torch.cat(variances, dim=-1))
+
+    def _branches(self, rollouts, row, step, drawn, temperature):
+        e = self.enumeration.at_temperature(temperature)
         if not self.enumerate_branches:
             mean = torch.where(drawn, self._at_prefix(e.values.U, rollouts)[..., row, step], 0.0)
             variance = torch.where(drawn, self._at_prefix(e.values.variance, rollouts)[..., row, step], 0.0)
@@ -330,13 +364,13 @@ class TreeSampler(WorldSampler):
                 leaf[here] = torch.searchsorted(row, place[here], right=True) - 1
         return torch.minimum(torch.maximum(leaf, first), end - 1)
 
-    def _branches(self, rollouts, row, step, drawn):
+    def _branches(self, rollouts, row, step, drawn, temperature):
         e = self.enumeration
         # After the end of a response there is no prefix to continue; what is drawn there is not used.
         first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
         end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
         prompt = rollouts.which_prompt[:, None].expand(first.shape)
-        reward = e.response_reward[prompt, self._draw(prompt, first, end)]
+        reward = e.response_reward[prompt, self._draw(prompt, first, end, temperature)]
         return Branches(row, step, torch.where(drawn, reward, 0.0))
 
 

@@ -161,6 +161,8 @@ class VinePPO(Estimator):
     lam: float = 0.0
     greedy: bool = False
     """One greedy branch instead of `samples` drawn ones."""
+    temperatures: tuple[float, ...] | None = None
+    """One for each of the `samples`, 0 for greedy; None: all 1, without which the values are those of another policy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +171,7 @@ class VinePPO(Estimator):
 
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
-        branches = sampler.branches(rollouts, self.boundary(rollouts), self.samples, self.greedy)
+        branches = sampler.branches(rollouts, self.boundary(rollouts), self.samples, self.greedy, self.temperatures)
         return Evidence(rollouts, sampler.response_reward(rollouts), branches=branches)
 
     def advantages(self, evidence):

@@ -199,6 +199,17 @@ class NgramPolicy(PolicyModule):
         return self.table[step.expand(code.shape), code]
 
 
+class AtTemperature(PolicyModule):
+    """Another policy with its logits divided by a temperature."""
+
+    def __init__(self, policy: Policy, temperature: float):
+        super().__init__()
+        self.policy, self.temperature, self.vocab_size = policy, temperature, policy.vocab_size
+
+    def logits(self, prompt, tokens):
+        return self.policy.logits(prompt, tokens) / self.temperature
+
+
 class TabularValue:
     """A number for every prefix, as a critic: value[…, t] belongs to the prefix before step t, 0 from the end on. levels[l]: (P, nˡ)."""
 

@@ -4,6 +4,7 @@ The same `collect` runs in training and in verification; only the sampler differ
 `enumeration.ExactSampler` returns every outcome as a world with its probability.
 """
 
+from collections import Counter
 from typing import Protocol
 
 import torch
@@ -30,8 +31,18 @@ class Sampler(Protocol):
         """RM(W)."""
         ...
 
-    def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"], samples: int = 1, greedy: bool = False) -> Branches:
-        """Draw `samples` fresh responses from the prefix before every boundary (greedy: one, by argmax)."""
+    def branches(
+        self,
+        rollouts: Rollouts,
+        boundary: Bool[Tensor, "*worlds B T"],
+        samples: int = 1,
+        greedy: bool = False,
+        temperatures: tuple[float, ...] | None = None,
+    ) -> Branches:
+        """Draw `samples` fresh responses from the prefix before every boundary (greedy: one, by argmax).
+
+        Args: temperatures: one for each of the samples, 0 for argmax; None: all 1.
+        """
         ...
 
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
@@ -76,14 +87,26 @@ class PolicySampler:
         return self.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
 
     @torch.no_grad()
-    def branches(self, rollouts: Rollouts, boundary: Bool[Tensor, "B T"], samples: int = 1, greedy: bool = False) -> Branches:
-        samples = 1 if greedy else samples
+    def branches(
+        self,
+        rollouts: Rollouts,
+        boundary: Bool[Tensor, "B T"],
+        samples: int = 1,
+        greedy: bool = False,
+        temperatures: tuple[float, ...] | None = None,
+    ) -> Branches:
         row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
-        drawn = branch_of(
-            self.policy, rollouts.prompt, rollouts.tokens, row, step, samples,
-            eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator, greedy=greedy,
-        )  # fmt: skip
-        return Branches(row.repeat_interleave(samples), step.repeat_interleave(samples), self.response_reward(drawn), greedy)
+        rewards = []
+        for temperature, number in check_temperatures(samples, greedy, temperatures).items():
+            drawn = branch_of(
+                self.policy, rollouts.prompt, rollouts.tokens, row, step, number,
+                eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator,
+                temperature=temperature or 1.0, greedy=temperature == 0,
+            )  # fmt: skip
+            rewards.append(self.response_reward(drawn).reshape(len(row), number))
+        reward = torch.cat(rewards, dim=1)
+        each = reward.shape[1]
+        return Branches(row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), greedy)
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
@@ -98,3 +121,18 @@ class PolicySampler:
             raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
         rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups))
         return take_rows(evidence, rows.nonzero()[:, 0])
+
+
+def check_temperatures(samples: int, greedy: bool, temperatures: tuple[float, ...] | None) -> dict[float, int]:
+    """How many branches to draw at each temperature, 0 for argmax.
+
+    Raises:
+        ValueError: if there is not one temperature of at least 0 for each sample.
+    """
+    if greedy:
+        return {0.0: 1}
+    if temperatures is None:
+        return {1.0: samples}
+    if len(temperatures) != samples or not all(temperature >= 0 for temperature in temperatures):
+        raise ValueError(f"temperatures are {temperatures!r} for {samples} branches; give one of at least 0 to each.")
+    return dict(Counter(float(temperature) for temperature in temperatures))

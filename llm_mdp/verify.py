@@ -227,7 +227,7 @@ class _ProbeSampler(ExactSampler):
 
     left = 0.5
 
-    def _branches(self, rollouts, row, step, drawn):
+    def _branches(self, rollouts, row, step, drawn, temperature):
         generator = torch.Generator().manual_seed(1)
         rewards = self.enumeration.response_reward.flatten()
         one, two = (rewards[torch.randint(len(rewards), drawn.shape, generator=generator)] for _ in range(2))

@@ -1,0 +1,166 @@
+"""The sampler of training: questions of a task, the policy's responses to them, the environment's replies and rewards.
+
+`llm_mdp.enumeration.ExactSampler` is the one of verification; an agent's `collect` cannot tell them apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from llm_mdp.evidence import Branches, Evidence, Finish, Rollouts, take_rows
+from llm_mdp.policies import Critic, Policy, branch_of, logp_of
+from llm_mdp.sampling import NothingKept, check_temperatures
+from llm_mdp.tree import PAD, pad_prompts
+from llm_mdp_envs.task import Question, Scores, Task
+from llm_mdp_envs.token_env import FINISH, Progress, advance, check_scores, follow
+
+
+@dataclass
+class Cost:
+    """What sampling has cost so far."""
+
+    tokens: int = 0
+    """Tokens that the policy generated, those of branches included."""
+    rewards: int = 0
+    """Responses that were scored."""
+
+
+class TaskSampler:
+    """Draws from a policy on a task (`llm_mdp.sampling.Sampler`), `prompts_per_batch` questions at a time.
+
+    Args:
+        generator: of the policy's tokens.
+        questions: of the task's questions.
+        rows_at_once: most rows that a model scores in one pass; None: all.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        task: Task,
+        generator: torch.Generator,
+        questions: np.random.Generator,
+        prompts_per_batch: int = 1,
+        rows_at_once: int | None = None,
+    ):
+        if prompts_per_batch < 1:
+            raise ValueError(f"prompts_per_batch is {prompts_per_batch}; a batch has at least 1 prompt.")
+        self.policy, self.task, self.generator, self.question_generator = policy, task, generator, questions
+        self.prompts_per_batch, self.rows_at_once = prompts_per_batch, rows_at_once
+        self.cost = Cost()
+        self.questions: tuple[Question, ...] = ()
+        """One a row of the latest rollouts."""
+        self.scores: Scores | None = None
+        """Of the latest rollouts: parts and details for people."""
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+        asked = [self.task.question(self.question_generator) for _ in range(self.prompts_per_batch)]
+        self.questions = tuple(question for question in asked for _ in range(group_size))
+        prompt = pad_prompts([question.prompt for question in asked])
+        drawn = self.policy.sample(prompt, group_size, **self._options(temperature))
+        return self._converse(self.questions, drawn, [Progress() for _ in self.questions], temperature)
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
+        self.scores = self._score(self.questions, rollouts)
+        return torch.from_numpy(self.scores.reward.astype(np.float64))
+
+    def branches(
+        self,
+        rollouts: Rollouts,
+        boundary: Bool[Tensor, "B T"],
+        samples: int = 1,
+        greedy: bool = False,
+        temperatures: tuple[float, ...] | None = None,
+    ) -> Branches:
+        row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
+        rewards = []
+        for temperature, number in check_temperatures(samples, greedy, temperatures).items():
+            options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
+            drawn = branch_of(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
+            questions = [self.questions[r] for r in row.tolist() for _ in range(number)]
+            if self.task.end_of_turn is None:
+                self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
+            else:
+                places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]
+                starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
+                drawn = self._converse(questions, drawn, starts, temperature or 1.0, temperature == 0)
+            reward = self._score(questions, drawn).reward if len(questions) else np.zeros(0)
+            rewards.append(torch.from_numpy(reward.astype(np.float64)).reshape(len(row), number))
+        reward = torch.cat(rewards, dim=1)
+        each = reward.shape[1]
+        return Branches(row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), greedy)
+
+    @torch.no_grad()
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return self._in_parts(lambda *response: logp_of(policy, *response), rollouts)
+
+    @torch.no_grad()
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "B T1"]:
+        return self._in_parts(critic, rollouts)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        tokens, mask = rollouts.tokens.numpy(), rollouts.mask.numpy()
+        if hasattr(self.task, "mdp"):
+            return self.task.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
+        if hasattr(self.task, "token_rewards"):
+            return torch.from_numpy(self.task.token_rewards(self.questions, tokens, mask))
+        raise ValueError(f"{type(self.task).__name__} has no token rewards; only token MDPs and Arithmetic know theirs.")
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
+        if not groups.any():
+            raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
+        rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups)).nonzero()[:, 0]
+        self.questions = tuple(self.questions[row] for row in rows.tolist())
+        return take_rows(evidence, rows)
+
+    def _options(self, temperature: float) -> dict[str, Any]:
+        task = self.task
+        stop = () if task.end_of_turn is None else (task.end_of_turn,)
+        return {"eos": task.eos, "horizon": task.horizon, "generator": self.generator, "temperature": temperature, "stop": stop}
+
+    def _score(self, questions: Sequence[Question], rollouts: Rollouts) -> Scores:
+        self.cost.rewards += len(questions)
+        scores = self.task.score(list(questions), rollouts.tokens.numpy(), rollouts.mask.numpy())
+        return check_scores(self.task, scores, len(questions))
+
+    def _in_parts(self, function, rollouts: Rollouts) -> Tensor:
+        size = self.rows_at_once or len(rollouts.tokens)
+        parts = (each.split(size) for each in (rollouts.prompt, rollouts.tokens, rollouts.mask))
+        return torch.cat([function(*part).to(torch.float64) for part in zip(*parts)])
+
+    def _converse(
+        self, questions: Sequence[Question], drawn: Rollouts, progress: list[Progress], temperature: float, greedy: bool = False
+    ) -> Rollouts:
+        """Let the environment reply and the policy go on, turn by turn, until every response has ended."""
+        if self.task.end_of_turn is None:
+            self.cost.tokens += int(drawn.mask.sum())
+            return drawn
+        tokens, logp = drawn.tokens.clone(), drawn.logp.clone()
+        row = torch.arange(len(tokens))
+        while len(row):
+            for place, r in enumerate(row.tolist()):
+                start = len(progress[r].tokens)
+                for token in drawn.tokens[place, start:].tolist():
+                    if token == PAD or progress[r].finish is not None:
+                        break
+                    progress[r] = advance(self.task, questions[r], progress[r], token)
+                    self.cost.tokens += 1
+                tokens[r, : len(progress[r].tokens)] = torch.tensor(progress[r].tokens, dtype=torch.int64)
+                logp[r, start:] = drawn.logp[place, start:]
+            row = torch.tensor([r for r in row.tolist() if progress[r].finish is None], dtype=torch.int64)
+            if len(row):
+                options = self._options(temperature) | {"greedy": greedy}
+                prompt = pad_prompts([questions[r].prompt for r in row.tolist()])
+                drawn = self.policy.sample(prompt, 1, prefix=tokens[row], **options)
+        mask = torch.zeros(tokens.shape, dtype=torch.bool)
+        for r, each in enumerate(progress):
+            mask[r, : len(each.mask)] = torch.tensor(each.mask)
+        finish = torch.tensor([FINISH.index(each.finish or FINISH[Finish.HORIZON]) for each in progress])
+        prompt = pad_prompts([question.prompt for question in questions])
+        return replace(drawn, prompt=prompt, tokens=tokens, mask=mask, logp=torch.where(mask, logp, 0.0), finish=finish)
+
