@@ -58,7 +58,7 @@ class Enumeration:
         edge = torch.where(self.mask, self.node * tree.vocab_size + self.tokens, 0)
         self.edge = edge + torch.arange(self.n_prompts)[:, None, None] * (tree.n_nodes * tree.vocab_size)
         self.first_leaf = tree.first_leaf(self.tokens)
-        self._tempered = {1.0: self}
+        self._tempered: dict[float, Enumeration] = {1.0: self}
 
     @property
     def n_prompts(self) -> int:

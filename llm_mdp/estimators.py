@@ -1,5 +1,5 @@
 """The estimators that agents train with, in the paper's order: REINFORCE, RLOO, ReMax, GRPO, PPO, VinePPO, TRePO, MA-RLHF, R3HF,
-ABC, RTO, PRIME.
+ABC, RTO, DPO, PRIME.
 
 One currency (credit -> values -> returns -> objective), three methods: `collect` has all the randomness and no gradient,
 `advantages` turns evidence into one weight a token, `loss` is differentiated by `logp` and sees no model. Index from the right:
@@ -15,7 +15,7 @@ from torch import Tensor
 from llm_mdp import credit, values
 from llm_mdp.boundaries import Boundary, EveryNTokens
 from llm_mdp.evidence import Evidence
-from llm_mdp.objectives import Reduction, clipped_surrogate, policy_gradient
+from llm_mdp.objectives import Reduction, clipped_surrogate, dpo_loss, policy_gradient, preference_probability
 from llm_mdp.policies import Critic, Policy
 from llm_mdp.returns import gae, interpolate, return_to_go
 from llm_mdp.sampling import Sampler
@@ -232,7 +232,24 @@ class MARLHF(PPO):
 
 
 @dataclass(frozen=True)
-class R3HF(Estimator):
+class TokenCredit(Estimator):
+    """Base of the estimators that spread the reward over tokens: Aₜ = Σₖ≥ₜ rₖ, less a baseline if there is one."""
+
+    group_baseline: bool = False
+    """Subtract the mean of the other responses' Σₜ rₜ: less variance, no bias, as in `RLOO`."""
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        return self._less_baseline(return_to_go(evidence.token_reward, evidence.rollouts.mask), evidence)
+
+    def _less_baseline(self, advantage, evidence):
+        if not self.group_baseline:
+            return advantage
+        return advantage - values.leave_one_out(evidence.token_reward.sum(-1), self.group_size)[..., None]
+
+
+@dataclass(frozen=True)
+class R3HF(TokenCredit):
     """rₜ = RM(sₜ₊₁) - RM(sₜ) on partial responses, summed from t on (Eq. 43). Claim: `r3hf`, unbiased.
 
     `prefix_score` scores the prefix before each step; the final score is RM(W) itself.
@@ -248,13 +265,9 @@ class R3HF(Estimator):
         score = sampler.value(self.prefix_score, rollouts)
         return Evidence(rollouts, reward, token_reward=credit.prefix_difference(score, reward, rollouts.mask))
 
-    def advantages(self, evidence):
-        assert evidence.token_reward is not None
-        return return_to_go(evidence.token_reward, evidence.rollouts.mask)
-
 
 @dataclass(frozen=True)
-class ABC(Estimator):
+class ABC(TokenCredit):
     """rₜ = aₜ RM(W), aₜ the reward model's attention over the response (Eq. 42).
 
     `attention` gives aₜ (None: uniform). Claims: summed over the whole response `abc-full-sum`, unbiased;
@@ -274,12 +287,12 @@ class ABC(Estimator):
     def advantages(self, evidence):
         assert evidence.token_reward is not None
         if self.to_go:
-            return return_to_go(evidence.token_reward, evidence.rollouts.mask)
-        return evidence.token_reward.sum(-1, keepdim=True)
+            return super().advantages(evidence)
+        return self._less_baseline(evidence.token_reward.sum(-1, keepdim=True), evidence)
 
 
 @dataclass(frozen=True)
-class RTO(Estimator):
+class RTO(TokenCredit):
     """rₜ = β log(π_DPO / π_ref) of a model trained by DPO, summed from t on (Eq. 41 as the original has it).
 
     Claims: `rto` unbiased at the DPO optimum, where the rewards sum to RM(W) minus a constant of the prompt;
@@ -302,9 +315,45 @@ class RTO(Estimator):
             token_reward = credit.implicit(logp, reference_logp, rollouts.mask, self.beta)
         return Evidence(rollouts, sampler.response_reward(rollouts), token_reward=token_reward)
 
+
+@dataclass(frozen=True)
+class DPO(Estimator):
+    """The loss of preference pairs, two responses to a prompt drawn from the policy that is also the reference (Eq. 40).
+
+        ℓ = Σ over both orders of P(W ≻ W') [-log σ(β log π(W)/ref(W) - β log π(W')/ref(W'))]
+
+    P(W ≻ W') is `objectives.preference_probability` (Bradley-Terry). Labels are not drawn but averaged over, which is the expected loss of
+    drawn ones. Claim: `dpo-optimum`.
+    """
+
+    group_size: int = 2
+    beta: float = 0.1
+    preference_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size % 2:
+            raise ValueError(f"group_size is {self.group_size}; preferences come in pairs, so it must be even.")
+
+    def collect(self, sampler):
+        rollouts = sampler.rollouts(self.group_size)
+        return Evidence(rollouts, sampler.response_reward(rollouts), reference_logp=rollouts.logp)
+
     def advantages(self, evidence):
-        assert evidence.token_reward is not None
-        return return_to_go(evidence.token_reward, evidence.rollouts.mask)
+        """What the loss weighs log π of a response with, where policy and reference are the same: β (P(it wins) - P(it loses))."""
+        wins = self._wins(evidence)
+        return (self.beta * torch.stack([2 * wins - 1, 1 - 2 * wins], dim=-1)).flatten(-2)[..., None]
+
+    def loss(self, logp, evidence):
+        assert evidence.reference_logp is not None
+        log_ratio = (logp - evidence.reference_logp).sum(-1).unflatten(-1, (-1, 2))
+        first, second, wins = log_ratio[..., 0], log_ratio[..., 1], self._wins(evidence)
+        return (wins * dpo_loss(first, second, self.beta) + (1 - wins) * dpo_loss(second, first, self.beta)).mean(-1)
+
+    def _wins(self, evidence):
+        """P(the first of each pair wins)."""
+        reward = evidence.response_reward.unflatten(-1, (-1, 2))
+        return preference_probability(reward[..., 0], reward[..., 1], self.preference_temperature)
 
 
 @dataclass(frozen=True)

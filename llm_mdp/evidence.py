@@ -10,6 +10,9 @@ from enum import IntEnum
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
+
+from llm_mdp.tree import PAD
 
 
 class Finish(IntEnum):
@@ -101,3 +104,26 @@ def _each_tensor(evidence: Evidence, function) -> Evidence:
     rollouts = replace(evidence.rollouts, **{name: function(name, tensor) for name, tensor in parts.items()})
     names = [f.name for f in fields(evidence) if isinstance(getattr(evidence, f.name), Tensor)]
     return replace(evidence, rollouts=rollouts, **{name: function(name, getattr(evidence, name)) for name in names})
+
+
+def join(parts: list[Evidence]) -> Evidence:
+    """The rows of several batches as one batch, prompts padded to the longest; for groups of processes that share a loss."""
+    width = max(part.rollouts.prompt.shape[-1] for part in parts)
+    firsts = [0]
+    for part in parts:
+        firsts.append(firsts[-1] + len(part.response_reward))
+
+    def together(name: str, tensors: list[Tensor]) -> Tensor:
+        if name == "prompt":
+            tensors = [pad(tensor, (width - tensor.shape[-1], 0), value=PAD) for tensor in tensors]
+        return torch.cat(tensors)
+
+    rollouts = Rollouts(**{f.name: together(f.name, [getattr(part.rollouts, f.name) for part in parts]) for f in fields(Rollouts)})
+    names = [f.name for f in fields(Evidence) if isinstance(getattr(parts[0], f.name), Tensor)]
+    joined = {name: together(name, [getattr(part, name) for part in parts]) for name in names}
+    drawn = [part.branches for part in parts if part.branches is not None]
+    branches = None
+    if drawn:
+        row = torch.cat([each.row + first for each, first in zip(drawn, firsts)])
+        branches = Branches(row, torch.cat([each.step for each in drawn]), torch.cat([each.reward for each in drawn]), drawn[0].greedy)
+    return Evidence(rollouts, branches=branches, **joined)

@@ -87,6 +87,23 @@ def kl_estimate(logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor
     raise ValueError(f'kind is {kind!r}; choose "k1", "k2" or "k3".')
 
 
+def preference_probability(
+    reward: Float[Tensor, "*pairs"], other_reward: Float[Tensor, "*pairs"], temperature: float = 1.0
+) -> Float[Tensor, "*pairs"]:
+    """P(W ≻ W') = σ((RM(W) - RM(W')) / temperature)          (Bradley and Terry 1952; the paper's Eq. 40 has temperature 1)
+
+    Raises:
+        ValueError: if the temperature is not a positive number, or a reward is not finite.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}; it must be above 0 (close to 0, the larger reward nearly always wins).")
+    for rewards in (reward, other_reward):
+        if not torch.isfinite(rewards).all():
+            row = int((~torch.isfinite(rewards)).flatten().nonzero()[0])
+            raise ValueError(f"the reward of response {row} is {float(rewards.flatten()[row])}; preferences need finite rewards.")
+    return torch.sigmoid((reward - other_reward) / temperature)
+
+
 def dpo_loss(
     chosen_log_ratio: Float[Tensor, "*pairs"], rejected_log_ratio: Float[Tensor, "*pairs"], beta: float
 ) -> Float[Tensor, "*pairs"]:

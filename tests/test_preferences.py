@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from llm_mdp.enumeration import Enumeration
 from llm_mdp.hidden_rewards import TableReward
 from llm_mdp.mdp import Prompt, TokenMDP
-from llm_mdp.objectives import dpo_loss
+from llm_mdp.objectives import dpo_loss, preference_probability
 from llm_mdp.policies import TabularPolicy, logp_of
 from llm_mdp.tree import PrefixTree, pad_prompts
 from llm_mdp_envs.adapters import CallableReward
-from llm_mdp_envs.preferences import label_pairs, preference_probability, preferences_of_policy, preferences_of_task
+from llm_mdp_envs.preferences import label_pairs, preferences_of_policy, preferences_of_task
 
 N = 200_000
 THREES = torch.zeros(2, 3, 1)

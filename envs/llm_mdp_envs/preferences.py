@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.mdp import TokenMDP
+from llm_mdp.objectives import preference_probability
 from llm_mdp.policies import Policy
 from llm_mdp.tree import PAD, pad_prompts
 from llm_mdp_envs.task import Question, Task
@@ -36,23 +37,6 @@ class PreferencePairs:
     def take(self, rows: Int[Tensor, " M"]) -> "PreferencePairs":
         """The pairs with these numbers, for mini-batches."""
         return PreferencePairs(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-def preference_probability(
-    reward: Float[Tensor, "*pairs"], other_reward: Float[Tensor, "*pairs"], temperature: float = 1.0
-) -> Float[Tensor, "*pairs"]:
-    """P(W ≻ W') = σ((RM(W) - RM(W')) / temperature)          (Bradley and Terry 1952; the paper's Eq. 40 has temperature 1)
-
-    Raises:
-        ValueError: if the temperature is not a positive number, or a reward is not finite.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; it must be above 0 (close to 0, the larger reward nearly always wins).")
-    for rewards in (reward, other_reward):
-        if not torch.isfinite(rewards).all():
-            row = int((~torch.isfinite(rewards)).flatten().nonzero()[0])
-            raise ValueError(f"the reward of response {row} is {float(rewards.flatten()[row])}; preferences need finite rewards.")
-    return torch.sigmoid((reward - other_reward) / temperature)
 
 
 def label_pairs(

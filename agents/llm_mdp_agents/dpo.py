@@ -1,0 +1,46 @@
+"""DPO (Rafailov et al. 2023; the paper's Eq. 40): a loss on preference pairs, no rewards, no advantages.
+
+    ℓ = -log σ(β log π(y_w)/ref(y_w) - β log π(y_l)/ref(y_l))
+
+Pairs are responses of the reference, the policy as it was before training, labelled by Bradley-Terry from RM, fresh for each batch: a
+data set without end. At the minimum π ∝ ref exp(RM / (β temperature)) (claim `dpo-optimum`). Labels are averaged over instead of drawn.
+Left out: label smoothing, a finite data set, and pairs from anybody else than the reference.
+"""
+
+from dataclasses import dataclass
+
+from llm_mdp import estimators
+from llm_mdp_agents.base import Agent, AgentConfig
+from llm_mdp_agents.models import frozen
+
+
+@dataclass(frozen=True)
+class DPOConfig(AgentConfig):
+    """Options of DPO."""
+
+    group_size: int = 2
+    """Responses to a prompt, in pairs."""
+    beta: float = 0.1
+    """β, how strongly the optimum is held to the reference."""
+    preference_temperature: float = 1.0
+    """Of the preferences: P(W ≻ W') = σ((RM(W) - RM(W')) / temperature), above 0."""
+
+
+class DPO(Agent):
+    """Preference pairs of the reference policy."""
+
+    name, paper, claims = "dpo", "Rafailov et al. 2023; Eq. 40", ("dpo-optimum",)
+    Config = DPOConfig
+    config: DPOConfig
+
+    def build(self):
+        self.models["reference"] = frozen(self.policy)
+
+    @property
+    def behaviour(self):
+        return self.models["reference"]
+
+    def make_estimator(self):
+        return estimators.DPO(
+            group_size=self.config.group_size, beta=self.config.beta, preference_temperature=self.config.preference_temperature
+        )

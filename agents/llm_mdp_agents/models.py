@@ -1,0 +1,129 @@
+"""The models that agents train beside the policy: critics and reward models, both `AutoModelForSequenceClassification` with one label."""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from llm_mdp.policies import Policy
+from llm_mdp.tree import PAD
+from llm_mdp_envs.task import Scores, Task
+
+
+class SequenceScorer(nn.Module):
+    """A number for every prefix of a response, from one pass of a causal sequence classifier whose head is read at every token.
+
+    As a critic it is the value of the prefix, as a reward model the score of a partial response (R3HF), and its last layer's attention
+    says which tokens the score of the whole response looked at (ABC).
+
+    Args:
+        model: `AutoModelForSequenceClassification` with num_labels 1 over a causal body.
+        begin: token put before the prompt, so that even an empty prompt has a first state; None: prompts are never empty.
+    """
+
+    def __init__(self, model: nn.Module, begin: int | None):
+        super().__init__()
+        self.model, self.begin = model.eval(), begin
+
+    def forward(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T1"]:
+        """The score of the prefix before step t, t = 0 … T, as a critic gives it: 0 where mask is False and from the end on."""
+        score = self.score(prompt, tokens)
+        return torch.cat([torch.where(mask, score[:, :-1], 0.0), torch.zeros_like(score[:, :1])], dim=-1)
+
+    def score(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T1"]:
+        """The score of the prefix before step t, the environment's tokens included; anything after the end."""
+        hidden = self._body(prompt, tokens).last_hidden_state[:, -tokens.shape[1] - 1 :]
+        return self.model.score(hidden)[..., 0].to("cpu", torch.float64)
+
+    def final(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, " B"]:
+        """The score of the whole response."""
+        length = (tokens != PAD).sum(-1, keepdim=True)
+        return self.score(prompt, tokens).gather(1, length)[:, 0]
+
+    @torch.no_grad()
+    def attention(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T1"]:
+        """How much the score of the whole response attends to each of its tokens: last layer, mean over heads (ABC, Eq. 42)."""
+        weights = self._body(prompt, tokens, output_attentions=True).attentions[-1].mean(1)
+        last = weights.shape[-1] - tokens.shape[1] - 1 + (tokens != PAD).sum(-1)
+        row = weights[torch.arange(len(tokens)), last.to(weights.device)][:, -tokens.shape[1] :].to("cpu", torch.float64)
+        return torch.cat([torch.where(mask, row, 0.0), torch.zeros_like(row[:, :1])], dim=-1)
+
+    def _body(self, prompt: Tensor, tokens: Tensor, **options: Any) -> Any:
+        lead = prompt
+        if self.begin is not None:
+            lead = nn.functional.pad(prompt, (1, 0), value=PAD)
+            begins = (lead == PAD) & (nn.functional.pad(lead[:, 1:], (0, 1)) != PAD)
+            lead = torch.where(begins, self.begin, lead)
+        device = next(self.parameters()).device
+        text = torch.cat([lead, tokens], dim=1).to(device)
+        attention = text != PAD
+        position = (attention.cumsum(-1) - 1).clamp(min=0)
+        body = getattr(self.model, self.model.base_model_prefix)
+        return body(
+            input_ids=text.clamp(min=0), attention_mask=attention.long(), position_ids=position, use_cache=False, **options
+        )  # fmt: skip
+
+
+def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> SequenceScorer:
+    """A critic or reward model for a policy's tokens.
+
+    Args:
+        path: an `AutoModelForSequenceClassification` with one label; None: the policy's own body with a new head if the policy is a
+            language model, else a small transformer from scratch.
+        seed: of what is new; the global generator is left as it was.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+    options = {"num_labels": 1, "attn_implementation": "eager"}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if path is not None:
+            try:
+                return SequenceScorer(AutoModelForSequenceClassification.from_pretrained(path, **options), None)
+            except OSError as error:
+                raise ValueError(f"no reward model or critic could be loaded from {path!r}; name a model or its folder.") from error
+        source = getattr(policy, "model", None)
+        if source is None:
+            config = LlamaConfig(
+                vocab_size=task.vocab_size + 1, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                max_position_embeddings=task.prompt_length + task.horizon + 1, pad_token_id=None, **options,
+            )  # fmt: skip
+            return SequenceScorer(AutoModelForSequenceClassification.from_config(config), task.vocab_size)
+        config = copy.deepcopy(source.config)
+        config.num_labels, config.pad_token_id, config._attn_implementation = 1, None, "eager"
+        model = AutoModelForSequenceClassification.from_config(config)
+        # LoRA or not, a critic starts from the body as the policy found it.
+        body = source.get_base_model() if hasattr(source, "get_base_model") else source
+        body = getattr(body, body.base_model_prefix)
+        state = {name.replace(".base_layer", ""): tensor for name, tensor in body.state_dict().items() if "lora_" not in name}
+        getattr(model, model.base_model_prefix).load_state_dict(state)
+        return SequenceScorer(model.to(next(source.parameters())), policy.begin)
+
+
+def frozen(policy: Policy) -> Any:
+    """A copy of the policy as it is now, never trained: a reference."""
+    other = copy.deepcopy(policy)
+    assert isinstance(other, nn.Module)
+    return other.requires_grad_(False)
+
+
+class ScoredTask:
+    """A task whose responses a reward model scores: everything else is the task's own."""
+
+    def __init__(self, task: Task, model: SequenceScorer):
+        self._task, self._model = task, model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    @torch.no_grad()
+    def score(self, questions, tokens, mask) -> Scores:
+        from llm_mdp.tree import pad_prompts
+
+        prompt = pad_prompts([question.prompt for question in questions])
+        return Scores(self._model.final(prompt, torch.from_numpy(tokens)).numpy())
