@@ -1,1 +1,23 @@
-"""The agent zoo of LLM-MDP. So far: language models as policies (`lm`)."""
+"""The agent zoo of LLM-MDP: every algorithm of the paper, trained with the code that was verified.
+
+    from llm_mdp_agents import train
+
+    run = train("rloo", "llm_mdp/Tabular-v0", steps=100)
+    print(run["eval/reward"])
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_mdp_agents.run import Run as Run
+    from llm_mdp_agents.run import resume as resume
+    from llm_mdp_agents.run import train as train
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: training needs more than the command line's other subcommands.
+    if name in ("train", "resume", "Run"):
+        from llm_mdp_agents import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

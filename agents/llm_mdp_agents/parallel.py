@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Parallel:
     """A single process."""
 
-    rank, size = 0, 1
+    rank, size, main = 0, 1, True
 
     def prepare(self, policy: Any) -> Any:
         """The module whose forward is differentiated."""
@@ -51,3 +51,8 @@ class Parallel:
 
     def load_whole_state(self, policy: Any, state: dict[str, Tensor]) -> None:
         policy.load_state_dict(state)
+
+
+def parallel_from_environment(shard: bool = False) -> Parallel:
+    """The group that torchrun says this process belongs to."""
+    return Parallel()

@@ -1,0 +1,335 @@
+"""Checkpoints that a kill cannot tear: a step folder is complete or it does not exist.
+
+    folder/step-000040/tensors.safetensors    every tensor, bit for bit
+    folder/step-000040/state.json             format, step, everything that is not a tensor, and the checksum of the tensors
+
+A checkpoint is written into a hidden folder, flushed to the disk and renamed; nothing is ever changed in place.
+`pack` and its kin turn what torch and numpy keep (optimizers, schedulers, generators) into tensors and JSON and back.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT = "llm-mdp checkpoint"
+VERSION = 1
+TENSORS, STATE = "tensors.safetensors", "state.json"
+HIDDEN = ".step-"
+"""How the names of unfinished and of discarded folders begin."""
+PLAIN = (bool, int, float, str)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read; the sentence says which file, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `save` was given."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    """On the CPU; names that shared one tensor share one again."""
+    state: dict[str, Any]
+    path: Path
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep: int) -> Path:
+    """Write `folder/step-<step>`, then remove the oldest checkpoints beyond the `keep` newest, and unfinished folders.
+
+    Args:
+        tensors: on any device, of any layout in memory; a tensor under several names is stored once.
+        state: anything that JSON gives back unchanged.
+        keep: number of complete checkpoints that stay, this one included.
+
+    Returns: the new folder.
+
+    Raises:
+        ValueError: if the state is not JSON, or a tensor is not dense, or `keep` or `step` is out of range.
+        CheckpointError: if the step is there already, or the disk refuses; earlier checkpoints are then as they were.
+    """
+    folder = Path(folder)
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; at least 1 checkpoint is kept, the newest.")
+    if step < 0:
+        raise ValueError(f"step is {step}; a step is a whole number from 0 on.")
+    _check_json(state, "state")
+    path = folder / f"step-{step:06d}"
+    if path.exists():
+        raise CheckpointError(f"{path} exists already; call discard_after(folder, step) when a run resumes from an earlier step.")
+    hidden = folder / f"{HIDDEN}{step:06d}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_hidden(folder)
+        hidden.mkdir()
+        _write(hidden, step, tensors, state)
+        hidden.rename(path)
+        _flush(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be written: {error}; {_instead(_good_before(folder, step))}.") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)  # renamed by now, unless something went wrong
+    earlier = [each for each in _complete(folder) if _step_of(each) < step]
+    for old in earlier[: max(0, len(earlier) + 1 - keep)]:
+        _discard(old)
+    return path
+
+
+def load(folder: Path, step: int | None = None) -> Checkpoint:
+    """Read a checkpoint and check every byte of its tensors.
+
+    Args:
+        folder: where `save` put its step folders, or one of them.
+        step: None: the newest.
+
+    Raises: CheckpointError: if there is none, or it is torn or foreign; the sentence offers the newest good one before it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; give the folder of the checkpoints or one of its folders step-….")
+    if _step_of(folder) is not None:
+        if step not in (None, _step_of(folder)):
+            raise CheckpointError(f"{folder} is step {_step_of(folder)}, not step {step}; leave the step out, or give the folder above.")
+        return _read(folder)
+    steps = _step_folders(folder)
+    if not steps:
+        raise CheckpointError(f"{folder} holds no checkpoint (a folder step-… with {TENSORS} and {STATE}).")
+    if step is None:
+        return _read(steps[-1])
+    for path in steps:
+        if _step_of(path) == step:
+            return _read(path)
+    raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has {', '.join(str(_step_of(path)) for path in steps)}.")
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints after `step`: a run that resumes from it writes its own."""
+    for path in _step_folders(Path(folder)):
+        if _step_of(path) > step:
+            _discard(path)
+
+
+def pack(value: Any, name: str) -> tuple[dict[str, Tensor], Any]:
+    """Nested dicts, lists and tuples of tensors and plain values, as tensors and JSON; `unpack` gives back the same, tuples included.
+
+    Args: name: prefix of the tensors' names; one for each thing that goes into a checkpoint.
+    Raises: ValueError: naming the place of a value that is neither tensor nor plain.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, _pack(value, name, tensors)
+
+
+def unpack(tensors: dict[str, Tensor], packed: Any) -> Any:
+    """The value that `pack` was given, with copies of the tensors."""
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content].clone()
+    if kind == "dict":
+        return {key: unpack(tensors, each) for key, each in content}
+    return {"list": list, "tuple": tuple}[kind](unpack(tensors, each) for each in content)
+
+
+def pack_optimizer(optimizer: Any, name: str) -> tuple[dict[str, Tensor], Any]:
+    """The state of an optimizer or of a learning-rate scheduler (anything with `state_dict`)."""
+    return pack(optimizer.state_dict(), name)
+
+
+def unpack_optimizer(optimizer: Any, tensors: dict[str, Tensor], packed: Any) -> None:
+    """Put a packed state into an optimizer, or a scheduler, that was built in the same way."""
+    optimizer.load_state_dict(unpack(tensors, packed))
+
+
+def pack_generator(generator: torch.Generator | np.random.Generator, name: str) -> tuple[dict[str, Tensor], Any]:
+    """Where a stream of random numbers stands: torch's as a uint8 tensor, numpy's as whole numbers in JSON."""
+    if isinstance(generator, torch.Generator):
+        return pack(generator.get_state(), name)
+    return pack(generator.bit_generator.state, name)
+
+
+def unpack_generator(generator: torch.Generator | np.random.Generator, tensors: dict[str, Tensor], packed: Any) -> None:
+    """Let a generator go on where the packed one stood.
+
+    Raises: ValueError: (numpy) if it is of another kind than the packed one.
+    """
+    if isinstance(generator, torch.Generator):
+        generator.set_state(unpack(tensors, packed))
+    else:
+        generator.bit_generator.state = unpack(tensors, packed)
+
+
+def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        if place in tensors:
+            raise ValueError(f"two tensors would be stored as {place!r}; rename a key so that their paths differ.")
+        tensors[place] = value
+        return {"tensor": place}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(each, f"{place}/{key}", tensors)] for key, each in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_pack(each, f"{place}/{k}", tensors) for k, each in enumerate(value)]}
+    if value is None or isinstance(value, PLAIN):
+        return value
+    raise ValueError(f"{place} is a {type(value).__name__}, which a checkpoint cannot hold; use tensors, numbers, strings, dicts.")
+
+
+def _check_json(value: Any, place: str) -> None:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{place} has the key {key!r}, which JSON would turn into a string; use `pack` for it.")
+            _check_json(each, f"{place}[{key!r}]")
+    elif isinstance(value, list):
+        for k, each in enumerate(value):
+            _check_json(each, f"{place}[{k}]")
+    elif not (value is None or isinstance(value, PLAIN)):
+        raise ValueError(f"{place} is a {type(value).__name__}, which JSON would not give back unchanged; use `pack` for it.")
+
+
+def _write(hidden: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    stored, aliases = _separate(tensors)
+    try:
+        save_file(stored, hidden / TENSORS)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    _flush(hidden / TENSORS)
+    about = {"file": TENSORS, "bytes": (hidden / TENSORS).stat().st_size, "sha256": _sha256(hidden / TENSORS)}
+    document = {"format": FORMAT, "version": VERSION, "step": step, "tensors": about, "aliases": aliases, "state": state}
+    (hidden / STATE).write_text(json.dumps(document), encoding="utf-8")
+    shutil.copymode(hidden / STATE, hidden / TENSORS)  # safetensors would let only the owner read
+    _flush(hidden / STATE)
+    _flush(hidden)
+
+
+def _separate(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors as safetensors takes them (contiguous, no memory in common), and {other name: name stored} for the same tensor."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"tensor {name!r} has layout {tensor.layout}; a checkpoint holds dense tensors, use .to_dense().")
+        same = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and same in first:
+            aliases[name] = first[same]
+            continue
+        first[same] = name
+        plain = tensor.detach().cpu().contiguous()
+        # Views of one memory, such as rows of a table, are stored as tensors of their own.
+        if plain.untyped_storage().data_ptr() in memory:
+            plain = plain.clone()
+        memory.add(plain.untyped_storage().data_ptr())
+        stored[name] = plain
+    return stored, aliases
+
+
+def _read(path: Path) -> Checkpoint:
+    """The checkpoint of one step folder, or CheckpointError with the way out."""
+    from safetensors.torch import load_file
+
+    wrong = _wrong(path) or _wrong_bytes(path)
+    if wrong:
+        raise CheckpointError(f"{wrong}; {_instead(_good_before(path.parent, _step_of(path)))}.")
+    document = _document(path)
+    tensors = load_file(path / TENSORS)
+    tensors |= {name: tensors[stored] for name, stored in document["aliases"].items()}
+    return Checkpoint(document["step"], tensors, document["state"], path)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
+
+
+def _wrong(path: Path) -> str | None:
+    """What one sees is wrong without reading the tensors; None: nothing."""
+    for file in (path / STATE, path / TENSORS):
+        if not file.is_file():
+            return f"{file} is missing, so {path.name} is torn or not a checkpoint of LLM-MDP"
+    try:
+        document = _document(path)
+    except ValueError:
+        return f"{path / STATE} is not JSON, so {path.name} is torn"
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        return f"{path / STATE} is not of a checkpoint of LLM-MDP (its format is not {FORMAT!r})"
+    if document.get("version") != VERSION:
+        return f"{path / STATE} has format version {document.get('version')}, and this LLM-MDP reads version {VERSION}"
+    if set(document) != {"format", "version", "step", "tensors", "aliases", "state"}:
+        return f"{path / STATE} lacks a part of format version {VERSION}"
+    if document["step"] != _step_of(path):
+        return f"{path / STATE} is of step {document['step']}, so {path.name} was renamed"
+    size = (path / TENSORS).stat().st_size
+    if size != document["tensors"]["bytes"]:
+        return f"{path / TENSORS} has {size} bytes instead of {document['tensors']['bytes']}, so {path.name} is torn"
+    return None
+
+
+def _wrong_bytes(path: Path) -> str | None:
+    if _sha256(path / TENSORS) != _document(path)["tensors"]["sha256"]:
+        return f"{path / TENSORS} has another checksum than {STATE} says, so its bytes were changed"
+    return None
+
+
+def _good_before(folder: Path, step: int) -> Path | None:
+    earlier = [path for path in _complete(folder) if _step_of(path) < step]
+    return next((path for path in reversed(earlier) if not _wrong_bytes(path)), None)
+
+
+def _instead(path: Path | None) -> str:
+    if path is None:
+        return "there is no good checkpoint before it"
+    return f"resume from step {_step_of(path)} with --resume {path}"
+
+
+def _complete(folder: Path) -> list[Path]:
+    return [path for path in _step_folders(folder) if not _wrong(path)]
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    """Every step folder, torn ones included, by step."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir() and _step_of(path) is not None), key=_step_of)
+
+
+def _step_of(path: Path) -> int | None:
+    match = re.fullmatch(r"step-(\d{6,})", path.name)
+    return int(match[1]) if match else None
+
+
+def _discard(path: Path) -> None:
+    """Remove a step folder; hidden first, so that a kill half-way leaves no torn one."""
+    hidden = path.with_name(f"{HIDDEN}discarded.{path.name}.{os.getpid()}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _remove_hidden(folder: Path) -> None:
+    for path in folder.glob(f"{HIDDEN}*"):
+        shutil.rmtree(path)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,177 @@
+"""From what a person writes (names, ids, options) to agents, tasks and policies."""
+
+import difflib
+import inspect
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from llm_mdp.check import check_estimator
+from llm_mdp.estimators import Estimator
+from llm_mdp.policies import NgramPolicy, Policy, TabularPolicy
+from llm_mdp_agents.base import Agent, AgentConfig, Plain
+from llm_mdp_agents.zoo import AGENTS
+from llm_mdp_envs.registry import ENTRIES, make_task
+from llm_mdp_envs.task import Task
+
+LARGEST_TABLE = 1_000_000
+"""Most logits of a table that "auto" chooses."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which policy to train."""
+
+    model: str = "auto"
+    """A Hugging Face name or folder, a .gguf file, a config.json (random weights); "small" (a transformer from scratch), "tabular",
+    "ngram"; "auto": a table for small token MDPs, n-grams for large ones, "small" for tasks with their own alphabet."""
+    width: int = 64
+    """Of the hidden states of "small"."""
+    layers: int = 2
+    """Of "small"."""
+    heads: int = 4
+    """Of "small"."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; "auto": cuda if there is one."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of all weights; 0: all weights."""
+    lora_alpha: float = 32.0
+    """Scale of the adapters."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    temperature: float = 1.0
+    """Divides the logits wherever the policy samples or scores, so that the two never differ."""
+
+
+def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
+    """The class of an agent by its name or its options; a core estimator is an agent as it is.
+
+    Raises:
+        ValueError: if there is no such agent.
+    """
+    if isinstance(agent, str):
+        if agent in AGENTS:
+            return AGENTS[agent]
+        close = difflib.get_close_matches(agent, AGENTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(AGENTS)}."
+        raise ValueError(f"there is no agent {agent!r}; {hint}")
+    if isinstance(agent, AgentConfig):
+        for known in AGENTS.values():
+            if type(agent) is known.Config:
+                return known
+        raise ValueError(f"{type(agent).__name__} belongs to no agent of the zoo; give an agent's own Config, such as RLOO.Config().")
+    if isinstance(agent, type) or not hasattr(agent, "collect"):
+        raise ValueError(f"agent is {agent!r}; give a name such as 'rloo', an agent's Config(…) or an estimator object.")
+    check_estimator(agent)
+    return agent
+
+
+def build_agent(agent: str | AgentConfig | Estimator, policy: Policy, task: Task, seed: int) -> Agent:
+    """The agent itself, with its models."""
+    found = find_agent(agent)
+    if not isinstance(found, type):
+        return Plain(found, policy, task, seed)
+    return found(agent if isinstance(agent, AgentConfig) else found.Config(), policy, task, seed)
+
+
+def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: ModelConfig | None = None) -> Task:
+    """A task by the id of its environment. Tasks in words get the tokenizer of the model.
+
+    Raises:
+        ValueError: if there is no such environment, or it has no such argument.
+    """
+    if not isinstance(env, str):
+        return env
+    entries = {entry.id: entry for entry in ENTRIES} | {entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES}
+    if env not in entries:
+        close = difflib.get_close_matches(env, entries, n=1)
+        raise ValueError(f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}")
+    entry, arguments = entries[env], dict(arguments or {})
+    named = is_named(model.model) if model else False
+    if named and "tokenizer" not in arguments and "tokenizer" in _parameters(entry.task):
+        from llm_mdp_agents.loading import tokenizer_of
+
+        arguments["tokenizer"] = tokenizer_of(model.model)
+    try:
+        return make_task(entry.task, **{**entry.kwargs, **arguments})
+    except TypeError as error:
+        raise ValueError(f"{entry.id}: {error}") from error
+
+
+def is_named(model: str) -> bool:
+    """Is this the name of a model, rather than a kind that is made here?"""
+    return model not in ("auto", "small", "tabular", "ngram")
+
+
+def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
+    """The policy before training. Tables and n-grams begin uniform.
+
+    Raises:
+        ValueError: if the task has no such policy, or there is no such model.
+    """
+    mdp, kind = getattr(task, "mdp", None), config.model
+    if kind == "auto":
+        if mdp is not None:
+            kind = "tabular" if mdp.tree.n_nodes * mdp.vocab_size * len(mdp.prompts) <= LARGEST_TABLE else "ngram"
+        elif hasattr(task, "tokenizer"):
+            raise ValueError(
+                f"{type(task).__name__} is in words; name a language model (--model FOLDER), or --model small to begin from nothing."
+            )
+        else:
+            kind = "small"
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "tabular":
+        if mdp is None:
+            raise ValueError(f"{type(task).__name__} is no token MDP, so it has no table; use --model small or name a language model.")
+        return TabularPolicy.random(mdp.tree, mdp.prompt_tokens, generator, scale=0.0)
+    if kind == "ngram":
+        return NgramPolicy.random(task.vocab_size, 1, generator, scale=0.0)
+    return _language_model(config, kind, task, seed)
+
+
+def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Policy:
+    from llm_mdp_agents.loading import LoRAOptions, load_policy, small_transformer
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if kind == "small":
+        shape = {"width": config.width, "layers": config.layers, "heads": config.heads}
+        policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, **shape, seed=seed, dtype=config.dtype)
+        policy.temperature = config.temperature
+        return policy.to(device)
+    tokenizer = getattr(task, "tokenizer", None)
+    lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
+    policy = load_policy(
+        kind, tokenizer=tokenizer, dtype=config.dtype, device=device, lora=lora,
+        gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature, seed=seed,
+    )  # fmt: skip
+    if policy.vocab_size < task.vocab_size:
+        raise ValueError(
+            f"{kind} has {policy.vocab_size} tokens and {type(task).__name__} {task.vocab_size}; give the task the model's tokenizer."
+        )
+    return policy
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass, or a core estimator, as JSON; what is no plain value is left out."""
+    assert is_dataclass(config)
+    values = {each.name: getattr(config, each.name) for each in fields(config)}
+    return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}
+
+
+def trainable(policy: Policy) -> int:
+    """Number of parameters that are trained."""
+    assert isinstance(policy, nn.Module)
+    return sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+
+
+def _parameters(path: str) -> dict[str, inspect.Parameter]:
+    import importlib
+
+    module, _, name = path.partition(":")
+    return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
