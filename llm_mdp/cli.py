@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +15,7 @@ import tyro
 
 if TYPE_CHECKING:
     from llm_mdp.claims import Claim
+    from llm_mdp.estimators import Estimator
     from llm_mdp.instances import Instance
 
 PolicyKind = Literal["tabular", "ngram", "transformer"]
@@ -67,6 +68,21 @@ class Envs:
 
 
 @dataclass(frozen=True)
+class Agents:
+    """List the agents: algorithm, paper, file, claims and their verdicts."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy: llm-mdp train AGENT ENV [options]. `llm-mdp train --help` says more."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Rewards of a policy: llm-mdp eval ENV [--model …] or llm-mdp eval --run runs/NAME."""
+
+
+@dataclass(frozen=True)
 class Version:
     """Print the versions in use."""
 
@@ -77,27 +93,48 @@ class UsageError(ValueError):
 
 def main() -> None:
     """Entry point of the `llm-mdp` command."""
+    if sys.argv[1:2] and sys.argv[1] in TRAINING:
+        sys.exit(_guarded(lambda: _training_command(sys.argv[1], sys.argv[2:])))
     command = tyro.cli(
         Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Envs, tyro.conf.subcommand("envs")]
+        | Annotated[Agents, tyro.conf.subcommand("agents")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[Version, tyro.conf.subcommand("version")],
         prog="llm-mdp",
         description="The gradient check for reinforcement learning on language models.",
     )
+    match command:
+        case Verify():
+            sys.exit(_guarded(lambda: verify(command)))
+        case Envs():
+            sys.exit(_guarded(lambda: envs(command)))
+        case _:
+            sys.exit(_guarded(version))
+
+
+TRAINING = ("train", "eval", "agents")
+"""Subcommands whose options depend on the agent, so that they are read when the agent is known."""
+
+
+def _training_command(name: str, argv: Sequence[str]) -> int:
     try:
-        match command:
-            case Verify():
-                status = verify(command)
-            case Envs():
-                status = envs(command)
-            case _:
-                status = version()
-    except (ValueError, OSError) as error:
+        from llm_mdp_agents import command
+    except ImportError as error:
+        raise UsageError(f'{error}; training needs more packages: pip install "llm-mdp[train]"') from error
+    return {"train": command.train, "eval": command.evaluate, "agents": command.agents}[name](argv)
+
+
+def _guarded(job: Callable[[], int]) -> int:
+    """The exit status; what cannot be done is said in one line."""
+    try:
+        return job()
+    except (ValueError, OSError, ImportError) as error:
         print(f"llm-mdp: {error}", file=sys.stderr)
-        status = 2
+        return 2
     except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+        return 130
 
 
 def version() -> int:
@@ -198,8 +235,19 @@ def find_claims(names: Sequence[str]) -> tuple["Claim", ...]:
 
 def own_claim(name: str) -> "Claim":
     """A user's estimator, FILE.py:CLASS or MODULE:CLASS, as the claim that it is unbiased (or what its `expected` says)."""
-    from llm_mdp.check import check_estimator
     from llm_mdp.claims import Claim, always
+
+    estimator, attribute = load_estimator(name), name.rpartition(":")[2]
+    statement = " ".join((type(estimator).__doc__ or "").strip().split("\n\n")[0].split())
+    return Claim(
+        attribute, "yours", "" if statement.startswith(f"{attribute}(") else statement, name,
+        always(getattr(estimator, "expected", "unbiased")), "your estimator", lambda problem: estimator,
+    )  # fmt: skip
+
+
+def load_estimator(name: str) -> "Estimator":
+    """A user's estimator, FILE.py:CLASS or MODULE:CLASS, checked."""
+    from llm_mdp.check import check_estimator
 
     place, _, attribute = name.rpartition(":")
     module = load_module(place)
@@ -212,11 +260,7 @@ def own_claim(name: str) -> "Claim":
     except TypeError as error:
         raise UsageError(f"{name} could not be made without arguments: {error}") from error
     check_estimator(estimator)
-    statement = " ".join((type(estimator).__doc__ or "").strip().split("\n\n")[0].split())
-    return Claim(
-        attribute, "yours", "" if statement.startswith(f"{attribute}(") else statement, name,
-        always(getattr(estimator, "expected", "unbiased")), "your estimator", lambda problem: estimator,
-    )  # fmt: skip
+    return estimator
 
 
 def load_module(place: str) -> Any:

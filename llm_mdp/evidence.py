@@ -107,23 +107,33 @@ def _each_tensor(evidence: Evidence, function) -> Evidence:
 
 
 def join(parts: list[Evidence]) -> Evidence:
-    """The rows of several batches as one batch, prompts padded to the longest; for groups of processes that share a loss."""
-    width = max(part.rollouts.prompt.shape[-1] for part in parts)
-    firsts = [0]
-    for part in parts:
-        firsts.append(firsts[-1] + len(part.response_reward))
+    """The rows of several batches of one horizon as one batch, prompts padded to the longest; for groups of processes that share a loss.
 
-    def together(name: str, tensors: list[Tensor]) -> Tensor:
+    Raises:
+        ValueError: without a batch, for worlds, and if some batches have a part (values, branches, …) that others lack.
+    """
+    if not parts:
+        raise ValueError("there is no batch to join; give at least one.")
+    optional = [f.name for f in fields(Evidence) if f.name != "rollouts"]
+    present = [[name for name in optional if getattr(part, name) is not None] for part in parts]
+    for number, (names, part) in enumerate(zip(present, parts)):
+        if names != present[0]:
+            raise ValueError(f"batch {number} has {', '.join(names)}, and batch 0 {', '.join(present[0])}; join batches of one estimator.")
+        if part.response_reward.dim() != 1:
+            raise ValueError(f"batch {number} has a dimension of worlds; join batches of one world, see take_world.")
+    width = max(part.rollouts.prompt.shape[-1] for part in parts)
+    firsts = torch.tensor([0] + [len(part.response_reward) for part in parts]).cumsum(0).tolist()
+
+    def together(name: str, first: Tensor) -> Tensor:
+        tensors = [getattr(part if hasattr(part, name) else part.rollouts, name) for part in parts]
         if name == "prompt":
             tensors = [pad(tensor, (width - tensor.shape[-1], 0), value=PAD) for tensor in tensors]
         return torch.cat(tensors)
 
-    rollouts = Rollouts(**{f.name: together(f.name, [getattr(part.rollouts, f.name) for part in parts]) for f in fields(Rollouts)})
-    names = [f.name for f in fields(Evidence) if isinstance(getattr(parts[0], f.name), Tensor)]
-    joined = {name: together(name, [getattr(part, name) for part in parts]) for name in names}
+    joined = _each_tensor(parts[0], together)
     drawn = [part.branches for part in parts if part.branches is not None]
-    branches = None
-    if drawn:
-        row = torch.cat([each.row + first for each, first in zip(drawn, firsts)])
-        branches = Branches(row, torch.cat([each.step for each in drawn]), torch.cat([each.reward for each in drawn]), drawn[0].greedy)
-    return Evidence(rollouts, branches=branches, **joined)
+    if not drawn:
+        return joined
+    row = torch.cat([each.row + first for each, first in zip(drawn, firsts)])
+    step, reward = (torch.cat([getattr(each, name) for each in drawn]) for name in ("step", "reward"))
+    return replace(joined, branches=replace(drawn[0], row=row, step=step, reward=reward))

@@ -48,7 +48,8 @@ class Agent:
     """An algorithm at work.
 
     `collect`, `advantages` and `loss` are those of a core estimator, plus the KL penalty if there is one; `exact_certificate(agent, …)`
-    takes an agent as the trainer runs it. Subclasses make the estimator (`make_estimator`), and train what else they need (`prepare`, `fit`).
+    takes an agent as the trainer runs it. Subclasses make the estimator (`make_estimator`) and train what else they need (`prepare`,
+    `fit`).
 
     Args:
         config: its options.
@@ -81,7 +82,7 @@ class Agent:
 
     def make_estimator(self) -> Estimator:
         """The core estimator in its present state; asked again after `fit`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `make_estimator`; return the core estimator that it trains with.")
 
     def common(self) -> dict[str, Any]:
         """The options that every estimator has."""

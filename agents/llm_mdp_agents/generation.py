@@ -47,8 +47,9 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Int[Tensor, " N"]) -> None:
-        super().batch_select_indices(indices)
-        self.room = None
+        end = self.get_seq_length()
+        self.room = tuple(part.index_select(0, indices) for part in self.room)
+        self.keys, self.values = (part[..., :end, :] for part in self.room)
 
 
 def _empty_cache(policy: "LanguageModelPolicy") -> Cache:

@@ -93,7 +93,9 @@ def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> Se
                 vocab_size=task.vocab_size + 1, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                 max_position_embeddings=task.prompt_length + task.horizon + 1, pad_token_id=None, **options,
             )  # fmt: skip
-            return SequenceScorer(AutoModelForSequenceClassification.from_config(config), task.vocab_size)
+            # In the policy's precision: rounding must not tell responses with the same prefix apart.
+            model = AutoModelForSequenceClassification.from_config(config).to(next(policy.parameters()))
+            return SequenceScorer(model, task.vocab_size)
         config = copy.deepcopy(source.config)
         config.num_labels, config.pad_token_id, config._attn_implementation = 1, None, "eager"
         model = AutoModelForSequenceClassification.from_config(config)

@@ -1,10 +1,10 @@
-"""A run from beginning to end: `train` with progress, evaluations, checkpoints and a report; `resume` goes on as if nothing had happened."""
+"""A run from beginning to end: `train` with progress, evaluations, checkpoints, a report; `resume` goes on as if nothing had happened."""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from llm_mdp_agents import checkpoint
 from llm_mdp_agents.base import Agent, AgentConfig
 from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy, find_agent, find_task, plain
 from llm_mdp_agents.evaluation import samples
-from llm_mdp_agents.parallel import Parallel, parallel_from_environment
+from llm_mdp_agents.parallel import parallel_from_environment
 from llm_mdp_agents.records import Records, load_config, load_metrics
 from llm_mdp_agents.run_report import write_report
 from llm_mdp_agents.trainer import TrainConfig, Trainer
@@ -82,6 +82,20 @@ def read_setup(document: dict[str, Any]) -> Setup:
         raise ValueError(f"the config does not fit this version ({error}); write it anew with `llm-mdp train`.") from error
 
 
+def setup_of(folder: Path) -> Setup:
+    """The choices of the run in a folder.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    document = load_config(folder)
+    if not document:
+        there = sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
+        hint = f"{folder.parent} has {', '.join(there)}" if there else "start one with `llm-mdp train`"
+        raise ValueError(f"{folder} holds no run; {hint}.")
+    return read_setup(document)
+
+
 @dataclass(frozen=True)
 class Run:
     """What `train` gives back."""
@@ -103,7 +117,7 @@ def train(
     env: str | Task,
     policy: Policy | ModelConfig | str = "auto",
     *,
-    folder: Path | str | None = None,
+    folder: Path | str | Callable[[], Path] | None = None,
     env_arguments: dict[str, Any] | None = None,
     warm_start: int | None = None,
     loggers: tuple[str, ...] = (),
@@ -121,7 +135,8 @@ def train(
         agent: a name ("rloo"), options (`RLOO.Config(group_size=4)`), or any estimator of your own.
         env: an id, or a task.
         policy: a policy (trained in place), or which one to make, see `ModelConfig`.
-        folder: where config, metrics, samples, checkpoints and the report go; None: nothing is written.
+        folder: where config, metrics, samples, checkpoints and the report go, or what makes that folder once all choices are found
+            to be possible; None: nothing is written.
         warm_start: see `Setup`.
         progress: show a line of figures on the terminal.
         config, options: see `TrainConfig`; options are its fields.
@@ -135,7 +150,7 @@ def train(
         agent, env, env_arguments or {}, model, replace(config or TrainConfig(), **_known(options)), warm_start, loggers, shard
     )  # fmt: skip
     given = None if isinstance(policy, str | ModelConfig) else policy
-    return _run(setup, given, None if folder is None else Path(folder), progress, resumed=None)
+    return _run(setup, given, folder, progress, resumed=None)
 
 
 def resume(folder: Path | str, *, progress: bool = True, steps: int | None = None) -> Run:
@@ -151,25 +166,53 @@ def resume(folder: Path | str, *, progress: bool = True, steps: int | None = Non
     folder = Path(folder)
     place = folder if folder.name.startswith("step-") else folder / "checkpoints"
     home = folder.parent.parent if folder.name.startswith("step-") else folder
-    setup = read_setup(load_config(home))
+    setup = setup_of(home)
     if steps is not None:
         setup = replace(setup, train=replace(setup.train, steps=steps))
     return _run(setup, None, home, progress, resumed=checkpoint.load(place))
 
 
-def _run(setup: Setup, given: Policy | None, folder: Path | None, progress: bool, resumed: checkpoint.Checkpoint | None) -> Run:
+def load_policy_of_run(
+    run: Path | None, env: str | None, env_arguments: dict[str, Any], model: ModelConfig, seed: int
+) -> tuple[Policy, Task]:
+    """What a run trained and its environment, or a policy as it is made and an environment by its id.
+
+    Raises:
+        ValueError: if there is no such run, model or environment.
+    """
+    if run is None:
+        assert env is not None
+        task = find_task(env, env_arguments, model)
+        return build_policy(model, task, seed), task
+    setup = setup_of(run)
+    trained = run / "model"
+    if not trained.is_dir():
+        raise ValueError(f"{trained} is not there: the run has not finished; `llm-mdp train --resume {run}` goes on with it.")
+    table = trained / "table.safetensors"
+    task = find_task(env or setup.env, env_arguments or setup.env_arguments, setup.model)
+    if not table.exists():
+        return build_policy(replace(setup.model, model=str(trained), lora_rank=0), task, seed), task
+    from safetensors.torch import load_file
+
+    policy = build_policy(setup.model, task, seed)
+    policy.load_state_dict(load_file(table))
+    return policy, task
+
+
+def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed: checkpoint.Checkpoint | None) -> Run:
     parallel = parallel_from_environment(setup.shard)
     config, begun = setup.train, time.time()
     task = find_task(setup.env, setup.env_arguments, setup.model)
     policy = given if given is not None else build_policy(setup.model, task, config.seed)
     batches = _warm_start_batches(setup, task, given)
+    find_agent(setup.agent)
+    folder = None if place is None or not parallel.main else Path(place() if callable(place) else place)
     metrics: list[dict[str, Any]] = [] if resumed is None or folder is None else load_metrics(folder)[: resumed.step + 1]
-    writes = folder is not None and parallel.main
-    if writes and resumed is None:
+    if folder is not None and resumed is None:
         folder.mkdir(parents=True, exist_ok=True)
         document = setup.document() | {"command": " ".join(sys.argv), "begun": begun}
         (folder / "config.json").write_text(json.dumps(document, indent=1) + "\n")
-    records = Records(folder, loggers=setup.loggers) if writes else None
+    records = Records(folder, loggers=setup.loggers) if folder else None
     with records or nullcontext(), _line(progress and parallel.main, config.steps, batches if resumed is None else 0) as line:
         if resumed is None and batches:
             warm_start(policy, task, batches, config.seed, progress=lambda loss: line("warm start", {"loss": loss}))
@@ -182,15 +225,21 @@ def _run(setup: Setup, given: Policy | None, folder: Path | None, progress: bool
                 records.metrics(trainer.number, figures)
 
         def look() -> dict[str, float]:
-            if records and folder:
-                records.samples(trainer.number, parallel.on_whole_model(policy, lambda: samples(policy, task, 8, config.seed)))
+            shown = parallel.on_whole_model(policy, lambda: samples(policy, task, 8, config.seed)) if place else []
+            if records:
+                records.samples(trainer.number, shown)
             return trainer.evaluate()
+
+        def save() -> None:
+            tensors, state = trainer.state() if place else ({}, {})  # every process has a part of it
+            if folder:
+                checkpoint.save(folder / "checkpoints", trainer.number, tensors, state, keep=config.keep)
 
         if resumed is None:
             line("preparing", {})
             trainer.prepare()
             keep_figures(look())
-            _save(trainer, folder, config, parallel)
+            save()
         else:
             trainer.restore(resumed.tensors, resumed.state)
             metrics[:] = [each for each in metrics if each["step"] <= trainer.number]
@@ -205,9 +254,10 @@ def _run(setup: Setup, given: Policy | None, folder: Path | None, progress: bool
             keep_figures(figures)
             line("training", figures, step=trainer.number)
             if last or trainer.number % config.checkpoint_every == 0:
-                _save(trainer, folder, config, parallel)
-    if writes and folder:
-        _save_model(policy, folder, parallel)
+                save()
+    if place:
+        parallel.on_whole_model(policy, lambda: _save_model(policy, folder) if folder else None)
+    if folder:
         write_report(folder)
     close_task(task)
     return Run(agent, policy, task, metrics, folder)
@@ -224,21 +274,16 @@ def _warm_start_batches(setup: Setup, task: Task, given: Policy | None) -> int:
     return setup.warm_start
 
 
-def _save(trainer: Trainer, folder: Path | None, config: TrainConfig, parallel: Parallel) -> None:
-    if folder is None:
-        return
-    tensors, state = trainer.state()
-    if parallel.main:
-        checkpoint.save(folder / "checkpoints", trainer.number, tensors, state, keep=config.keep)
-
-
-def _save_model(policy: Policy, folder: Path, parallel: Parallel) -> None:
+def _save_model(policy: Policy, folder: Path) -> None:
     """Language models in Hugging Face's format, tables as tensors."""
-    if hasattr(policy, "model") and parallel.size == 1:
+    if hasattr(policy, "model"):
+        from transformers.utils import logging
+
         from llm_mdp_agents.loading import save_model
 
+        logging.disable_progress_bar()
         save_model(policy, folder / "model")
-    elif parallel.size == 1:
+    else:
         from safetensors.torch import save_file
 
         (folder / "model").mkdir(exist_ok=True)
@@ -252,8 +297,9 @@ def _line(shown: bool, steps: int, batches: int) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[figures]}"), console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
+    words = TextColumn("{task.fields[figures]}")
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), words)
+    with Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
         job, done, latest = bar.add_task("", total=batches or None, figures=""), 0, {}
 
         def update(stage: str, figures: dict[str, float], step: int = 0) -> None:
@@ -261,9 +307,9 @@ def _line(shown: bool, steps: int, batches: int) -> Iterator[Any]:
             done += 1
             latest.update({name: value for name, value in figures.items() if name in (*SHOWN, "loss")})
             chosen = SHOWN if stage == "training" else ("loss",)
-            words = "  ".join(f"{name} {latest[name]:.3g}" for name in chosen if name in latest)
             total = {"warm start": batches, "training": steps}.get(stage)
-            bar.update(job, description=stage, total=total, completed=step or done, figures=words)
+            said = "  ".join(f"{name} {latest[name]:.3g}" for name in chosen if name in latest)
+            bar.update(job, description=stage, total=total, completed=step or done, figures=said)
 
         yield update
 

@@ -144,8 +144,9 @@ def thin(step: np.ndarray, value: np.ndarray, most: int = POINTS) -> tuple[np.nd
 
 def running_mean(value: np.ndarray, window: int) -> np.ndarray:
     """Mean of the `window` values around each (window odd); near an end of those that there are."""
-    kernel = np.ones(min(window, 2 * len(value) - 1))
-    return np.convolve(value, kernel, mode="same") / np.convolve(np.ones(len(value)), kernel, mode="same")
+    inside = slice(window // 2, window // 2 + len(value))
+    total, count = (np.convolve(each, np.ones(window))[inside] for each in (value, np.ones(len(value))))
+    return total / count
 
 
 def _finite(series: Series, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -277,7 +278,8 @@ def _svg(curve: Curve, series: Series, width: float, height: float) -> str:
         if name in series:
             _draw(axes, series, name, *style)
     text = StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "llm-mdp"}):
+    # The salt makes the names inside a drawing its own: several drawings stand in one page.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"{curve.title!a} {width}"}):
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _inline(text.getvalue(), curve.title)
 
@@ -287,7 +289,9 @@ def _draw(axes: Any, series: Series, name: str, colour_name: str, line: str) -> 
     step, value = _finite(series, name)
     if name in BAND and all(edge in series for edge in BAND[name]):
         (low_step, low), (high_step, high) = (series[edge] for edge in BAND[name])
-        if np.array_equal(low_step, high_step):
+        if len(low_step) == 1:
+            axes.vlines(low_step, low, high, color=colour, alpha=0.3, linewidth=3, clip_on=False)
+        elif np.array_equal(low_step, high_step):
             axes.fill_between(low_step, low, high, color=colour, alpha=0.16, linewidth=0, clip_on=False)
     if len(value):
         x, mean, smallest, largest = thin(step, value)
@@ -321,7 +325,7 @@ def _inline(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(title)}">', svg)
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|<defs>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(?:figure|axes|patch|line2d|matplotlib\.axis|xtick|ytick|text|FillBetweenPolyCollection)_\d+"', "", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for name, placeholder in COLOUR.items():
         svg = svg.replace(placeholder, f"var({name})")
     return svg

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.evidence import Evidence, Finish, Rollouts
+from llm_mdp.evidence import Evidence, Finish, Rollouts, take_rows
 from llm_mdp.objectives import kl_estimate
 from llm_mdp.policies import Policy
 from llm_mdp.sampling import NothingKept
@@ -102,16 +102,19 @@ class Trainer:
         rate = config.learning_rate or default_learning_rate(policy)
         self.optimizer = torch.optim.AdamW(self.parameters, rate, weight_decay=config.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        streams = np.random.SeedSequence([config.seed, self.parallel.rank]).spawn(2)
-        self.generator = torch.Generator().manual_seed(int(streams[0].generate_state(1, np.uint64)[0] >> 1))
-        self.questions = np.random.default_rng(streams[1])
+        self.generator, self.questions = streams([config.seed, self.parallel.rank])
         self.sampler = TaskSampler(
             agent.behaviour, task, self.generator, self.questions, config.prompts_per_step // self.parallel.size, config.micro_batch
         )
 
     def prepare(self) -> None:
-        """What the agent trains before the first update."""
-        self.agent.prepare(self.sampler)
+        """What the agent trains before the first update: on whole batches that all processes draw alike, so that its models stay alike."""
+        config = self.config
+        sampler = TaskSampler(
+            self.agent.behaviour, self.task, *streams([config.seed, self.parallel.size]), config.prompts_per_step, config.micro_batch
+        )
+        sampler.cost = self.sampler.cost
+        self.parallel.on_whole_model(self.policy, lambda: self.agent.prepare(sampler))
 
     def step(self) -> dict[str, float]:
         """One batch: collect, update, fit the agent's other models. Returns what to log.
@@ -121,22 +124,20 @@ class Trainer:
         """
         start, tokens = time.perf_counter(), self.sampler.cost.tokens
         self.number += 1
-        try:
-            evidence = self.parallel.on_whole_model(self.policy, lambda: self.agent.collect(self.sampler))
-        except NothingKept:
+        whole, own = self.parallel.gather(self.parallel.on_whole_model(self.policy, self._collect))
+        if whole is None:
             self.scheduler.step()
             return {"skipped": 1.0, "groups_with_signal": 0.0}
-        whole, first = self.parallel.gather(evidence)
         self._check(whole, "reward", whole.response_reward)
         metrics = describe(whole, self.agent.group_size)
         for epoch in range(self.config.epochs):
-            weights, loss = self._weights(whole, drawn_now=epoch == 0 and self.agent.behaviour is self.policy, evidence=evidence)
+            weights, loss = self._weights(whole, own, drawn_now=epoch == 0 and self.agent.behaviour is self.policy)
             measured = epoch == 0 and self.config.signal_every > 0 and self.number % self.config.signal_every == 0
-            update = self._update(evidence.rollouts, weights[first : first + len(evidence.response_reward)], whole, measured)
+            update = self._update(whole, weights, own, measured and len(weights) >= 2 * self.agent.group_size)
             if epoch == 0:
                 metrics |= {"loss": loss, **update}
         self.scheduler.step()
-        metrics |= self.agent.fit(whole)
+        metrics |= self.parallel.on_whole_model(self.policy, lambda: self.agent.fit(whole))
         seconds, drawn = time.perf_counter() - start, (self.sampler.cost.tokens - tokens) * self.parallel.size
         metrics |= {"seconds": seconds, "tokens": drawn, "tokens_per_second": drawn / seconds}
         return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
@@ -146,11 +147,19 @@ class Trainer:
         config = self.config
         return self.parallel.on_whole_model(self.policy, lambda: evaluate(self.policy, self.task, config.eval_prompts, config.seed))
 
-    def _weights(self, whole: Evidence, drawn_now: bool, evidence: Evidence) -> tuple[Float[Tensor, "B T"], float]:
+    def _collect(self) -> Evidence | None:
+        try:
+            return self.agent.collect(self.sampler)
+        except NothingKept:
+            return None
+
+    def _weights(self, whole: Evidence, own: range, drawn_now: bool) -> tuple[Float[Tensor, "B T"], float]:
         """∂loss/∂logp of every token of the batch. The policy that drew it has the log-probabilities already."""
         logp = whole.rollouts.logp
         if not drawn_now:
-            logp = self.parallel.gather_rows(self.sampler.logp(self.scorer, evidence.rollouts))
+            rollouts = take_rows(whole, torch.tensor(own, dtype=torch.int64)).rollouts
+            mine = self.parallel.on_whole_model(self.policy, lambda: self.sampler.logp(self.policy, rollouts) if own else logp[:0])
+            logp = self.parallel.gather_rows(mine)
         logp = logp.clone().requires_grad_()
         loss = self.agent.loss(logp, whole)
         (weights,) = torch.autograd.grad(loss, logp)
@@ -159,48 +168,49 @@ class Trainer:
         self._check(whole, "derivative of the loss", weights)
         return weights, float(loss.detach())
 
-    def _update(self, rollouts: Rollouts, weights: Float[Tensor, "B T"], whole: Evidence, measured: bool) -> dict[str, float]:
+    def _update(self, whole: Evidence, weights: Float[Tensor, "B T"], own: range, measured: bool) -> dict[str, float]:
         """One step along Σ weight ∇log π."""
         self.optimizer.zero_grad()
-        half, first_half = None, len(weights) // self.agent.group_size // 2 * self.agent.group_size
-        for rows, last in self._parts(weights, first_half if measured else 0):
-            if measured and half is None and (not len(rows) or int(rows[0]) >= first_half):
-                half = self._gradient()
-            self._backward(rollouts, weights, rows, last)
-        self.parallel.average_if_sharded(self.parameters)
+        halves = []
+        for rows, last in self._parts(weights, own, measured):
+            self._backward(whole.rollouts, weights, rows, last)
+            if measured and last:
+                halves.append(self._gradient())
         norm = self.parallel.clip(self.parameters, self.config.max_grad_norm)
         self._check(whole, "gradient norm", torch.tensor(norm))
         metrics = {"gradient_norm": norm}
-        if half is not None and first_half:
-            rest = self._gradient(scale=norm / min(norm, self.config.max_grad_norm) if norm else 1.0) - half
+        if measured:
+            half, rest = halves[0], halves[1] - halves[0]
             noise = float((half - rest).square().sum())
             metrics["signal_to_noise"] = float(4 * half @ rest) / noise if noise else 0.0
         self.optimizer.step()
         return metrics
 
-    def _parts(self, weights: Tensor, boundary: int) -> Iterator[tuple[Tensor, bool]]:
-        """Rows with weight, in parts of at most micro_batch that do not cross `boundary`; never none, for processes wait for one another."""
-        rows = (weights != 0).any(-1).nonzero()[:, 0]
-        size = self.config.micro_batch or max(len(rows), 1)
-        parts = [part for side in (rows[rows < boundary], rows[rows >= boundary]) for part in side.split(size) if len(part)]
-        parts = parts or [torch.zeros(0, dtype=torch.int64)]
-        total = self.parallel.most(len(parts))
-        parts += [torch.zeros(0, dtype=torch.int64)] * (total - len(parts))
-        for number, part in enumerate(parts):
-            yield part, number == total - 1
+    def _parts(self, weights: Tensor, own: range, measured: bool) -> Iterator[tuple[Tensor, bool]]:
+        """This process's rows with weight, in parts of at most micro_batch, and whether a part is the last: of the batch, or of either
+        half of its groups. Every process has as many parts, some of them empty, for they wait for one another."""
+        group_size, here = self.agent.group_size, torch.tensor(own, dtype=torch.int64)
+        # Where groups are odd in number, every other process has the larger half first.
+        boundary = (len(own) // group_size + self.parallel.rank % 2) // 2 * group_size if measured else 0
+        for side in ([here[:boundary]] if measured else []) + [here[boundary:]]:
+            rows = side[(weights[side] != 0).any(-1)]
+            parts = list(rows.split(self.config.micro_batch or max(len(rows), 1)))
+            parts += [rows[:0]] * (self.parallel.most(len(parts)) - len(parts))
+            for number, part in enumerate(parts):
+                yield part, number == len(parts) - 1
 
     def _backward(self, rollouts: Rollouts, weights: Tensor, rows: Tensor, last: bool) -> None:
         if not len(rows) and self.parallel.size == 1:
             return
         here = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
-        with self.parallel.accumulate(self.scorer, last):
+        with self.parallel.accumulate(last):
             logp = self.scorer(rollouts.prompt[here], rollouts.tokens[here], rollouts.mask[here])
             weight = weights[here].to(logp) if len(rows) else torch.zeros_like(logp)
             (self.parallel.size * weight * logp).sum().backward()
 
-    def _gradient(self, scale: float = 1.0) -> Tensor:
-        parts = [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten().float().cpu() for p in self.parameters]
-        return scale * torch.cat(parts)
+    def _gradient(self) -> Tensor:
+        parts = [torch.zeros(p.numel()) if p.grad is None else self.parallel.whole(p.grad).flatten().float().cpu() for p in self.parameters]
+        return torch.cat(parts)
 
     def _check(self, whole: Evidence, name: str, value: Tensor) -> None:
         if torch.isfinite(value).all():
@@ -224,16 +234,20 @@ class Trainer:
         return {"constant": 1.0, "linear": max(1 - done, 0.0), "cosine": (1 + math.cos(math.pi * min(done, 1))) / 2}[config.schedule]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that decides how training goes on, as tensors and JSON."""
+        """Everything that decides how training goes on, as tensors and JSON. All processes ask for it together."""
         agent = self.agent
         everything = {
             "number": self.number,
             "policy": dict(self.parallel.whole_state(self.policy)),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.parallel.whole_optimizer_state(self.optimizer),
             "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
-            "questions": self.questions.bit_generator.state,
-            "cost": vars(self.sampler.cost),
+            "processes": self.parallel.everyone(
+                {
+                    "generator": self.generator.get_state(),
+                    "questions": self.questions.bit_generator.state,
+                    "cost": dict(vars(self.sampler.cost)),
+                }
+            ),
             "agent": {
                 "models": {name: dict(model.state_dict()) for name, model in agent.models.items()},
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()},
@@ -245,15 +259,25 @@ class Trainer:
         return tensors, {"trainer": packed}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: if another number of processes wrote it.
+        """
         everything, agent = checkpoint.unpack(tensors, state["trainer"]), self.agent
+        if len(everything["processes"]) != self.parallel.size:
+            raise ValueError(
+                f"the checkpoint is of {len(everything['processes'])} processes, each with draws of its own, and this run has "
+                f"{self.parallel.size}; start as many."
+            )
+        own = everything["processes"][self.parallel.rank]
         self.number = everything["number"]
         self.parallel.load_whole_state(self.policy, everything["policy"])
-        self.optimizer.load_state_dict(everything["optimizer"])
+        self.parallel.load_whole_optimizer_state(self.optimizer, everything["optimizer"])
         self.scheduler.load_state_dict(everything["scheduler"])
-        self.generator.set_state(everything["generator"])
-        self.questions.bit_generator.state = everything["questions"]
-        self.sampler.cost.__dict__.update(everything["cost"])
+        self.generator.set_state(own["generator"])
+        self.questions.bit_generator.state = own["questions"]
+        self.sampler.cost.__dict__.update(own["cost"])
         for name, model in agent.models.items():
             model.load_state_dict(everything["agent"]["models"][name])
         for name, optimizer in agent.optimizers.items():
@@ -261,6 +285,12 @@ class Trainer:
         agent.numbers = everything["agent"]["numbers"]
         agent.generator.set_state(everything["agent"]["generator"])
         agent.estimator = agent.make_estimator()
+
+
+def streams(seed: list[int]) -> tuple[torch.Generator, np.random.Generator]:
+    """Of responses and of questions."""
+    tokens, questions = np.random.SeedSequence(seed).spawn(2)
+    return torch.Generator().manual_seed(int(tokens.generate_state(1, np.uint64)[0] >> 1)), np.random.default_rng(questions)
 
 
 def default_learning_rate(policy: Policy) -> float:
