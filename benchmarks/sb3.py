@@ -13,9 +13,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
-import json
-import platform
-import subprocess
 import time
 from pathlib import Path
 
@@ -24,6 +21,7 @@ import numpy as np
 import sb3_contrib
 import stable_baselines3
 import torch
+from machine import write_results
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env
@@ -50,7 +48,7 @@ def main() -> None:
     rows = [train(algorithm, id, kwargs, arguments.timesteps, arguments.seed) for algorithm, id, kwargs in runs]
     show(rows)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({**machine(), "seed": arguments.seed, "runs": rows}, indent=2) + "\n")
+    write_results(arguments.output, ("torch", "gymnasium", "stable-baselines3", "sb3-contrib"), {"seed": arguments.seed, "runs": rows})
     Console().print(f"Written to {arguments.output}")
 
 
@@ -89,14 +87,6 @@ def mean_reward(model, id: str, kwargs: dict, greedy: bool = False) -> float:
         total += reward * going
         going &= ~terminated
     return float(total.mean())
-
-
-def machine() -> dict:
-    """What the figures depend on."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "gymnasium": gym.__version__}
-    versions |= {"stable-baselines3": stable_baselines3.__version__, "sb3-contrib": sb3_contrib.__version__}
-    return {"commit": git.stdout.strip() or None, "versions": versions, "cores": os.cpu_count(), "machine": platform.machine()}
 
 
 def show(rows: list[dict]) -> None:

@@ -14,9 +14,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
-import json
-import platform
-import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -24,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +47,7 @@ def main() -> None:
     chain = measure_chain(64, 1000, arguments.repetitions)
     show(trees, chain)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({**machine(), "tree": trees, "ngram": chain}, indent=2) + "\n")
+    write_results(arguments.output, ("numpy", "torch"), {"threads": torch.get_num_threads(), "tree": trees, "ngram": chain})
     Console().print(f"Written to {arguments.output}")
 
 
@@ -139,19 +137,6 @@ def peak_bytes(function: Callable[[], object]) -> int:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
-
-
-def machine() -> dict:
-    """What the figures depend on."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
-    return {
-        "commit": git.stdout.strip() or None,
-        "versions": versions,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }
 
 
 def show(trees: list[dict], chain: dict) -> None:
