@@ -175,7 +175,8 @@ def test_new_run_folders_count_up(tmp_path):
     root = tmp_path / "runs"
     first = [new_run_folder(root, None, "grpo", "llm_mdp/GuessNumber-v0").name for _ in range(3)]
     assert first == ["grpo-guess-number-1", "grpo-guess-number-2", "grpo-guess-number-3"]
-    (root / "grpo-guess-number-2").rmdir()
+    for number in (1, 2):
+        (root / f"grpo-guess-number-{number}").rmdir()
     assert new_run_folder(root, None, "grpo", "llm_mdp/GuessNumber-v0").name == "grpo-guess-number-4"
     assert new_run_folder(root, None, "grpo", "GuessNumber").name == "grpo-guess-number-5"
     assert new_run_folder(root, None, "DPO", "my_pkg/GSM8K-v1").name == "dpo-gsm8k-1"
