@@ -19,16 +19,15 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import torch
+from machine import write_results
 from rich.console import Console
 from rich.table import Table
-from tree_dp import machine
 
 from llm_mdp.policies import PolicyModule, prefixes_of
 from llm_mdp.tree import PAD, pad_prompts
@@ -55,9 +54,7 @@ def main() -> None:
     result = measure(arguments)
     show(result)
     options = {name: value for name, value in vars(arguments).items() if name != "output"}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({**machine(), "options": options, **result}, indent=2) + "\n")
-    Console().print(f"Written to {arguments.output}")
+    write_results(arguments.output, ("torch", "transformers"), {"threads": torch.get_num_threads(), "options": options, **result})
 
 
 def measure(arguments: argparse.Namespace) -> dict:

@@ -1,0 +1,152 @@
+"""The paper's question, put to training: is one reward for a whole response enough, and which agent makes the most of a token?
+
+A small transformer (supervised warm start, the same for all) learns two-digit sums by reinforcement.
+
+    python benchmarks/learning.py rewards       # the same agent sees every token's reward, their sum at the end, or right / wrong
+    python benchmarks/learning.py agents        # all agents, at equal generated tokens and equal number of updates
+    python benchmarks/learning.py preferences   # PPO against DPO and iterative DPO where every step counts (the paper's §5.1)
+    python benchmarks/learning.py figures       # docs/figures/*.svg from the results
+
+Finished runs are kept in benchmarks/results/learning.json; a second call does only what is missing.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import write_results
+
+from llm_mdp.estimators import TokenCredit
+from llm_mdp.evidence import Evidence
+from llm_mdp.returns import return_to_go
+from llm_mdp.values import leave_one_out
+from llm_mdp_agents.base import AgentConfig
+from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy
+from llm_mdp_agents.evaluation import evaluate
+from llm_mdp_agents.sampler import TaskSampler
+from llm_mdp_agents.trainer import TrainConfig, Trainer
+from llm_mdp_agents.warm_start import warm_start
+from llm_mdp_agents.zoo import AGENTS
+from llm_mdp_envs.arithmetic import Arithmetic
+
+HERE = Path(__file__).parent
+RESULTS, FIGURES = HERE / "results" / "learning.json", HERE.parent / "docs" / "figures"
+UPDATES, TOKENS_PER_UPDATE, WARM_START, PROMPTS = 120, 2000, 300, 256
+SEEDS = {"rewards": 5, "agents": 3, "preferences": 3}
+
+
+@dataclass(frozen=True)
+class TokenRewards(TokenCredit):
+    """What an agent could do that saw every token's reward: Aₜ = Σₖ≥ₜ rₖ less the mean of the other responses' from the same step on."""
+
+    group_size: int = 8
+
+    def collect(self, sampler):
+        rollouts = sampler.rollouts(self.group_size)
+        return Evidence(rollouts, sampler.response_reward(rollouts), token_reward=sampler.hidden_reward(rollouts))
+
+    def advantages(self, evidence):
+        to_go = return_to_go(evidence.token_reward, evidence.rollouts.mask)
+        return to_go - leave_one_out(to_go.transpose(-1, -2), self.group_size).transpose(-1, -2)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dpo": {"beta": 0.1, "preference_temperature": 0.2},
+    "iterative-dpo": {"beta": 0.1, "preference_temperature": 0.2, "refresh": 5},
+    "rto": {"beta": 0.2, "dpo_batches": 60, "dpo_learning_rate": 3e-4},
+    "prime": {"threshold": 0.99, "process_learning_rate": 3e-4},
+}
+"""Where the defaults do not fit rewards in [0, 1]."""
+
+
+def config_of(agent: str) -> AgentConfig | TokenCredit:
+    if agent == "token rewards":
+        return TokenRewards()
+    name, _, variant = agent.partition(" ")
+    options = OPTIONS.get(name, {}) | ({"variant": variant} if variant else {})
+    return AGENTS[name].Config(**options)
+
+
+def cells() -> dict[str, list[tuple[str, str]]]:
+    """(agent, reward) of each run."""
+    zoo = [*AGENTS, "grpo dr-grpo", "grpo dapo", "trepo paper"]
+    return {
+        "rewards": [("token rewards", "sum"), ("rloo", "sum"), ("rloo", "outcome")],
+        "agents": [(name, "sum") for name in zoo],
+        "preferences": [(name, "outcome") for name in ("ppo", "dpo", "iterative-dpo")],
+    }
+
+
+def learn(agent: str, reward: str, seed: int) -> dict[str, Any]:
+    """One run: how right the policy is after how many generated tokens."""
+    task = Arithmetic(reward=reward)
+    policy = build_policy(ModelConfig("small"), task, seed)
+    warm_start(policy, task, WARM_START, seed)
+    config = config_of(agent)
+    prompts = max(2, round(TOKENS_PER_UPDATE / tokens_a_prompt(config, policy, task, seed)))
+    options = TrainConfig(
+        steps=UPDATES, prompts_per_step=prompts, learning_rate=3e-4, warm_up_steps=10, seed=seed, signal_every=0, micro_batch=1024
+    )  # fmt: skip
+    trainer = Trainer(build_agent(config, policy, task, seed), task, policy, options)
+    trainer.prepare()
+    curve = []
+    while trainer.number < UPDATES:
+        if trainer.number % 10 == 0:
+            curve.append(point(trainer))
+        trainer.step()
+    curve.append(point(trainer))
+    return {"agent": agent, "reward": reward, "seed": seed, "prompts_per_step": prompts, "curve": curve}
+
+
+def tokens_a_prompt(config: Any, policy: Any, task: Arithmetic, seed: int) -> float:
+    """What a prompt costs this agent, measured on a few."""
+    agent = build_agent(config, policy, task, seed)
+    sampler = TaskSampler(agent.behaviour, task, agent.generator, np.random.default_rng(seed), 16)
+    agent.collect(sampler)
+    return sampler.cost.tokens / 16
+
+
+def point(trainer: Trainer) -> dict[str, float]:
+    """The share of right sums and of right digits, drawn and greedy; tokens so far, those of the preparation included."""
+    figures: dict[str, float] = {"tokens": trainer.sampler.cost.tokens, "rewards": trainer.sampler.cost.rewards}
+    for reward in ("outcome", "sum"):
+        found = evaluate(trainer.policy, Arithmetic(reward=reward), PROMPTS, 1000)
+        figures |= {f"{reward}": found["eval/reward"], f"{reward}_greedy": found["eval/greedy_reward"]}
+    return figures
+
+
+def known() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=(*SEEDS, "figures"), nargs="+")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    arguments = parser.parse_args()
+    done = known()
+    keys = {(run["agent"], run["reward"], run["seed"]) for run in done}
+    wanted = [(*cell, seed) for what in arguments.what if what in SEEDS for seed in range(SEEDS[what]) for cell in cells()[what]]
+    missing = [cell for cell in dict.fromkeys(wanted) if cell not in keys]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for run in pool.map(learn, *zip(*missing)) if missing else ():
+            done.append(run)
+            write_results(RESULTS, ("torch", "transformers"), {"updates": UPDATES, "tokens_per_update": TOKENS_PER_UPDATE, "runs": done})
+            last = run["curve"][-1]
+            print(f"{run['agent']:<16}{run['reward']:<9}{run['seed']}  sums {last['outcome']:.3f}  digits {last['sum']:.3f}", flush=True)
+    if "figures" in arguments.what:
+        from figures import learning_figures
+
+        learning_figures(known(), cells(), FIGURES)
+
+
+if __name__ == "__main__":
+    main()
