@@ -39,7 +39,7 @@ from llm_mdp_envs.arithmetic import Arithmetic
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results" / "learning.json", HERE.parent / "docs" / "figures"
-UPDATES, TOKENS_PER_UPDATE, WARM_START, PROMPTS = 120, 2000, 300, 256
+UPDATES, TOKENS_PER_UPDATE, WARM_START, PROMPTS = 100, 2500, 300, 256
 SEEDS = {"rewards": 5, "agents": 3, "preferences": 3}
 
 
@@ -93,7 +93,7 @@ def learn(agent: str, reward: str, seed: int) -> dict[str, Any]:
     config = config_of(agent)
     prompts = max(2, round(TOKENS_PER_UPDATE / tokens_a_prompt(config, policy, task, seed)))
     options = TrainConfig(
-        steps=UPDATES, prompts_per_step=prompts, learning_rate=3e-4, warm_up_steps=10, seed=seed, signal_every=0, micro_batch=1024
+        steps=UPDATES, prompts_per_step=prompts, learning_rate=2e-4, warm_up_steps=10, seed=seed, signal_every=0
     )  # fmt: skip
     trainer = Trainer(build_agent(config, policy, task, seed), task, policy, options)
     trainer.prepare()

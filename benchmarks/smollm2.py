@@ -76,7 +76,7 @@ AGENTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("agent", choices=AGENTS)
-    parser.add_argument("--minutes", type=float, default=20, help="of training, evaluations not counted")
+    parser.add_argument("--minutes", type=float, default=20, help="of CPU time, evaluations not counted")
     parser.add_argument("--eval-prompts", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--dtype", default="float32")
@@ -96,8 +96,8 @@ def main() -> None:
     while spent < 60 * options.minutes:
         cpu = time.process_time()
         figures = trainer.step()
-        spent += figures.get("seconds", 0.0)
-        steps.append({**figures, "cpu_seconds": time.process_time() - cpu, "minutes": spent / 60})
+        spent += time.process_time() - cpu
+        steps.append({**figures, "cpu_seconds": time.process_time() - cpu, "cpu_minutes": spent / 60})
         said = ("reward", "entropy", "gradient_norm", "seconds", "cpu_seconds")
         print(len(steps), {name: round(steps[-1][name], 3) for name in said if name in steps[-1]}, flush=True)
     after, shown_after = evaluate(policy, task, options.eval_prompts, 1), samples(policy, task, 6, 1)

@@ -22,6 +22,11 @@ class ABCConfig(RewardModelConfig):
     to_go: bool = False
     """Sum from t on, as in the original."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta is {self.beta}; it must be in [0, 1].")
+
 
 class ABC(WithRewardModel):
     """The reward model's attention as credit."""

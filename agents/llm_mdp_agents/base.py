@@ -1,7 +1,8 @@
 """What all agents share: an estimator of the core, verified as it stands, and the models that are trained beside the policy."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,11 @@ class AgentConfig:
     """Which estimate of the divergence, see `llm_mdp.objectives.kl_estimate`."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            choices = [choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)]
+            value = getattr(self, name)
+            if choices and value not in choices and not (value is None and NoneType in get_args(hint)):
+                raise ValueError(f"{name} is {value!r}; choose {', '.join(map(repr, choices))}.")
         if self.group_size < 1:
             raise ValueError(f"group_size is {self.group_size}; a group has at least 1 response.")
         if self.kl < 0:
@@ -174,6 +180,11 @@ class CriticConfig(AgentConfig):
     """Batches on which the critic is trained before the policy's first update."""
     lam: float = 0.95
     """λ of GAE. With a learned critic only 1 is unbiased (claims gae-wrong-*)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam is {self.lam}; it must be in [0, 1].")
 
 
 @dataclass(frozen=True)

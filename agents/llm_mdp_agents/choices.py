@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -46,9 +47,24 @@ class ModelConfig:
     temperature: float = 1.0
     """Divides the logits wherever the policy samples or scores, so that the two never differ."""
 
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, or 0 to train all weights.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0.")
+
+
+SHAPE, ADAPTERS = ("width", "layers", "heads"), ("lora_rank", "lora_alpha", "gradient_checkpointing")
+WITHOUT_MODEL = (*SHAPE, *ADAPTERS, "dtype", "temperature")
+NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS}
+"""Options that change nothing about a kind of policy; SHAPE, for a model that has a name."""
+
 
 def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
-    """The class of an agent by its name or its options; a core estimator is an agent as it is.
+    """The class of an agent by its name or its options; a core estimator, an object or FILE.py:CLASS, is an agent as it is.
 
     Raises:
         ValueError: if there is no such agent.
@@ -56,6 +72,10 @@ def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
     if isinstance(agent, str):
         if agent in AGENTS:
             return AGENTS[agent]
+        if ":" in agent:
+            from llm_mdp.cli import load_estimator
+
+            return load_estimator(agent)
         close = difflib.get_close_matches(agent, AGENTS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(AGENTS)}."
         raise ValueError(f"there is no agent {agent!r}; {hint}")
@@ -123,6 +143,7 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
             )
         else:
             kind = "small"
+    _check_effect(config, kind)
     generator = torch.Generator().manual_seed(seed)
     if kind == "tabular":
         if mdp is None:
@@ -133,10 +154,31 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
     return _language_model(config, kind, task, seed)
 
 
+def _check_effect(config: ModelConfig, kind: str) -> None:
+    for name in NO_EFFECT.get(kind, SHAPE):
+        if getattr(config, name) != getattr(ModelConfig(), name):
+            raise ValueError(f"{name} is {getattr(config, name)}, which changes nothing about the model {kind!r}; leave it out.")
+
+
+def device_of(name: str) -> str:
+    """The device of a name; "auto" is cuda if there is one.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}, which is not here; give cpu, cuda, cuda:1 … or auto.") from error
+    return name
+
+
 def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Policy:
     from llm_mdp_agents.loading import LoRAOptions, load_policy, small_transformer
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = device_of(config.device)
     if kind == "small":
         shape = {"width": config.width, "layers": config.layers, "heads": config.heads}
         policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, **shape, seed=seed, dtype=config.dtype)
@@ -156,9 +198,8 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config dataclass, or a core estimator, as JSON; what is no plain value is left out."""
-    assert is_dataclass(config)
-    values = {each.name: getattr(config, each.name) for each in fields(config)}
+    """A config dataclass, or an estimator, as JSON; what is no plain value is left out."""
+    values = {each.name: getattr(config, each.name) for each in fields(config)} if is_dataclass(config) else vars(config)
     return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}
 
 

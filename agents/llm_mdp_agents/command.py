@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from llm_mdp.cli import UsageError, check_writable, load_estimator, write_text
+from llm_mdp.cli import UsageError, check_writable, write_text
 from llm_mdp_agents.choices import ModelConfig, find_agent
 from llm_mdp_agents.trainer import NonFinite, TrainConfig
 from llm_mdp_agents.zoo import AGENTS
@@ -94,7 +94,7 @@ class AgentsArguments:
 def train(argv: Sequence[str]) -> int:
     """Run `llm-mdp train`."""
     from llm_mdp_agents.records import new_run_folder
-    from llm_mdp_agents.run import read_setup, resume, threads
+    from llm_mdp_agents.run import resume, threads
     from llm_mdp_agents.run import train as run_training
 
     threads()
@@ -102,37 +102,47 @@ def train(argv: Sequence[str]) -> int:
         arguments = tyro.cli(ResumeArguments, args=argv, prog="llm-mdp train", config=FLAGS)
         return _finished(lambda: resume(arguments.resume, steps=arguments.steps))
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE.format(agents=", ".join(AGENTS)))
+        print(USAGE.format(agents=", ".join(AGENTS)), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
+    name, agent, arguments = read_train(argv)
+    return _finished(
+        lambda: run_training(
+            agent, arguments.env, arguments.model, env_arguments=env_arguments(arguments.env_args),
+            warm_start=arguments.warm_start, loggers=arguments.loggers, shard=arguments.shard, config=arguments.train,
+            folder=lambda: new_run_folder(arguments.runs, arguments.name, name.rpartition(":")[2], arguments.env),
+        )
+    )  # fmt: skip
+
+
+def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
+    """The agent's name, the agent (its options, or FILE.py:CLASS again) and everything else that a command line chooses.
+
+    Raises:
+        ValueError: if there is no such agent, or the config cannot be read.
+    """
+    from llm_mdp_agents.run import read_setup
+
     argv, default = list(argv), None
     if argv[0] == "--config":
         if len(argv) < 2:
             raise UsageError("--config needs a file: the config.json of a run.")
-        setup = read_setup(json.loads(Path(argv[1]).read_text()))
-        name, agent, argv = find_agent(setup.agent).name, setup.agent, argv[2:]  # pyright: ignore[reportAttributeAccessIssue]
+        setup = read_setup(_read_json(Path(argv[1])))
+        name = setup.agent if isinstance(setup.agent, str) else find_agent(setup.agent).name  # pyright: ignore[reportAttributeAccessIssue]
+        agent, argv = NoOptions() if isinstance(setup.agent, str) else setup.agent, argv[2:]
         words = tuple(f"{key}={value!r}" for key, value in setup.env_arguments.items())
         default = TrainArguments(
-            setup.env, setup.agent, setup.model, setup.train, words, setup.warm_start, setup.loggers, setup.shard
+            setup.env, agent, setup.model, setup.train, words, setup.warm_start, setup.loggers, setup.shard
         )  # fmt: skip
         if not argv or argv[0].startswith("-"):
             argv = [setup.env, *argv]
     else:
         name, argv = argv[0], argv[1:]
-        agent = load_estimator(name) if ":" in name else find_agent(name).Config()  # pyright: ignore[reportAttributeAccessIssue]
-    kind = NoOptions if ":" in name else type(agent)
+        agent = NoOptions() if ":" in name else find_agent(name).Config()  # pyright: ignore[reportAttributeAccessIssue]
     arguments = tyro.cli(
-        TrainArguments[kind], args=argv, prog=f"llm-mdp train {name}", config=FLAGS, default=default,
+        TrainArguments[type(agent)], args=argv, prog=f"llm-mdp train {name}", config=FLAGS, default=default,
         description=inspect.getdoc(TrainArguments),
     )  # fmt: skip
-    chosen = agent if kind is NoOptions else arguments.agent
-    return _finished(
-        lambda: run_training(
-            chosen, arguments.env, arguments.model, env_arguments=env_arguments(arguments.env_args),
-            warm_start=arguments.warm_start, loggers=tuple(each for each in arguments.loggers if each != "none"),
-            shard=arguments.shard, config=arguments.train,
-            folder=lambda: new_run_folder(arguments.runs, arguments.name, name.rpartition(":")[2], arguments.env),
-        )
-    )  # fmt: skip
+    return name, name if isinstance(agent, NoOptions) else arguments.agent, arguments
 
 
 USAGE = """usage: llm-mdp train AGENT ENV [options]
@@ -157,6 +167,10 @@ def evaluate(argv: Sequence[str]) -> int:
     check_writable(arguments.json)
     if arguments.run is None and arguments.env is None:
         raise UsageError("name an environment, or a run with --run runs/NAME.")
+    if arguments.run is not None and arguments.model != ModelConfig():
+        raise UsageError("--run brings its own model; leave the options of a model out.")
+    if arguments.samples < 0:
+        raise UsageError(f"--samples is {arguments.samples}; it must be at least 0.")
     policy, task = load_policy_of_run(arguments.run, arguments.env, env_arguments(arguments.env_args), arguments.model, arguments.seed)
     figures = figures_of(policy, task, arguments.prompts, arguments.seed)
     shown = samples(policy, task, arguments.samples, arguments.seed) if arguments.samples else []
@@ -225,18 +239,23 @@ def env_arguments(words: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error}); give the config.json of a run.") from error
+
+
 def _finished(job: Any) -> int:
     """Run a training and say what came out of it."""
     from rich.console import Console
-
-    from llm_mdp_agents.parallel import parallel_from_environment
 
     try:
         run = job()
     except NonFinite as error:
         print(f"llm-mdp: {error}", file=sys.stderr)
         return 1
-    if not parallel_from_environment().main:
+    if run.folder is None:  # another process of the group writes and speaks
         return 0
     evaluated = [each for each in run.metrics if "eval/reward" in each]
     first, last = evaluated[0], evaluated[-1]

@@ -25,6 +25,16 @@ class DPOConfig(AgentConfig):
     preference_temperature: float = 1.0
     """Of the preferences: P(W ≻ W') = σ((RM(W) - RM(W')) / temperature), above 0."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta", "preference_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if self.kl:
+            raise ValueError(f"kl is {self.kl}, but DPO is held to its reference by beta; leave kl at 0.")
+        if self.clip_low is not None or self.clip_high is not None:
+            raise ValueError("clip_low or clip_high is given, but the loss of DPO has no ratio to clip; leave them out.")
+
 
 class DPO(Agent):
     """Preference pairs of the reference policy."""

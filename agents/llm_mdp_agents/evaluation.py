@@ -20,7 +20,14 @@ def evaluate(policy: Policy, task: Task, prompts: int = 256, seed: int = 0) -> d
 
     Args:
         seed: of the prompts and the draws; the same seed asks the same questions.
+
+    Raises:
+        ValueError: if there are no prompts, or the seed is no seed.
     """
+    if prompts < 1:
+        raise ValueError(f"prompts is {prompts}; an evaluation asks at least 1.")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be at least 0.")
     sampler, greedy = _sampler(policy, task, prompts, seed), _sampler(policy, task, prompts, seed)
     rollouts = sampler.rollouts(1)
     reward = sampler.response_reward(rollouts)

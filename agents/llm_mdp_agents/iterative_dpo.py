@@ -52,5 +52,6 @@ class IterativeDPO(DPO):
         self.numbers["batches"] = self.numbers.get("batches", 0) + 1
         if self.numbers["batches"] % self.config.refresh == 0:
             for name in ("drawing", "reference") if self.config.reference == "moves" else ("drawing",):
-                self.models[name].load_state_dict(self.policy.state_dict())
+                for mine, theirs in zip(self.models[name].parameters(), self.policy.parameters()):
+                    mine.data.copy_(theirs.data)
         return {}

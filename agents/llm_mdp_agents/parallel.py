@@ -12,7 +12,7 @@ told: use torchrun.)
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
@@ -81,6 +81,10 @@ class Parallel:
         """Weights of `whole_state`, of any kind of group."""
         policy.load_state_dict(state)
 
+    def whole_policy(self, policy: Any) -> Any:
+        """The policy as a single process has it, to be written to files; all processes ask for it together."""
+        return policy
+
     def whole_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The state of the policy's optimizer, as a single process has it."""
         return optimizer.state_dict()
@@ -127,7 +131,8 @@ class Replicated(Parallel):
         return nullcontext() if last else self.accelerator.no_sync(self.root)
 
     def _forward(self, *response: Tensor) -> Tensor:
-        return self.root(partial(self.policy, *response))
+        # FSDP hangs its backward pass on what comes out, and asks for a tensor of its own.
+        return self.root(lambda: self.policy(*response).clone())
 
 
 class Sharded(Replicated):
@@ -144,6 +149,7 @@ class Sharded(Replicated):
         # A policy may try its model out once, and all processes have to do it together or before.
         getattr(policy, "linear_head", None)
         mesh = init_device_mesh(self.accelerator.device.type, (self.size,))
+        self.shape = deepcopy(policy).to("meta")
         layers = getattr(getattr(policy, "causal_lm", None), "_no_split_modules", None) or ()
         self.policy, self.root = policy, _Root(policy)
         self.shards = [module for module in policy.modules() if type(module).__name__ in layers] + [self.root]
@@ -181,6 +187,11 @@ class Sharded(Replicated):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         set_model_state_dict(policy, state, options=StateDictOptions(full_state_dict=True))
+
+    def whole_policy(self, policy: Any) -> Any:
+        whole = deepcopy(self.shape)
+        whole.load_state_dict(self.whole_state(policy), assign=True)
+        return whole
 
     # torch.distributed.checkpoint has functions for these two as well, but they take a step of a fresh optimizer, and name parameters
     # where a single process numbers them.

@@ -29,6 +29,11 @@ class PRIMEConfig(AgentConfig):
     """w of the outcome."""
     process_learning_rate: float = 1e-3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; it must be above 0.")
+
 
 class PRIME(Agent):
     """Implicit process rewards, learned online, and the outcome."""

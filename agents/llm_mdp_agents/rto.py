@@ -28,6 +28,11 @@ class RTOConfig(AgentConfig):
     paper: bool = False
     """Eq. 41 as printed."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; it must be above 0.")
+
 
 class RTO(Agent):
     """Implicit rewards of a model trained by DPO."""

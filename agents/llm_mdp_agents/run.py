@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,22 +13,30 @@ from typing import Any
 
 import torch
 
+from llm_mdp.cli import write_text
 from llm_mdp.estimators import Estimator
 from llm_mdp.policies import Policy
 from llm_mdp_agents import checkpoint
 from llm_mdp_agents.base import Agent, AgentConfig
-from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy, find_agent, find_task, plain
+from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task, plain
 from llm_mdp_agents.evaluation import samples
 from llm_mdp_agents.parallel import parallel_from_environment
-from llm_mdp_agents.records import Records, load_config, load_metrics
+from llm_mdp_agents.records import CONFIG, Records, check_loggers, load_config, load_metrics
 from llm_mdp_agents.run_report import write_report
 from llm_mdp_agents.trainer import TrainConfig, Trainer
 from llm_mdp_agents.warm_start import has_answers, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.token_env import close_task
 
-SHOWN = ("reward", "eval/reward", "kl", "entropy", "length", "gradient_norm", "groups_with_signal", "signal_to_noise")
-"""What the progress line says of the latest batch."""
+SHOWN = {
+    "reward": "reward", "eval/reward": "eval", "kl": "kl", "entropy": "entropy", "length": "length", "gradient_norm": "gradient",
+    "groups_with_signal": "signal", "signal_to_noise": "snr", "loss": "loss",
+}  # fmt: skip
+"""What the progress line says of the latest batch, the most important first, and its words for it."""
+BAR = 20
+"""Its width in the progress line."""
+GIVEN = " (given)"
+"""Ends the name of an object that a Python program gave; a config cannot hold it."""
 WARM_START = 200
 """Supervised batches for a small transformer from scratch, if nothing else is said."""
 
@@ -37,7 +46,7 @@ class Setup:
     """All choices of a run, as they stand in its config.json."""
 
     agent: Any
-    """A name, an agent's Config, or an estimator."""
+    """A name, FILE.py:CLASS, an agent's Config, or an estimator."""
     env: Any
     """An id, or a task."""
     env_arguments: dict[str, Any] = field(default_factory=dict)
@@ -51,34 +60,48 @@ class Setup:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        found = find_agent(self.agent)
-        options = plain(self.agent if not isinstance(self.agent, str) else found.Config()) if isinstance(found, type) else plain(found)
         return {
-            "agent": {"name": found.name if isinstance(found, type) else type(found).__name__, **options},
-            "env": {"id": self.env if isinstance(self.env, str) else type(self.env).__name__, "arguments": self.env_arguments},
+            "agent": self._agent(),
+            "env": {"id": self.env if isinstance(self.env, str) else _given(self.env), "arguments": self.env_arguments},
             "model": asdict(self.model),
             "train": asdict(self.train),
             "run": {"warm_start": self.warm_start, "loggers": list(self.loggers), "shard": self.shard},
         }
+
+    def _agent(self) -> dict[str, Any]:
+        if isinstance(self.agent, str) and ":" in self.agent:
+            place, _, attribute = self.agent.rpartition(":")
+            return {"name": f"{Path(place).resolve() if place.endswith('.py') else place}:{attribute}"}
+        found = find_agent(self.agent)
+        if not isinstance(found, type):
+            return {"name": _given(found), **plain(found)}
+        return {"name": found.name, **plain(found.Config() if isinstance(self.agent, str) else self.agent)}
+
+
+def _given(thing: Any) -> str:
+    return type(thing).__name__ + GIVEN
 
 
 def read_setup(document: dict[str, Any]) -> Setup:
     """The choices of a config.json.
 
     Raises:
-        ValueError: naming what this version does not know.
+        ValueError: naming what this version does not know, or what a config cannot hold.
     """
     try:
-        agent = dict(document["agent"])
-        kind = find_agent(agent.pop("name"))
-        assert isinstance(kind, type)
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in agent.items()}
-        run = document["run"]
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in document["agent"].items()}
+        name, env, run = options.pop("name"), document["env"], document["run"]
+        for what, said in (("agent", name), ("env", env["id"]), ("model", document["model"]["model"])):
+            if said.endswith(GIVEN):
+                raise ValueError(
+                    f"the {what} of the run is {said}, an object of a Python program, which a config cannot hold; only runs that are "
+                    "started with names (or FILE.py:CLASS) can be read back."
+                )
         return Setup(
-            kind.Config(**options), document["env"]["id"], document["env"]["arguments"], ModelConfig(**document["model"]),
+            name if ":" in name else find_agent(name).Config(**options), env["id"], env["arguments"], ModelConfig(**document["model"]),
             TrainConfig(**document["train"]), run["warm_start"], tuple(run["loggers"]), run["shard"],
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the config does not fit this version ({error}); write it anew with `llm-mdp train`.") from error
 
 
@@ -108,8 +131,15 @@ class Run:
     folder: Path | None
 
     def __getitem__(self, name: str) -> float:
-        """The latest value of a metric."""
-        return next(each[name] for each in reversed(self.metrics) if name in each)
+        """The latest value of a metric.
+
+        Raises:
+            KeyError: naming the metrics that there are.
+        """
+        for each in reversed(self.metrics):
+            if name in each:
+                return each[name]
+        raise KeyError(f"the run has no metric {name!r}; it has {', '.join(dict.fromkeys(key for each in self.metrics for key in each))}.")
 
 
 def train(
@@ -132,11 +162,11 @@ def train(
         run["eval/reward"]
 
     Args:
-        agent: a name ("rloo"), options (`RLOO.Config(group_size=4)`), or any estimator of your own.
+        agent: a name ("rloo"), options (`RLOO.Config(group_size=4)`), or any estimator of your own (an object, or "FILE.py:CLASS").
         env: an id, or a task.
         policy: a policy (trained in place), or which one to make, see `ModelConfig`.
-        folder: where config, metrics, samples, checkpoints and the report go, or what makes that folder once all choices are found
-            to be possible; None: nothing is written.
+        folder: where config, metrics, samples, checkpoints and the report go (no other run's), or what makes that folder once all
+            choices are found to be possible; None: nothing is written.
         warm_start: see `Setup`.
         progress: show a line of figures on the terminal.
         config, options: see `TrainConfig`; options are its fields.
@@ -145,7 +175,7 @@ def train(
         ValueError: in words, before any work starts.
         trainer.NonFinite: see there.
     """
-    model = policy if isinstance(policy, ModelConfig) else ModelConfig(policy if isinstance(policy, str) else "given")
+    model = policy if isinstance(policy, ModelConfig) else ModelConfig(policy if isinstance(policy, str) else _given(policy))
     setup = Setup(
         agent, env, env_arguments or {}, model, replace(config or TrainConfig(), **_known(options)), warm_start, loggers, shard
     )  # fmt: skip
@@ -167,9 +197,19 @@ def resume(folder: Path | str, *, progress: bool = True, steps: int | None = Non
     place = folder if folder.name.startswith("step-") else folder / "checkpoints"
     home = folder.parent.parent if folder.name.startswith("step-") else folder
     setup = setup_of(home)
+    if not (home / "checkpoints").is_dir():
+        raise ValueError(
+            f"{home} has no checkpoint, for the run ended before its first step; start it anew: "
+            f"llm-mdp train --config {home / CONFIG}"
+        )
+    resumed = checkpoint.load(place)
     if steps is not None:
         setup = replace(setup, train=replace(setup.train, steps=steps))
-    return _run(setup, None, home, progress, resumed=checkpoint.load(place))
+    if setup.train.steps < resumed.step:
+        raise ValueError(
+            f"steps is {setup.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an earlier checkpoint."
+        )
+    return _run(setup, None, home, progress, resumed)
 
 
 def load_policy_of_run(
@@ -189,34 +229,43 @@ def load_policy_of_run(
     if not trained.is_dir():
         raise ValueError(f"{trained} is not there: the run has not finished; `llm-mdp train --resume {run}` goes on with it.")
     table = trained / "table.safetensors"
-    task = find_task(env or setup.env, env_arguments or setup.env_arguments, setup.model)
+    task = find_task(env or setup.env, env_arguments if env else setup.env_arguments | env_arguments, setup.model)
     if not table.exists():
-        return build_policy(replace(setup.model, model=str(trained), lora_rank=0), task, seed), task
+        model = ModelConfig(str(trained), dtype=setup.model.dtype, device=setup.model.device, temperature=setup.model.temperature)
+        return build_policy(model, task, seed), task
     from safetensors.torch import load_file
 
-    policy = build_policy(setup.model, task, seed)
-    policy.load_state_dict(load_file(table))
+    policy, tensors = build_policy(setup.model, task, seed), load_file(table)
+    if {name: each.shape for name, each in policy.state_dict().items()} != {name: each.shape for name, each in tensors.items()}:
+        raise ValueError(f"{table} does not fit {type(task).__name__}; evaluate it on {setup.env}, or on one with the same tokens.")
+    policy.load_state_dict(tensors)
     return policy, task
 
 
 def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed: checkpoint.Checkpoint | None) -> Run:
-    parallel = parallel_from_environment(setup.shard)
+    parallel = parallel_from_environment(setup.shard, device_of(setup.model.device) if given is None else "cpu")
     config, begun = setup.train, time.time()
     task = find_task(setup.env, setup.env_arguments, setup.model)
     policy = given if given is not None else build_policy(setup.model, task, config.seed)
     batches = _warm_start_batches(setup, task, given)
-    find_agent(setup.agent)
+    found = find_agent(setup.agent)
+    chosen = setup.agent if isinstance(found, type) else found
+    agent = build_agent(chosen, policy, task, config.seed)
+    check_loggers(setup.loggers)
+    document = setup.document()
     folder = None if place is None or not parallel.main else Path(place() if callable(place) else place)
     metrics: list[dict[str, Any]] = [] if resumed is None or folder is None else load_metrics(folder)[: resumed.step + 1]
-    if folder is not None and resumed is None:
+    if folder is not None and resumed is None and (folder / CONFIG).exists():
+        raise ValueError(f"{folder} holds a run already; go on with it by resume, or choose another folder.")
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        document = setup.document() | {"command": " ".join(sys.argv), "begun": begun}
-        (folder / "config.json").write_text(json.dumps(document, indent=1) + "\n")
+        start = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun}
+        write_text(folder / CONFIG, json.dumps(document | start | load_config(folder) | document, indent=1) + "\n")
     records = Records(folder, loggers=setup.loggers) if folder else None
     with records or nullcontext(), _line(progress and parallel.main, config.steps, batches if resumed is None else 0) as line:
         if resumed is None and batches:
             warm_start(policy, task, batches, config.seed, progress=lambda loss: line("warm start", {"loss": loss}))
-        agent = build_agent(setup.agent, policy, task, config.seed)
+            agent = build_agent(chosen, policy, task, config.seed)  # anew: reference and critic begin as copies of the policy
         trainer = Trainer(agent, task, policy, config, parallel, folder if parallel.main else None)
 
         def keep_figures(figures: dict[str, float]) -> None:
@@ -256,7 +305,9 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
             if last or trainer.number % config.checkpoint_every == 0:
                 save()
     if place:
-        parallel.on_whole_model(policy, lambda: _save_model(policy, folder) if folder else None)
+        whole = parallel.whole_policy(policy)
+        if folder:
+            _save_model(whole, folder)
     if folder:
         write_report(folder)
     close_task(task)
@@ -297,21 +348,34 @@ def _line(shown: bool, steps: int, batches: int) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
-    words = TextColumn("{task.fields[figures]}")
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), words)
+    words, totals = TextColumn("{task.fields[figures]}"), {"warm start": batches, "training": steps}
+    columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), TimeRemainingColumn(), words)
     with Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
-        job, done, latest = bar.add_task("", total=batches or None, figures=""), 0, {}
+        jobs, latest = {}, {}
 
-        def update(stage: str, figures: dict[str, float], step: int = 0) -> None:
-            nonlocal done
-            done += 1
-            latest.update({name: value for name, value in figures.items() if name in (*SHOWN, "loss")})
-            chosen = SHOWN if stage == "training" else ("loss",)
-            total = {"warm start": batches, "training": steps}.get(stage)
-            said = "  ".join(f"{name} {latest[name]:.3g}" for name in chosen if name in latest)
-            bar.update(job, description=stage, total=total, completed=step or done, figures=said)
+        def update(stage: str, figures: dict[str, float], step: int | None = None) -> None:
+            if stage not in jobs:  # a job of its own, whose remaining time is not guessed from another's speed
+                for earlier in jobs.values():
+                    bar.update(earlier, visible=False)
+                latest.clear()
+                jobs[stage] = bar.add_task(stage, total=totals.get(stage), completed=max((step or 0) - 1, 0), figures="")
+            latest.update(figures)
+            # The line's other columns: stage, bar, "10/200", "0:00:00", and a space after each.
+            room = console.width - len(stage) - BAR - 2 * len(str(totals.get(stage))) - 1 - 8 - 4
+            bar.update(jobs[stage], advance=1, figures=figures_within(room, latest))
 
         yield update
+
+
+def figures_within(room: int, figures: dict[str, float]) -> str:
+    """The figures of SHOWN in words, as many of them as fit into so many columns, from the first on."""
+    said = ""
+    for name, word in SHOWN.items():
+        longer = f"{said}  {word} {figures[name]:.3g}".lstrip() if name in figures else said
+        if len(longer) > room:
+            break
+        said = longer
+    return said
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

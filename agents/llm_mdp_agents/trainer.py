@@ -34,16 +34,16 @@ from llm_mdp_envs.task import Task
 class TrainConfig:
     """How to train, whatever the agent."""
 
-    steps: int = 200
+    steps: int = 300
     """Batches."""
-    prompts_per_step: int = 16
+    prompts_per_step: int = 32
     """Prompts of a batch, over all processes."""
     epochs: int = 1
     """Updates on each batch; from the second on the clipped surrogate is biased (claim ppo-second-epoch)."""
     micro_batch: int | None = None
     """Most responses that go through the model at once; None: all. Never changes the gradient."""
     learning_rate: float | None = None
-    """Of AdamW; None: 0.05 for tables, 3e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
+    """Of AdamW; None: 0.05 for tables, 2e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the learning rate, after the warm-up."""
     warm_up_steps: int = 0
@@ -265,12 +265,10 @@ class Trainer:
             ValueError: if another number of processes wrote it.
         """
         everything, agent = checkpoint.unpack(tensors, state["trainer"]), self.agent
-        if len(everything["processes"]) != self.parallel.size:
-            raise ValueError(
-                f"the checkpoint is of {len(everything['processes'])} processes, each with draws of its own, and this run has "
-                f"{self.parallel.size}; start as many."
-            )
-        own = everything["processes"][self.parallel.rank]
+        processes, size = everything["processes"], self.parallel.size
+        if len(processes) != size:
+            raise ValueError(f"the checkpoint is of a group of {len(processes)}, each with draws of its own, but this is one of {size}.")
+        own = processes[self.parallel.rank]
         self.number = everything["number"]
         self.parallel.load_whole_state(self.policy, everything["policy"])
         self.parallel.load_whole_optimizer_state(self.optimizer, everything["optimizer"])
@@ -299,7 +297,7 @@ def default_learning_rate(policy: Policy) -> float:
     if not hasattr(policy, "model"):
         return 0.05
     if sum(p.numel() for p in policy.parameters()) < 20_000_000:
-        return 3e-4
+        return 2e-4
     return 1e-4 if any("lora_" in name for name, _ in policy.named_parameters()) else 1e-5
 
 

@@ -6,7 +6,19 @@ import sys
 import numpy as np
 import straight_loop
 import torch
-from setting import GROUP_SIZE, LEARNING_RATE, MAX_GRAD_NORM, NEW_TOKENS, PROMPTS, SEED, SETTINGS, VOCAB_SIZE, Meter, build_model, build_prompts
+from setting import (
+    GROUP_SIZE,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    NEW_TOKENS,
+    PROMPTS,
+    SEED,
+    SETTINGS,
+    VOCAB_SIZE,
+    Meter,
+    build_model,
+    build_prompts,
+)
 
 from llm_mdp_agents.grpo import GRPO
 from llm_mdp_agents.lm import LanguageModelPolicy
