@@ -3,9 +3,9 @@
     python benchmarks/engines.py FOLDER     # of a model, in an environment with vLLM: see agents/llm_mdp_agents/engines.py
 
 Prints a table and writes benchmarks/results/engines.json. Prompts are random tokens and no token ends a response, so that both engines
-draw as many. CPU time of one thread, best of the repetitions, after one draw to warm up; the repetitions change the weights, so that
-vLLM never finds a prompt that it has read. Beside it the time to give vLLM new weights, once an update, and how far its
-log-probabilities are from the policy's.
+draw as many. CPU time of one thread, best of the repetitions, after one draw to warm up; before each, vLLM is given the weights, so that
+it never finds a prompt that it has read. Beside it the time that this takes, once an update, and how far the log-probabilities are from
+those that training computes.
 """
 
 import os
@@ -58,8 +58,6 @@ def measure(engine: Engine, policy: LanguageModelPolicy, prompt: torch.Tensor, a
     options = {"eos": None, "horizon": arguments.tokens}
     seconds, pushes = [], []
     for repetition in range(-1, arguments.repetitions):
-        with torch.no_grad():
-            next(policy.parameters()).mul_(1.0)
         start = process_time()
         engine.update(policy)
         pushed = process_time()

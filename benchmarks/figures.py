@@ -30,9 +30,9 @@ def learning_figures(runs: list[dict[str, Any]], cells: dict[str, list[tuple[str
         return [cell for cell in cells[what] if cell in by_cell]
 
     rewards = {NAMES[cell]: by_cell[cell] for cell in present("rewards")}
-    curves(rewards, "One reward a response or one a token (RLOO, two-digit sums)", folder / "rewards.svg")
+    curves(rewards, "One reward a response or one a token (RLOO, one-digit sums)", folder / "rewards.svg")
     preferences = {cell[0]: by_cell[cell] for cell in present("preferences")}
-    curves(preferences, "Rewards or preferences (two-digit sums, right or wrong)", folder / "preferences.svg")
+    curves(preferences, "Rewards or preferences (one-digit sums, right or wrong)", folder / "preferences.svg")
     intervals({cell[0]: by_cell[cell] for cell in present("agents")}, "All agents at equal generated tokens", folder / "agents.svg")
 
 

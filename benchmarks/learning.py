@@ -1,6 +1,6 @@
 """The paper's question, put to training: is one reward for a whole response enough, and which agent makes the most of a token?
 
-A small transformer (supervised warm start, the same for all) learns two-digit sums by reinforcement.
+A small transformer (supervised warm start, the same for all) learns one-digit sums by reinforcement.
 
     python benchmarks/learning.py rewards       # the same agent sees every token's reward, their sum at the end, or right / wrong
     python benchmarks/learning.py agents        # all agents, at equal generated tokens and equal number of updates
@@ -39,7 +39,7 @@ from llm_mdp_envs.arithmetic import Arithmetic
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results" / "learning.json", HERE.parent / "docs" / "figures"
-UPDATES, TOKENS_PER_UPDATE, WARM_START, PROMPTS = 100, 2500, 300, 256
+DIGITS, UPDATES, TOKENS_PER_UPDATE, WARM_START, LEARNING_RATE, PROMPTS = 1, 100, 2500, 60, 1e-3, 256
 SEEDS = {"rewards": 5, "agents": 3, "preferences": 3}
 
 
@@ -61,8 +61,8 @@ class TokenRewards(TokenCredit):
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.1, "preference_temperature": 0.2},
     "iterative-dpo": {"beta": 0.1, "preference_temperature": 0.2, "refresh": 5},
-    "rto": {"beta": 0.2, "dpo_batches": 60, "dpo_learning_rate": 3e-4},
-    "prime": {"threshold": 0.99, "process_learning_rate": 3e-4},
+    "rto": {"beta": 0.2, "dpo_batches": 60, "dpo_learning_rate": 1e-3},
+    "prime": {"threshold": 0.99, "process_learning_rate": 1e-3},
 }
 """Where the defaults do not fit rewards in [0, 1]."""
 
@@ -87,13 +87,13 @@ def cells() -> dict[str, list[tuple[str, str]]]:
 
 def learn(agent: str, reward: str, seed: int) -> dict[str, Any]:
     """One run: how right the policy is after how many generated tokens."""
-    task = Arithmetic(reward=reward)
+    task = Arithmetic(digits=DIGITS, reward=reward)
     policy = build_policy(ModelConfig("small"), task, seed)
     warm_start(policy, task, WARM_START, seed)
     config = config_of(agent)
     prompts = max(2, round(TOKENS_PER_UPDATE / tokens_a_prompt(config, policy, task, seed)))
     options = TrainConfig(
-        steps=UPDATES, prompts_per_step=prompts, learning_rate=2e-4, warm_up_steps=10, seed=seed, signal_every=0
+        steps=UPDATES, prompts_per_step=prompts, learning_rate=LEARNING_RATE, warm_up_steps=10, seed=seed, signal_every=0
     )  # fmt: skip
     trainer = Trainer(build_agent(config, policy, task, seed), task, policy, options)
     trainer.prepare()
@@ -118,7 +118,7 @@ def point(trainer: Trainer) -> dict[str, float]:
     """The share of right sums and of right digits, drawn and greedy; tokens so far, those of the preparation included."""
     figures: dict[str, float] = {"tokens": trainer.sampler.cost.tokens, "rewards": trainer.sampler.cost.rewards}
     for reward in ("outcome", "sum"):
-        found = evaluate(trainer.policy, Arithmetic(reward=reward), PROMPTS, 1000)
+        found = evaluate(trainer.policy, Arithmetic(digits=DIGITS, reward=reward), PROMPTS, 1000)
         figures |= {f"{reward}": found["eval/reward"], f"{reward}_greedy": found["eval/greedy_reward"]}
     return figures
 
@@ -139,7 +139,7 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for run in pool.map(learn, *zip(*missing)) if missing else ():
             done.append(run)
-            write_results(RESULTS, ("torch", "transformers"), {"updates": UPDATES, "tokens_per_update": TOKENS_PER_UPDATE, "runs": done})
+            write_results(RESULTS, ("torch", "transformers"), {"updates": UPDATES, "tokens_per_update": TOKENS_PER_UPDATE, "learning_rate": LEARNING_RATE, "runs": done})
             last = run["curve"][-1]
             print(f"{run['agent']:<16}{run['reward']:<9}{run['seed']}  sums {last['outcome']:.3f}  digits {last['sum']:.3f}", flush=True)
     if "figures" in arguments.what:

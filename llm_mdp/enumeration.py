@@ -302,7 +302,7 @@ class ExactSampler(WorldSampler):
         if self.enumerate_branches:
             raise ValueError("branches of several temperatures cannot be enumerated outcome by outcome; give them one, or use --sampled N.")
         # Greedy branches have no variance.
-        variances = [getattr(part, "variance", torch.zeros_like(part.reward)) for part in parts]
+        variances = [torch.zeros_like(part.reward) if (v := getattr(part, "variance", None)) is None else v for part in parts]
         joined = super()._joined(parts)
         return TreeBranches(joined.row, joined.step, joined.reward, variance=torch.cat(variances, dim=-1))
 

@@ -75,7 +75,8 @@ class KLLoss(KLEstimator):
 
     def loss(self, logp, evidence):
         assert evidence.reference_logp is not None
-        return reduce(kl_estimate(logp, evidence.reference_logp, self.kind), evidence.rollouts.mask)
+        penalty = kl_estimate(logp, evidence.reference_logp, self.kind)
+        return reduce(penalty, evidence.rollouts.mask, self.reduction, self.reduction_constant)
 
 
 @dataclass(frozen=True)

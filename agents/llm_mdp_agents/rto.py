@@ -22,7 +22,7 @@ class RTOConfig(AgentConfig):
 
     beta: float = 1.0
     """β of DPO and of the rewards; with the preferences' temperature 1 the rewards then have the size of RM."""
-    dpo_batches: int = 100
+    dpo_batches: int = 300
     """Batches of pairs that the DPO model is trained on."""
     dpo_learning_rate: float = 1e-2
     paper: bool = False
