@@ -139,7 +139,8 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for run in pool.map(learn, *zip(*missing)) if missing else ():
             done.append(run)
-            write_results(RESULTS, ("torch", "transformers"), {"updates": UPDATES, "tokens_per_update": TOKENS_PER_UPDATE, "learning_rate": LEARNING_RATE, "runs": done})
+            setting = {"digits": DIGITS, "updates": UPDATES, "tokens_per_update": TOKENS_PER_UPDATE, "learning_rate": LEARNING_RATE}
+            write_results(RESULTS, ("torch", "transformers"), {**setting, "runs": done})
             last = run["curve"][-1]
             print(f"{run['agent']:<16}{run['reward']:<9}{run['seed']}  sums {last['outcome']:.3f}  digits {last['sum']:.3f}", flush=True)
     if "figures" in arguments.what:

@@ -1,9 +1,11 @@
-"""benchmarks/README.md from the results of the last runs: `python benchmarks/summary.py` (the last step of `make bench`)."""
+"""benchmarks/README.md, and the README's section on training, from the results of the last runs: `python benchmarks/summary.py`."""
 
 import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- training:begin -->", "<!-- training:end -->"
 HEAD = """# Benchmarks
 
 <!-- Written by `python benchmarks/summary.py` from benchmarks/results/*.json; run `make bench` for figures of your own machine. -->
@@ -14,10 +16,13 @@ Each comparison was made in one run on one machine; ratios travel, absolute figu
 
 def main() -> None:
     sections = [HEAD, tree_dp(load("tree_dp")), sampled_rate(load("sampled_rate")), env_rate(load("env_rate"))]
-    sections += [sandbox_rate(load("sandbox_rate")), sb3(load("sb3"))]
-    text = "\n".join(sections)
-    (HERE / "README.md").write_text(text, encoding="utf-8")
-    print(f"Written to {HERE / 'README.md'}")
+    sections += [sandbox_rate(load("sandbox_rate")), sb3(load("sb3")), branching(load("branching")), engines(load("engines"))]
+    sections += [peers(load("peers")), *(smollm2(load(f"smollm2-{agent}")) for agent in ("rloo", "trepo")), learning(load("learning"))]
+    (HERE / "README.md").write_text("\n".join(sections), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n\n{training(load('smollm2-rloo'), load('smollm2-trepo'), load('peers'))}\n{END}{after}", encoding="utf-8")
+    print(f"Written to {HERE / 'README.md'} and {README}")
 
 
 def load(name: str) -> dict:
@@ -113,6 +118,114 @@ def sb3(result: dict) -> str:
     words = "Stable-Baselines3 through the wrappers, against the exact optimum."
     header = ["agent", "steps", "time", "before", "drawn", "greedy", "optimum"]
     return section("Stable-Baselines3", "python benchmarks/sb3.py", words, header, rows, result)
+
+
+def branching(result: dict) -> str:
+    options = result["options"]
+    rows = [[name, f"{seconds:.2f} s", f"{result['ratio'][name]:.1f} x"] for name, seconds in result["seconds"].items()]
+    words = (
+        f"{options['branches']} branches of about {options['tokens']} tokens from each of {options['cuts']} places in {options['responses']} "
+        f"responses, prompt and response {options['prompt'] + options['response']} tokens long, tiny Llama, one thread, CPU time. `branch` "
+        "reads each response once; then our own sampling, which reads each prefix once; Hugging Face's `generate`; no cache at all."
+    )
+    return section("Branches", "python benchmarks/branching.py", words, ["way", "time", "of `branch`"], rows, result)
+
+
+def peers(result: dict) -> str:
+    names = {
+        "our_grpo": "**ours, GRPO**", "our_rloo": "**ours, RLOO**", "straight_loop": "straight loop", "trl_grpo": "TRL GRPO, no checkpointing",
+        "trl_grpo_checkpointed": "TRL GRPO as it comes", "trl_rloo": "TRL RLOO",
+    }  # fmt: skip
+    rows = []
+    for setting in result["settings"]:
+        by_name = {row["contender"]: row for row in setting["rows"]}
+        ours = by_name["our_grpo"]
+        for name, words in names.items():
+            if name not in by_name:
+                continue
+            row = by_name[name]
+            rows.append([
+                f"{words}, prompts of {setting['prompt_length']}", f"{row['cpu_seconds']:.2f} s", f"{ours['cpu_seconds'] / row['cpu_seconds']:.2f} x",
+                f"{row['tokens_per_cpu_second']:,.0f}", f"{row['added_memory'] / 2**20:,.0f} MiB", f"{ours['added_memory'] / row['added_memory']:.2f} x",
+            ])  # fmt: skip
+    words = (
+        f"One training step on the same tiny Llama ({result['parameters'] / 1e6:.2f} M parameters, float32): {result['prompts']} prompts x "
+        f"{result['group_size']} responses x {result['new_tokens']} tokens, AdamW, one thread, CPU time, each contender in processes of its "
+        "own. Memory is the peak less what the process had before the first step. TRL checkpoints activations unless told not to."
+    )
+    header = ["contender", "a step", "ours over it", "tokens a CPU-second", "added memory", "ours over it"]
+    return section("Beside TRL", "python benchmarks/peers/compare.py", words, header, rows, result)
+
+
+def smollm2(result: dict) -> str:
+    before, after, steps = result["before"], result["after"], result["steps"]
+    rows = [[when, f"{each['eval/reward']:.3f}", f"{each['eval/greedy_reward']:.3f}"] for when, each in (("before", before), ("after", after))]
+    words = (
+        f"SmolLM2-135M-Instruct, two-digit sums, 0/1 rewards: {len(steps)} steps, {steps[-1]['cpu_minutes']:.1f} CPU-minutes on one thread, "
+        f"{sum(step['tokens'] for step in steps):,} generated tokens, {sum(step['cpu_seconds'] for step in steps) / len(steps):.1f} CPU-seconds a step."
+    )
+    return section(f"SmolLM2 with {result['agent'].upper()}", result["command"], words, ["", "drawn", "greedy"], rows, result)
+
+
+def learning(result: dict) -> str:
+    by_agent: dict[tuple[str, str], list[dict]] = {}
+    for run in result["runs"]:
+        by_agent.setdefault((run["agent"], run["reward"]), []).append(run)
+    rows = []
+    for (agent, reward), runs in by_agent.items():
+        ends = [run["curve"][-1] for run in runs]
+        tokens = sum(end["tokens"] for end in ends) / len(ends)
+        figures = [f"{min(end[key] for end in ends):.3f} … {max(end[key] for end in ends):.3f}" for key in ("sum", "outcome")]
+        rows.append([f"{agent}, reward {reward}", str(len(runs)), f"{tokens:,.0f}", *figures])
+    words = (
+        f"A small transformer from scratch, warm-started, then {result['updates']} updates at {result['tokens_per_update']:,} generated tokens each; "
+        "shares of right digits and of right sums at the end, smallest and largest over seeds. `docs/figures/` shows the curves."
+    )
+    header = ["agent", "seeds", "tokens", "right digits", "right sums"]
+    return section("Learning", "python benchmarks/learning.py rewards agents preferences figures", words, header, rows, result)
+
+
+def engines(result: dict) -> str:
+    options = result["options"]
+    rows = [
+        [name, f"{each['tokens_per_second']:.0f}", f"{each['update_seconds']:.2f} s", f"{each['logp_difference_max']:.1g}"]
+        for name, each in result["engines"].items()
+    ]
+    words = (
+        f"SmolLM2-135M-Instruct, {options['prompts']} prompts of {options['prompt']} tokens, {options['tokens']} new ones, {options['dtype']}: speed of "
+        "drawing, time to take over new weights, and the largest difference of a log-probability from the policy's own."
+    )
+    return section("Engines", "python benchmarks/engines.py FOLDER", words, ["engine", "tokens a second", "new weights", "logp"], rows, result)
+
+
+def training(rloo: dict, trepo: dict, peers: dict) -> str:
+    """The README's tables on training."""
+    lines = ["`python benchmarks/smollm2.py rloo --minutes 8`, the same with `trepo`, and `python benchmarks/peers/compare.py`:\n"]
+    lines += ["| SmolLM2-135M-Instruct, two-digit sums | right before | right after | greedy before | greedy after | CPU-minutes | tokens |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for result in (rloo, trepo):
+        before, after, steps = result["before"], result["after"], result["steps"]
+        figures = [f"{each[key]:.2f}" for key in ("eval/reward", "eval/greedy_reward") for each in (before, after)]
+        spent = [f"{steps[-1]['cpu_minutes']:.1f}", f"{sum(step['tokens'] for step in steps):,}"]
+        lines.append(f"| {result['agent'].upper()} | {' | '.join([*figures, *spent])} |")
+    lines += ["", "| asked | before | after |", "|---|---|---|"]
+    for before, after in list(zip(rloo["samples_before"], rloo["samples_after"]))[:4]:
+        asked = before["prompt"].split("user\n")[1].split("<")[0]
+        lines.append(f"| {asked} | `{_line(before['response'])}` | `{_line(after['response'])}` |")
+    ratios = []
+    for setting in peers["settings"]:
+        rows = {row["contender"]: row for row in setting["rows"]}
+        peer = rows["trl_grpo_checkpointed"]
+        ratios.append(
+            f"{rows['our_grpo']['cpu_seconds'] / peer['cpu_seconds']:.2f} x the CPU time of TRL's GRPO as it comes with prompts of "
+            f"{setting['prompt_length']} tokens ({rows['our_grpo']['cpu_seconds'] / rows['trl_grpo']['cpu_seconds']:.2f} x without its checkpointing)"
+        )
+    lines += ["", f"A training step on the same tiny Llama takes {' and '.join(ratios)}: [benchmarks](benchmarks/README.md#beside-trl).", ""]
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "⏎").replace("|", "/").replace("`", "'").strip() or " "
 
 
 if __name__ == "__main__":
