@@ -396,7 +396,7 @@ def test_figures_are_dropped_from_the_right(room, said):
     assert figures_within(room, FIGURES) == said and "seconds" not in SHOWN
 
 
-@pytest.mark.parametrize("columns", [80, 180])
+@pytest.mark.parametrize("columns", [80, pytest.param(180, marks=pytest.mark.slow)])
 def test_the_progress_line_fits_the_terminal(columns, here):
     words = f"train rloo Arithmetic --steps 4 {SHORT} --warm-start 60 --width 16 --heads 2 --layers 1"
     master, slave = pty.openpty()
