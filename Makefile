@@ -18,9 +18,13 @@ lint: $(STAMP)  ## ruff, pyright
 	$(BIN)/ruff check
 	$(BIN)/pyright
 
-docs: $(STAMP)  ## the README's ledger, from the results of the main job
+docs: $(STAMP)  ## the README's ledger and figures, and the pages on agents and environments
 	$(BIN)/llm-mdp verify --json benchmarks/results/ledger.json --html benchmarks/results/ledger.html > /dev/null
 	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/ledger.json README.md
+	$(BIN)/python -m llm_mdp_envs.registry
+	$(BIN)/python -m llm_mdp_agents.zoo
+	$(BIN)/python benchmarks/learning.py figures
+	$(BIN)/python benchmarks/summary.py
 
 bench: $(STAMP)  ## speed, side by side in one run
 	$(BIN)/python benchmarks/tree_dp.py
@@ -28,6 +32,8 @@ bench: $(STAMP)  ## speed, side by side in one run
 	$(BIN)/python benchmarks/env_rate.py
 	$(BIN)/python benchmarks/sandbox_rate.py
 	$(BIN)/python benchmarks/sb3.py
+	$(BIN)/python benchmarks/branching.py
+	$(BIN)/python benchmarks/peers/compare.py
 	$(BIN)/python benchmarks/summary.py
 
 clean:

@@ -42,7 +42,9 @@ def sampler(agent: Agent, prompts: int = 4, seed: int = 0) -> PolicySampler:
 # --- options ------------------------------------------------------------------------------------------------------------------
 
 BAD = [
-    ("rloo", {"group_size": 0}, r"group_size is 0; a group has at least 1 response\."),
+    ("rloo", {"group_size": 1}, r"group_size is 1; this agent needs at least 2 responses to a prompt\."),
+    ("trepo", {"group_size": 0}, r"group_size is 0; this agent needs at least 1 responses to a prompt\."),
+    ("ppo", {"clip_low": -0.1}, r"clip_low is -0\.1; it must be above 0, or None for no clipping\."),
     ("rloo", {"kl": -1.0}, r"kl is -1\.0; the weight of the penalty is at least 0\."),
     ("rloo", {"kl_in": "loss", "kl": 0.1}, r'kl_estimator "k1" in the loss has no gradient \(claim kl-k1-loss\); put it into the reward'),
     ("rloo", {"kl_in": "rewards"}, r"kl_in is 'rewards'; choose 'reward', 'loss'\."),
@@ -79,11 +81,10 @@ def test_bad_options_are_refused_in_a_sentence(name, options, message):
         make(name, **options)
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo"])
+@pytest.mark.parametrize("name", ["rloo", "grpo", "prime"])
 def test_a_group_of_one_has_no_group_baseline(name):
-    agent = make(name, group_size=1)
-    with pytest.raises(ValueError, match="group_size is 1; a group baseline needs at least 2 responses to a prompt"):
-        agent.advantages(agent.collect(sampler(agent)))
+    with pytest.raises(ValueError, match="group_size is 1; this agent needs at least 2 responses to a prompt"):
+        make(name, group_size=1)
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -23,6 +23,9 @@ from llm_mdp_envs.task import Task
 class AgentConfig:
     """Options of every agent."""
 
+    least_group: ClassVar[int] = 1
+    """Responses that the estimator needs of each prompt."""
+
     group_size: int = 8
     """K, responses drawn to each prompt."""
     clip_low: float | None = None
@@ -42,8 +45,11 @@ class AgentConfig:
             value = getattr(self, name)
             if choices and value not in choices and not (value is None and NoneType in get_args(hint)):
                 raise ValueError(f"{name} is {value!r}; choose {', '.join(map(repr, choices))}.")
-        if self.group_size < 1:
-            raise ValueError(f"group_size is {self.group_size}; a group has at least 1 response.")
+        if self.group_size < self.least_group:
+            raise ValueError(f"group_size is {self.group_size}; this agent needs at least {self.least_group} responses to a prompt.")
+        for name in ("clip_low", "clip_high"):
+            if (clip := getattr(self, name)) is not None and not clip > 0:
+                raise ValueError(f"{name} is {clip}; it must be above 0, or None for no clipping.")
         if self.kl < 0:
             raise ValueError(f"kl is {self.kl}; the weight of the penalty is at least 0.")
         if self.kl and self.kl_in == "loss" and self.kl_estimator == "k1":

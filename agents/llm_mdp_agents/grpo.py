@@ -14,7 +14,7 @@ full of groups with signal; here such groups just leave the batch.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -30,6 +30,8 @@ Overlong = Literal["keep", "mask", "punish"]
 @dataclass(frozen=True)
 class GRPOConfig(AgentConfig):
     """Options of GRPO."""
+
+    least_group: ClassVar[int] = 2
 
     variant: Literal["grpo", "dr-grpo", "dapo"] = "grpo"
     """Which of the three; fills in the options below that are not given."""

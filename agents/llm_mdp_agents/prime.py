@@ -9,6 +9,7 @@ of middling accuracy.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_mdp import estimators
 from llm_mdp.objectives import outcome_cross_entropy
@@ -20,6 +21,8 @@ from llm_mdp_agents.models import frozen
 @dataclass(frozen=True)
 class PRIMEConfig(AgentConfig):
     """Options of PRIME."""
+
+    least_group: ClassVar[int] = 2
 
     beta: float = 0.05
     """β of the process rewards."""

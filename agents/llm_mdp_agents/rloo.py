@@ -7,6 +7,7 @@ Unbiased (claim `rloo`). `paper=True` is Eq. 36 as printed, whose sum contains t
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_mdp import estimators
 from llm_mdp_agents.base import Agent, AgentConfig
@@ -15,6 +16,8 @@ from llm_mdp_agents.base import Agent, AgentConfig
 @dataclass(frozen=True)
 class RLOOConfig(AgentConfig):
     """Options of RLOO."""
+
+    least_group: ClassVar[int] = 2
 
     paper: bool = False
     """Eq. 36 as printed."""

@@ -72,6 +72,9 @@ class TrainConfig:
             raise ValueError(f"micro_batch is {self.micro_batch}; at least 1 response goes through the model at once.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        for name in ("warm_up_steps", "signal_every", "seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")
 
