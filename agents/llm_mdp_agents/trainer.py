@@ -34,16 +34,16 @@ from llm_mdp_envs.task import Task
 class TrainConfig:
     """How to train, whatever the agent."""
 
-    steps: int = 300
+    steps: int = 500
     """Batches."""
-    prompts_per_step: int = 32
-    """Prompts of a batch, over all processes."""
+    prompts_per_step: int | None = None
+    """Prompts of a batch, over all processes; None: 128 for tables and small models, 8 for large ones."""
     epochs: int = 1
     """Updates on each batch; from the second on the clipped surrogate is biased (claim ppo-second-epoch)."""
     micro_batch: int | None = None
     """Most responses that go through the model at once; None: all. Never changes the gradient."""
     learning_rate: float | None = None
-    """Of AdamW; None: 0.05 for tables, 2e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
+    """Of AdamW; None: 0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the learning rate, after the warm-up."""
     warm_up_steps: int = 0
@@ -65,11 +65,12 @@ class TrainConfig:
     """Of prompts, responses and auxiliary models."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "epochs", "eval_every", "eval_prompts", "checkpoint_every", "keep"):
+        for name in ("steps", "epochs", "eval_every", "eval_prompts", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch is {self.micro_batch}; at least 1 response goes through the model at once.")
+        for name in ("prompts_per_step", "micro_batch"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
         for name in ("warm_up_steps", "signal_every", "seed", "weight_decay"):
@@ -97,8 +98,9 @@ class Trainer:
         assert isinstance(policy, nn.Module)
         self.agent, self.task, self.policy, self.config, self.folder = agent, task, policy, config, folder
         self.parallel = parallel or Parallel()
-        if config.prompts_per_step % self.parallel.size:
-            raise ValueError(f"prompts_per_step is {config.prompts_per_step}, which {self.parallel.size} processes cannot share evenly.")
+        self.prompts = config.prompts_per_step or (8 if is_large(policy) else 128)
+        if self.prompts % self.parallel.size:
+            raise ValueError(f"prompts_per_step is {self.prompts}, which {self.parallel.size} processes cannot share evenly.")
         self.number = 0
         self.scorer = self.parallel.prepare(policy)
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -107,14 +109,14 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.generator, self.questions = streams([config.seed, self.parallel.rank])
         self.sampler = TaskSampler(
-            agent.behaviour, task, self.generator, self.questions, config.prompts_per_step // self.parallel.size, config.micro_batch
+            agent.behaviour, task, self.generator, self.questions, self.prompts // self.parallel.size, config.micro_batch
         )
 
     def prepare(self) -> None:
         """What the agent trains before the first update: on whole batches that all processes draw alike, so that its models stay alike."""
         config = self.config
         sampler = TaskSampler(
-            self.agent.behaviour, self.task, *streams([config.seed, self.parallel.size]), config.prompts_per_step, config.micro_batch
+            self.agent.behaviour, self.task, *streams([config.seed, self.parallel.size]), self.prompts, config.micro_batch
         )
         sampler.cost = self.sampler.cost
         self.parallel.on_whole_model(self.policy, lambda: self.agent.prepare(sampler))
@@ -294,13 +296,19 @@ def streams(seed: list[int]) -> tuple[torch.Generator, np.random.Generator]:
     return torch.Generator().manual_seed(int(tokens.generate_state(1, np.uint64)[0] >> 1)), np.random.default_rng(questions)
 
 
+def is_large(policy: Policy) -> bool:
+    """20 million parameters or more."""
+    assert isinstance(policy, nn.Module)
+    return sum(parameter.numel() for parameter in policy.parameters()) >= 20_000_000
+
+
 def default_learning_rate(policy: Policy) -> float:
     """By kind and size of the policy, see `TrainConfig.learning_rate`."""
     assert isinstance(policy, nn.Module)
     if not hasattr(policy, "model"):
         return 0.05
-    if sum(p.numel() for p in policy.parameters()) < 20_000_000:
-        return 2e-4
+    if not is_large(policy):
+        return 5e-4
     return 1e-4 if any("lora_" in name for name, _ in policy.named_parameters()) else 1e-5
 
 

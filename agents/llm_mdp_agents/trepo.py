@@ -22,9 +22,9 @@ from llm_mdp_agents.base import SegmentConfig, WithSegments
 class TRePOConfig(SegmentConfig):
     """Options of TRePO."""
 
-    group_size: int = 2
+    group_size: int = 1
     clip_low: float | None = 0.2
-    samples: int = 4
+    samples: int = 2
     """M, branches from each boundary."""
     lam: float = 0.0
     """λ of GAE over segments; 0: differences of neighbouring values."""
