@@ -137,7 +137,7 @@ def test_variants_reach_the_estimator():
         ("ma-rlhf", {"every": 3}, {"lam": 0.95, "boundary": EveryNTokens(3)}),
         ("vineppo", {}, {"samples": 9, "boundary": EveryNTokens(2), "lam": 0.0, "greedy": False, "temperatures": None}),
         ("vineppo", {"boundary": "separators", "separators": (1, 2)}, {"boundary": AfterTokens((1, 2))}),
-        ("trepo", {}, {"samples": 4, "boundary": EveryNTokens(1), "pooled": False, "interpolated": False, "temperatures": None}),
+        ("trepo", {}, {"samples": 2, "boundary": EveryNTokens(1), "pooled": False, "interpolated": False, "temperatures": None}),
         ("trepo", {"lam": 0.5, "samples": 7}, {"samples": 7, "lam": 0.5}),
         ("dpo", {"beta": 0.3, "preference_temperature": 2.0}, {"beta": 0.3, "preference_temperature": 2.0}),
         ("rto", {"beta": 0.3, "paper": True}, {"beta": 0.3, "paper": True, "group_baseline": True}),

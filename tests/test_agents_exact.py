@@ -162,7 +162,7 @@ def test_scales_that_theory_states(kind):
 def test_algorithm_1_as_printed_has_all_three_of_its_biases():
     """Pooled draws, interpolated advantages, temperatures from 0 to 1; leaving out any one gives another expectation."""
     p = problem()
-    found = exact_moments(make("trepo", p, variant="paper", every=2, samples=3), p.enumeration).mean
+    found = exact_moments(make("trepo", p, group_size=2, variant="paper", every=2, samples=3), p.enumeration).mean
     printed = {"pooled": True, "interpolated": True, "temperatures": (0.0, 0.5, 1.0)}
     core = TRePO(group_size=2, boundary=EveryNTokens(2), samples=3, **printed)
     assert torch.equal(found, exact_moments(core, p.enumeration).mean)

