@@ -60,7 +60,7 @@ class TokenRewards(TokenCredit):
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.1, "preference_temperature": 0.2},
-    "iterative-dpo": {"beta": 0.1, "preference_temperature": 0.2, "refresh": 5},
+    "iterative-dpo": {"beta": 0.1, "preference_temperature": 0.2, "refresh": 20},
     "rto": {"beta": 0.2, "dpo_batches": 60, "dpo_learning_rate": 1e-3},
     "prime": {"threshold": 0.99, "process_learning_rate": 1e-3},
 }

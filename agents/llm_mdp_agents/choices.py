@@ -38,6 +38,8 @@ class ModelConfig:
     """Of a language model's weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; "auto": cuda if there is one."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Who draws the responses: the model that trains, or vLLM beside it (an extra of its own, see engines.py)."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank instead of all weights; 0: all weights."""
     lora_alpha: float = 32.0

@@ -70,6 +70,10 @@ class Engine(Protocol):
         """Take over the policy's weights now."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
 
 class OwnEngine:
     """Every policy draws for itself, so there is nothing to update."""
@@ -81,6 +85,9 @@ class OwnEngine:
         return branch_of(policy, prompt, tokens, row, step, samples, **options)
 
     def update(self, policy: Policy) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 

@@ -10,6 +10,8 @@ pairs.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from llm_mdp_agents.dpo import DPO, DPOConfig
 from llm_mdp_agents.models import frozen
 
@@ -48,10 +50,11 @@ class IterativeDPO(DPO):
         evidence = super().collect(sampler)
         return replace(evidence, reference_logp=sampler.logp(self.models["reference"], evidence.rollouts))
 
+    @torch.no_grad()
     def fit(self, evidence):
         self.numbers["batches"] = self.numbers.get("batches", 0) + 1
         if self.numbers["batches"] % self.config.refresh == 0:
             for name in ("drawing", "reference") if self.config.reference == "moves" else ("drawing",):
                 for mine, theirs in zip(self.models[name].parameters(), self.policy.parameters()):
-                    mine.data.copy_(theirs.data)
+                    mine.copy_(theirs)
         return {}

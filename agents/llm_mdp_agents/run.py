@@ -19,6 +19,7 @@ from llm_mdp.policies import Policy
 from llm_mdp_agents import checkpoint
 from llm_mdp_agents.base import Agent, AgentConfig
 from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task, plain
+from llm_mdp_agents.engines import make_engine
 from llm_mdp_agents.evaluation import samples
 from llm_mdp_agents.parallel import parallel_from_environment
 from llm_mdp_agents.records import CONFIG, Records, check_loggers, load_config, load_metrics
@@ -252,6 +253,8 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
     chosen = setup.agent if isinstance(found, type) else found
     agent = build_agent(chosen, policy, task, config.seed)
     check_loggers(setup.loggers)
+    options = {"max_length": task.prompt_length + task.horizon + 1} if setup.model.engine == "vllm" else {}
+    engine = make_engine(setup.model.engine, policy, **options)
     document = setup.document()
     folder = None if place is None or not parallel.main else Path(place() if callable(place) else place)
     metrics: list[dict[str, Any]] = [] if resumed is None or folder is None else load_metrics(folder)[: resumed.step + 1]
@@ -266,7 +269,7 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
         if resumed is None and batches:
             warm_start(policy, task, batches, config.seed, progress=lambda loss: line("warm start", {"loss": loss}))
             agent = build_agent(chosen, policy, task, config.seed)  # anew: reference and critic begin as copies of the policy
-        trainer = Trainer(agent, task, policy, config, parallel, folder if parallel.main else None)
+        trainer = Trainer(agent, task, policy, config, parallel, folder, engine)
 
         def keep_figures(figures: dict[str, float]) -> None:
             metrics.append({"step": trainer.number, **figures})
@@ -310,6 +313,7 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
             _save_model(whole, folder)
     if folder:
         write_report(folder)
+    engine.close()
     close_task(task)
     return Run(agent, policy, task, metrics, folder)
 

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llm_mdp.evidence import Branches, Evidence, Finish, Rollouts, take_rows
-from llm_mdp.policies import Critic, Policy, branch_of, logp_of
+from llm_mdp.policies import Critic, Policy, logp_of
 from llm_mdp.sampling import NothingKept, check_temperatures
 from llm_mdp.tree import PAD, pad_prompts
+from llm_mdp_agents.engines import Engine, OwnEngine
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.token_env import FINISH, Progress, advance, check_scores, follow
 
@@ -37,6 +38,7 @@ class TaskSampler:
         generator: of the policy's tokens.
         questions: of the task's questions.
         rows_at_once: most rows that a model scores in one pass; None: all.
+        engine: who draws for the policy; None: the policy itself.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class TaskSampler:
         questions: np.random.Generator,
         prompts_per_batch: int = 1,
         rows_at_once: int | None = None,
+        engine: Engine | None = None,
     ):
         if prompts_per_batch < 1:
             raise ValueError(f"prompts_per_batch is {prompts_per_batch}; a batch has at least 1 prompt.")
         self.policy, self.task, self.generator, self.question_generator = policy, task, generator, questions
         self.prompts_per_batch, self.rows_at_once = prompts_per_batch, rows_at_once
+        self.engine = engine or OwnEngine()
         self.cost = Cost()
         self.questions: tuple[Question, ...] = ()
         """One a row of the latest rollouts."""
@@ -62,7 +66,7 @@ class TaskSampler:
         asked = [self.task.question(self.question_generator) for _ in range(self.prompts_per_batch)]
         self.questions = tuple(question for question in asked for _ in range(group_size))
         prompt = pad_prompts([question.prompt for question in asked])
-        drawn = self.policy.sample(prompt, group_size, **self._options(temperature))
+        drawn = self.engine.sample(self.policy, prompt, group_size, **self._options(temperature))
         return self._converse(self.questions, drawn, [Progress() for _ in self.questions], temperature)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
@@ -81,7 +85,7 @@ class TaskSampler:
         rewards = []
         for temperature, number in check_temperatures(samples, greedy, temperatures).items():
             options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
-            drawn = branch_of(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
+            drawn = self.engine.branch(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
             questions = [self.questions[r] for r in row.tolist() for _ in range(number)]
             if self.task.end_of_turn is None:
                 self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
@@ -156,7 +160,7 @@ class TaskSampler:
             if len(row):
                 options = self._options(temperature) | {"greedy": greedy}
                 prompt = pad_prompts([questions[r].prompt for r in row.tolist()])
-                drawn = self.policy.sample(prompt, 1, prefix=tokens[row], **options)
+                drawn = self.engine.sample(self.policy, prompt, 1, prefix=tokens[row], **options)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for r, each in enumerate(progress):
             mask[r, : len(each.mask)] = torch.tensor(each.mask)

@@ -24,6 +24,7 @@ from llm_mdp.sampling import NothingKept
 from llm_mdp.values import has_signal
 from llm_mdp_agents import checkpoint
 from llm_mdp_agents.base import Agent
+from llm_mdp_agents.engines import Engine
 from llm_mdp_agents.evaluation import evaluate
 from llm_mdp_agents.parallel import Parallel
 from llm_mdp_agents.sampler import TaskSampler
@@ -89,12 +90,14 @@ class Trainer:
 
     Args:
         parallel: the group of processes; by default this one alone.
+        engine: who draws the responses; by default the policy itself.
         folder: where a batch goes that could not be used; None: nowhere.
     """
 
     def __init__(
-        self, agent: Agent, task: Task, policy: Policy, config: TrainConfig, parallel: Parallel | None = None, folder: Path | None = None
-    ):
+        self, agent: Agent, task: Task, policy: Policy, config: TrainConfig, parallel: Parallel | None = None,
+        folder: Path | None = None, engine: Engine | None = None,
+    ):  # fmt: skip
         assert isinstance(policy, nn.Module)
         self.agent, self.task, self.policy, self.config, self.folder = agent, task, policy, config, folder
         self.parallel = parallel or Parallel()
@@ -109,14 +112,15 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.generator, self.questions = streams([config.seed, self.parallel.rank])
         self.sampler = TaskSampler(
-            agent.behaviour, task, self.generator, self.questions, self.prompts // self.parallel.size, config.micro_batch
+            agent.behaviour, task, self.generator, self.questions, self.prompts // self.parallel.size, config.micro_batch, engine
         )
 
     def prepare(self) -> None:
         """What the agent trains before the first update: on whole batches that all processes draw alike, so that its models stay alike."""
         config = self.config
         sampler = TaskSampler(
-            self.agent.behaviour, self.task, *streams([config.seed, self.parallel.size]), self.prompts, config.micro_batch
+            self.agent.behaviour, self.task, *streams([config.seed, self.parallel.size]), self.prompts, config.micro_batch,
+            self.sampler.engine,
         )
         sampler.cost = self.sampler.cost
         self.parallel.on_whole_model(self.policy, lambda: self.agent.prepare(sampler))
