@@ -2,7 +2,7 @@
 
 import copy
 import random
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from numbers import Real
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from llm_mdp.claims import CLAIMS
 from llm_mdp.enumeration import Enumeration, ExactSampler, Groups, TreeBranches, TreeRollouts, all_groups, of_rows
 from llm_mdp.estimators import Estimator
-from llm_mdp.evidence import Evidence, take_world
+from llm_mdp.evidence import Branches, Evidence, Rollouts, join, take_world
 from llm_mdp.instances import random_instance
 from llm_mdp.mdp import TokenMDP
 from llm_mdp.policies import Policy, logp_of
@@ -74,6 +74,7 @@ def _check_answers(estimator: Any, twin: Any, enumeration: Enumeration) -> None:
     if not torch.equal(weights, token_weights(twin, again, enumeration, weight)):
         raise EstimatorError(f"{name} gave two answers to the same samples; draw all randomness from the sampler inside `collect`.")
     _check_worlds(estimator, evidence, weights, enumeration)
+    _check_prompts(estimator, evidence)
     _check_padding(estimator, evidence)
 
 
@@ -138,6 +139,37 @@ def _check_worlds(estimator: Estimator, evidence: Evidence, weights: Tensor, enu
                 f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so reduce over "
                 "the last ones only, e.g. response_reward.mean(-1, keepdim=True) instead of response_reward.mean()."
             )
+
+
+def _check_prompts(estimator: Any, evidence: Evidence) -> None:
+    """The responses to one prompt must have the same advantages alone and beside those to another: training has many in a batch."""
+    core = getattr(estimator, "estimator", estimator)
+    if type(core).loss is not Estimator.loss or getattr(core, "whole_batch", False):
+        return
+    parts = [_as_in_training(take_world(evidence, world)) for world in (0, evidence.response_reward.shape[-2] // 2)]
+    shape, name = parts[0].rollouts.tokens.shape, type(estimator).__name__
+    try:
+        together = estimator.advantages(join(parts)).expand(2 * shape[0], shape[1])
+    except AssertionError:  # a statement about exact values, which only trees have
+        return
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise EstimatorError(f"{name}.advantages fails on a batch of two prompts ({error}); {BY_PROMPT}.") from error
+    apart = torch.cat([estimator.advantages(part).expand(shape) for part in parts])
+    if not torch.allclose(together, apart, rtol=1e-9, atol=1e-12):
+        raise EstimatorError(
+            f"{name} mixes prompts: the advantages of a prompt's responses change when another is in the batch; {BY_PROMPT}, or set "
+            "`whole_batch = True` on the class if that is meant."
+        )
+
+
+BY_PROMPT = "group rewards by prompt with llm_mdp.values.groups(reward, self.group_size), and .flatten(-2) afterwards"
+
+
+def _as_in_training(evidence: Evidence) -> Evidence:
+    """Without what only trees know of their rollouts and branches."""
+    plain = {part.name: getattr(evidence.rollouts, part.name) for part in fields(Rollouts)}
+    branches = evidence.branches and Branches(**{part.name: getattr(evidence.branches, part.name) for part in fields(Branches)})
+    return replace(evidence, rollouts=Rollouts(**plain), branches=branches)
 
 
 def _loss_and_gradient(estimator: Estimator, logp: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:

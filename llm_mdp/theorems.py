@@ -1,6 +1,7 @@
 """The paper's statements as estimators: exact values and hidden rewards in place of everything a trainer would have to estimate."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -132,6 +133,8 @@ class Whitened(Estimator):
     """Remark 4: Aₜ = RM(W), normalised over all tokens of the batch."""
 
     group_size: int = 4
+
+    whole_batch: ClassVar[bool] = True
 
     def advantages(self, evidence):
         rollouts = evidence.rollouts

@@ -1,6 +1,7 @@
 """Broken estimators and policies, each with the exact message that its author gets."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from llm_mdp.mdp import TokenMDP
 from llm_mdp.objectives import policy_gradient
 from llm_mdp.policies import NgramPolicy, PolicyModule
 from llm_mdp.problem import Problem
+from llm_mdp.values import groups
 
 
 @dataclass(frozen=True)
@@ -477,3 +479,56 @@ def test_a_broken_policy_is_told_what_is_wrong(name):
     with pytest.raises(PolicyError) as error:
         check_policy(policy(), token_mdp())
     assert str(error.value) == message
+
+
+# --- several prompts in a batch ---
+
+
+@dataclass(frozen=True)
+class BestOfBatch(Estimator):
+    """Unbiased or not where a batch has one prompt, another thing where it has two."""
+
+    group_size: int = 2
+
+    def advantages(self, evidence):
+        reward = evidence.response_reward
+        return (reward - reward.amax(-1, keepdim=True))[..., None]
+
+
+@dataclass(frozen=True)
+class FixedBatch(Estimator):
+    """Works for one prompt only."""
+
+    group_size: int = 2
+
+    def advantages(self, evidence):
+        return (evidence.response_reward * torch.tensor([1.0, -1.0]))[..., None]
+
+
+@dataclass(frozen=True)
+class MeantForBatch(BestOfBatch):
+    whole_batch: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class BestOfPrompt(BestOfBatch):
+    def advantages(self, evidence):
+        reward = groups(evidence.response_reward, self.group_size)
+        return (reward - reward.amax(-1, keepdim=True)).flatten(-2)[..., None]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (BestOfBatch(), "BestOfBatch mixes prompts: the advantages of a prompt's responses change when another is in the batch; group re"),
+        (FixedBatch(), "FixedBatch.advantages fails on a batch of two prompts"),
+    ],
+)
+def test_prompts_of_a_batch_must_not_meet(estimator, message):
+    with pytest.raises(EstimatorError, match=message):
+        check_estimator(estimator)
+
+
+@pytest.mark.parametrize("estimator", [MeantForBatch(), BestOfPrompt()])
+def test_batches_that_are_meant_or_grouped_are_fine(estimator):
+    check_estimator(estimator)

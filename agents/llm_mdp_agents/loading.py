@@ -60,6 +60,9 @@ def load_policy(
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if lora is not None and lora.rank < 1:
         raise ValueError(f"lora.rank is {lora.rank}; it must be at least 1.")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         causal_lm = _causal_lm(model).to(getattr(torch, dtype))

@@ -27,6 +27,7 @@ from llm_mdp_agents.run_report import write_report
 from llm_mdp_agents.trainer import TrainConfig, Trainer
 from llm_mdp_agents.warm_start import has_answers, warm_start
 from llm_mdp_envs.task import Task
+from llm_mdp_envs.text import require
 from llm_mdp_envs.token_env import close_task
 
 SHOWN = {
@@ -253,6 +254,8 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
     chosen = setup.agent if isinstance(found, type) else found
     agent = build_agent(chosen, policy, task, config.seed)
     check_loggers(setup.loggers)
+    if place is not None:
+        require("matplotlib", "train", "the report of a run")
     options = {"max_length": task.prompt_length + task.horizon + 1} if setup.model.engine == "vllm" else {}
     engine = make_engine(setup.model.engine, policy, **options)
     document = setup.document()
