@@ -91,7 +91,7 @@ RUNS = {
     "grpo dr-grpo": Run("grpo", 40_000, options={"variant": "dr-grpo"}),
     "ppo": Run("ppo", 45_000, options={"group_size": 8}, costly=True),
     "vineppo": Run("vineppo", 190_000, 110, 0.05, {"group_size": 2}),
-    "trepo": Run("trepo", 100_000),
+    "trepo": Run("trepo", 100_000, options={"group_size": 2, "samples": 4}),
     "ma-rlhf": Run("ma-rlhf", 45_000, options={"group_size": 8}, costly=True),
     "dpo": Run("dpo", 90_000, 120, 0.1, {"beta": 1.0, "group_size": 16}, penalised(1.0)),
     "iterative-dpo": Run("iterative-dpo", 42_000, 90, 0.1, {"beta": 1.0, "reference": "stays", "group_size": 8}, penalised(1.0)),
@@ -101,7 +101,7 @@ RUNS = {
     "r3hf": Run("r3hf", 45_000, options={"group_size": 8}, costly=True),
     "prime": Run("prime", 40_000, options={"process_learning_rate": 0.01}, objective=success),
     "rloo, kl": Run("rloo", 40_000, options={"kl": 1.0}, objective=penalised(1.0)),
-    "trepo, kl": Run("trepo", 200_000, options={"kl": 1.0, "group_size": 4}, objective=penalised(1.0)),
+    "trepo, kl": Run("trepo", 200_000, options={"kl": 1.0, "group_size": 4, "samples": 4}, objective=penalised(1.0)),
     "ppo, kl": Run("ppo", 45_000, options={"kl": 1.0, "lam": 1.0, "group_size": 8}, objective=penalised(1.0), costly=True),
 }
 
