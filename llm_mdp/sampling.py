@@ -5,6 +5,7 @@ The same `collect` runs in training and in verification; only the sampler differ
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -95,18 +96,15 @@ class PolicySampler:
         greedy: bool = False,
         temperatures: tuple[float, ...] | None = None,
     ) -> Branches:
-        row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
-        rewards = []
-        for temperature, number in check_temperatures(samples, greedy, temperatures).items():
+        def rewards(row: Tensor, step: Tensor, number: int, temperature: float) -> Tensor:
             drawn = branch_of(
                 self.policy, rollouts.prompt, rollouts.tokens, row, step, number,
                 eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator,
                 temperature=temperature or 1.0, greedy=temperature == 0,
             )  # fmt: skip
-            rewards.append(self.response_reward(drawn).reshape(len(row), number))
-        reward = torch.cat(rewards, dim=1)
-        each = reward.shape[1]
-        return Branches(row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), greedy)
+            return self.response_reward(drawn)
+
+        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), rewards)
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
@@ -121,6 +119,19 @@ class PolicySampler:
             raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
         rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups))
         return take_rows(evidence, rows.nonzero()[:, 0])
+
+
+def draw_branches(
+    rollouts: Rollouts,
+    boundary: Bool[Tensor, "B T"],
+    temperatures: dict[float, int],
+    rewards: Callable[[Tensor, Tensor, int, float], Tensor],
+) -> Branches:
+    """Branches from every boundary: rewards(row, step, number, temperature) draws `number` from each and scores them, flat."""
+    row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
+    reward = torch.cat([rewards(row, step, number, t).reshape(len(row), number) for t, number in temperatures.items()], dim=1)
+    each = reward.shape[1]
+    return Branches(row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), greedy=set(temperatures) == {0.0})
 
 
 def check_temperatures(samples: int, greedy: bool, temperatures: tuple[float, ...] | None) -> dict[float, int]:

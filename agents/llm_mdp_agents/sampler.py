@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm_mdp.evidence import Branches, Evidence, Finish, Rollouts, take_rows
 from llm_mdp.policies import Critic, Policy, logp_of
-from llm_mdp.sampling import NothingKept, check_temperatures
+from llm_mdp.sampling import NothingKept, check_temperatures, draw_branches
 from llm_mdp.tree import PAD, pad_prompts
 from llm_mdp_agents.engines import Engine, OwnEngine
 from llm_mdp_envs.task import Question, Scores, Task
@@ -81,23 +81,20 @@ class TaskSampler:
         greedy: bool = False,
         temperatures: tuple[float, ...] | None = None,
     ) -> Branches:
-        row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
-        rewards = []
-        for temperature, number in check_temperatures(samples, greedy, temperatures).items():
+        def rewards(row: Tensor, step: Tensor, number: int, temperature: float) -> Tensor:
+            places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]
+            questions = [self.questions[r] for r, _ in places]
             options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
             drawn = self.engine.branch(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
-            questions = [self.questions[r] for r in row.tolist() for _ in range(number)]
             if self.task.end_of_turn is None:
                 self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
             else:
-                places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]
                 starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
                 drawn = self._converse(questions, drawn, starts, temperature or 1.0, temperature == 0)
-            reward = self._score(questions, drawn).reward if len(questions) else np.zeros(0)
-            rewards.append(torch.from_numpy(reward.astype(np.float64)).reshape(len(row), number))
-        reward = torch.cat(rewards, dim=1)
-        each = reward.shape[1]
-        return Branches(row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), greedy)
+            reward = self._score(questions, drawn).reward if questions else np.zeros(0)
+            return torch.from_numpy(reward.astype(np.float64))
+
+        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), rewards)
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
