@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -425,3 +426,24 @@ def test_evidence_of_another_order_gives_the_same_loss():
             moved = replace(moved, branches=replace(evidence.branches, row=place[evidence.branches.row]))
         before = float(agent.loss(evidence.rollouts.logp, evidence))
         assert float(agent.loss(moved.rollouts.logp, moved)) == pytest.approx(before, abs=1e-12)
+
+
+def test_a_reward_model_can_take_the_place_of_the_environments_reward(tmp_path):
+    """Rewards of the run are the model's scores of whole responses."""
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+    from llm_mdp_agents import train
+    from llm_mdp_agents.choices import ModelConfig
+    from llm_mdp_agents.models import SequenceScorer
+    from llm_mdp_agents.sampler import TaskSampler
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = AutoModelForSequenceClassification.from_config(LlamaConfig(vocab_size=16, num_labels=1, pad_token_id=None, **shape))
+    model.save_pretrained(tmp_path)
+    run = train("rloo", "Arithmetic", ModelConfig(width=16, layers=1, scored_by=str(tmp_path)), steps=1, warm_start=0, progress=False)
+    source = TaskSampler(run.policy, run.task, torch.Generator().manual_seed(1), np.random.default_rng(1), 5)
+    rollouts = source.rollouts(2)
+    expected = SequenceScorer(model, None).final(rollouts.prompt, rollouts.tokens)
+    torch.testing.assert_close(source.response_reward(rollouts), expected.detach(), rtol=1e-5, atol=1e-6)
+    assert float(expected.detach().std()) > 1e-3

@@ -38,6 +38,8 @@ class ModelConfig:
     """Of a language model's weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; "auto": cuda if there is one."""
+    scored_by: str | None = None
+    """A sequence classifier with one label (name or folder) whose score is the reward, instead of the environment's."""
     engine: Literal["hf", "vllm"] = "hf"
     """Who draws the responses: the model that trains, or vLLM beside it (an extra of its own, see engines.py)."""
     lora_rank: int = 0

@@ -1,15 +1,17 @@
 """The models that agents train beside the policy: critics and reward models, both `AutoModelForSequenceClassification` with one label."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm_mdp.policies import Policy
-from llm_mdp.tree import PAD
-from llm_mdp_envs.task import Scores, Task
+from llm_mdp.tree import PAD, pad_prompts
+from llm_mdp_envs.task import Question, Scores, Task
 
 
 class SequenceScorer(nn.Module):
@@ -115,17 +117,17 @@ def frozen(policy: Policy) -> Any:
 
 
 class ScoredTask:
-    """A task whose responses a reward model scores: everything else is the task's own."""
+    """A task whose responses a reward model scores; questions, replies and words are the task's own."""
 
     def __init__(self, task: Task, model: SequenceScorer):
         self._task, self._model = task, model
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("mdp", "token_rewards"):  # what is known of the task's own reward says nothing about the model's
+            raise AttributeError(f"a task that a reward model scores has no {name}")
         return getattr(self._task, name)
 
     @torch.no_grad()
-    def score(self, questions, tokens, mask) -> Scores:
-        from llm_mdp.tree import pad_prompts
-
+    def score(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> Scores:
         prompt = pad_prompts([question.prompt for question in questions])
         return Scores(self._model.final(prompt, torch.from_numpy(tokens)).numpy())
