@@ -23,7 +23,7 @@ docs: $(STAMP)  ## the README's ledger and figures, and the pages on agents and 
 	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/ledger.json README.md
 	$(BIN)/python -m llm_mdp_envs.registry
 	$(BIN)/python -m llm_mdp_agents.zoo
-	$(BIN)/python benchmarks/learning.py figures
+	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/summary.py
 
 bench: $(STAMP)  ## speed, side by side in one run

@@ -1,11 +1,16 @@
-"""Figures for the README from benchmarks/results: interquartile means over seeds with 95 % bootstrap intervals, both by rliable."""
+"""Figures for the README from benchmarks/results: `python benchmarks/figures.py`.
 
+Interquartile means over seeds and their 95 % bootstrap intervals are rliable's.
+"""
+
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from learning import cells
 from rliable import library, metrics
 
 matplotlib.use("Agg")
@@ -19,9 +24,33 @@ NAMES = {
 }  # fmt: skip
 
 
+HERE = Path(__file__).parent
+FOLDER = HERE.parent / "docs" / "figures"
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    learning_figures(json.loads((HERE / "results" / "learning.json").read_text())["runs"], cells(), FOLDER)
+    smollm2_figure({agent: json.loads((HERE / "results" / f"smollm2-{agent}.json").read_text()) for agent in ("rloo", "trepo")}, FOLDER)
+    print(f"Written to {FOLDER}")
+
+
+def smollm2_figure(results: dict[str, dict[str, Any]], folder: Path) -> None:
+    """smollm2.svg: the share of right sums in each batch, and its running mean, against CPU time."""
+    figure, axis = plt.subplots(figsize=(8, 2.6))
+    for (agent, result), colour in zip(results.items(), COLOURS):
+        minutes, reward = (np.array([step[key] for step in result["steps"]]) for key in ("cpu_minutes", "reward"))
+        window = min(9, len(reward))
+        mean = np.convolve(reward, np.ones(window) / window, mode="valid")
+        axis.plot(minutes, reward, color=colour, alpha=0.25, linewidth=1)
+        axis.plot(minutes[window // 2 : window // 2 + len(mean)], mean, color=colour, label=f"{agent}, mean of {window} batches")
+    axis.set(xlabel="CPU-minutes", ylabel="share of right sums", ylim=(0, 1))
+    axis.legend(frameon=False, loc="lower right")
+    _finish(figure, "SmolLM2-135M-Instruct, two-digit sums, 0/1 rewards", folder / "smollm2.svg")
+
+
 def learning_figures(runs: list[dict[str, Any]], cells: dict[str, list[tuple[str, str]]], folder: Path) -> None:
     """rewards.svg, agents.svg, preferences.svg."""
-    folder.mkdir(parents=True, exist_ok=True)
     by_cell: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
         by_cell.setdefault((run["agent"], run["reward"]), []).append(run)
@@ -43,7 +72,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def estimates(scores: dict[str, np.ndarray], function: Callable) -> tuple[dict, dict]:
-    return library.get_interval_estimates(scores, function, reps=2000, random_state=np.random.RandomState(0))
+    return library.get_interval_estimates(scores, function, reps=2000)
 
 
 def curves(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
@@ -86,3 +115,7 @@ def _finish(figure: Any, title: str, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@ A small transformer (supervised warm start, the same for all) learns one-digit s
     python benchmarks/learning.py rewards       # the same agent sees every token's reward, their sum at the end, or right / wrong
     python benchmarks/learning.py agents        # all agents, at equal generated tokens and equal number of updates
     python benchmarks/learning.py preferences   # PPO against DPO and iterative DPO where every step counts (the paper's §5.1)
-    python benchmarks/learning.py figures       # docs/figures/*.svg from the results
 
 Finished runs are kept in benchmarks/results/learning.json; a second call does only what is missing.
 """
@@ -38,7 +37,7 @@ from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.arithmetic import Arithmetic
 
 HERE = Path(__file__).parent
-RESULTS, FIGURES = HERE / "results" / "learning.json", HERE.parent / "docs" / "figures"
+RESULTS = HERE / "results" / "learning.json"
 DIGITS, UPDATES, TOKENS_PER_UPDATE, WARM_START, LEARNING_RATE, PROMPTS = 1, 100, 2500, 60, 1e-3, 256
 SEEDS = {"rewards": 5, "agents": 3, "preferences": 3}
 
@@ -61,8 +60,8 @@ class TokenRewards(TokenCredit):
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.1, "preference_temperature": 0.2},
     "iterative-dpo": {"beta": 0.1, "preference_temperature": 0.2, "refresh": 20},
-    "rto": {"beta": 0.2, "dpo_batches": 60, "dpo_learning_rate": 1e-3},
-    "prime": {"threshold": 0.99, "process_learning_rate": 1e-3},
+    "rto": {"beta": 0.2, "dpo_batches": 60, "dpo_learning_rate": 1e-3, "kl": 0.2},
+    "prime": {"threshold": 0.99, "process_learning_rate": 1e-4},
 }
 """Where the defaults do not fit rewards in [0, 1]."""
 
@@ -129,12 +128,12 @@ def known() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*SEEDS, "figures"), nargs="+")
+    parser.add_argument("what", choices=SEEDS, nargs="+")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
     done = known()
     keys = {(run["agent"], run["reward"], run["seed"]) for run in done}
-    wanted = [(*cell, seed) for what in arguments.what if what in SEEDS for seed in range(SEEDS[what]) for cell in cells()[what]]
+    wanted = [(*cell, seed) for what in arguments.what for seed in range(SEEDS[what]) for cell in cells()[what]]
     missing = [cell for cell in dict.fromkeys(wanted) if cell not in keys]
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for run in pool.map(learn, *zip(*missing)) if missing else ():
@@ -143,10 +142,6 @@ def main() -> None:
             write_results(RESULTS, ("torch", "transformers"), {**setting, "runs": done})
             last = run["curve"][-1]
             print(f"{run['agent']:<16}{run['reward']:<9}{run['seed']}  sums {last['outcome']:.3f}  digits {last['sum']:.3f}", flush=True)
-    if "figures" in arguments.what:
-        from figures import learning_figures
-
-        learning_figures(known(), cells(), FIGURES)
 
 
 if __name__ == "__main__":

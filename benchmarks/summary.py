@@ -182,7 +182,7 @@ def learning(result: dict) -> str:
         "shares of right digits and of right sums at the end, smallest and largest over seeds. `docs/figures/` shows the curves."
     )
     header = ["agent", "seeds", "tokens", "right digits", "right sums"]
-    return section("Learning", "python benchmarks/learning.py rewards agents preferences figures", words, header, rows, result)
+    return section("Learning", "python benchmarks/learning.py rewards agents preferences", words, header, rows, result)
 
 
 def engines(result: dict) -> str:
