@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.evidence import Branches, Evidence, Rollouts, take_rows
@@ -115,10 +115,18 @@ class PolicySampler:
         return critic(rollouts.prompt, rollouts.tokens, rollouts.mask)
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
-        if not groups.any():
-            raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
-        rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups))
-        return take_rows(evidence, rows.nonzero()[:, 0])
+        return take_rows(evidence, kept_rows(evidence, groups))
+
+
+def kept_rows(evidence: Evidence, groups: Bool[Tensor, " P"]) -> Int[Tensor, " N"]:
+    """The numbers of the rows whose group stays.
+
+    Raises:
+        NothingKept: if none does.
+    """
+    if not groups.any():
+        raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
+    return groups.repeat_interleave(len(evidence.response_reward) // len(groups)).nonzero()[:, 0]
 
 
 def draw_branches(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from llm_mdp.check import check_estimator
 from llm_mdp.estimators import Estimator
@@ -205,12 +204,6 @@ def plain(config: Any) -> dict[str, Any]:
     """A config dataclass, or an estimator, as JSON; what is no plain value is left out."""
     values = {each.name: getattr(config, each.name) for each in fields(config)} if is_dataclass(config) else vars(config)
     return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}
-
-
-def trainable(policy: Policy) -> int:
-    """Number of parameters that are trained."""
-    assert isinstance(policy, nn.Module)
-    return sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
 
 
 def _parameters(path: str) -> dict[str, inspect.Parameter]:

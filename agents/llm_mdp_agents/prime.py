@@ -8,6 +8,7 @@ outcome (the original updates first). Claim `prime`: reported, for q is what φ 
 of middling accuracy.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,7 +48,7 @@ class PRIME(Agent):
 
     def build(self):
         self.models["reference"] = frozen(self.policy)
-        self.add_model("process_model", frozen(self.policy).requires_grad_(True), self.config.process_learning_rate)
+        self.add_model("process_model", copy.deepcopy(self.policy), self.config.process_learning_rate)
 
     def fit(self, evidence):
         config, rollouts, model = self.config, evidence.rollouts, self.models["process_model"]

@@ -8,6 +8,7 @@ rewards. `paper=True` is the ratio as printed (claim `rto-eq41`, biased). Left o
 its clipping of rₜ to ±0.05, which also biases.
 """
 
+import copy
 from dataclasses import dataclass
 
 from llm_mdp import estimators
@@ -43,7 +44,7 @@ class RTO(Agent):
 
     def build(self):
         self.models["reference"] = frozen(self.policy)
-        self.add_model("dpo", frozen(self.policy).requires_grad_(True), self.config.dpo_learning_rate)
+        self.add_model("dpo", copy.deepcopy(self.policy), self.config.dpo_learning_rate)
 
     def prepare(self, sampler):
         dpo = estimators.DPO(group_size=2, beta=self.config.beta)

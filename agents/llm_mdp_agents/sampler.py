@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm_mdp.evidence import Branches, Evidence, Finish, Rollouts, take_rows
 from llm_mdp.policies import Critic, Policy, logp_of
-from llm_mdp.sampling import NothingKept, check_temperatures, draw_branches
+from llm_mdp.sampling import check_temperatures, draw_branches, kept_rows
 from llm_mdp.tree import PAD, pad_prompts
 from llm_mdp_agents.engines import Engine, OwnEngine
 from llm_mdp_envs.task import Question, Scores, Task
@@ -59,8 +59,6 @@ class TaskSampler:
         self.cost = Cost()
         self.questions: tuple[Question, ...] = ()
         """One a row of the latest rollouts."""
-        self.scores: Scores | None = None
-        """Of the latest rollouts: parts and details for people."""
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
         asked = [self.task.question(self.question_generator) for _ in range(self.prompts_per_batch)]
@@ -70,8 +68,7 @@ class TaskSampler:
         return self._converse(self.questions, drawn, [Progress() for _ in self.questions], temperature)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
-        self.scores = self._score(self.questions, rollouts)
-        return torch.from_numpy(self.scores.reward.astype(np.float64))
+        return torch.from_numpy(self._score(self.questions, rollouts).reward.astype(np.float64))
 
     def branches(
         self,
@@ -113,9 +110,7 @@ class TaskSampler:
         raise ValueError(f"{type(self.task).__name__} has no token rewards; only token MDPs and Arithmetic know theirs.")
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
-        if not groups.any():
-            raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
-        rows = groups.repeat_interleave(len(evidence.response_reward) // len(groups)).nonzero()[:, 0]
+        rows = kept_rows(evidence, groups)
         self.questions = tuple(self.questions[row] for row in rows.tolist())
         return take_rows(evidence, rows)
 
