@@ -83,6 +83,16 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Variance:
+    """How noisy each estimator is, and what a token of sampling buys: llm-mdp variance [ESTIMATOR …] [--env ENV] [options]."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """A page of responses, every token shaded by the advantage that each estimator gave it: llm-mdp inspect [ENV] [options]."""
+
+
+@dataclass(frozen=True)
 class Version:
     """Print the versions in use."""
 
@@ -93,14 +103,16 @@ class UsageError(ValueError):
 
 def main() -> None:
     """Entry point of the `llm-mdp` command."""
-    if sys.argv[1:2] and sys.argv[1] in TRAINING:
-        sys.exit(_guarded(lambda: _training_command(sys.argv[1], sys.argv[2:])))
+    if sys.argv[1:2] and sys.argv[1] in ELSEWHERE:
+        sys.exit(_guarded(lambda: _command_elsewhere(sys.argv[1], sys.argv[2:])))
     command = tyro.cli(
         Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Envs, tyro.conf.subcommand("envs")]
         | Annotated[Agents, tyro.conf.subcommand("agents")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
+        | Annotated[Variance, tyro.conf.subcommand("variance")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Version, tyro.conf.subcommand("version")],
         prog="llm-mdp",
         description="The gradient check for reinforcement learning on language models.",
@@ -114,16 +126,20 @@ def main() -> None:
             sys.exit(_guarded(version))
 
 
-TRAINING = ("train", "eval", "agents")
-"""Subcommands whose options depend on the agent, so that they are read when the agent is known."""
+ELSEWHERE = {
+    "train": "command:train", "eval": "command:evaluate", "agents": "command:agents", "variance": "variance_command:variance",
+    "inspect": "inspect_command:inspect",
+}  # fmt: skip
+"""Subcommands of the package of agents, which read their own options."""
 
 
-def _training_command(name: str, argv: Sequence[str]) -> int:
+def _command_elsewhere(name: str, argv: Sequence[str]) -> int:
+    module, _, function = ELSEWHERE[name].partition(":")
     try:
-        from llm_mdp_agents import command
+        found = importlib.import_module(f"llm_mdp_agents.{module}")
     except ImportError as error:
-        raise UsageError(f'{error}; training needs more packages: pip install "llm-mdp[train]"') from error
-    return {"train": command.train, "eval": command.evaluate, "agents": command.agents}[name](argv)
+        raise UsageError(f'{error}; this command needs more packages: pip install "llm-mdp[train]"') from error
+    return getattr(found, function)(argv)
 
 
 def _guarded(job: Callable[[], int]) -> int:

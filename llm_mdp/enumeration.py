@@ -6,7 +6,7 @@ cannot tell them from the sampler it trains with.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -50,6 +50,7 @@ class Enumeration:
         self.mdp, self.policy, self.tree = mdp, policy, tree
         self.tokens = tree.leaves
         self.mask = self.tokens >= 0
+        self.length = self.mask.sum(-1)
         self.finish = finish_of(self.tokens, mdp.eos)
         self.prompt = mdp.prompt_tokens
         with torch.no_grad():
@@ -72,6 +73,12 @@ class Enumeration:
     def values(self) -> TreeValues:
         """Exact V, Q, U and Var(RM | prefix) of every prefix."""
         return tree_values(self.mdp, self.logits, self.mdp.token_reward.levels(self.tree, self.prompt))
+
+    @cached_property
+    def remaining(self) -> list[Float[Tensor, "P N"]]:
+        """Expected number of tokens that follow every prefix, the end token included: V for a reward of 1 a token."""
+        ones = [torch.ones_like(level) for level in self.logits]
+        return tree_values(replace(self.mdp, gamma=1.0), self.logits, ones).V
 
     @cached_property
     def edge_logits(self) -> Float[Tensor, "P M V"]:
@@ -261,7 +268,7 @@ class WorldSampler:
             if temperature == 0:
                 reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
                 reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
-                parts.append(Branches(row, step, torch.where(here, reward, 0.0), greedy))
+                parts.append(Branches(row, step, torch.where(here, reward, 0.0), greedy, self._drawn_tokens(reached, step, here)))
             else:
                 parts.append(self._branches(rollouts, row, step, here, temperature))
         branches = parts[0] if len(parts) == 1 else self._joined(parts)
@@ -271,8 +278,12 @@ class WorldSampler:
 
     def _joined(self, parts: list[Branches]) -> Branches:
         """One list of the branches that were drawn at several temperatures."""
-        row, step, reward = (torch.cat([getattr(part, name) for part in parts], dim=-1) for name in ("row", "step", "reward"))
-        return Branches(row, step, reward)
+        row, step, reward, tokens = (torch.cat([getattr(part, name) for part in parts], -1) for name in ("row", "step", "reward", "tokens"))
+        return Branches(row, step, reward, tokens=tokens)
+
+    def _drawn_tokens(self, leaf: Int[Tensor, "*worlds F"], step: Int[Tensor, " F"], drawn: Bool[Tensor, "*worlds F"]) -> Tensor:
+        """How many tokens of each response come from `step` on; 0 where nothing was drawn."""
+        return torch.where(drawn, self.enumeration.length[leaf] - step, 0).double()
 
     def _branches(self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor, temperature: float) -> Branches:
         raise NotImplementedError
@@ -304,14 +315,15 @@ class ExactSampler(WorldSampler):
         # Greedy branches have no variance.
         variances = [torch.zeros_like(part.reward) if (v := getattr(part, "variance", None)) is None else v for part in parts]
         joined = super()._joined(parts)
-        return TreeBranches(joined.row, joined.step, joined.reward, variance=torch.cat(variances, dim=-1))
+        return TreeBranches(joined.row, joined.step, joined.reward, tokens=joined.tokens, variance=torch.cat(variances, dim=-1))
 
     def _branches(self, rollouts, row, step, drawn, temperature):
         e = self.enumeration.at_temperature(temperature)
         if not self.enumerate_branches:
             mean = torch.where(drawn, self._at_prefix(e.values.U, rollouts)[..., row, step], 0.0)
             variance = torch.where(drawn, self._at_prefix(e.values.variance, rollouts)[..., row, step], 0.0)
-            return TreeBranches(row, step, mean, variance=variance)
+            tokens = torch.where(drawn, self._at_prefix(e.remaining, rollouts)[..., row, step], 0.0)
+            return TreeBranches(row, step, mean, tokens=tokens, variance=variance)
         # A branch has as many outcomes as there are leaves below its prefix: the same number for all prefixes of one length.
         sizes = [e.tree.subtree_leaves[t] for t in step.tolist()]
         total = math.prod(sizes) * len(self.groups.leaf)
@@ -328,7 +340,8 @@ class ExactSampler(WorldSampler):
         chance = (leaf_logp.sum(-1)[prompt, outcome] - prefix_logp).exp()
         # A response that ended before `step` has no such branch: one outcome, whatever its reward.
         self.weight = self.weight * torch.where(drawn, chance, choice == 0).prod(-1)
-        return Branches(row, step, torch.where(drawn, e.response_reward[prompt, outcome], 0.0))
+        reward = torch.where(drawn, e.response_reward[prompt, outcome], 0.0)
+        return Branches(row, step, reward, tokens=self._drawn_tokens(outcome, step, drawn))
 
     def _at_prefix(self, levels: list[Float[Tensor, "P N"]], rollouts: Rollouts) -> Float[Tensor, "W B T"]:
         return of_rows(torch.cat(levels, dim=1)[:, self.enumeration.node], rollouts)
@@ -370,8 +383,9 @@ class TreeSampler(WorldSampler):
         first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
         end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
         prompt = rollouts.which_prompt[:, None].expand(first.shape)
-        reward = e.response_reward[prompt, self._draw(prompt, first, end, temperature)]
-        return Branches(row, step, torch.where(drawn, reward, 0.0))
+        leaf = self._draw(prompt, first, end, temperature)
+        reward = torch.where(drawn, e.response_reward[prompt, leaf], 0.0)
+        return Branches(row, step, reward, tokens=self._drawn_tokens(leaf, step, drawn))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ evidence may carry a leading dimension of worlds.
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llm_mdp import credit, values
@@ -97,8 +97,8 @@ class ReMax(Estimator):
 
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
-        first = rollouts.mask & (rollouts.mask.cumsum(-1) == 1)
-        return Evidence(rollouts, sampler.response_reward(rollouts), branches=sampler.branches(rollouts, first, greedy=True))
+        branches = sampler.branches(rollouts, first_token(rollouts.mask), greedy=True)
+        return Evidence(rollouts, sampler.response_reward(rollouts), branches=branches)
 
     def advantages(self, evidence):
         assert evidence.branches is not None
@@ -163,19 +163,39 @@ class VinePPO(Estimator):
     """One greedy branch instead of `samples` drawn ones."""
     temperatures: tuple[float, ...] | None = None
     """One for each of the `samples`, 0 for greedy; None: all 1, without which the values are those of another policy."""
+    group_baseline: bool = False
+    """The value of the prompt is the mean reward of the other responses to it, as in `RLOO`, and costs no branches; without later
+    boundaries this is RLOO."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}; a value needs at least 1 branch.")
+        if self.group_baseline and self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}, but group_baseline=True needs other responses; make it 2 or more.")
 
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
-        branches = sampler.branches(rollouts, self.boundary(rollouts), self.samples, self.greedy, self.temperatures)
+        boundary = self.boundary(rollouts)
+        if self.group_baseline:
+            boundary = boundary & ~first_token(rollouts.mask)
+        branches = sampler.branches(rollouts, boundary, self.samples, self.greedy, self.temperatures)
         return Evidence(rollouts, sampler.response_reward(rollouts), branches=branches)
 
     def advantages(self, evidence):
-        return _segment_advantages(evidence, _branch_value(evidence), self.boundary, self.lam)
+        return _segment_advantages(evidence, self._branch_value(evidence), self.boundary, self.lam)
+
+    def _branch_value(self, evidence):
+        """Branch means, but for the prompt's if there is a better way."""
+        assert evidence.branches is not None
+        value, of_prompt = values.branch_mean(evidence.branches, evidence.rollouts), self.value_of_prompt(evidence)
+        if of_prompt is None:
+            return value
+        return torch.cat([torch.where(first_token(evidence.rollouts.mask), of_prompt, value[..., :-1]), value[..., -1:]], dim=-1)
+
+    def value_of_prompt(self, evidence: Evidence) -> Float[Tensor, "*worlds B 1"] | None:
+        """The prompt's value where no branches were drawn for it; None: they were."""
+        return values.leave_one_out(evidence.response_reward, self.group_size)[..., None] if self.group_baseline else None
 
 
 @dataclass(frozen=True)
@@ -202,6 +222,8 @@ class TRePO(VinePPO):
         super().__post_init__()
         if self.pooled and self.critic is not None:
             raise ValueError("pooled=True pools draws, and critic= does without any; choose one.")
+        if self.group_baseline and (self.pooled or self.critic is not None):
+            raise ValueError("group_baseline=True takes the place of draws at the prompt; leave pooled= and critic= out.")
 
     def collect(self, sampler):
         if self.critic is None:
@@ -216,7 +238,7 @@ class TRePO(VinePPO):
             assert evidence.branches is not None
             value = values.pooled_branches(evidence.branches, evidence.response_reward, rollouts, boundary)
         elif self.critic is None:
-            value = _branch_value(evidence)
+            value = self._branch_value(evidence)
         advantage = _segment_advantages(evidence, value, self.boundary, self.lam)
         return interpolate(advantage, boundary, rollouts.mask) if self.interpolated else advantage
 
@@ -389,9 +411,9 @@ class PRIME(Estimator):
         return return_to_go(centred, mask) + self.outcome_weight * outcome[..., None]
 
 
-def _branch_value(evidence: Evidence) -> Float[Tensor, "*worlds B T1"]:
-    assert evidence.branches is not None
-    return values.branch_mean(evidence.branches, evidence.rollouts)
+def first_token(mask: Bool[Tensor, "*worlds B T"]) -> Bool[Tensor, "*worlds B T"]:
+    """True at the first policy token of every response."""
+    return mask & (mask.cumsum(-1) == 1)
 
 
 def _segment_advantages(

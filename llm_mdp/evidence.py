@@ -54,6 +54,8 @@ class Branches:
     reward: Float[Tensor, "*worlds F"]
     """Response-level reward of the branch. Arbitrary where the response ended before `step`."""
     greedy: bool = False
+    tokens: Float[Tensor, "*worlds F"] | None = None
+    """Tokens drawn for each (their expectation where `reward` is one), 0 where the response ended before `step`; None: not counted."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,52 @@ def take_rows(evidence: Evidence, rows: Int[Tensor, " N"]) -> Evidence:
             raise ValueError("the rows of worlds that have branches cannot be chosen; choose among rows before branching.")
         place = torch.full((len(evidence.response_reward),), -1).index_copy(0, rows, torch.arange(len(rows)))
         kept = place[branches.row] >= 0
-        branches = replace(branches, row=place[branches.row[kept]], step=branches.step[kept], reward=branches.reward[kept])
+        branches = replace(_each_branch(branches, lambda tensor: tensor[kept]), row=place[branches.row[kept]], step=branches.step[kept])
     return replace(_each_tensor(evidence, pick), branches=branches)
 
 
 def take_world(evidence: Evidence, world: int) -> Evidence:
     """The evidence of one world, as a trainer would see it: without the world dimension."""
     taken = _each_tensor(evidence, lambda name, tensor: tensor[world])
-    return replace(taken, branches=evidence.branches and replace(evidence.branches, reward=evidence.branches.reward[world]))
+    return replace(taken, branches=evidence.branches and _each_branch(evidence.branches, lambda tensor: tensor[world]))
+
+
+def as_worlds(evidence: Evidence, group_size: int) -> Evidence:
+    """The groups of one batch, of group_size rows each, as worlds: every group by itself, as verification sees it.
+
+    Branches become one list for all worlds: draw m from before step t of response k, in the order in which they were drawn; where a
+    world has no such draw, `reward` and `tokens` are 0.
+    """
+    rows = len(evidence.response_reward)
+
+    def split(name: str, tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, (rows // group_size, group_size))
+
+    branches = evidence.branches
+    if branches is not None:
+        key = torch.stack([branches.row % group_size, branches.step, occurrence(branches)])
+        (row, step, _), which = key.unique(dim=1, return_inverse=True)
+        place = (branches.row // group_size, which)
+
+        def spread(values: Tensor) -> Tensor:
+            return torch.zeros(rows // group_size, len(row), dtype=values.dtype).index_put(place, values)
+
+        branches = replace(_each_branch(branches, spread), row=row, step=step)
+    return replace(_each_tensor(evidence, split), branches=branches)
+
+
+def occurrence(branches: Branches) -> Int[Tensor, " F"]:
+    """0, 1, 2, … among the branches from the same place, in their order."""
+    place = branches.row * (int(branches.step.max()) + 1 if len(branches.step) else 1) + branches.step
+    order = place.argsort(stable=True)
+    first = torch.searchsorted(place[order], place[order])
+    return torch.empty_like(place).index_copy(0, order, torch.arange(len(place)) - first)
+
+
+def _each_branch(branches: Branches, function) -> Branches:
+    """function(tensor) applied to what there is one of for every branch, `row` and `step` excepted."""
+    tokens = None if branches.tokens is None else function(branches.tokens)
+    return replace(branches, reward=function(branches.reward), tokens=tokens)
 
 
 def _each_tensor(evidence: Evidence, function) -> Evidence:
@@ -134,6 +174,7 @@ def join(parts: list[Evidence]) -> Evidence:
     drawn = [part.branches for part in parts if part.branches is not None]
     if not drawn:
         return joined
-    row = torch.cat([each.row + first for each, first in zip(drawn, firsts)])
-    step, reward = (torch.cat([getattr(each, name) for each in drawn]) for name in ("step", "reward"))
-    return replace(joined, branches=replace(drawn[0], row=row, step=step, reward=reward))
+    row, step = torch.cat([each.row + first for each, first in zip(drawn, firsts)]), torch.cat([each.step for each in drawn])
+    counted = [each.tokens for each in drawn if each.tokens is not None]
+    tokens = torch.cat(counted) if len(counted) == len(drawn) else None
+    return replace(joined, branches=replace(drawn[0], row=row, step=step, reward=torch.cat([each.reward for each in drawn]), tokens=tokens))

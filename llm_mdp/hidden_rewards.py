@@ -169,6 +169,20 @@ class PotentialReward(MarkovReward):
         return self.gamma * torch.where(last, 0.0, self.potential[token]) - before
 
 
+@dataclass(frozen=True, eq=False)
+class EndReward(MarkovReward):
+    """Another Markov reward, paid for the last token of a response only: an outcome that depends on how the response ends."""
+
+    part: MarkovReward
+
+    @property
+    def order(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.part.order
+
+    def local(self, window, token, step, last):
+        return torch.where(last, self.part.local(window, token, step, last), 0.0)
+
+
 @dataclass(frozen=True)
 class SparseReward(HiddenReward):
     """A reward for reaching one of a few exact beginnings of a response: {(tokens): reward}, 0 everywhere else."""

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from llm_mdp.evidence import Finish, Rollouts
 from llm_mdp.tree import PAD, PrefixTree, context, context_code, gather_levels, prompt_index
@@ -96,7 +97,8 @@ def draw_tokens(logp: Float[Tensor, "N V"], generator: torch.Generator) -> Int[T
 
 
 class PolicyModule(nn.Module):
-    """Base of the policies in this package: token-by-token sampling from `logits`. Override `sample` where there is a faster way."""
+    """Base of the policies in this package: token-by-token sampling from `logits`. Override `next_logits` or `sample` where there is a
+    faster way."""
 
     vocab_size: int
     kind: str = "own"
@@ -110,6 +112,13 @@ class PolicyModule(nn.Module):
     ) -> Float[Tensor, "*batch T"]:
         """`logp_of`: what training differentiates, as a module's forward, so that wrappers (DDP, FSDP) see it."""
         return logp_of(self, prompt, tokens, mask, temperature)
+
+    def next_logits(
+        self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], row: Int[Tensor, " N"], step: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N V"]:
+        """Logits of the token at every (row, step): what `sample` asks of one step of the rows that go on. Here the whole prefix is read
+        anew, which makes long responses quadratic."""
+        return self.logits(prompt[row], tokens[row, : int(step.max()) + 1])[torch.arange(len(row)), step]
 
     @torch.no_grad()
     def sample(self, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None, greedy=False, stop=()):
@@ -128,8 +137,7 @@ class PolicyModule(nn.Module):
         while alive.any():
             row = alive.nonzero()[:, 0]
             step = length[row]
-            logits = self.logits(prompt[row], tokens[row, : int(step.max()) + 1])
-            step_logp = (logits[torch.arange(len(row)), step] / temperature).log_softmax(-1)
+            step_logp = (self.next_logits(prompt, tokens, row, step) / temperature).log_softmax(-1)
             token = step_logp.argmax(-1) if greedy else draw_tokens(step_logp, generator)
             tokens[row, step] = token
             logp[row, step] = step_logp.gather(-1, token[:, None])[:, 0].to(torch.float64)
@@ -197,6 +205,19 @@ class NgramPolicy(PolicyModule):
         code = context_code(context(prompt, tokens, self.order), self.vocab_size)
         step = torch.arange(tokens.shape[-1]).clamp(max=self.table.shape[0] - 1)
         return self.table[step.expand(code.shape), code]
+
+    def next_logits(self, prompt, tokens, row, step):
+        return self.table[self.table_row(prompt, tokens, row, step)]
+
+    def table_row(
+        self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], row: Int[Tensor, " N"], step: Int[Tensor, " N"]
+    ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """Where in `table` the logits of the token at every (row, step) are, from the last `order` tokens alone."""
+        place = step[:, None] + torch.arange(-self.order, 0)
+        # Places before the response count from its beginning backwards, as indices from the end of the prompt do.
+        before = pad(prompt, (self.order, 0), value=PAD)[row[:, None], place.clamp(max=-1)]
+        window = torch.where(place < 0, before, tokens[row[:, None], place.clamp(min=0)])
+        return step.clamp(max=self.table.shape[0] - 1), context_code(window, self.vocab_size)
 
 
 class AtTemperature(PolicyModule):

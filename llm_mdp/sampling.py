@@ -96,15 +96,15 @@ class PolicySampler:
         greedy: bool = False,
         temperatures: tuple[float, ...] | None = None,
     ) -> Branches:
-        def rewards(row: Tensor, step: Tensor, number: int, temperature: float) -> Tensor:
+        def draw(row: Tensor, step: Tensor, number: int, temperature: float) -> tuple[Tensor, Tensor]:
             drawn = branch_of(
                 self.policy, rollouts.prompt, rollouts.tokens, row, step, number,
                 eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator,
                 temperature=temperature or 1.0, greedy=temperature == 0,
             )  # fmt: skip
-            return self.response_reward(drawn)
+            return self.response_reward(drawn), drawn.length - step.repeat_interleave(number)
 
-        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), rewards)
+        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), draw)
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
@@ -133,13 +133,16 @@ def draw_branches(
     rollouts: Rollouts,
     boundary: Bool[Tensor, "B T"],
     temperatures: dict[float, int],
-    rewards: Callable[[Tensor, Tensor, int, float], Tensor],
+    draw: Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]],
 ) -> Branches:
-    """Branches from every boundary: rewards(row, step, number, temperature) draws `number` from each and scores them, flat."""
+    """Branches from every boundary: draw(row, step, number, temperature) gives rewards and numbers of tokens of `number` from each."""
     row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
-    reward = torch.cat([rewards(row, step, number, t).reshape(len(row), number) for t, number in temperatures.items()], dim=1)
+    drawn = [(draw(row, step, number, temperature), number) for temperature, number in temperatures.items()]
+    reward, tokens = (torch.cat([pair[k].reshape(len(row), number) for pair, number in drawn], dim=1) for k in (0, 1))
     each = reward.shape[1]
-    return Branches(row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), greedy=set(temperatures) == {0.0})
+    return Branches(
+        row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), set(temperatures) == {0.0}, tokens.flatten().double()
+    )  # fmt: skip
 
 
 def check_temperatures(samples: int, greedy: bool, temperatures: tuple[float, ...] | None) -> dict[float, int]:

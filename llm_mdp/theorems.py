@@ -72,6 +72,22 @@ class Theorem2(Theorem1):
 
 
 @dataclass(frozen=True)
+class WithBaseline(Theorem1):
+    """Aₜ = U(W₀,ₜ) - b(W₀,ₜ₋₁) for any b (Lemma 2), such as the one of Theorem 2's proof, `exact.optimal_baseline`."""
+
+    baseline: Critic | None = None
+
+    def collect(self, sampler):
+        assert self.baseline is not None
+        evidence = super().collect(sampler)
+        return replace(evidence, token_reward=sampler.value(self.baseline, evidence.rollouts)[..., :-1])
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        return super().advantages(evidence) - evidence.token_reward
+
+
+@dataclass(frozen=True)
 class WithGreedyBaseline(Theorem1):
     """Aₜ = U(W₀,ₜ) - U_greedy(W₀,ₜ₋₁): RM of the greedily completed prefix as baseline. Claim: `trepo-greedy-baseline`, unbiased."""
 

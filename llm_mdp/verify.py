@@ -18,6 +18,7 @@ from llm_mdp.estimators import Estimator
 from llm_mdp.evidence import Evidence, Rollouts, take_world
 from llm_mdp.policies import Policy, logp_of
 from llm_mdp.practices import SecondEpoch
+from llm_mdp.replay import Meter
 from llm_mdp.sampling import NothingKept
 
 UNBIASED = 1e-9
@@ -71,6 +72,10 @@ class Moments:
     trace_covariance: float
     root_mean_square: float
     draws: float | None = None
+    tokens: float = 0.0
+    """Expected number of tokens that one estimate generates, branches included; of kept groups, with what was left out at their charge."""
+    rewards: float = 0.0
+    """Expected number of responses that are scored for it."""
 
 
 def exact_certificate(
@@ -116,10 +121,12 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
-    second = total = draws = 0.0
+    second = total = draws = tokens = rewards = 0.0
     affine = False
     for sampler, evidence in _worlds(estimator, enumeration):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
+        spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
+        tokens, rewards = tokens + spent[0], rewards + spent[1]
         derivative = token_weights(estimator, evidence, enumeration, weight.shape)
         edge = edges(evidence, enumeration).expand(derivative.shape)
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
@@ -131,7 +138,8 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
     gradient = enumeration.scores.T @ (mean / total)
     second, draws = (second + draws) / total, draws / total
-    return Moments(gradient, max(second - float(gradient @ gradient), 0.0), math.sqrt(second), draws if affine else None)
+    trace = max(second - float(gradient @ gradient), 0.0)
+    return Moments(gradient, trace, math.sqrt(second), draws if affine else None, tokens / total, rewards / total)
 
 
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
@@ -157,13 +165,14 @@ def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, 
 
 def _worlds(
     estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None
-) -> Iterator[tuple[ExactSampler, Evidence]]:
-    """All worlds of an estimator, in chunks. Groups without order where the estimator has none, branch means where they suffice."""
+) -> Iterator[tuple[Meter, Evidence]]:
+    """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups without order where the estimator has
+    none, branch means where they suffice."""
     ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
     if enumerate_branches is None:
         enumerate_branches = not _affine_in_branches(estimator, enumeration)
     for groups in all_groups(enumeration, estimator.group_size, ordered):
-        sampler = ExactSampler(enumeration, groups, enumerate_branches)
+        sampler = Meter(ExactSampler(enumeration, groups, enumerate_branches))
         yield sampler, estimator.collect(sampler)
 
 
@@ -171,9 +180,13 @@ def token_weights(
     estimator: Estimator, evidence: Evidence, enumeration: Enumeration, worlds: tuple[int, ...]
 ) -> Float[Tensor, "*worlds B T"]:
     """-∂loss/∂logp of every world: the weight that each token's score gets."""
-    rollouts = evidence.rollouts
-    logp = of_rows(enumeration.leaf_logp(), rollouts)
-    logp = logp.expand(*worlds, *logp.shape[-2:]).clone().requires_grad_()
+    logp = of_rows(enumeration.leaf_logp(), evidence.rollouts)
+    return loss_weights(estimator, evidence, logp.expand(*worlds, *logp.shape[-2:]))
+
+
+def loss_weights(estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "*worlds B T"]:
+    """-∂loss/∂logp of every world at these log-probabilities."""
+    worlds, logp = logp.shape[:-2], logp.clone().requires_grad_()
     loss = estimator.loss(logp, evidence)
     if loss.shape != torch.Size(worlds):
         raise ValueError(
@@ -185,7 +198,7 @@ def token_weights(
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
     if not torch.isfinite(gradient).all():
         raise ValueError("the loss has a derivative that is not finite; look for a division by a group's zero std or length.")
-    return torch.where(rollouts.mask, -gradient, 0.0)
+    return torch.where(evidence.rollouts.mask, -gradient, 0.0)
 
 
 def edges(evidence: Evidence, enumeration: Enumeration) -> Int[Tensor, "W B T"]:
@@ -231,7 +244,7 @@ class _ProbeSampler(ExactSampler):
         generator = torch.Generator().manual_seed(1)
         rewards = self.enumeration.response_reward.flatten()
         one, two = (rewards[torch.randint(len(rewards), drawn.shape, generator=generator)] for _ in range(2))
-        return TreeBranches(row, step, self.left * one + (1 - self.left) * two)
+        return TreeBranches(row, step, self.left * one + (1 - self.left) * two, tokens=torch.zeros(drawn.shape, dtype=torch.float64))
 
 
 def _some_groups(

@@ -105,6 +105,11 @@ class Agent:
         return self.estimator.group_size
 
     @property
+    def prompts(self) -> int | None:
+        """Prompts of a batch, over all processes, where the agent chooses their number in `prepare`; None: it does not."""
+        return None
+
+    @property
     def behaviour(self) -> Policy:
         """The policy that draws the responses."""
         return self.policy

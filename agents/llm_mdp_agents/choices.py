@@ -102,19 +102,21 @@ def build_agent(agent: str | AgentConfig | Estimator, policy: Policy, task: Task
 
 
 def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: ModelConfig | None = None) -> Task:
-    """A task by the id of its environment. Tasks in words get the tokenizer of the model.
+    """A task by the id of its environment, or FILE.py:CLASS. Tasks in words get the tokenizer of the model.
 
     Raises:
         ValueError: if there is no such environment, or it has no such argument.
     """
     if not isinstance(env, str):
         return env
+    named = is_named(model.model) if model else False
+    if ".py:" in env:
+        return _own_task(env, dict(arguments or {}), model.model if model and named else None)
     entries = {entry.id: entry for entry in ENTRIES} | {entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES}
     if env not in entries:
         close = difflib.get_close_matches(env, entries, n=1)
         raise ValueError(f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}")
     entry, arguments = entries[env], dict(arguments or {})
-    named = is_named(model.model) if model else False
     if named and "tokenizer" not in arguments and "tokenizer" in _parameters(entry.task):
         from llm_mdp_agents.loading import tokenizer_of
 
@@ -123,6 +125,24 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
         return make_task(entry.task, **{**entry.kwargs, **arguments})
     except TypeError as error:
         raise ValueError(f"{entry.id}: {error}") from error
+
+
+def _own_task(name: str, arguments: dict[str, Any], model: str | None) -> Task:
+    """FILE.py:CLASS, with the tokenizer of the model if the class takes one."""
+    from llm_mdp.cli import load_module
+
+    place, _, attribute = name.rpartition(":")
+    factory = getattr(load_module(place), attribute, None)
+    if factory is None:
+        raise ValueError(f"{place} has no {attribute!r}; name a class of it that is a task (llm_mdp_envs.task.Task).")
+    if model is not None and "tokenizer" not in arguments and "tokenizer" in inspect.signature(factory).parameters:
+        from llm_mdp_agents.loading import tokenizer_of
+
+        arguments["tokenizer"] = tokenizer_of(model)
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def is_named(model: str) -> bool:

@@ -2,18 +2,17 @@
 
 import json
 import math
-import re
 import shlex
 from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_mdp.report.page import filled
+from llm_mdp.report.plots import COLOUR, name_x, new_axes, to_svg
 from llm_mdp.report.rows import number
 from llm_mdp_agents.records import RESERVED, load_config, load_metrics, load_samples
 
@@ -65,9 +64,6 @@ SECTIONS = {
 BAND = {"eval/reward": ("eval/reward_low", "eval/reward_high")}
 
 STYLES = [("--unbiased", "solid"), ("--proportional", "solid"), ("--biased", "dashed"), ("--ink", "dotted")]
-# matplotlib writes colours as hexadecimal numbers; these stand for the page's own, which change with the reader's theme.
-VARIABLES = ("--unbiased", "--proportional", "--biased", "--ink", "--faint", "--line", "--wrong")
-COLOUR = {name: f"#0a0b{k:02x}" for k, name in enumerate(VARIABLES)}
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 """Metric -> (steps, values); a value that was not finite is NaN."""
@@ -96,11 +92,9 @@ def write_report(folder: Path) -> Path:
         "samples": _samples(load_samples(folder)),
         "settings": _settings(config),
     }
-    template = files("llm_mdp_agents").joinpath("run_report_template.html").read_text(encoding="utf-8")
-    # One pass, so that a slot's name inside somebody's text is left alone. What no file can hold (half a character) becomes "?".
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], template)
     path = folder / "report.html"
-    path.write_bytes(page.encode("utf-8", "replace"))
+    # What no file can hold (half a character) becomes "?".
+    path.write_bytes(filled("llm_mdp_agents", "run_report_template.html", slots).encode("utf-8", "replace"))
     return path
 
 
@@ -256,32 +250,16 @@ def _window(points: int) -> int:
 
 
 def _svg(curve: Curve, series: Series, width: float, height: float) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure((width, height), layout="constrained")
-    figure.patch.set_visible(False)
-    axes = figure.add_subplot()
-    axes.patch.set_visible(False)
-    axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.spines["bottom"].set_color(COLOUR["--line"])
-    axes.grid(axis="y", color=COLOUR["--line"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=5, labelsize=10, labelcolor=COLOUR["--faint"])
+    axes = new_axes(width, height)
     axes.xaxis.set_major_locator(MaxNLocator(8 if width > 6 else 4, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.set_xlabel("step", color=COLOUR["--faint"], fontsize=10, loc="right", labelpad=1)
+    name_x(axes, "step")
     for name, style in zip(curve.series, STYLES):
         if name in series:
             _draw(axes, series, name, *style)
-    text = StringIO()
-    # The salt makes the names inside a drawing its own: several drawings stand in one page.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"{curve.title!a} {width}"}):
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(text.getvalue(), curve.title)
+    return to_svg(axes, curve.title, f"{curve.title} {width}")
 
 
 def _draw(axes: Any, series: Series, name: str, colour_name: str, line: str) -> None:
@@ -310,25 +288,6 @@ def _draw(axes: Any, series: Series, name: str, colour_name: str, line: str) -> 
     if len(lost):
         lost = thin(lost, lost)[0]
         axes.plot(lost, [0] * len(lost), "|", color=COLOUR["--wrong"], transform=axes.get_xaxis_transform(), markersize=9, clip_on=False)
-
-
-def _tick(value: float, _: int) -> str:
-    """`0.25`, `12k`, `3.5M`, `2e-5`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size <= abs(value) < 1e12:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
-    return re.sub(r"e([+-])0*", lambda match: "e" + match[1].replace("+", ""), f"{value:.4g}").replace("-", "−")
-
-
-def _inline(svg: str, title: str) -> str:
-    """A matplotlib file as an element of a page: sized by the page, coloured by its variables, named for those who cannot see it."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(title)}">', svg)
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|<defs>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for name, placeholder in COLOUR.items():
-        svg = svg.replace(placeholder, f"var({name})")
-    return svg
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:

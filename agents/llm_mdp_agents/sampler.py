@@ -78,7 +78,7 @@ class TaskSampler:
         greedy: bool = False,
         temperatures: tuple[float, ...] | None = None,
     ) -> Branches:
-        def rewards(row: Tensor, step: Tensor, number: int, temperature: float) -> Tensor:
+        def draw(row: Tensor, step: Tensor, number: int, temperature: float) -> tuple[Tensor, Tensor]:
             places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]
             questions = [self.questions[r] for r, _ in places]
             options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
@@ -89,9 +89,11 @@ class TaskSampler:
                 starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
                 drawn = self._converse(questions, drawn, starts, temperature or 1.0, temperature == 0)
             reward = self._score(questions, drawn).reward if questions else np.zeros(0)
-            return torch.from_numpy(reward.astype(np.float64))
+            # What the policy wrote before the cut is not drawn; what the environment wrote there is not in the mask.
+            written = (rollouts.mask.cumsum(-1) - rollouts.mask.long())[row, step].repeat_interleave(number)
+            return torch.from_numpy(reward.astype(np.float64)), drawn.mask.sum(-1) - written
 
-        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), rewards)
+        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), draw)
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
@@ -160,3 +162,8 @@ class TaskSampler:
         prompt = pad_prompts([question.prompt for question in questions])
         return replace(drawn, prompt=prompt, tokens=tokens, mask=mask, logp=torch.where(mask, logp, 0.0), finish=finish)
 
+
+def streams(seed: list[int]) -> tuple[torch.Generator, np.random.Generator]:
+    """Of responses and of questions."""
+    tokens, questions = np.random.SeedSequence(seed).spawn(2)
+    return torch.Generator().manual_seed(int(tokens.generate_state(1, np.uint64)[0] >> 1)), np.random.default_rng(questions)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from llm_mdp_agents.base import Agent
 from llm_mdp_agents.engines import Engine
 from llm_mdp_agents.evaluation import evaluate
 from llm_mdp_agents.parallel import Parallel
-from llm_mdp_agents.sampler import TaskSampler
+from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
 
 
@@ -124,6 +123,12 @@ class Trainer:
         )
         sampler.cost = self.sampler.cost
         self.parallel.on_whole_model(self.policy, lambda: self.agent.prepare(sampler))
+        self._take_prompts()
+
+    def _take_prompts(self) -> None:
+        """Where the agent chooses the number of prompts: as many as it says, and every process its part of them, at least one."""
+        if (chosen := self.agent.prompts) is not None:
+            self.sampler.prompts_per_batch = max(chosen // self.parallel.size, 1)
 
     def step(self) -> dict[str, float]:
         """One batch: collect, update, fit the agent's other models. Returns what to log.
@@ -292,12 +297,7 @@ class Trainer:
         agent.numbers = everything["agent"]["numbers"]
         agent.generator.set_state(everything["agent"]["generator"])
         agent.estimator = agent.make_estimator()
-
-
-def streams(seed: list[int]) -> tuple[torch.Generator, np.random.Generator]:
-    """Of responses and of questions."""
-    tokens, questions = np.random.SeedSequence(seed).spawn(2)
-    return torch.Generator().manual_seed(int(tokens.generate_state(1, np.uint64)[0] >> 1)), np.random.default_rng(questions)
+        self._take_prompts()
 
 
 def is_large(policy: Policy) -> bool:

@@ -7,15 +7,21 @@ variant "repaired" (default): every boundary in D has fresh draws of its own and
 the value of a step (Eq. 31), advantages interpolated outside D, and the branches' temperature raised from 0; each of the three biases
 the gradient (claims `trepo-eq31`, `trepo-interpolated`, `trepo-greedy-values`). Left out: D at fractions of the response's own length
 (claim `trepo-own-length`, no stopping rule).
+
+With `budget`, a pilot batch before training decides how that many tokens a batch are split between prompts, responses, positions and
+branches (`llm_mdp.allocation`); where branches do not pay, that is RLOO.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from llm_mdp import estimators
+from llm_mdp.allocation import Split
+from llm_mdp.sampling import Sampler
 from llm_mdp_agents.base import SegmentConfig, WithSegments
+from llm_mdp_agents.measuring import pilot_allocation
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,19 @@ class TRePOConfig(SegmentConfig):
     """M, branches from each boundary."""
     lam: float = 0.0
     """λ of GAE over segments; 0: differences of neighbouring values."""
+    group_baseline: bool = False
+    """The prompt's value is the mean reward of the other responses to it instead of branches."""
     variant: Literal["repaired", "paper"] = "repaired"
     """"paper": Algorithm 1 as printed."""
+    budget: float | None = None
+    """Generated tokens of a batch. A pilot batch then chooses prompts, responses, positions, branches and λ, whatever is said above."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"budget is {self.budget}; a batch has a positive number of tokens.")
+        if self.budget is not None and self.variant == "paper":
+            raise ValueError("budget chooses among unbiased ways to draw; leave variant at 'repaired', or leave budget out.")
 
 
 class TRePO(WithSegments):
@@ -40,9 +57,29 @@ class TRePO(WithSegments):
     Config = TRePOConfig
     config: TRePOConfig
 
+    def prepare(self, sampler: Sampler) -> None:
+        super().prepare(sampler)
+        if self.config.budget is None:
+            return
+        found = pilot_allocation(self.config.budget, self.policy, sampler, self.task.horizon, seed=self.seed)
+        split = found.split
+        self.numbers |= {"group_size": split.group_size, "samples": found.samples, "lam": split.lam, "prompts": found.prompts}
+        self.numbers |= {f"cut {number}": step for number, step in enumerate(split.steps)}
+        self.estimator = self.make_estimator()
+
+    @property
+    def prompts(self) -> int | None:
+        chosen = self.numbers.get("prompts")
+        return None if chosen is None else int(chosen)
+
     def make_estimator(self):
         config = self.config
+        if self.numbers:
+            steps = tuple(int(step) for name, step in self.numbers.items() if name.startswith("cut "))
+            split = Split(int(self.numbers["group_size"]), steps, self.numbers["lam"])
+            return replace(split.estimator(int(self.numbers["samples"])), clip_low=config.clip_low, clip_high=config.clip_high)
         options = {**self.common(), "boundary": self.boundary, "samples": config.samples, "lam": config.lam}
+        options["group_baseline"] = config.group_baseline
         if config.variant == "paper":
             ramp = tuple(torch.linspace(0, 1, config.samples).tolist())
             options |= {"pooled": True, "interpolated": True, "temperatures": ramp}

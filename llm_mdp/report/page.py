@@ -57,9 +57,17 @@ def render_page(document: Document) -> str:
         "instances": "".join(_instance(place, name, instance, views) for place, (name, instance) in enumerate(instances)),
         "json": embedded_json(document),
     }
-    template = files("llm_mdp.report").joinpath("page_template.html").read_text(encoding="utf-8")
-    # One pass, so that a slot's name inside somebody's text is left alone.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], template)
+    return filled("llm_mdp.report", "page_template.html", slots)
+
+
+def filled(package: str, template: str, slots: dict[str, str]) -> str:
+    """A package's template with its slots `{{name}}` filled, `{{style}}` with what all pages share.
+
+    In one pass, so that a slot's name inside somebody's text is left alone.
+    """
+    slots = {"style": files("llm_mdp.report").joinpath("page_style.css").read_text(encoding="utf-8")} | slots
+    text = files(package).joinpath(template).read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], text)
 
 
 def check_finite(value: object, place: str = "the document") -> None:

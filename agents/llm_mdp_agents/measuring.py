@@ -1,0 +1,241 @@
+"""Covariance and cost of estimators on tasks and language models, where nothing is enumerated: gradients of single estimates, streamed.
+
+One batch of prompts is drawn and shared (`llm_mdp.replay`): every estimator sees the same responses and, from the same places, the same
+branches, so that what differs between their figures is the estimators. One prompt's estimate goes through the model at a time; of each
+gradient there stay its squared length and a sketch. The true gradient is not known; an unbiased estimator on the same draws stands in.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm_mdp.allocation import Allocation, Split, allocate, even_cuts, fitted_price
+from llm_mdp.estimators import RLOO, Estimator
+from llm_mdp.evidence import Evidence, as_worlds
+from llm_mdp.policies import Policy, logp_of
+from llm_mdp.replay import Meter, Replay
+from llm_mdp.sampling import Sampler
+from llm_mdp.values import has_signal
+from llm_mdp.variance import Estimates, Measurement, sampled_measurement
+from llm_mdp.verify import loss_weights
+from llm_mdp_agents.sampler import TaskSampler, streams
+from llm_mdp_envs.task import Task
+
+WIDTH = 8192
+"""Numbers of a sketch. Inner products of sketches scatter around those of the gradients by about √(2 / WIDTH) = 1.6 % of the lengths."""
+PILOT_BRANCHES = 4
+"""Branches from every cut in a pilot batch."""
+
+
+class Sketch:
+    """Gradients as vectors of `WIDTH` numbers with about the same inner products: coordinate i, with a random sign, into number i mod WIDTH
+    (Charikar, Chen, Farach-Colton 2002). Where there are no more parameters than that, the gradient itself."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], seed: int = 0):
+        self.sizes = [parameter.numel() for parameter in parameters]
+        total = sum(self.sizes)
+        generator = torch.Generator().manual_seed(seed)
+        self.signs = None if total <= WIDTH else torch.randint(2, (total,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> tuple[Float[Tensor, " d"], float]:
+        """The sketch, and the squared length of the gradient itself."""
+        flat = [torch.zeros(size) if each is None else each.detach().flatten().cpu() for each, size in zip(gradients, self.sizes)]
+        square = float(sum(each.double().square().sum() for each in flat))
+        if self.signs is None:
+            return torch.cat(flat).double(), square
+        folded, start = torch.zeros(WIDTH, dtype=torch.float64), 0
+        for each in flat:
+            signed = each * self.signs[start : start + len(each)]
+            padded = nn.functional.pad(signed, (start % WIDTH, -(start + len(each)) % WIDTH))
+            folded += padded.view(-1, WIDTH).double().sum(0)
+            start += len(each)
+        return folded, square
+
+
+def shared_estimates(
+    estimators: Mapping[str, Estimator],
+    policy: Policy,
+    sampler: Sampler,
+    group_size: int,
+    sketch: Sketch,
+) -> tuple[dict[str, Estimates], Evidence]:
+    """Every estimator on one batch of the sampler, `group_size` responses to a prompt: one that wants fewer gets several disjoint groups.
+
+    Returns:
+        For every name the estimates of every prompt (their mean, and mean squared length), with the seconds that one took; and the batch.
+
+    Raises:
+        ValueError: if an estimator wants more responses than there are.
+    """
+    assert isinstance(policy, nn.Module)
+    for name, estimator in estimators.items():
+        if estimator.group_size > group_size:
+            raise ValueError(f"{name} wants {estimator.group_size} responses to a prompt, and {group_size} are drawn; draw more.")
+    start = time.perf_counter()
+    replay = Replay(sampler, group_size)
+    weights: dict[str, list[Tensor]] = {name: [] for name in estimators}
+    costs: dict[str, list[Tensor]] = {name: [] for name in estimators}
+    for name, estimator in estimators.items():
+        for replay.part in range(group_size // estimator.group_size):
+            meter = Meter(replay)
+            worlds = as_worlds(estimator.collect(meter), estimator.group_size)
+            if len(worlds.response_reward) * group_size < len(replay.reward):
+                raise ValueError(f"{name} leaves groups out, which cannot be compared on shared draws; measure it on a token MDP.")
+            weights[name].append(loss_weights(estimator, worlds, worlds.rollouts.logp))
+            costs[name].append(torch.stack(meter.cost(estimator.group_size)))
+    drawn = replay.drawn_tokens
+    per_token = (time.perf_counter() - start) / drawn
+    gradients, seconds = _streamed(policy, replay, weights, sketch)
+    found = {}
+    for name, parts in costs.items():
+        (tokens, rewards), (gradient, square) = torch.stack(parts).mean(0), gradients[name]
+        found[name] = Estimates(gradient, square, tokens, rewards, seconds[name] + per_token * float(tokens.mean()))
+    return found, Evidence(replay.batch, replay.reward)
+
+
+def _streamed(
+    policy: Any, replay: Replay, weights: Mapping[str, Sequence[Float[Tensor, "N K T"]]], sketch: Sketch
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
+    """Σ weight ∇log π of every prompt and estimator, one prompt in memory at a time; and the mean seconds of one."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    number = len(replay.reward) // replay.largest
+    means = {name: torch.zeros(number, min(sum(sketch.sizes), WIDTH), dtype=torch.float64) for name in weights}
+    squares = {name: torch.zeros(number, dtype=torch.float64) for name in weights}
+    seconds = dict.fromkeys(weights, 0.0)
+    for prompt in range(number):
+        # A group without signal has no gradient, and a prompt without any need not be read.
+        every = ((name, k, part[prompt]) for name, parts in weights.items() for k, part in enumerate(parts))
+        wanted = [(name, k, weight) for name, k, weight in every if bool((weight != 0).any())]
+        if not wanted:
+            continue
+        start = time.perf_counter()
+        here = slice(prompt * replay.largest, (prompt + 1) * replay.largest)
+        logp = logp_of(policy, replay.batch.prompt[here], replay.batch.tokens[here], replay.batch.mask[here])
+        forward = (time.perf_counter() - start) / replay.largest
+        for name, k, weight in wanted:
+            start, size, share = time.perf_counter(), len(weight), 1 / len(weights[name])
+            gradient = torch.autograd.grad(
+                logp[k * size : (k + 1) * size], parameters, weight.to(logp), retain_graph=True, allow_unused=True
+            )  # fmt: skip
+            vector, square = sketch(gradient)
+            means[name][prompt] += share * vector
+            squares[name][prompt] += share * square
+            seconds[name] += share * (time.perf_counter() - start + forward * size)
+    return {name: (means[name], squares[name]) for name in weights}, {name: each / number for name, each in seconds.items()}
+
+
+def measure_task(
+    estimators: Mapping[str, Estimator],
+    policy: Policy,
+    task: Task,
+    prompts: int,
+    seed: int = 0,
+    *,
+    known: Mapping[str, Any] | None = None,
+    prompts_at_once: int = 16,
+    progress: Callable[[int], None] = lambda prompts: None,
+) -> tuple[dict[str, Measurement], dict[str, Any]]:
+    """Figures of every estimator on a task, with bootstrap intervals over prompts.
+
+    Args:
+        known: what is true of some of them on every instance ("unbiased", "proportional"), by name.
+        prompts_at_once: prompts that are drawn together.
+        progress: told how many prompts are done.
+
+    Returns:
+        Measurements by name, and facts: mean reward J, expected length, |∇J| and `target`, the estimator that stands for the true
+        gradient: the unbiased one with the largest group.
+
+    Raises:
+        ValueError: fewer than 2 prompts.
+    """
+    if prompts < 2:
+        raise ValueError(f"prompts is {prompts}; a spread needs at least 2.")
+    assert isinstance(policy, nn.Module)
+    known = dict(known or {})
+    largest = max([2, *(estimator.group_size for estimator in estimators.values())])
+    listed, target = dict(estimators), f"rloo K={largest}"
+    listed.setdefault(target, RLOO(group_size=largest))
+    sketch = Sketch([parameter for parameter in policy.parameters() if parameter.requires_grad], seed)
+    generator, questions = streams([seed, 7])
+    parts: dict[str, list[Estimates]] = {name: [] for name in listed}
+    rewards, lengths, done = [], [], 0
+    while done < prompts:
+        number = min(prompts_at_once, prompts - done)
+        sampler = TaskSampler(policy, task, generator, questions, number)
+        found, batch = shared_estimates(listed, policy, sampler, largest, sketch)
+        for name, estimates in found.items():
+            parts[name].append(estimates)
+        rewards.append(batch.response_reward)
+        lengths.append(batch.rollouts.length)
+        done += number
+        progress(done)
+    whole = {name: _joined(each) for name, each in parts.items()}
+    reference = whole[target]
+    measured = {}
+    for name in estimators:
+        certain = "unbiased" if name == target else known.get(name)
+        measured[name] = sampled_measurement(whole[name], reference=reference, seed=seed, known=certain)
+    spread = sampled_measurement(reference, reference=reference, seed=seed, known="unbiased").spread
+    reward = torch.cat(rewards)
+    facts = {
+        "J": float(reward.mean()), "grad_norm": max(spread.size, 0.0) ** 0.5, "expected_length": float(torch.cat(lengths).double().mean()),
+        "entropy": None, "success": float((reward > 0.5).double().mean()), "target": target,
+    }  # fmt: skip
+    return measured, facts
+
+
+def _joined(parts: Sequence[Estimates]) -> Estimates:
+    """All batches, with the mean of their seconds."""
+    sizes = [len(part.square) for part in parts]
+    columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("gradient", "square", "tokens", "rewards"))
+    return Estimates(*columns, sum((part.seconds or 0.0) * size for part, size in zip(parts, sizes)) / sum(sizes))
+
+
+def pilot_allocation(
+    budget: float,
+    policy: Policy,
+    sampler: Sampler,
+    horizon: int,
+    *,
+    group_sizes: Sequence[int] = (2, 4, 8),
+    cuts: Sequence[tuple[int, ...]] | None = None,
+    lams: Sequence[float] = (0.0, 0.5),
+    seed: int = 0,
+) -> Allocation:
+    """How to spend a budget of tokens a batch, by a pilot batch of the sampler on which every split is tried (`llm_mdp.allocation`).
+
+    Args:
+        sampler: its batch is the pilot: more prompts make a surer choice.
+        cuts: where responses may be cut; by default 1, 2, 4 … segments of equal length.
+
+    Raises:
+        ValueError: if the budget does not afford one group, or no response of the pilot tells right from wrong.
+    """
+    assert isinstance(policy, nn.Module)
+    listed = [even_cuts(horizon, segments) for segments in (1, 2, 4, 8, 16) if segments <= horizon] if cuts is None else cuts
+    splits = [Split(size, steps, lam) for size in group_sizes for steps in dict.fromkeys(listed) for lam in (lams if steps else lams[:1])]
+    estimators = {}
+    for number, split in enumerate(splits):
+        estimators[f"{number} few"] = split.estimator(1)
+        if split.steps:
+            estimators[f"{number} many"] = split.estimator(PILOT_BRANCHES)
+    sketch = Sketch([parameter for parameter in policy.parameters() if parameter.requires_grad], seed)
+    found, batch = shared_estimates(estimators, policy, sampler, max(group_sizes), sketch)
+    if not has_signal(batch.response_reward, max(group_sizes)).any():
+        raise ValueError(
+            f"the {max(group_sizes)} responses to every prompt of the pilot batch have the same reward, so nothing tells one split from "
+            "another; take more prompts or an easier task, or leave budget out."
+        )
+    reference = found["0 few"]
+    spreads = {name: sampled_measurement(each, reference=reference, seed=seed, known="unbiased").spread for name, each in found.items()}
+    prices = [
+        fitted_price(split, PILOT_BRANCHES, spreads[f"{number} few"], spreads.get(f"{number} many", spreads[f"{number} few"]))
+        for number, split in enumerate(splits)
+    ]
+    # The best split is the best whatever the length of the gradient, which a pilot may not resolve.
+    return allocate(budget, prices, max(spreads["0 few"].size, 1e-300))

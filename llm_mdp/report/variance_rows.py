@@ -1,0 +1,183 @@
+"""What noise and cost amount to: the document of `llm-mdp variance` read for people, and as CSV. Shared by the terminal and the page."""
+
+import csv
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_mdp.report.rows import SYMBOLS, number
+
+MOST = 12
+"""Rows of a setting shown in a terminal, unless more are worth it."""
+
+Document = dict
+"""Output of `llm-mdp variance --json`."""
+
+FIGURES = (
+    "tokens", "rewards", "seconds", "samples", "trace_covariance", "trace_covariance_of_draws", "relative_bias", "scale", "cosine",
+    "tokens_to_signal", "estimates", "mean_squared_error", "signal_to_noise", "progress",
+)  # fmt: skip
+"""The figures of a row, in the order of the CSV file."""
+INTERVALS = ("trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "progress")
+"""Those that have a confidence interval where they are sampled."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The best row of one estimator in one setting, where settings are compared along an axis."""
+
+    at: float | str
+    """Value of the axis."""
+    row: dict
+
+
+def settings_of(document: Document) -> list[dict]:
+    """The settings. Raises ValueError if the document does not come from `llm-mdp variance`, or a setting has no rows."""
+    settings = document.get("settings")
+    if not settings:
+        raise ValueError("the document has no settings; give the JSON that `llm-mdp variance --json FILE` writes.")
+    for setting in settings:
+        if not setting.get("rows"):
+            raise ValueError(f"the setting {setting.get('name')!r} has no rows; give the JSON that `llm-mdp variance --json FILE` writes.")
+    return settings
+
+
+def by_progress(rows: list[dict]) -> list[dict]:
+    """Most progress at the budget first; unknown progress last."""
+    return sorted(rows, key=lambda row: -math.inf if row["progress"] is None else row["progress"], reverse=True)
+
+
+def leaders(rows: list[dict]) -> list[dict]:
+    """The best row of each estimator, best first."""
+    best: dict[str, dict] = {}
+    for row in by_progress(rows):
+        best.setdefault(row["estimator"], row)
+    return list(best.values())
+
+
+def worth_showing(rows: list[dict], most: int = MOST) -> list[dict]:
+    """Best first: the frontier, the best of each estimator, and as many of the others as make `most`."""
+    ranked, chosen = by_progress(rows), [id(row) for row in leaders(rows)]
+    kept = {id(row) for row in ranked if row["frontier"]} | set(chosen)
+    others = [id(row) for row in ranked if id(row) not in kept]
+    kept |= set(others[: max(0, most - len(kept))])
+    return [row for row in ranked if id(row) in kept]
+
+
+def prominent(document: Document) -> list[str]:
+    """The estimators, those first that are best somewhere (most often first), then by their progress where it is largest."""
+    wins: Counter[str] = Counter()
+    largest: dict[str, float] = {}
+    for setting in settings_of(document):
+        estimator_of = {row["label"]: row["estimator"] for row in setting["rows"]}
+        wins.update({estimator_of[best["label"]] for best in setting["best"] if best["label"] in estimator_of})
+        for row in setting["rows"]:
+            progress = -math.inf if row["progress"] is None else row["progress"]
+            largest[row["estimator"]] = max(largest.get(row["estimator"], -math.inf), progress)
+    return sorted(largest, key=lambda name: (-wins[name], -largest[name]))
+
+
+def along_axis(document: Document) -> dict[str, list[Point]]:
+    """For each estimator its best row in every setting that has a value on the axis of the sweep, in the order of a numeric axis."""
+    found: dict[str, list[Point]] = {name: [] for name in prominent(document)}
+    for setting in settings_of(document):
+        at = setting["axes"].get(document["sweep"])
+        if at is not None:
+            for row in leaders(setting["rows"]):
+                found[row["estimator"]].append(Point(at, row))
+    if is_numeric_axis(document):
+        found = {name: sorted(points, key=lambda point: point.at) for name, points in found.items()}
+    return {name: points for name, points in found.items() if points}
+
+
+def is_numeric_axis(document: Document) -> bool:
+    """Whether the axis of the sweep counts something, and does not name it."""
+    values = [setting["axes"].get(document["sweep"]) for setting in settings_of(document)]
+    known = [value for value in values if value is not None]
+    return bool(known) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known)
+
+
+def verdict_symbol(row: dict) -> str:
+    """What stands for the verdict where there is no room for the word."""
+    return SYMBOLS.get(row["verdict"], "–")
+
+
+def tokens_to_signal(row: dict) -> str:
+    """The tokens at which signal equals noise; `∞` where the noise is known and there is no signal."""
+    if row["tokens_to_signal"] is None and row["trace_covariance"] is not None:
+        return "∞"
+    return number(row["tokens_to_signal"])
+
+
+def interval(row: dict, key: str) -> tuple[float | None, float | None]:
+    """The ends of a figure's 95 % interval; None where it has none, or none on that side."""
+    low, high = (row["intervals"] or {}).get(key) or (None, None)
+    return low, high
+
+
+def margin(row: dict, key: str) -> str:
+    """`±0.12`, the wider side of the 95 % interval of a figure in two digits; empty where it is exact."""
+    low, high = interval(row, key)
+    if row[key] is None or (low is None and high is None):
+        return ""
+    if low is None or high is None:
+        return "±∞"
+    wide = max(high - row[key], row[key] - low, 0.0)
+    if 10 <= wide < 1e5:
+        return f"±{wide:.0f}"
+    return "±" + (f"{wide:#.2g}".rstrip(".") if 1e-3 <= wide < 10 else number(float(f"{wide:.1e}")).replace("0e", "e"))
+
+
+def amount(tokens: float) -> str:
+    """Tokens of a budget: `2,000`, with three digits below a hundred."""
+    return f"{tokens:,.0f}" if tokens >= 99.95 else number(tokens)
+
+
+def budgets(best: dict) -> str:
+    """The budgets at which something is best: `340 to 2,100 tokens`, `from 340 tokens`."""
+    start, end = best["from"], best["to"]
+    if start is None:
+        return "every budget" if end is None else f"up to {amount(end)} tokens"
+    return f"from {amount(start)} tokens" if end is None else f"{amount(start)} to {amount(end)} tokens"
+
+
+def facts(setting: dict) -> list[tuple[str, str]]:
+    """(name, value) of what a setting is."""
+    known = {
+        "J": number(setting["J"]),
+        "|∇J|": number(setting["grad_norm"]),
+        "expected length": number(setting["expected_length"]),
+        "budget": f"{amount(setting['budget'])} tokens",
+        "true gradient": "exact" if setting["target"] == "exact" else f"unknown; {setting['target']} stands in",
+    }
+    return [(name, value) for name, value in known.items() if value != "–"]
+
+
+def write_csv(document: Document, path: Path) -> None:
+    """One line a row of every setting, with every digit; an empty cell is what is not known or infinite.
+
+    Columns: the setting and its axes (`axis_…`), the estimator and its options (`option_…`), the figures of `FIGURES`, the ends
+    of the confidence intervals (`…_low`, `…_high`), and whether the row is on the frontier.
+    """
+    settings = settings_of(document)
+    about = ("name", "budget", "target", "J", "grad_norm", "expected_length")
+    axes = list(dict.fromkeys(axis for setting in settings for axis in setting["axes"]))
+    options = list(dict.fromkeys(option for setting in settings for row in setting["rows"] for option in row["options"]))
+    header = ["setting", *about[1:], *(f"axis_{axis}" for axis in axes), "label", "estimator", *(f"option_{option}" for option in options)]
+    header += ["verdict", *FIGURES, *(f"{key}_{end}" for key in INTERVALS for end in ("low", "high")), "frontier"]
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(header)
+        for setting in settings:
+            shared = [setting[key] for key in about] + [setting["axes"].get(axis) for axis in axes]
+            for row in setting["rows"]:
+                chosen = [_cell(row["options"].get(option)) for option in options]
+                ends = [end for key in INTERVALS for end in interval(row, key)]
+                figures = [row[key] for key in FIGURES]
+                lines.writerow([*shared, row["label"], row["estimator"], *chosen, row["verdict"], *figures, *ends, row["frontier"]])
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
