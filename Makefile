@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: verify test fast lint docs bench clean
+.PHONY: verify test fast lint docs bench variance clean
 
 verify: $(STAMP)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
@@ -25,6 +25,7 @@ docs: $(STAMP)  ## the README's ledger and figures, and the pages on agents and 
 	$(BIN)/python -m llm_mdp_agents.zoo
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/summary.py
+	$(BIN)/python benchmarks/variance_report.py
 
 bench: $(STAMP)  ## speed, side by side in one run
 	$(BIN)/python benchmarks/tree_dp.py
@@ -35,6 +36,11 @@ bench: $(STAMP)  ## speed, side by side in one run
 	$(BIN)/python benchmarks/branching.py
 	$(BIN)/python benchmarks/peers/compare.py
 	$(BIN)/python benchmarks/summary.py
+
+variance: $(STAMP)  ## what benchmarks/variance.md says, computed anew (about 20 minutes), and written
+	rm -rf runs/variance-benchmark
+	$(BIN)/python benchmarks/variance.py typical claims equal-tokens horizons allocation language-model
+	$(BIN)/python benchmarks/variance_report.py
 
 clean:
 	rm -rf .venv dist build

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from llm_mdp.candidates import Known, Setup
-from llm_mdp.enumeration import MAX_LEAVES, Enumeration, TooLarge
+from llm_mdp.enumeration import MAX_EDGES, Enumeration, TooLarge
 from llm_mdp.estimators import Estimator
 from llm_mdp.evidence import as_worlds
 from llm_mdp.exact import exact_gradient, optimal_baseline
@@ -80,6 +80,14 @@ class Setting:
         if self.instance is not None:
             return
         check_shape(self.vocab_size, 0, self.horizon, self.gamma)
+        if self.prompts < 1:
+            raise ValueError(f"prompts is {self.prompts}; there must be at least 1.")
+        tree = PrefixTree(self.vocab_size, 0, self.horizon)
+        if self.policy != "ngram" and tree.n_nodes * self.vocab_size * self.prompts > MAX_EDGES:
+            raise ValueError(
+                f"a vocabulary of {self.vocab_size}, a horizon of {self.horizon} and {self.prompts} prompt(s) make more than {MAX_EDGES:,} "
+                "(prefix, token) pairs, too many to enumerate; make one of them smaller, or take the policy ngram, which needs no tree."
+            )
         if self.rewards not in REWARDS:
             raise ValueError(f"rewards is {self.rewards!r}; choose {', '.join(REWARDS)}.")
         if self.success is not None and (self.rewards != "outcome" or not 0 < self.success < 1):
@@ -245,19 +253,13 @@ def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] 
     Args: transformer: makes the policy of that name from a token MDP and a seed.
 
     Raises:
-        ValueError: if the tree is too large to enumerate, or nobody makes transformers here.
+        ValueError: if nobody makes transformers here.
     """
     if setting.instance is not None:
         return TreeWorld(read_instance(setting.instance))
     generator = torch.Generator().manual_seed(setting.seed)
     if setting.policy == "ngram":
         return NgramWorld(*_chain(setting, generator))
-    leaves = PrefixTree(setting.vocab_size, 0, setting.horizon).n_leaves * setting.prompts
-    if leaves > MAX_LEAVES:
-        raise ValueError(
-            f"vocab {setting.vocab_size} and horizon {setting.horizon} make {leaves:,} responses, too many to enumerate (at most "
-            f"{MAX_LEAVES:,}); make one of them smaller, or take --policy ngram, which needs no tree."
-        )
     shape = {"gamma": setting.gamma, "n_prompts": setting.prompts, "seed": setting.seed}
     instance = random_instance(setting.vocab_size, setting.horizon, **shape)
     mdp = instance.mdp

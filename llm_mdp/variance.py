@@ -129,6 +129,20 @@ class Measurement:
         low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
         return float(low), float(high)
 
+    def over(self, base: "Measurement") -> tuple[float, tuple[float, float] | None]:
+        """Tokens to signal over those of another, and the ratio's interval (None if both are exact).
+
+        Where both come from the same draws their bootstrap samples are paired, and what they share (the length of ∇J, hard prompts) is not
+        in the interval of the ratio.
+        """
+        value = _ratio(self.spread, base.spread)
+        if not self.replicates and not base.replicates:
+            return value, None
+        ours, theirs = self.replicates or (self.spread,) * len(base.replicates), base.replicates or (base.spread,) * len(self.replicates)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile([_ratio(one, other) for one, other in zip(ours, theirs)], [tail, 1 - tail], method="inverted_cdf")
+        return value, (float(low), float(high))
+
     def document(self) -> dict[str, Any]:
         """As JSON; `read_measurement` reads it."""
         return asdict(self)
@@ -146,15 +160,15 @@ class Measurement:
             "seconds": self.seconds,
             "trace_covariance": spread.trace,
             "trace_covariance_of_draws": self.draws,
-            "relative_bias": _known(spread.relative_bias),
-            "scale": _known(spread.scale),
+            "relative_bias": known(spread.relative_bias),
+            "scale": known(spread.scale),
             "cosine": spread.cosine,
-            "tokens_to_signal": _known(spread.tokens_to_signal),
+            "tokens_to_signal": known(spread.tokens_to_signal),
             "estimates": budget / spread.tokens,
-            "mean_squared_error": _known(spread.mean_squared_error(budget)),
-            "signal_to_noise": budget / spread.tokens_to_signal,
+            "mean_squared_error": known(spread.mean_squared_error(budget)),
+            "signal_to_noise": budget / spread.tokens_to_signal if spread.tokens_to_signal > 0 else None,
             "progress": spread.progress(budget),
-            "intervals": intervals and {name: [_known(end) for end in ends] for name, ends in intervals.items() if ends is not None},
+            "intervals": intervals and {name: [known(end) for end in ends] for name, ends in intervals.items() if ends is not None},
             "samples": self.samples,
         }
 
@@ -165,7 +179,16 @@ def read_measurement(document: dict[str, Any]) -> Measurement:
     return Measurement(**{**document, **spreads})
 
 
-def _known(value: float) -> float | None:
+def _ratio(one: Spread, other: Spread) -> float:
+    """Of two tokens to signal; unbiased estimates share their signal, known or not."""
+    if one.signal == other.signal:
+        noise = other.trace * other.tokens
+        return one.trace * one.tokens / noise if noise > 0 else math.inf
+    return one.tokens_to_signal / other.tokens_to_signal if other.tokens_to_signal > 0 and one.signal > 0 else math.inf
+
+
+def known(value: float) -> float | None:
+    """As JSON has it: None for what is infinite."""
     return value if math.isfinite(value) else None
 
 

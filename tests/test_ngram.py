@@ -1,11 +1,14 @@
 """The n-gram dynamic programme against enumeration of all responses, closed forms, and the slope of J where no tree fits."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mdp import exact
+from llm_mdp import exact, ngram
+from llm_mdp.enumeration import Enumeration
 from llm_mdp.exact import exact_gradient
 from llm_mdp.hidden_rewards import (
     LengthCost,
@@ -18,8 +21,8 @@ from llm_mdp.hidden_rewards import (
     SumReward,
 )
 from llm_mdp.mdp import Prompt, TokenMDP
-from llm_mdp.ngram import expected_length, ngram_gradient
-from llm_mdp.policies import NgramPolicy, logp_of
+from llm_mdp.ngram import expected_length, ngram_critic, ngram_gradient, ngram_score_sums, reward_moments, with_expected_length
+from llm_mdp.policies import NgramPolicy, TabularValue, logp_of
 
 
 def seeded(seed):
@@ -49,12 +52,17 @@ def worlds(draw):
     return mdp, NgramPolicy.random(vocab_size, draw(st.integers(0, 3)), generator, horizon=tables)
 
 
+def every_response(mdp):
+    """Every response to every prompt: prompt (P, N, L), tokens and mask (P, N, T)."""
+    tokens = mdp.tree.leaves.expand(len(mdp.prompts), -1, -1)
+    return mdp.prompt_tokens[:, None].expand(-1, tokens.shape[1], -1), tokens, tokens != -1
+
+
 @settings(deadline=None, max_examples=80)
 @given(worlds())
 def test_gradient_is_that_of_enumeration(drawn):
     mdp, policy = drawn
-    tokens = mdp.tree.leaves.expand(len(mdp.prompts), -1, -1)
-    prompt, mask = mdp.prompt_tokens[:, None].expand(-1, tokens.shape[1], -1), tokens != -1
+    prompt, tokens, mask = every_response(mdp)
     probability = logp_of(policy, prompt, tokens, mask).sum(-1).exp()
     expected_J = (mdp.prompt_probability * (probability * mdp.response_reward(prompt, tokens, mask)).sum(-1)).sum()
     (expected,) = torch.autograd.grad(expected_J, [policy.table])
@@ -126,5 +134,157 @@ def test_what_does_not_fit_is_refused_in_words():
         ngram_gradient(NgramPolicy.random(3, 9, generator, scale=0.0), TokenMDP(3, 0, 1000, markov))
     with pytest.raises(ValueError, match="The policy has 4 tokens, the token MDP 3"):
         ngram_gradient(NgramPolicy.random(4, 1, generator), TokenMDP(3, 0, 3, markov))
-    with pytest.raises(ValueError, match="J is nan"):
-        ngram_gradient(NgramPolicy(torch.full((1, 4, 3), float("nan")), 1), TokenMDP(3, 0, 3, markov))
+    for function in (ngram_gradient, ngram_critic, reward_moments, expected_length):
+        with pytest.raises(ValueError, match="J is nan"):
+            function(NgramPolicy(torch.full((1, 4, 3), float("nan")), 1), TokenMDP(3, 0, 3, markov))
+
+
+# --- values and moments ---
+
+
+@settings(deadline=None, max_examples=80)
+@given(worlds())
+def test_the_critic_is_that_of_the_tree(drawn):
+    mdp, policy = drawn
+    prompt, tokens, mask = every_response(mdp)
+    tree = Enumeration(mdp, policy)
+    expected = TabularValue(tree.tree, mdp.prompt_tokens, tree.values.U)(prompt, tokens, mask)
+    critic = ngram_critic(policy, mdp)
+    torch.testing.assert_close(critic(prompt, tokens, mask), expected, rtol=1e-10, atol=1e-12)
+    again = pickle.loads(pickle.dumps(critic))(prompt[:, -1], tokens[:, -1], mask[:, -1])
+    torch.testing.assert_close(again, expected[:, -1], rtol=1e-10, atol=1e-12)
+
+
+def test_the_critic_of_a_memoryless_policy_after_a_thousand_tokens():
+    """What the tokens so far have earned, and a geometric series of means for the others."""
+    weights, gamma, horizon = torch.tensor([1.0, -2.0, 5.0], dtype=torch.float64), 0.999, 1000
+    mdp = TokenMDP(3, None, horizon, LexicalReward(weights), gamma)
+    policy = NgramPolicy.random(3, 0, seeded(5))
+    mean = float(policy.table[0, 0].detach().softmax(-1) @ weights)
+    drawn = policy.sample(mdp.prompt_tokens, 1, eos=None, horizon=horizon, generator=seeded(6))
+    value = ngram_critic(policy, mdp)(drawn.prompt, drawn.tokens, drawn.mask)[0].tolist()
+    collected = 0.0
+    for t, token in enumerate(drawn.tokens[0].tolist()):
+        assert value[t] == pytest.approx(collected + mean * (gamma**t - gamma**horizon) / (1 - gamma))
+        collected += gamma**t * float(weights[token])
+    assert value[horizon] == 0, "0 from the end on"
+
+
+def test_a_critic_errs_by_what_stands_before_the_token_alone():
+    generator = seeded(7)
+    mdp = TokenMDP(3, 0, 400, NgramReward.random(3, 2, generator), 0.9, (Prompt((1,), 0.5), Prompt((2, 2), 0.5)))
+    policy = with_expected_length(NgramPolicy.random(3, 1, generator), mdp, 300)
+    drawn = policy.sample(mdp.prompt_tokens, 50, eos=0, horizon=400, generator=generator)
+    response = (drawn.prompt, drawn.tokens, drawn.mask)
+    exact_value, wrong = ngram_critic(policy, mdp)(*response), ngram_critic(policy, mdp, error=0.2, seed=3)(*response)
+    error = wrong - exact_value
+    found = {}
+    text = torch.cat([drawn.prompt, drawn.tokens], dim=-1).tolist()
+    for row, step in drawn.mask.nonzero().tolist():
+        context = (step, *text[row][step : step + 2])
+        assert found.setdefault(context, float(error[row, step])) == pytest.approx(float(error[row, step]), abs=1e-9)
+    assert len(found) > 1000, "steps and contexts that were seen"
+    numbers = torch.tensor(list(found.values()))
+    assert (float(numbers.std()), float(numbers.mean())) == (pytest.approx(0.2, rel=0.1), pytest.approx(0, abs=0.03))
+    assert len(set(numbers.tolist())) == len(numbers), "one number each"
+    assert error[:, :-1][~drawn.mask].abs().sum() == 0 and error[:, -1].abs().sum() == 0
+    assert torch.equal(wrong, ngram_critic(policy, mdp, error=0.2, seed=3)(*response))
+    assert not torch.equal(wrong, ngram_critic(policy, mdp, error=0.2, seed=4)(*response))
+
+
+@settings(deadline=None, max_examples=80)
+@given(worlds())
+def test_moments_of_the_reward_are_those_of_all_responses(drawn):
+    mdp, policy = drawn
+    prompt, tokens, mask = every_response(mdp)
+    chance = mdp.prompt_probability[:, None] * logp_of(policy, prompt, tokens, mask).sum(-1).exp().detach()
+    reward = mdp.response_reward(prompt, tokens, mask)
+    expected = float((chance * reward).sum())
+    mean, variance = reward_moments(policy, mdp)
+    assert mean == pytest.approx(expected, rel=1e-10, abs=1e-13)
+    assert variance == pytest.approx(float((chance * (reward - expected).square()).sum()), rel=1e-9, abs=1e-13)
+
+
+def test_a_small_variance_beside_a_large_mean_is_not_lost():
+    """A thousand independent tokens, worth a million each and a thousandth more or less."""
+    extra = torch.tensor([0.0, 1e-3, -1e-3], dtype=torch.float64)
+    policy = NgramPolicy.random(3, 0, seeded(8))
+    pi = policy.table[0, 0].detach().softmax(-1)
+    variance = 1000 * float(pi @ (extra - pi @ extra).square())
+    mean, found = reward_moments(policy, TokenMDP(3, None, 1000, LexicalReward(1e6 + extra)))
+    # V is good to 1e-7 of 1e9, the deviations to 1e-4 of themselves; E RM² - (E RM)² would be off by a hundred.
+    assert (mean, found) == (pytest.approx(1e9), pytest.approx(variance, rel=1e-3))
+
+
+# --- lengths ---
+
+
+@settings(deadline=None, max_examples=30)
+@given(worlds().filter(lambda drawn: drawn[0].eos is not None and drawn[0].horizon > 1), st.floats(0.02, 0.98))
+def test_a_policy_gets_the_length_asked_for(drawn, fraction):
+    mdp, policy = drawn
+    length = 1 + fraction * (mdp.horizon - 1)
+    changed = with_expected_length(policy, mdp, length)
+    prompt, tokens, mask = every_response(mdp)
+    chance = mdp.prompt_probability[:, None] * logp_of(changed, prompt, tokens, mask).sum(-1).exp().detach()
+    assert float((chance * mask.sum(-1)).sum()) == pytest.approx(length, rel=1e-8)
+    moved = (changed.table - policy.table).detach()
+    going_on = torch.arange(mdp.vocab_size) != mdp.eos
+    assert moved[..., going_on].abs().max() == 0
+    assert float(moved[..., mdp.eos].max() - moved[..., mdp.eos].min()) < 1e-12, "one constant"
+
+
+def test_lengths_that_cannot_be_had_are_refused_in_words():
+    policy = NgramPolicy.random(3, 1, seeded(9))
+    mdp = TokenMDP(3, 0, 5, LengthCost())
+    for length in (1, 5, 0.5, float("nan")):
+        with pytest.raises(ValueError, match=rf"length is {length}; it must be above 1 and below the horizon of 5 tokens"):
+            with_expected_length(policy, mdp, length)
+    with pytest.raises(ValueError, match="no end token, so every response has 5 tokens"):
+        with_expected_length(policy, TokenMDP(3, None, 5, LengthCost()), 3)
+    with pytest.raises(ValueError, match="The policy has 3 tokens, the token MDP 5"):
+        with_expected_length(policy, TokenMDP(5, 4, 5, LengthCost()), 3)
+    never = policy.table.detach().clone()
+    never[0, :, 0] = -torch.inf
+    with pytest.raises(ValueError, match="no constant makes 3 tokens the expected length"):
+        with_expected_length(NgramPolicy(never, 1), mdp, 3)
+
+
+# --- sums of scores ---
+
+
+@settings(deadline=None, max_examples=60)
+@given(worlds(), st.integers(1, 4), st.integers(1, 30), st.integers(0, 2**31))
+def test_sums_of_scores_are_gradients_of_weighted_log_probabilities(drawn, groups, at_once, seed):
+    mdp, policy = drawn
+    generator = seeded(seed)
+    rollouts = policy.sample(mdp.prompt_tokens, 6, eos=mdp.eos, horizon=mdp.horizon, generator=generator)
+    logp = logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask)
+    weights = normal(generator, *logp.shape) * rollouts.mask * (torch.rand(logp.shape, generator=generator) < 0.8)
+    # The last group has at least one row, so the number of sums is known; others may have none.
+    group = torch.randint(groups, (len(logp),), generator=generator).index_fill(0, torch.tensor([2]), groups - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngram, "TOKENS_AT_ONCE", at_once)
+        found = ngram_score_sums(policy, rollouts.prompt, rollouts.tokens, weights, group)
+    assert found.shape == (groups, policy.table.numel())
+    assert not found.requires_grad
+    for number in range(groups):
+        total = (weights * logp)[group == number].sum()
+        (expected,) = torch.autograd.grad(total, [policy.table], retain_graph=True)
+        torch.testing.assert_close(found[number], expected.flatten(), rtol=1e-10, atol=1e-12)
+
+
+def test_weights_on_what_is_no_token_are_refused():
+    policy, prompt, group = NgramPolicy.random(3, 1, seeded(10)), torch.tensor([[1]]), torch.tensor([0])
+    weights = torch.tensor([[0.0, 2.0, 1.0]], dtype=torch.float64)
+    for tokens in ([1, 0, -1], [1, 3, 0]):
+        with pytest.raises(ValueError, match=r"outside the vocabulary 0 … 2 has a weight; give padding the weight 0"):
+            ngram_score_sums(policy, prompt, torch.tensor([tokens]), weights, group)
+
+
+@pytest.mark.parametrize("error", [-0.1, float("nan"), float("inf")])
+def test_errors_of_a_critic_that_are_no_standard_deviation(error):
+    generator = seeded(11)
+    mdp = TokenMDP(3, 0, 3, NgramReward.random(3, 1, generator))
+    with pytest.raises(ValueError, match=rf"error is {error}; the standard deviation .* must be a number of at least 0"):
+        ngram_critic(NgramPolicy.random(3, 1, generator), mdp, error)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mdp.evidence import Finish
-from llm_mdp.policies import NgramPolicy, Policy, TabularPolicy, TabularValue, finish_of, logp_of
+from llm_mdp.policies import AtTemperature, NgramPolicy, Policy, TabularPolicy, TabularValue, finish_of, logp_of
 from llm_mdp.tree import PAD, PrefixTree, pad_prompts, prompt_index, response_mask
 from tests.strategies import generators, padded, plain_responses, policies, token_mdps, trees
 
@@ -293,6 +293,48 @@ def test_what_a_sample_says_about_itself(mdp, data, temperature, generator):
         assert drawn.logp[row, length:].abs().sum() == 0
         ended = mdp.eos is not None and tokens[length - 1] == mdp.eos
         assert drawn.finish[row] == (Finish.EOS if ended else Finish.HORIZON)
+
+
+@st.composite
+def ngram_draws(draw: st.DrawFn) -> tuple[NgramPolicy, dict]:
+    """An n-gram policy on a horizon of up to 12 tokens, and everything that can be asked of `sample`."""
+    vocab_size, horizon, generator = draw(st.integers(2, 5)), draw(st.integers(1, 12)), draw(generators())
+    table_steps = draw(st.sampled_from([None, 2, horizon]))
+    policy = NgramPolicy.random(vocab_size, draw(st.integers(0, 3)), generator, horizon=table_steps)
+    words = st.integers(0, vocab_size - 1)
+    prompts = pad_prompts(draw(st.lists(st.lists(words, max_size=4).map(tuple), min_size=1, max_size=4)))
+    beginnings = st.lists(words, max_size=horizon)
+    rows = draw(st.none() | st.lists(beginnings, min_size=len(prompts), max_size=len(prompts)))
+    width = max(map(len, rows)) if rows else 0
+    return policy, {
+        "prompt": prompts,
+        "n": draw(st.integers(1, 3)),
+        "eos": draw(st.none() | words),
+        "horizon": horizon,
+        "temperature": draw(st.sampled_from([1.0, 0.6, 2.0])),
+        "prefix": None if rows is None else padded(rows, width).reshape(len(rows), width),
+        "greedy": draw(st.booleans()),
+        "stop": draw(st.lists(words, max_size=2).map(tuple)),
+    }
+
+
+@settings(deadline=None, max_examples=150)
+@given(ngram_draws(), st.integers(0, 2**32 - 1))
+def test_an_ngram_policy_draws_what_reading_every_prefix_anew_draws(drawn, seed):
+    policy, options = drawn
+    one, other = (p.sample(**options, generator=seeded(seed)) for p in (policy, AtTemperature(policy, 1.0)))
+    assert torch.equal(one.tokens, other.tokens) and torch.equal(one.logp, other.logp)
+    assert torch.equal(one.mask, other.mask) and torch.equal(one.finish, other.finish)
+
+
+def test_an_ngram_policy_reads_no_prefix_twice(monkeypatch):
+    """10⁶ tokens; with prefixes read anew for every token it would be 10⁹."""
+    policy = NgramPolicy.random(3, 2, seeded(1))
+    monkeypatch.setattr(NgramPolicy, "logits", lambda *arguments: pytest.fail("the whole prefix was read"))
+    drawn = policy.sample(NO_PROMPT, 500, eos=None, horizon=2000, generator=seeded(2))
+    monkeypatch.undo()
+    again = logp_of(policy, drawn.prompt, drawn.tokens, drawn.mask)
+    torch.testing.assert_close(drawn.logp, again.detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_finish_is_eos_on_the_very_last_step_too():

@@ -147,8 +147,8 @@ def measure_task(
         progress: told how many prompts are done.
 
     Returns:
-        Measurements by name, and facts: mean reward J, expected length, |∇J| and `target`, the estimator that stands for the true
-        gradient: the unbiased one with the largest group.
+        Measurements by name, and facts: mean reward J, expected length, |∇J|, `target`, the estimator that stands for the true gradient
+        (RLOO with the largest group), and `base`, its own measurement.
 
     Raises:
         ValueError: fewer than 2 prompts.
@@ -180,11 +180,11 @@ def measure_task(
     for name in estimators:
         certain = "unbiased" if name == target else known.get(name)
         measured[name] = sampled_measurement(whole[name], reference=reference, seed=seed, known=certain)
-    spread = sampled_measurement(reference, reference=reference, seed=seed, known="unbiased").spread
-    reward = torch.cat(rewards)
+    base = sampled_measurement(reference, reference=reference, seed=seed, known="unbiased")
+    reward, length = torch.cat(rewards), float(torch.cat(lengths).double().mean())
     facts = {
-        "J": float(reward.mean()), "grad_norm": max(spread.size, 0.0) ** 0.5, "expected_length": float(torch.cat(lengths).double().mean()),
-        "entropy": None, "success": float((reward > 0.5).double().mean()), "target": target,
+        "J": float(reward.mean()), "grad_norm": max(base.spread.size, 0.0) ** 0.5, "expected_length": length, "entropy": None,
+        "success": float((reward > 0.5).double().mean()), "target": target, "base": base,
     }  # fmt: skip
     return measured, facts
 

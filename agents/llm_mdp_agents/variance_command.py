@@ -23,7 +23,7 @@ from llm_mdp.mdp import TokenMDP
 from llm_mdp.policies import Policy
 from llm_mdp.settings import NgramWorld, Rewards, Setting, TreeWorld, make_world
 from llm_mdp.sweep import run_cells
-from llm_mdp.variance import read_measurement
+from llm_mdp.variance import Measurement, known, read_measurement
 from llm_mdp_agents.choices import ModelConfig
 
 PolicyKind = Literal["tabular", "ngram", "transformer"]
@@ -291,7 +291,24 @@ def measure_task_cell(cell: dict[str, Any]) -> dict[str, Any]:
     estimators = {candidate.label: candidate.build(setup, load_estimator) for candidate in listed}
     known = {candidate.label: candidate.known for candidate in listed}
     measured, facts = measure_task(estimators, policy, task, cell["prompts"], cell["seed"], known=known)
-    return {"facts": facts, "rows": {label: measurement.document() for label, measurement in measured.items()}}
+    base = facts.pop("base")
+    rows = {label: measurement.document() for label, measurement in measured.items()}
+    return {"facts": facts, "rows": rows, "base": base.document()}
+
+
+def base_of(listed: Sequence[Candidate]) -> str | None:
+    """What others are compared with where ∇J is known: RLOO with the largest group, if it is among them."""
+    groups = [candidate for candidate in listed if candidate.name == "rloo"]
+    return max(groups, key=lambda candidate: candidate.options["group_size"]).label if groups else None
+
+
+def with_ratio(row: dict[str, Any], measured: Measurement, base: Measurement | None) -> dict[str, Any]:
+    """The row with its tokens to signal over those of the estimator that others are compared with."""
+    if base is None:
+        return row | {"tokens_over_base": None}
+    value, ends = measured.over(base)
+    intervals = row["intervals"] if ends is None else {**(row["intervals"] or {}), "tokens_over_base": [known(end) for end in ends]}
+    return row | {"tokens_over_base": known(value), "intervals": intervals}
 
 
 def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:
@@ -316,17 +333,21 @@ def make_document(arguments: VarianceArguments, plans: Sequence[Plan], results: 
             facts, documents = own[0]["facts"], [own[0]["rows"][candidate.label] for candidate in each.listed]
         else:
             facts, documents = own[0], own[1:]
+        measured = {candidate.label: read_measurement(document) for candidate, document in zip(each.listed, documents)}
+        label = facts["target"] if facts["target"] != "exact" else base_of(each.listed)
+        base = read_measurement(own[0]["base"]) if "rows" in own[0] else measured.get(label or "")
         rows = [
             {
                 "label": candidate.label, "estimator": candidate.name.rpartition(":")[2] or candidate.name, "options": candidate.options,
-                "given_values": candidate.given_values, **read_measurement(document).row(arguments.budget),
+                "given_values": candidate.given_values,
+                **with_ratio(measured[candidate.label].row(arguments.budget), measured[candidate.label], base),
             }
-            for candidate, document in zip(each.listed, documents)
+            for candidate in each.listed
         ]  # fmt: skip
         frontier = on_frontier(rows)
         made.append({
             "name": each.name, "words": each.words, "axes": each.axes | {"entropy": facts["entropy"], "success": facts["success"]},
-            "target": facts["target"], "J": facts["J"], "grad_norm": facts["grad_norm"], "expected_length": facts["expected_length"],
+            "target": facts["target"], "base": label, **{name: facts[name] for name in ("J", "grad_norm", "expected_length")},
             "budget": arguments.budget, "rows": [row | {"frontier": row["label"] in frontier} for row in rows],
             "best": best_by_budget(rows, arguments.budget), "recommendation": recommendation(rows, arguments.budget),
         })  # fmt: skip

@@ -49,6 +49,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[dict], str], str], ...] = (
     ("scale", "scale", lambda row: ratio(row["scale"]), "descending"),
     ("cosine", "cosine", lambda row: ratio(row["cosine"]), "descending"),
     ("tokens to signal", "tokens_to_signal", tokens_to_signal, "ascending"),
+    ("over the base's", "tokens_over_base", lambda row: number(row["tokens_over_base"]), "ascending"),
     ("squared error", "mean_squared_error", lambda row: number(row["mean_squared_error"]), "ascending"),
     ("signal to noise", "signal_to_noise", lambda row: number(row["signal_to_noise"]), "descending"),
     ("progress", "progress", lambda row: number(row["progress"]), "descending"),

@@ -17,10 +17,10 @@ Document = dict
 
 FIGURES = (
     "tokens", "rewards", "seconds", "samples", "trace_covariance", "trace_covariance_of_draws", "relative_bias", "scale", "cosine",
-    "tokens_to_signal", "estimates", "mean_squared_error", "signal_to_noise", "progress",
+    "tokens_to_signal", "tokens_over_base", "estimates", "mean_squared_error", "signal_to_noise", "progress",
 )  # fmt: skip
 """The figures of a row, in the order of the CSV file."""
-INTERVALS = ("trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "progress")
+INTERVALS = ("trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "tokens_over_base", "progress")
 """Those that have a confidence interval where they are sampled."""
 
 

@@ -19,17 +19,20 @@ from llm_mdp.report.variance_rows import (
     worth_showing,
 )
 
-WIDE = 140
+WIDE = 150
 """Columns from which intervals stand beside their figures."""
 WIDER = 172
 """Columns from which there are more figures."""
+
+OVER = "over\nbase"
+"""Head of the column with tokens to signal over the base's."""
 
 NARROW = (
     ("estimator", 21),
     ("", 1),
     ("tokens\neach", 6),
-    ("reward\ncalls", 6),
-    ("tr Cov", 8),
+    ("reward\ncalls", 7),
+    ("tr Cov", 7),
     ("bias", 7),
     ("cosine", 8),
     ("tokens\nto\nsignal", 7),
@@ -68,24 +71,26 @@ def _heading(setting: dict) -> Text:
 
 def _rows(setting: dict, width: int) -> Padding:
     shown = worth_showing(setting["rows"])
-    table = _narrow_table(shown) if width < WIDE else _wide_table(shown, width >= WIDER)
+    table = _narrow_table(shown, setting["target"] != "exact") if width < WIDE else _wide_table(shown, width >= WIDER)
     left = len(setting["rows"]) - len(shown)
     notes = ["★ on the frontier"] * any(row["frontier"] for row in shown)
     notes += ["± 95 %"] * any(row["intervals"] for row in shown)
+    notes += [f"base: {setting['base']}"] * bool(setting.get("base"))
     notes += [f"… {left} more, see the page"] * bool(left)
     table.caption = " · ".join(notes)
     table.caption_justify = "left"
     return Padding(table, (1, 0))
 
 
-def _narrow_table(rows: list[dict]) -> Table:
-    """Intervals below their figures."""
+def _narrow_table(rows: list[dict], base: bool) -> Table:
+    """Intervals below their figures. Where the true gradient is not known, tokens over the base's, which are, in place of reward calls."""
     table = Table.grid(padding=(0, 1, 0, 0))
     for name, width in NARROW:
         table.add_column(width=width, overflow="fold", justify="left" if name in ("estimator", "") else "right")
-    table.add_row(*(Text(name, style="bold") for name, _ in NARROW))
+    names = [OVER if base and name == "reward\ncalls" else name for name, _ in NARROW]
+    table.add_row(*(Text(name, style="bold") for name in names))
     for row in rows:
-        figures = [(number(row["tokens"]), ""), (number(row["rewards"]), ""), *_figures(row)]
+        figures = [(number(row["tokens"]), ""), _over_base(row) if base else (number(row["rewards"]), ""), *_figures(row)]
         table.add_row(_name(row), _symbol(row), *(_joined(figure, more, "\n") for figure, more in figures))
     return table
 
@@ -94,13 +99,14 @@ def _wide_table(rows: list[dict], more_figures: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("\nestimator", overflow="fold")
     table.add_column("\nverdict", no_wrap=True)
-    names = ["tokens\neach", "reward\ncalls", "\ntr Cov", "\nbias", "\ncosine", "tokens to\nsignal", "\nprogress"]
-    for name in names + ["\nscale", "\nMSE", "\nSNR"] * more_figures:
+    names = ["tokens\neach", OVER, "\ntr Cov", "\nbias", "\ncosine", "tokens to\nsignal", "\nprogress"]
+    for name in names + ["\nscale", "\nMSE", "\nSNR", "reward\ncalls"] * more_figures:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        figures = [(number(row["tokens"]), ""), (number(row["rewards"]), ""), *_figures(row)]
+        figures = [(number(row["tokens"]), ""), _over_base(row), *_figures(row)]
         if more_figures:
-            figures += [(ratio(row["scale"]), ""), (number(row["mean_squared_error"]), ""), (number(row["signal_to_noise"]), "")]
+            more = ("mean_squared_error", "signal_to_noise", "rewards")
+            figures += [(ratio(row["scale"]), ""), *((number(row[key]), "") for key in more)]
         verdict = _symbol(row).append(f" {row['verdict']}")
         table.add_row(_name(row), verdict, *(_joined(figure, more, " ") for figure, more in figures))
     return table
@@ -115,6 +121,10 @@ def _figures(row: dict) -> list[tuple[str, str]]:
         (tokens_to_signal(row), margin(row, "tokens_to_signal")),
         (number(row["progress"]), margin(row, "progress")),
     ]
+
+
+def _over_base(row: dict) -> tuple[str, str]:
+    return number(row["tokens_over_base"]), margin(row, "tokens_over_base")
 
 
 def _joined(figure: str, more: str, between: str) -> Text:
