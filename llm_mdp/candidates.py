@@ -5,12 +5,13 @@ boundaries in a response of full length, evenly spaced; `branches` M from each; 
 """
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
 
-from llm_mdp.boundaries import EveryNTokens
+from llm_mdp.boundaries import AtSteps
 from llm_mdp.estimators import GRPO, MARLHF, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO
 from llm_mdp.policies import Critic
 from llm_mdp.theorems import Theorem1, Theorem2, WithBaseline
@@ -60,8 +61,8 @@ class Kind:
     """Does it use values of states that it was given, and whose price is not counted?"""
 
 
-def _boundary(setup: Setup, positions: int) -> EveryNTokens:
-    return EveryNTokens(-(-setup.horizon // positions))
+def _boundary(setup: Setup, positions: int) -> AtSteps:
+    return AtSteps(tuple(part * setup.horizon // positions for part in range(positions)))
 
 
 def _critic(setup: Setup, critic_error: float = 0.0) -> Critic:
@@ -159,7 +160,7 @@ class Grid:
         for name, least, most in LIMITS:
             values = getattr(self, name)
             for value in values or ():
-                if value < least or (most is not None and value > most):
+                if not value >= least or not value <= (math.inf if most is None else most):
                     limits = f"at least {least}" if most is None else f"in [{least}, {most}]"
                     raise ValueError(f"--{name.replace('_', '-')} has {value}; each must be {limits}.")
             if values == ():
@@ -228,7 +229,7 @@ def candidates(names: Iterable[str], grid: Grid, horizon: int) -> list[Candidate
                 raise ValueError(f"there is no estimator {name!r}; {hint}")
             found.append(Candidate(name))
             continue
-        kind = KINDS[name]
+        kind, before = KINDS[name], len(found)
         for values in product(*(grid.values(kind, option) for option in kind.options)):
             options = dict(zip(kind.options, values))
             if name in ("rloo", "grpo", "dr-grpo", "grpo-length") and options["group_size"] < 2:
@@ -236,4 +237,6 @@ def candidates(names: Iterable[str], grid: Grid, horizon: int) -> list[Candidate
             if "positions" in options:
                 options["positions"] = min(options["positions"], horizon)
             found.append(Candidate(name, options))
+        if len(found) == before:
+            raise ValueError(f"{name} compares responses to a prompt, and --group-sizes are {grid.group_sizes}; give one of at least 2.")
     return [candidate for place, candidate in enumerate(found) if candidate not in found[:place]]

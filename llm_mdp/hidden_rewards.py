@@ -171,16 +171,21 @@ class PotentialReward(MarkovReward):
 
 @dataclass(frozen=True, eq=False)
 class EndReward(MarkovReward):
-    """Another Markov reward, paid for the last token of a response only: an outcome that depends on how the response ends."""
+    """Another Markov reward, paid for the last token of a response only: an outcome that depends on how the response ends.
+
+    The token carries part / γᵗ⁻¹, so that RM(W) is the part itself, whenever the response ends.
+    """
 
     part: MarkovReward
+    gamma: float = 1.0
 
     @property
     def order(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.part.order
 
     def local(self, window, token, step, last):
-        return torch.where(last, self.part.local(window, token, step, last), 0.0)
+        weight = self.gamma ** -step.to(torch.float64)
+        return torch.where(last, self.part.local(window, token, step, last) * weight, 0.0)
 
 
 @dataclass(frozen=True)

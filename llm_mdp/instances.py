@@ -9,9 +9,7 @@ One node for every non-terminal prefix, in any order. `eos` may be null (only th
 one the file also has `"prompts": [{"tokens": [1], "probability": 0.4}, …]` and every node a `"prompt"`, its number there.
 """
 
-import contextlib
 import difflib
-import errno
 import json
 import os
 import sys
@@ -26,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llm_mdp.exact import node_logits
+from llm_mdp.files import write_text
 from llm_mdp.hidden_rewards import TableReward
 from llm_mdp.mdp import Prompt, TokenMDP, check_prompts, check_shape
 from llm_mdp.policies import Policy, TabularPolicy, TabularValue
@@ -178,21 +177,9 @@ def write_instance(instance: Instance, path: str | os.PathLike[str]) -> None:
     nodes = ",\n".join(json.dumps(node) for node in content.pop("nodes"))
     text = f'{json.dumps(content)[:-1]}, "nodes": [\n{nodes}\n]}}\n'
     try:
-        _write_atomically(text, Path(path).resolve())
+        write_text(Path(path), text)
     except OSError as error:
         raise InstanceError(f"{path}: cannot write the instance here ({error.strerror}); name another file.") from None
-
-
-def _write_atomically(text: str, target: Path) -> None:
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "not a regular file")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 @torch.no_grad()

@@ -19,9 +19,11 @@ class Meter:
         self.sampler = sampler
         self.responses: Rollouts | None = None
         self.branched: list[Branches] = []
+        self.groups: Bool[Tensor, "*worlds P"] | None = None
+        """Which groups the estimator kept; None: it was not choosy."""
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
-        self.responses = self.sampler.rollouts(group_size, temperature)
+        self.responses, self.branched, self.groups = self.sampler.rollouts(group_size, temperature), [], None
         return self.responses
 
     def branches(
@@ -48,6 +50,7 @@ class Meter:
         return self.sampler.hidden_reward(rollouts)
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, "*worlds P"]) -> Evidence:
+        self.groups = groups
         return self.sampler.keep(evidence, groups)
 
     def __getattr__(self, name: str) -> Any:
@@ -95,6 +98,7 @@ class Replay:
         self.reward = sampler.response_reward(self.batch)
         self.part = 0
         """Which disjoint group of responses estimators see."""
+        self._seen = torch.arange(0)
         self._branches: dict[float, Branches] = {}
 
     @property
@@ -119,10 +123,11 @@ class Replay:
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
         if temperature != 1:
             raise ValueError(f"the batch was drawn at temperature 1, and this estimator asks for {temperature}; measure it on its own.")
-        return take_rows(Evidence(self.batch, self.reward), self.rows(group_size)).rollouts
+        self._seen = self.rows(group_size)
+        return take_rows(Evidence(self.batch, self.reward), self._seen).rollouts
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
-        return self.reward[self._own_rows(rollouts)]
+        return self.reward[self._rows_of(rollouts)]
 
     def branches(
         self,
@@ -132,7 +137,7 @@ class Replay:
         greedy: bool = False,
         temperatures: tuple[float, ...] | None = None,
     ) -> Branches:
-        rows = self._own_rows(rollouts)
+        rows = self._rows_of(rollouts)
         wanted = torch.zeros(self.batch.mask.shape, dtype=torch.bool)
         wanted[rows] = boundary & rollouts.mask
         place_of = torch.full((len(self.reward),), -1).index_copy(0, rows, torch.arange(len(rows)))
@@ -144,7 +149,8 @@ class Replay:
             parts.append((place_of[known.row[chosen]], known.step[chosen], known.reward[chosen], known.tokens[chosen]))
         row, step, reward, tokens = (torch.cat(part) for part in zip(*parts))
         order = (row * boundary.shape[-1] + step).argsort(stable=True)
-        return Branches(row[order], step[order], reward[order], greedy, tokens[order])
+        only_greedy = greedy or (temperatures is not None and set(temperatures) == {0.0})
+        return Branches(row[order], step[order], reward[order], only_greedy, tokens[order])
 
     def _drawn(self, wanted: Bool[Tensor, "R T"], number: int, temperature: float) -> Branches:
         """All that has been drawn at this temperature, at least `number` from every wanted place."""
@@ -169,13 +175,18 @@ class Replay:
         return self.sampler.value(critic, rollouts)
 
     def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        return self.sampler.hidden_reward(self.batch)[self._own_rows(rollouts)]
+        return self.sampler.hidden_reward(self.batch)[self._rows_of(rollouts)]
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
-        return take_rows(evidence, kept_rows(evidence, groups))
+        kept = kept_rows(evidence, groups)
+        self._seen = self._seen[kept]
+        return take_rows(evidence, kept)
 
-    def _own_rows(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
-        return self.rows(len(rollouts.tokens) * self.largest // len(self.reward))
+    def _rows_of(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
+        """The numbers, in the batch, of the latest rollouts that were handed out or kept."""
+        if len(rollouts.tokens) != len(self._seen):
+            raise ValueError(f"{len(rollouts.tokens)} responses are not the {len(self._seen)} that were handed out last; pass those on.")
+        return self._seen
 
 
 def _together(one: Branches, two: Branches) -> Branches:

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from llm_mdp.candidates import Known, Setup
 from llm_mdp.enumeration import MAX_EDGES, Enumeration, TooLarge
 from llm_mdp.estimators import Estimator
-from llm_mdp.evidence import as_worlds
+from llm_mdp.evidence import Evidence, as_worlds
 from llm_mdp.exact import exact_gradient, optimal_baseline
 from llm_mdp.hidden_rewards import EndReward, HiddenReward, MarkovReward, NgramReward, PositionReward, TableReward
 from llm_mdp.instances import Instance, random_instance, read_instance
@@ -23,13 +26,11 @@ from llm_mdp.ngram import expected_length, ngram_critic, ngram_score_sums, rewar
 from llm_mdp.policies import Critic, NgramPolicy, Policy, TabularPolicy, TabularValue, logp_of
 from llm_mdp.problem import Problem
 from llm_mdp.replay import Meter
-from llm_mdp.sampling import PolicySampler
-from llm_mdp.tree import PrefixTree
+from llm_mdp.sampling import NothingKept, PolicySampler
 from llm_mdp.variance import (
     Estimates,
     Measurement,
     exact_measurement,
-    joined_estimates,
     kept_estimates,
     sampled_measurement,
     tree_estimates,
@@ -38,6 +39,8 @@ from llm_mdp.verify import loss_weights
 
 Rewards = Literal["dense", "sparse", "early", "outcome"]
 REWARDS: tuple[Rewards, ...] = get_args(Rewards)
+Kind = Literal["tabular", "ngram", "transformer"]
+POLICIES: tuple[Kind, ...] = get_args(Kind)
 SPARSE = 0.1
 """Share of the (prefix, token) pairs that have a reward if rewards are sparse."""
 WORLDS = 300_000
@@ -54,7 +57,7 @@ class Setting:
         ValueError: naming the option, its value and its range, before anything is made.
     """
 
-    policy: Literal["tabular", "ngram", "transformer"] = "tabular"
+    policy: Kind = "tabular"
     vocab_size: int = 4
     """V; token 0 ends a response."""
     horizon: int = 4
@@ -80,10 +83,11 @@ class Setting:
         if self.instance is not None:
             return
         check_shape(self.vocab_size, 0, self.horizon, self.gamma)
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy is {self.policy!r}; choose {', '.join(POLICIES)}.")
         if self.prompts < 1:
             raise ValueError(f"prompts is {self.prompts}; there must be at least 1.")
-        tree = PrefixTree(self.vocab_size, 0, self.horizon)
-        if self.policy != "ngram" and tree.n_nodes * self.vocab_size * self.prompts > MAX_EDGES:
+        if self.policy != "ngram" and self._is_too_large():
             raise ValueError(
                 f"a vocabulary of {self.vocab_size}, a horizon of {self.horizon} and {self.prompts} prompt(s) make more than {MAX_EDGES:,} "
                 "(prefix, token) pairs, too many to enumerate; make one of them smaller, or take the policy ngram, which needs no tree."
@@ -99,10 +103,22 @@ class Setting:
             raise ValueError(f"entropy is {self.entropy}; over {self.vocab_size} tokens it must be between 0 and {most:.3f}.")
         if self.length is not None and self.policy != "ngram":
             raise ValueError(f"length is {self.length}; it can be chosen for n-gram policies only.")
+        if self.length is not None and not 1 < self.length < self.horizon:
+            raise ValueError(f"length is {self.length}; an expected length is above 1 and below the horizon of {self.horizon} tokens.")
         if self.policy == "ngram" and self.prompts > 1:
             raise ValueError(f"prompts is {self.prompts}; n-gram settings have one.")
         if self.entropy is not None and self.policy == "transformer":
             raise ValueError(f"entropy is {self.entropy}; it can be chosen for tables and n-grams only.")
+
+    def _is_too_large(self) -> bool:
+        """More (prefix, token) pairs than a score matrix may have? Counted no further than that."""
+        nodes = level = self.prompts
+        for _ in range(self.horizon - 1):
+            level *= self.vocab_size - 1
+            nodes += level
+            if nodes * self.vocab_size > MAX_EDGES:
+                return True
+        return nodes * self.vocab_size > MAX_EDGES
 
     @property
     def words(self) -> str:
@@ -169,7 +185,7 @@ class TreeWorld:
     def critic(self, error: float) -> Critic:
         """U plus a normal number for every prefix, `error` standard deviations of RM large."""
         values, e = self.enumeration.values, self.enumeration
-        noise = TabularValue.random(e.tree, e.prompt, torch.Generator().manual_seed(1), error * self.deviation)
+        noise = TabularValue.random(e.tree, e.prompt, stream(0, "critic"), error * self.deviation)
         return TabularValue(e.tree, e.prompt, [level + wrong for level, wrong in zip(values.U, noise.levels)])
 
     @cached_property
@@ -215,36 +231,58 @@ class NgramWorld:
         J, (gradient,) = exact_gradient(policy, mdp)
         self.target = gradient.flatten().detach()
         self.moments = reward_moments(policy, mdp)
-        self.setup = Setup(mdp.horizon, J, lambda error: ngram_critic(policy, mdp, error * math.sqrt(self.moments[1]), seed=1))
+        noise = stream(0, "critic").initial_seed()
+        self.setup = Setup(mdp.horizon, J, lambda error: ngram_critic(policy, mdp, error * math.sqrt(self.moments[1]), seed=noise))
 
     def facts(self) -> dict[str, Any]:
         length = expected_length(self.policy, self.mdp)
         return {
-            "J": self.setup.J, "grad_norm": float(self.target.norm()), "expected_length": length, "entropy": None, "success": None,
-            "target": "exact",
+            "J": self.setup.J, "grad_norm": float(self.target.norm()), "expected_length": length,
+            "entropy": chain_entropy(self.policy, self.mdp), "success": None, "target": "exact",
         }  # fmt: skip
 
     def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
-        generator = torch.Generator().manual_seed(seed)
-        rows = max(1, TOKENS // self.mdp.horizon // estimator.group_size)
-        parts: list[Estimates] = []
-        while (done := sum(len(part.square) for part in parts)) < number:
-            parts.append(chain_estimates(estimator, self.policy, self.mdp, min(rows, number - done), generator))
-        return sampled_measurement(joined_estimates(parts), self.target, seed=seed, known=known)
+        estimates = chain_estimates(estimator, self.policy, self.mdp, number, torch.Generator().manual_seed(seed))
+        return sampled_measurement(estimates, self.target, seed=seed, known=known)
+
+
+def chain_estimates(estimator: Estimator, policy: NgramPolicy, mdp: TokenMDP, number: int, generator: torch.Generator) -> Estimates:
+    """Draws on a chain of any length, every group weighed by itself, `TOKENS` tokens in memory at a time."""
+    groups = max(1, TOKENS // mdp.horizon // estimator.group_size)
+    parts, kept = [], []
+    for start in range(0, number, groups):
+        size = min(groups, number - start)
+        sampler = Meter(PolicySampler(policy, mdp, generator, size))
+        try:
+            gradient = _chain_gradients(estimator, policy, estimator.collect(sampler))
+        except NothingKept:
+            gradient = torch.zeros(0, policy.table.numel(), dtype=torch.float64)
+        keep = torch.ones(size, dtype=torch.bool) if sampler.groups is None else sampler.groups
+        whole = torch.zeros(size, policy.table.numel(), dtype=torch.float64)
+        whole[keep] = gradient
+        parts.append((whole, *sampler.cost(estimator.group_size)))
+        kept.append(keep)
+    return kept_estimates(parts, kept)
 
 
 @torch.no_grad()
-def chain_estimates(estimator: Estimator, policy: NgramPolicy, mdp: TokenMDP, number: int, generator: torch.Generator) -> Estimates:
-    """Estimates by groups of one batch, each group weighed by itself."""
-    sampler = Meter(PolicySampler(policy, mdp, generator, number))
-    evidence = as_worlds(estimator.collect(sampler), estimator.group_size)
+def _chain_gradients(estimator: Estimator, policy: NgramPolicy, evidence: Evidence) -> Float[Tensor, "N d"]:
+    """One a group."""
+    evidence = as_worlds(evidence, estimator.group_size)
     rollouts = evidence.rollouts
     with torch.enable_grad():
         weights = loss_weights(estimator, evidence, logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask).detach())
     group = torch.arange(len(weights)).repeat_interleave(estimator.group_size)
     prompt, tokens, weights = (part.flatten(0, 1) for part in (rollouts.prompt, rollouts.tokens, weights))
-    gradient = ngram_score_sums(policy, prompt, tokens, weights, group)
-    return kept_estimates(gradient, *sampler.cost(estimator.group_size))
+    return ngram_score_sums(policy, prompt, tokens, weights, group)
+
+
+def chain_entropy(policy: NgramPolicy, mdp: TokenMDP) -> float:
+    """Entropy of the policy, nats a token, over the contexts that it visits: J for a reward of H(π(·|c)), over the expected length."""
+    logp = policy.table.detach()[0].log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1, keepdim=True).expand(-1, policy.vocab_size)
+    paid = replace(mdp, token_reward=NgramReward(entropy, policy.order), gamma=1.0)
+    return reward_moments(policy, paid)[0] / expected_length(policy, mdp)
 
 
 def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] | None = None) -> TreeWorld | NgramWorld:
@@ -257,9 +295,9 @@ def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] 
     """
     if setting.instance is not None:
         return TreeWorld(read_instance(setting.instance))
-    generator = torch.Generator().manual_seed(setting.seed)
     if setting.policy == "ngram":
-        return NgramWorld(*_chain(setting, generator))
+        return NgramWorld(*_chain(setting))
+    generator = stream(setting.seed, "rewards")
     shape = {"gamma": setting.gamma, "n_prompts": setting.prompts, "seed": setting.seed}
     instance = random_instance(setting.vocab_size, setting.horizon, **shape)
     mdp = instance.mdp
@@ -279,6 +317,12 @@ def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] 
     return TreeWorld(instance)
 
 
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """Random numbers of one purpose: of a seed, and unlike those that the same seed gives for another."""
+    state = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
 def sparse_reward(instance: Instance, generator: torch.Generator) -> HiddenReward:
     """A normal number for one (prefix, token) pair in ten, 0 for the others."""
     tree, prompts = instance.mdp.tree, instance.mdp.prompt_tokens
@@ -290,27 +334,40 @@ def sparse_reward(instance: Instance, generator: torch.Generator) -> HiddenRewar
 
 def outcome_reward(instance: Instance, success: float, generator: torch.Generator) -> HiddenReward:
     """1 / γᵗ⁻¹ for the last token of randomly chosen responses; RM is then 1 or 0. The policy is right with about this probability over all
-    prompts; the first is the easiest, and the last a ninth as likely to be answered."""
+    prompts, the first of which is the easiest and the last the hardest."""
     mdp, tree = instance.mdp, instance.mdp.tree
     e = Enumeration(mdp, instance.policy)
     levels = [torch.zeros(e.n_prompts, tree.vocab_size, size, dtype=torch.float64) for size in tree.level_sizes]
     last = e.length - 1
     every = torch.arange(tree.n_leaves)
     token, prefix = e.tokens[every, last], tree.prefix_index(e.tokens)[every, last]
-    ease = torch.linspace(1.8, 0.2, e.n_prompts, dtype=torch.float64) if e.n_prompts > 1 else torch.ones(1, dtype=torch.float64)
-    ease = ease / (mdp.prompt_probability @ ease)
-    for prompt, probability in enumerate(e.probability):
-        order = torch.randperm(tree.n_leaves, generator=generator)
-        missing, chosen = min(success * float(ease[prompt]), 1.0), []
-        for leaf, chance in zip(order.tolist(), probability[order].tolist()):
-            if chance < 2 * missing:  # with it the sum is closer
-                chosen.append(leaf)
-                missing -= chance
-        right = torch.tensor(chosen, dtype=torch.int64)
+    for prompt, (probability, wanted) in enumerate(zip(e.probability, successes(success, mdp.prompt_probability))):
+        right = _subset(probability, wanted, generator)
         for level in range(tree.horizon):
             here = right[last[right] == level]
             levels[level][prompt, token[here], prefix[here]] = mdp.gamma**-level
     return TableReward(tree, e.prompt, levels)
+
+
+def successes(success: float, prompt_probability: Float[Tensor, " P"]) -> list[float]:
+    """Probabilities of being right whose mean over prompts is `success`; the odds of the easiest are e³ = 20 times those of the hardest."""
+    ease = torch.linspace(1.5, -1.5, len(prompt_probability), dtype=torch.float64) if len(prompt_probability) > 1 else torch.zeros(1)
+    low, high = -50.0, 50.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(prompt_probability @ (middle + ease).sigmoid().double()) < success else (low, middle)
+    return (high + ease).sigmoid().tolist()
+
+
+def _subset(probability: Float[Tensor, " N"], wanted: float, generator: torch.Generator) -> Int[Tensor, " R"]:
+    """Randomly chosen responses whose probabilities sum to about `wanted`: in random order, all that fit; from the smaller side."""
+    order = torch.randperm(len(probability), generator=generator)
+    missing, chosen, others = min(wanted, 1 - wanted), [], []
+    for leaf, chance in zip(order.tolist(), probability[order].tolist()):
+        fits = chance <= missing
+        missing -= chance * fits
+        (chosen if fits else others).append(leaf)
+    return torch.tensor(chosen if wanted <= 0.5 else others, dtype=torch.int64)
 
 
 def early_reward(vocab_size: int, horizon: int, generator: torch.Generator) -> PositionReward:
@@ -345,8 +402,9 @@ def _bisected(entropy_of: Callable[[float], float], entropy: float) -> float:
     return (low + high) / 2
 
 
-def _chain(setting: Setting, generator: torch.Generator) -> tuple[NgramPolicy, TokenMDP]:
+def _chain(setting: Setting) -> tuple[NgramPolicy, TokenMDP]:
     """A bigram policy and a bigram reward."""
+    generator = stream(setting.seed, "chain")
     policy = NgramPolicy.random(setting.vocab_size, 1, generator)
     reward: MarkovReward = (table := NgramReward.random(setting.vocab_size, 1, generator))
     if setting.rewards == "sparse":
@@ -355,15 +413,14 @@ def _chain(setting: Setting, generator: torch.Generator) -> tuple[NgramPolicy, T
     elif setting.rewards == "early":
         reward = early_reward(setting.vocab_size, setting.horizon, generator)
     elif setting.rewards == "outcome":
-        reward = EndReward(NgramReward((table.table > 0).double()))
-    if setting.entropy is not None:
-        logits = policy.table.detach()
-
-        def entropy(factor: float) -> float:
-            logp = (factor * logits).log_softmax(-1)
-            return -float((logp.exp() * logp).sum(-1).mean())
-
-        policy = NgramPolicy(_bisected(entropy, setting.entropy) * logits, 1)
+        reward = EndReward(NgramReward((table.table > 0).double()), setting.gamma)
     mdp = TokenMDP(setting.vocab_size, 0, setting.horizon, reward, setting.gamma)
-    length = setting.horizon / 2 if setting.length is None and setting.horizon > 16 else setting.length
-    return (policy if length is None else with_expected_length(policy, mdp, length)), mdp
+    length, logits = setting.horizon / 2 if setting.length is None and setting.horizon > 16 else setting.length, policy.table.detach()
+
+    def scaled(factor: float) -> NgramPolicy:
+        policy = NgramPolicy(factor * logits, 1)
+        return policy if length is None else with_expected_length(policy, mdp, length)
+
+    if setting.entropy is None:
+        return scaled(1.0), mdp
+    return scaled(_bisected(lambda factor: chain_entropy(scaled(factor), mdp), setting.entropy)), mdp

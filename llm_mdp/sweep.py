@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from llm_mdp import __version__
-from llm_mdp.instances import _write_atomically
+from llm_mdp.files import write_text
 
 BACKENDS = ("loky", "threading", "ray", "dask")
 """Where cells are computed: processes of this machine, threads of this process, a Ray cluster, a Dask cluster."""
@@ -90,8 +90,9 @@ def run_cells(
             one torch thread each, so the last digits of sums over large tensors may differ from those of a process with several.
             A running Dask cluster uses all of its threads instead.
         backend: one of `BACKENDS`. Ray connects to the cluster in RAY_ADDRESS, or uses the one that this process is connected
-            to, or else starts one here; Dask to that in DASK_SCHEDULER_ADDRESS, or else starts one here. Workers on other
-            machines need this package, and the module of the function, installed in the same versions.
+            to, or else starts one here; Dask to that in DASK_SCHEDULER_ADDRESS, or else starts one here, for which a script needs
+            its `if __name__ == "__main__":`. Workers on other machines need this package, and the module of the function,
+            installed in the same versions.
         progress: called with `cell.get("name", "")` as each cell is finished, those found in the folder first.
 
     Raises:
@@ -154,7 +155,7 @@ def _finish(
                 failed = key, outcome
                 continue
             if folder is not None:
-                _write_atomically(json.dumps(identities[key] | {"result": outcome}) + "\n", _file(folder, key))
+                write_text(_file(folder, key), json.dumps(identities[key] | {"result": outcome}) + "\n")
             yield key, outcome
     if failed is not None:
         key, why = failed
@@ -326,6 +327,8 @@ def _workers(backend: str, jobs: int) -> Iterator[Any]:
         with _dask(jobs) as workers:
             yield workers
     else:
+        # loky replaces a worker that has grown, and says so; nothing is lost, and nobody need know.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor", UserWarning)
         yield backend
 
 

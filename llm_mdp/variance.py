@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llm_mdp.enumeration import Enumeration, TreeSampler
 from llm_mdp.estimators import Estimator
 from llm_mdp.replay import Meter
 from llm_mdp.sampled import certify_means, pull_back
+from llm_mdp.sampling import NothingKept
 from llm_mdp.verify import certify, edges, exact_moments, token_weights
 
 CONFIDENCE = 0.95
@@ -203,6 +204,8 @@ def exact_measurement(
     """
     check_target(target)
     moments = exact_moments(estimator, enumeration)
+    if not moments.tokens > 0:
+        raise ValueError(f"what {type(estimator).__name__} draws is not counted, so it has no place at equal cost; verify it instead.")
     mean, certificate = moments.mean, certify(moments, target, magnitude)
     # What differs from the true gradient by rounding is the true gradient.
     mean = target if certificate.verdict == "unbiased" else mean
@@ -234,43 +237,38 @@ class Estimates:
 
 def tree_estimates(estimator: Estimator, enumeration: Enumeration, number: int, seed: int = 0) -> Estimates:
     """Draws on an enumerated tree: any group size, whatever the number of worlds."""
-    generator, parts = torch.Generator().manual_seed(seed), []
+    generator, parts, kept = torch.Generator().manual_seed(seed), [], []
     chunk = max(1, NUMBERS // enumeration.n_edges)
-    while (done := sum(len(part.square) for part in parts)) < number:
-        sampler = Meter(TreeSampler(enumeration, min(chunk, number - done), generator))
+    for start in range(0, number, chunk):
+        sampler = Meter(TreeSampler(enumeration, min(chunk, number - start), generator))
         evidence = estimator.collect(sampler)
         worlds = sampler.weight.shape
         weights, edge = token_weights(estimator, evidence, enumeration, worlds), edges(evidence, enumeration)
         by_edge = torch.zeros(len(weights), enumeration.n_edges, dtype=torch.float64)
         by_edge.scatter_add_(1, edge.flatten(1), weights.flatten(1))
         gradient = pull_back(by_edge, enumeration)
-        parts.append(kept_estimates(gradient, *sampler.cost(estimator.group_size), sampler.kept))
-    return joined_estimates(parts)
+        parts.append((gradient, *sampler.cost(estimator.group_size)))
+        kept.append(torch.ones(len(gradient), dtype=torch.bool) if sampler.kept is None else sampler.kept)
+    return kept_estimates(parts, kept)
 
 
-def kept_estimates(
-    gradient: Float[Tensor, "N d"],
-    tokens: Float[Tensor, " N"],
-    rewards: Float[Tensor, " N"],
-    kept: Tensor | None = None,
-    square: Float[Tensor, " N"] | None = None,
-) -> Estimates:
-    """Estimates of the groups that an estimator kept; what it left out is charged to those."""
-    square = gradient.square().sum(-1) if square is None else square
-    if kept is None or bool(kept.all()):
-        return Estimates(gradient, square, tokens, rewards)
-    if not kept.any():
-        raise ValueError(f"the estimator left out every one of {len(kept)} groups; draw more, or take another setting.")
-    number = int(kept.sum())
-    return Estimates(gradient[kept], square[kept], tokens.sum().expand(number) / number, rewards.sum().expand(number) / number)
+def kept_estimates(parts: Sequence[tuple[Tensor, Tensor, Tensor]], kept: Sequence[Bool[Tensor, " N"]]) -> Estimates:
+    """Estimates of the groups that an estimator kept; what it left out is charged to those.
 
+    Args:
+        parts: gradients (N, d), tokens (N,) and reward calls (N,) of each batch of groups.
+        kept: which groups of each batch were kept.
 
-def joined_estimates(parts: Sequence[Estimates]) -> Estimates:
-    """All of several batches of estimates."""
-    gradient, square, tokens, rewards = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("gradient", "square", "tokens", "rewards")
-    )
-    return Estimates(gradient, square, tokens, rewards, parts[0].seconds)
+    Raises:
+        NothingKept: if none was.
+    """
+    (gradient, tokens, rewards), keep = (torch.cat(each) for each in zip(*parts)), torch.cat(list(kept))
+    if not keep.any():
+        raise NothingKept(f"the estimator left out every one of {len(keep)} groups; draw more, or take another setting.")
+    number = int(keep.sum())
+    if number < len(keep):
+        tokens, rewards = (each.sum().expand(number) / number for each in (tokens, rewards))
+    return Estimates(gradient[keep], gradient[keep].square().sum(-1), tokens, rewards)
 
 
 def sampled_measurement(

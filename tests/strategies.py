@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm_mdp.hidden_rewards import (
+    EndReward,
     HiddenReward,
     LastTokenReward,
     LengthCost,
@@ -60,6 +61,7 @@ REWARDS: dict[str, MakeReward] = {
     "length": lambda tree, prompts, gamma, generator: LengthCost(0.3),
     "sparse": _sparse,
     "potential": lambda tree, prompts, gamma, generator: PotentialReward(normal(generator, tree.vocab_size + 1), gamma),
+    "end": lambda tree, prompts, gamma, generator: EndReward(NgramReward.random(tree.vocab_size, 1, generator)),
     "last token": lambda tree, prompts, gamma, generator: LastTokenReward(_odd_length_score, gamma),
     "scaled": lambda tree, prompts, gamma, generator: ScaledReward(-0.7, NgramReward.random(tree.vocab_size, 1, generator)),
     "sum": lambda tree, prompts, gamma, generator: SumReward(
@@ -68,7 +70,7 @@ REWARDS: dict[str, MakeReward] = {
 }
 """One maker for every hidden reward in the library."""
 
-ASKS_IF_LAST = ("potential", "last token", "sum")
+ASKS_IF_LAST = ("potential", "end", "last token", "sum")
 """The rewards of a token that depend on whether the response ends there, which the horizon or the end token decides."""
 
 

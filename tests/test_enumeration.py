@@ -506,6 +506,72 @@ def test_drawn_branches_have_the_probabilities_of_the_responses_below_their_pref
             assert abs(chi_square(counts, torch.tensor([other.chance for other in below]))) < 4
 
 
+# --- tokens of branches ---
+
+
+def tokens_below(leaves: list[Plain], prefix: tuple[int, ...]) -> list[tuple[float, int]]:
+    """Chance and number of the tokens that follow a prefix, for every response that begins with it."""
+    below = [leaf for leaf in leaves if leaf.tokens[: len(prefix)] == prefix]
+    total = sum(leaf.chance for leaf in below)
+    return [(leaf.chance / total, len(leaf.tokens) - len(prefix)) for leaf in below]
+
+
+@settings(deadline=None, max_examples=25)
+@given(instances(kinds=("table", "n-gram"), max_horizon=3, gammas=(0.5,)), st.sampled_from([1.0, 0.5]))
+def test_expected_tokens_after_every_prefix(instance, temperature):
+    """Undiscounted, whatever γ is."""
+    every, mdp = enumerate_all(instance), instance.mdp
+    remaining = every.at_temperature(temperature).remaining
+    for prompt in range(every.n_prompts):
+        leaves = plain_leaves(instance, prompt, temperature)
+        for level in range(mdp.horizon):
+            for place, prefix in enumerate(mdp.tree.level_prefixes(level).tolist()):
+                expected = sum(chance * number for chance, number in tokens_below(leaves, tuple(prefix)))
+                assert float(remaining[level][prompt, place]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_tokens_of_exact_branches_are_expected_or_counted():
+    """Means, outcomes and greedy branches alike; none where the response has ended before."""
+    instance = random_instance(2, 3, seed=4, n_prompts=2)
+    every = enumerate_all(instance)
+    for which, enumerated, greedy in (("means", False, False), ("outcomes", True, False), ("greedy", False, True)):
+        checked = 0
+        for groups in all_groups(every, 1):
+            sampler = ExactSampler(every, groups, enumerated)
+            rollouts = sampler.rollouts(1)
+            before = sampler.weight
+            branches = sampler.branches(rollouts, rollouts.mask, greedy=greedy)
+            spent = branches.tokens if not enumerated else (sampler.weight[..., None] * branches.tokens).sum(0) / before[..., None]
+            for world, prompt in enumerate(rollouts.which_prompt.tolist()):
+                leaves, response = plain_leaves(instance, prompt), rollouts.tokens[world, 0]
+                for f, step in enumerate(branches.step.tolist()):
+                    if not rollouts.mask[world, 0, step]:
+                        assert float(spent[world, f]) == 0
+                        continue
+                    expected = sum(chance * number for chance, number in tokens_below(leaves, tuple(response[:step].tolist())))
+                    if greedy:
+                        reached = greedy_responses(instance.policy, instance.mdp, rollouts.prompt[world], response[None, :step])
+                        expected = int((reached != PAD).sum()) - step
+                    assert float(spent[world, f]) == pytest.approx(expected, rel=1e-10), which
+                    checked += 1
+        assert checked >= 10
+
+
+def test_tokens_of_drawn_branches_are_those_of_the_responses_drawn():
+    """Rewards are all different here, so a branch's reward tells which response it is."""
+    instance = random_instance(3, 3, n_prompts=2, seed=1)
+    every = enumerate_all(instance)
+    sampler = TreeSampler(every, 500, torch.Generator().manual_seed(3))
+    rollouts = sampler.rollouts(2)
+    branches = sampler.branches(rollouts, rollouts.mask, samples=2, temperatures=(0.0, 0.7))
+    lengths = [{round(leaf.reward, 9): len(leaf.tokens) for leaf in plain_leaves(instance, prompt)} for prompt in range(2)]
+    assert all(len(each) == every.tree.n_leaves for each in lengths)
+    for world, prompt in enumerate(rollouts.which_prompt.tolist()):
+        for row, step, reward, tokens in zip(branches.row, branches.step, branches.reward[world].tolist(), branches.tokens[world].tolist()):
+            drawn = bool(rollouts.mask[world, row, step])
+            assert tokens == (lengths[prompt][round(reward, 9)] - int(step) if drawn else 0)
+
+
 def test_the_same_seed_draws_the_same_worlds():
     every = enumerate_all(random_instance(3, 3))
     one, again, other = (TreeSampler(every, 50, torch.Generator().manual_seed(seed)).rollouts(1).leaf for seed in (0, 0, 1))

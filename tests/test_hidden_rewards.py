@@ -7,7 +7,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from llm_mdp.exact import node_logits, tree_gradient
 from llm_mdp.hidden_rewards import (
+    EndReward,
     HiddenReward,
     LastTokenReward,
     LengthCost,
@@ -23,6 +25,8 @@ from llm_mdp.hidden_rewards import (
     last_token,
 )
 from llm_mdp.mdp import Prompt, TokenMDP
+from llm_mdp.ngram import ngram_gradient
+from llm_mdp.policies import NgramPolicy, logp_of
 from llm_mdp.tree import PAD, PrefixTree, context
 from tests.strategies import ASKS_IF_LAST, GAMMAS, REWARDS, generators, normal, padded, plain_responses, token_mdps
 
@@ -92,6 +96,41 @@ def test_potential_reward_by_hand():
     reward = PotentialReward(tensor(10.0, 4.0, 1.0), gamma=0.5)
     assert rewards_of(reward, 1, 1, 0, PAD) == [4 / 2 - 1, 4 / 2 - 4, 0 - 4, 0]
     assert rewards_of(reward, 1, 1, prompt=(0,)) == [4 / 2 - 10, 0 - 4]
+
+
+def test_end_reward_by_hand():
+    """Another reward's number for the last token: two tokens that earn 5 and 2 by the bigram table earn 2 between them."""
+    bigram = NgramReward(tensor([1.0, 2.0], [3.0, 4.0], [5.0, 6.0]), order=1)
+    assert rewards_of(bigram, 0, 1, PAD) == [5, 2, 0] and rewards_of(EndReward(bigram), 0, 1, PAD) == [0, 2, 0]
+    assert rewards_of(EndReward(bigram), 1, prompt=(0,)) == [2]
+    assert rewards_of(EndReward(PositionReward(tensor([1.0, 2.0], [3.0, 4.0]))), 1, 0) == [0, 3]
+    assert EndReward(bigram).order == 1 and EndReward(LengthCost()).order == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(token_mdps(rewards=("end",)), st.integers(0, 2), generators())
+def test_the_gradient_of_an_end_reward_is_that_of_all_responses(mdp, order, generator):
+    """The n-gram engine and the tree's against Σ P(prompt) π(W) RM(W), differentiated."""
+    policy = NgramPolicy.random(mdp.vocab_size, order, generator)
+    tokens = padded(plain_responses(mdp.tree), mdp.horizon)
+    expected_J = torch.zeros((), dtype=torch.float64)
+    for prompt, row in zip(mdp.prompts, mdp.prompt_tokens):
+        asked = row.expand(len(tokens), -1)
+        chance = logp_of(policy, asked, tokens, tokens != PAD).sum(-1).exp()
+        table = mdp.token_reward.part.table
+        for response, of_it in zip(plain_responses(mdp.tree), chance):
+            text = (*prompt.tokens, *response)
+            before = text[-2] if len(text) > 1 else mdp.vocab_size
+            expected_J = expected_J + prompt.probability * of_it * mdp.gamma ** (len(response) - 1) * table[before, response[-1]]
+    (expected,) = torch.autograd.grad(expected_J, [policy.table])
+    J, gradient = ngram_gradient(policy, mdp)
+    assert pytest.approx(float(expected_J.detach()), rel=1e-10, abs=1e-13) == J
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    logits = node_logits(policy, mdp)
+    tree_J, by_logits = tree_gradient(mdp, [level.detach() for level in logits], mdp.token_reward.levels(mdp.tree, mdp.prompt_tokens))
+    (by_table,) = torch.autograd.grad(logits, [policy.table], by_logits)
+    assert tree_J == pytest.approx(J, rel=1e-10, abs=1e-13)
+    torch.testing.assert_close(by_table, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_sparse_reward_by_hand():

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from llm_mdp.cli import UsageError, check_writable, write_text
+from llm_mdp.cli import UsageError, check_writable
+from llm_mdp.files import write_text
 from llm_mdp_agents.choices import ModelConfig, find_agent
 from llm_mdp_agents.trainer import NonFinite, TrainConfig
 from llm_mdp_agents.zoo import AGENTS

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 import llm_mdp
-from llm_mdp.cli import UsageError, check_writable, command_line, load_estimator, write_text
+from llm_mdp.cli import UsageError, check_writable, command_line, load_estimator
 from llm_mdp.estimators import Estimator
+from llm_mdp.files import write_text
 from llm_mdp.inspection import KNOWN, Choices, Subject, check_known, exact_value, known_subject, own_subject
 from llm_mdp.inspection import inspect as look
 from llm_mdp.policies import Policy

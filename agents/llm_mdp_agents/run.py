@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from llm_mdp.cli import write_text
 from llm_mdp.estimators import Estimator
+from llm_mdp.files import write_text
 from llm_mdp.policies import Policy
 from llm_mdp_agents import checkpoint
 from llm_mdp_agents.base import Agent, AgentConfig

@@ -17,8 +17,9 @@ import tyro
 
 from llm_mdp import __version__
 from llm_mdp.candidates import DEFAULT, KINDS, Candidate, Grid, Setup, candidates
-from llm_mdp.cli import UsageError, check_writable, command_line, load_estimator, write_text
+from llm_mdp.cli import UsageError, check_writable, command_line, load_estimator
 from llm_mdp.comparison import best_by_budget, on_frontier, recommendation
+from llm_mdp.files import write_text
 from llm_mdp.mdp import TokenMDP
 from llm_mdp.policies import Policy
 from llm_mdp.settings import NgramWorld, Rewards, Setting, TreeWorld, make_world
@@ -257,7 +258,7 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     return world.measure(estimator, cell["estimates"], cell["seed"], candidate.known).document()
 
 
-measure_cell.version = 1  # pyright: ignore[reportFunctionMemberAccess]
+measure_cell.version = 2  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @lru_cache(maxsize=4)
