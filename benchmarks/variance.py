@@ -20,7 +20,7 @@ import torch
 from machine import write_results
 from smollm2 import smollm2
 
-from llm_mdp.allocation import KnownPrompt, Split, allocate, even_cuts, exact_prices
+from llm_mdp.allocation import KnownPrompt, Split, allocate, exact_prices, few_cuts
 from llm_mdp.boundaries import AtSteps
 from llm_mdp.estimators import PPO
 from llm_mdp.instances import random_instance
@@ -166,7 +166,7 @@ def task_allocation(name: str) -> dict[str, Any]:
     chosen = [
         pilot_allocation(2500, policy, TaskSampler(policy, task, *streams([seed, 1]), PILOT), task.horizon, seed=seed) for seed in range(3)
     ]
-    cuts = dict.fromkeys(even_cuts(task.horizon, segments) for segments in (1, 2, 4, 8, 16) if segments <= task.horizon)
+    cuts = few_cuts(task.horizon)
     splits = [Split(size, steps, lam) for size in (2, 4, 8) for steps in cuts for lam in ((0.0, 0.5) if steps else (0.0,))]
     keys = [(split, samples) for split in splits for samples in (SAMPLES if split.steps else (1,))]
     estimators = {str(number): split.estimator(samples) for number, (split, samples) in enumerate(keys)}

@@ -35,6 +35,8 @@ from llm_mdp.verify import Moments, exact_moments
 
 GROUP_SIZES = (2, 4, 8, 16)
 LAMS = (0.0, 0.5, 1.0)
+MOST_BRANCHES = 1000
+"""More branches from a cut are never drawn, though all of the noise be theirs."""
 MOST_STEPS = 6
 """Horizon up to which every set of cuts is tried; beyond it, evenly spaced ones."""
 
@@ -83,11 +85,13 @@ class Price:
         """The whole number of branches, at least 1, that makes (tokens × trace) least, with at most so many tokens a prompt."""
         if not self.split.steps or self.branches <= 0:
             return 1
-        best = math.sqrt(self.noise * self.responses / (self.base * self.branches)) if self.base > 0 else 1e6
+        gain, loss = self.noise * self.responses, self.base * self.branches
+        best = MOST_BRANCHES if gain > MOST_BRANCHES**2 * loss else math.sqrt(gain / loss) if gain > 0 else 1
         if math.isfinite(most):
             best = min(best, (most - self.responses) / self.branches)
         below = max(1, math.floor(best))
-        return min((below, below + 1), key=lambda m: (self.tokens(m) > most, self.tokens(m) * self.trace(m)))
+        # One fewer, too: rounding may put the tokens of the whole number above `most`.
+        return min({max(1, below - 1), below, below + 1}, key=lambda m: (self.tokens(m) > most, self.tokens(m) * self.trace(m)))
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ def allocate(budget: float, prices: Iterable[Price], size: float) -> Allocation:
         raise ValueError("there is no way to split the budget among; give at least one price.")
     if not budget > 0:
         raise ValueError(f"budget is {budget}; it must be above 0 tokens.")
+    if not size > 0:
+        raise ValueError(f"size is {size}; the squared length of the true gradient must be above 0.")
     options = [(price, price.samples(budget)) for price in listed]
     affordable = [(price, samples) for price, samples in options if price.tokens(samples) <= budget]
     if not affordable:
@@ -151,12 +157,17 @@ def allocate(budget: float, prices: Iterable[Price], size: float) -> Allocation:
 
 
 def cut_sets(horizon: int) -> list[tuple[int, ...]]:
-    """Where responses may be cut: every set of steps up to horizon `MOST_STEPS`, beyond it 1, 2, 4, 8 or 16 segments of equal length."""
-    if horizon <= MOST_STEPS:
-        steps = range(1, horizon)
-        return [cuts for number in range(horizon) for cuts in combinations(steps, number)]
-    parts = [count for count in (1, 2, 4, 8, 16) if count <= horizon]
-    return list(dict.fromkeys(even_cuts(horizon, count) for count in parts))
+    """Where responses may be cut: every set of steps up to horizon `MOST_STEPS`, `few_cuts` beyond it."""
+    if horizon > MOST_STEPS:
+        return few_cuts(horizon)
+    return [cuts for number in range(horizon) for cuts in combinations(range(1, horizon), number)]
+
+
+def few_cuts(horizon: int) -> list[tuple[int, ...]]:
+    """None; segments of equal length, 2, 4, 8 or 16 of them; after the first token only; after 1, 2, 4, 8 … tokens."""
+    doubling = [2**power for power in range(horizon.bit_length()) if 2**power < horizon]
+    even = [even_cuts(horizon, segments) for segments in (1, 2, 4, 8, 16) if segments <= horizon]
+    return list(dict.fromkeys([*even, tuple(doubling[:1]), tuple(doubling)]))
 
 
 def even_cuts(horizon: int, segments: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any, Literal
 
 from llm_mdp.boundaries import AtSteps
-from llm_mdp.estimators import GRPO, MARLHF, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO
+from llm_mdp.estimators import GRPO, MARLHF, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO, ramp
 from llm_mdp.policies import Critic
 from llm_mdp.theorems import Theorem1, Theorem2, WithBaseline
 
@@ -76,8 +76,7 @@ def _trepo(setup: Setup, group_size: int, positions: int, branches: int, lam: fl
 
 
 def _trepo_paper(setup: Setup, positions: int, branches: int) -> Estimator:
-    ramp = tuple(step / max(branches - 1, 1) for step in range(branches))
-    return TRePO(boundary=_boundary(setup, positions), samples=branches, pooled=True, interpolated=True, temperatures=ramp)
+    return TRePO(boundary=_boundary(setup, positions), samples=branches, pooled=True, interpolated=True, temperatures=ramp(branches))
 
 
 def _optimal(setup: Setup) -> Estimator:
@@ -239,4 +238,9 @@ def candidates(names: Iterable[str], grid: Grid, horizon: int) -> list[Candidate
             found.append(Candidate(name, options))
         if len(found) == before:
             raise ValueError(f"{name} compares responses to a prompt, and --group-sizes are {grid.group_sizes}; give one of at least 2.")
-    return [candidate for place, candidate in enumerate(found) if candidate not in found[:place]]
+    distinct = [candidate for place, candidate in enumerate(found) if candidate not in found[:place]]
+    by_label: dict[str, Candidate] = {}
+    for candidate in distinct:
+        if (other := by_label.setdefault(candidate.label, candidate)) is not candidate:
+            raise ValueError(f"{other.name} and {candidate.name} are both called {candidate.label}; rename one of the classes.")
+    return distinct

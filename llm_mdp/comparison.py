@@ -17,6 +17,8 @@ Row = dict[str, Any]
 
 EVEN = 0.02
 """Progress that two estimators differ by at most where nobody should care which one is taken."""
+UNSURE = 0.2
+"""Width of an interval of progress from which a recommendation says that it is a guess."""
 
 
 def competing(rows: Sequence[Row]) -> list[Row]:
@@ -42,6 +44,8 @@ def on_frontier(rows: Sequence[Row]) -> set[str]:
 def best_by_budget(rows: Sequence[Row], budget: float) -> list[dict[str, Any]]:
     """Ranges of budgets in tokens, from a single estimate to 1,000 times `budget`, with the label that makes most progress in each."""
     listed = competing(rows)
+    if not listed:
+        return []
     start = min(row["tokens"] for row in listed)
     grid = np.geomspace(start, max(1000 * budget, 10 * start), 600)
     ranges: list[dict[str, Any]] = []
@@ -58,6 +62,8 @@ def best_by_budget(rows: Sequence[Row], budget: float) -> list[dict[str, Any]]:
 def recommendation(rows: Sequence[Row], budget: float) -> str:
     """One sentence: what to take with this budget, what the next best would cost, and what values of states would be worth."""
     listed = sorted((row for row in competing(rows) if row["tokens"] <= budget), key=lambda row: progress_of(row, budget), reverse=True)
+    if not competing(rows):
+        return "All of these were given values of states, whose price is not in the tokens; name one that draws what it needs."
     if not listed:
         least = min(row["tokens"] for row in competing(rows))
         return f"{budget:,.0f} tokens do not pay for a single estimate; the cheapest takes {least:,.0f}."
@@ -67,8 +73,8 @@ def recommendation(rows: Sequence[Row], budget: float) -> str:
     biased = " (biased: its ceiling is below 1)" if best["verdict"] == "biased" else ""
     number = int(budget // best["tokens"])
     what = "response" if round(best["rewards"], 3) <= 1 else "prompt"
-    take, plural = f"{best['label']}{biased}", "s" if number != 1 else ""
-    gain = f"{number:,} {what}{plural} give {best_progress:.2f} of the exact gradient's progress"
+    take, drawn = f"{best['label']}{biased}", f"{number:,} {what}s give" if number != 1 else f"1 {what} gives"
+    gain = f"{drawn} {best_progress:.2f} of the exact gradient's progress"
     parts = [f"With {budget:,.0f} tokens a batch take {take}: {gain}"]
     rivals = [row for row in listed[1:] if row["estimator"] != best["estimator"]]
     if rivals:
@@ -83,6 +89,9 @@ def recommendation(rows: Sequence[Row], budget: float) -> str:
     if given is not None and progress_of(given, budget) > best_progress + EVEN:
         worth = progress_of(given, budget)
         parts.append(f"exact values of states, if a critic could learn them, would give {worth:.2f} ({given['label']})")
+    low, high = (best["intervals"] or {}).get("progress") or (best_progress, best_progress)
+    if high - low > UNSURE:
+        parts.append(f"{best['samples']} draws leave it between {low:.2f} and {high:.2f}, so draw more before you rely on it")
     return "; ".join(parts) + "."
 
 

@@ -411,6 +411,11 @@ class PRIME(Estimator):
         return return_to_go(centred, mask) + self.outcome_weight * outcome[..., None]
 
 
+def ramp(samples: int) -> tuple[float, ...]:
+    """Temperatures from 0 to 1 in equal steps, one a branch (the paper, Algorithm 1, line 4)."""
+    return tuple(step / max(samples - 1, 1) for step in range(samples))
+
+
 def first_token(mask: Bool[Tensor, "*worlds B T"]) -> Bool[Tensor, "*worlds B T"]:
     """True at the first policy token of every response."""
     return mask & (mask.cumsum(-1) == 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llm_mdp.boundaries import EveryNTokens
 from llm_mdp.enumeration import TooLarge
-from llm_mdp.estimators import GRPO, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO
+from llm_mdp.estimators import GRPO, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO, ramp
 from llm_mdp.evidence import Branches, Evidence, Finish, Rollouts, take_rows
 from llm_mdp.exact import node_logits, tree_values
 from llm_mdp.instances import random_instance
@@ -142,8 +142,10 @@ KNOWN: dict[str, Known] = {
         lambda c: TRePO(samples=c.samples, boundary=EveryNTokens(c.every)),
     ),
     "trepo-paper": Known(
-        "TRePO as printed", "The same with draws of later tokens pooled (Eq. 31) and interpolation between boundaries.",
-        lambda c: TRePO(samples=c.samples, boundary=EveryNTokens(2 * c.every), pooled=True, interpolated=True),
+        "TRePO as printed", "The same with draws of later tokens pooled (Eq. 31), interpolation, and temperatures raised from 0.",
+        lambda c: TRePO(
+            samples=c.samples, boundary=EveryNTokens(2 * c.every), pooled=True, interpolated=True, temperatures=ramp(c.samples)
+        ),
     ),
     "vineppo": Known(
         "VinePPO", "From segment to segment, the change of a value that fresh draws estimate.",

@@ -15,11 +15,13 @@ from llm_mdp.policies import NgramPolicy, TabularPolicy
 from llm_mdp.problem import Problem
 from llm_mdp.sampling import PolicySampler
 from llm_mdp.tree import PAD
+from llm_mdp.verify import exact_certificate
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.grpo import GRPO, GRPOConfig
 from llm_mdp_agents.trainer import TrainConfig, Trainer
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.consultation import Consultation
+from llm_mdp_envs.diagnostics import Credit, Needle
 from llm_mdp_envs.guess_number import GuessNumber
 from llm_mdp_envs.synthetic import Tabular, TokenMDPTask
 from llm_mdp_envs.task import Task
@@ -447,3 +449,81 @@ def test_a_reward_model_can_take_the_place_of_the_environments_reward(tmp_path):
     expected = SequenceScorer(model, None).final(rollouts.prompt, rollouts.tokens)
     torch.testing.assert_close(source.response_reward(rollouts), expected.detach(), rtol=1e-5, atol=1e-6)
     assert float(expected.detach().std()) > 1e-3
+
+
+# --- a budget of tokens ---------------------------------------------------------------------------------------------------------
+
+
+def budgeted(budget: float = 600.0, seed: int = 0, task: TokenMDPTask | None = None, **options) -> Trainer:
+    """TRePO on six tokens of which the first one counts: branches pay."""
+    task = Credit(2, 6) if task is None else task
+    policy = table(seed, task)
+    agent = make("trepo", seed, task, policy, budget=budget, **options)
+    return Trainer(agent, task, policy, TrainConfig(prompts_per_step=32, seed=seed, steps=8, signal_every=0))
+
+
+def test_a_budget_is_split_before_training_and_spent_batch_by_batch():
+    whole = budgeted()
+    assert whole.agent.prompts is None and whole.agent.group_size == 1
+    whole.prepare()
+    agent, estimator = whole.agent, whole.agent.estimator
+    pilot = whole.sampler.cost.tokens
+    assert agent.prompts and agent.group_size > 1 and estimator.boundary(sampler(agent).rollouts(1)).any()
+    assert estimator.clip_low == 0.2 and pilot > 600
+    spent = [whole.step()["tokens"] for _ in range(4)]
+    assert all(300 < tokens <= 600 for tokens in spent), "every response has six tokens, so costs are those expected"
+    assert whole.sampler.cost.tokens == pilot + sum(spent)
+    assert len(whole._collect().response_reward) == agent.prompts * agent.group_size
+    twice = budgeted(1200.0)
+    twice.prepare()
+    assert (twice.agent.group_size, twice.agent.prompts) == (agent.group_size, 2 * agent.prompts), "the budget decides how many are asked"
+
+
+def test_what_a_budget_chose_goes_on_bit_by_bit():
+    """A trainer of another seed, which has made no pilot, takes the choice out of the state."""
+    whole = budgeted(kl=0.1, clip_high=0.3)
+    whole.prepare()
+    whole.step()
+    tensors, state = whole.state()
+    other = budgeted(seed=9, kl=0.1, clip_high=0.3)
+    other.restore({key: tensor.clone() for key, tensor in tensors.items()}, state)
+    assert other.agent.estimator == whole.agent.estimator and other.agent.prompts == whole.agent.prompts
+    for _ in range(4):
+        assert whole.step()["reward"] == other.step()["reward"]
+    assert all(torch.equal(a, b) for a, b in zip(whole.policy.parameters(), other.policy.parameters()))
+
+
+@pytest.mark.parametrize("budget", [8.0, 2000.0])
+def test_what_a_budget_chose_is_unbiased(budget):
+    """As certified: every outcome of the estimator that trains, branches included."""
+    task = Tabular(2, 3, gamma=0.9, n_prompts=2, seed=3)
+    whole = budgeted(budget, task=task)
+    whole.prepare()
+    problem = Problem(replace(random_instance(2, 3, gamma=0.9, n_prompts=2, seed=3), policy=whole.policy))
+    found = exact_certificate(whole.agent, problem.enumeration, problem.target("reward"), problem.magnitude("reward"))
+    assert found.verdict == "unbiased" and found.trace_covariance > 0
+
+
+def test_without_a_reward_for_branches_a_budget_is_spent_on_responses():
+    """A needle at the end: values before it tell nothing that the response does not."""
+    whole = budgeted(500.0, task=Needle(4, 4))
+    whole.prepare()
+    assert whole.agent.estimator == RLOO(whole.agent.group_size, clip_low=0.2)
+    assert whole.agent.prompts == 500 // (4 * whole.agent.group_size)
+
+
+def test_a_budget_that_cannot_be_is_refused_before_any_step():
+    sentences = {
+        "sign": r"^budget is -5\.0; a batch has a positive number of tokens\.$",
+        "paper": r"^budget chooses among unbiased ways to draw; leave variant at 'repaired', or leave budget out\.$",
+        "small": r"^a budget of 11 tokens is too small: the cheapest group costs 12\.0 tokens on average; raise it\.$",
+    }
+    with pytest.raises(ValueError, match=sentences["sign"]):
+        make("trepo", budget=-5.0)
+    with pytest.raises(ValueError, match=sentences["paper"]):
+        make("trepo", budget=100.0, variant="paper")
+    whole = budgeted(11.0)
+    before = [parameter.clone() for parameter in whole.policy.parameters()]
+    with pytest.raises(ValueError, match=sentences["small"]):
+        whole.prepare()
+    assert whole.number == 0 and all(torch.equal(a, b) for a, b in zip(before, whole.policy.parameters()))

@@ -448,3 +448,35 @@ def test_help_loads_no_torch(here):
     code = "import sys\nsys.argv = ['llm-mdp', '--help']\nimport llm_mdp.cli, contextlib, io\n"
     code += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    llm_mdp.cli.main()"
     assert not loaded_by(code) & (HEAVY - {"rich"})
+
+
+# A budget of tokens
+
+
+BUDGET = "--steps 6 --checkpoint-every 3 --env-args horizon=6 --prompts-per-step 32 --eval-prompts 8 --eval-every 3 --loggers none"
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model" / "table.safetensors")
+
+
+def test_a_run_with_a_budget_goes_on_from_a_checkpoint_as_if_nothing_had_happened(llm_mdp, here):
+    """What the pilot chose is kept: no second pilot, the same batches, the same weights to the last bit."""
+    assert llm_mdp(f"train trepo Credit --budget 400 --name whole {BUDGET}")[0] == 0
+    assert llm_mdp(f"train trepo Credit --budget 400 --name part {BUDGET} --steps 3")[0] == 0
+    assert llm_mdp("train --resume runs/part --steps 6")[0] == 0
+    whole, part = here / "runs" / "whole", here / "runs" / "part"
+    assert timeless(whole) == timeless(part) and config_of(whole)["agent"]["budget"] == 400
+    one, two = weights(whole), weights(part)
+    assert one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
+    spent = [line["tokens"] for line in load_metrics(whole)[1:]]
+    assert len(spent) == 6 and all(200 < tokens <= 400 for tokens in spent)
+
+
+def test_a_budget_that_is_too_small_is_one_line_and_no_step(llm_mdp, here):
+    status, said, complaints = llm_mdp(f"train trepo Credit --budget 11 --name none {BUDGET}")
+    assert (status, said) == (2, "")
+    assert complaints == "llm-mdp: a budget of 11 tokens is too small: the cheapest group costs 12.0 tokens on average; raise it.\n"
+    assert not load_metrics(here / "runs" / "none")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.allocation import Allocation, Split, allocate, even_cuts, fitted_price
+from llm_mdp.allocation import Allocation, Split, allocate, few_cuts, fitted_price
 from llm_mdp.estimators import RLOO, Estimator
 from llm_mdp.evidence import Evidence, as_worlds
 from llm_mdp.policies import Policy, logp_of
@@ -25,8 +25,9 @@ from llm_mdp.verify import loss_weights
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
 
-WIDTH = 8192
-"""Numbers of a sketch. Inner products of sketches scatter around those of the gradients by about √(2 / WIDTH) = 1.6 % of the lengths."""
+WIDTH = 8191
+"""Numbers of a sketch: a prime, so that rows of a weight matrix, which are as wide as a power of two, do not fall upon one another. Inner
+products of sketches scatter around those of the gradients by about √(2 / WIDTH) = 1.6 % of the lengths."""
 PILOT_BRANCHES = 4
 """Branches from every cut in a pilot batch."""
 
@@ -211,14 +212,14 @@ def pilot_allocation(
 
     Args:
         sampler: its batch is the pilot: more prompts make a surer choice.
-        cuts: where responses may be cut; by default 1, 2, 4 … segments of equal length.
+        cuts: where responses may be cut; by default `allocation.few_cuts`.
 
     Raises:
         ValueError: if the budget does not afford one group, or no response of the pilot tells right from wrong.
     """
     assert isinstance(policy, nn.Module)
-    listed = [even_cuts(horizon, segments) for segments in (1, 2, 4, 8, 16) if segments <= horizon] if cuts is None else cuts
-    splits = [Split(size, steps, lam) for size in group_sizes for steps in dict.fromkeys(listed) for lam in (lams if steps else lams[:1])]
+    listed = few_cuts(horizon) if cuts is None else cuts
+    splits = [Split(size, steps, lam) for size in group_sizes for steps in listed for lam in (lams if steps else lams[:1])]
     estimators = {}
     for number, split in enumerate(splits):
         estimators[f"{number} few"] = split.estimator(1)
@@ -231,11 +232,12 @@ def pilot_allocation(
             f"the {max(group_sizes)} responses to every prompt of the pilot batch have the same reward, so nothing tells one split from "
             "another; take more prompts or an easier task, or leave budget out."
         )
-    reference = found["0 few"]
+    # The length of the gradient is surest from the largest groups; the best split is the best whatever it is.
+    plain = max((number for number, split in enumerate(splits) if not split.steps), key=lambda number: splits[number].group_size, default=0)
+    reference = found[f"{plain} few"]
     spreads = {name: sampled_measurement(each, reference=reference, seed=seed, known="unbiased").spread for name, each in found.items()}
     prices = [
         fitted_price(split, PILOT_BRANCHES, spreads[f"{number} few"], spreads.get(f"{number} many", spreads[f"{number} few"]))
         for number, split in enumerate(splits)
     ]
-    # The best split is the best whatever the length of the gradient, which a pilot may not resolve.
     return allocate(budget, prices, max(spreads["0 few"].size, 1e-300))

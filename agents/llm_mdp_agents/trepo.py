@@ -15,8 +15,6 @@ branches (`llm_mdp.allocation`); where branches do not pay, that is RLOO.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
 from llm_mdp import estimators
 from llm_mdp.allocation import Split
 from llm_mdp.sampling import Sampler
@@ -38,6 +36,8 @@ class TRePOConfig(SegmentConfig):
     """The prompt's value is the mean reward of the other responses to it instead of branches."""
     variant: Literal["repaired", "paper"] = "repaired"
     """"paper": Algorithm 1 as printed."""
+    pilot_prompts: int = 64
+    """Prompts of the pilot batch of `budget`; more make a surer choice."""
     budget: float | None = None
     """Generated tokens of a batch. A pilot batch then chooses prompts, responses, positions, branches and λ, whatever is said above."""
 
@@ -45,6 +45,8 @@ class TRePOConfig(SegmentConfig):
         super().__post_init__()
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget is {self.budget}; a batch has a positive number of tokens.")
+        if self.pilot_prompts < 2:
+            raise ValueError(f"pilot_prompts is {self.pilot_prompts}; a pilot batch has at least 2.")
         if self.budget is not None and self.variant == "paper":
             raise ValueError("budget chooses among unbiased ways to draw; leave variant at 'repaired', or leave budget out.")
 
@@ -61,6 +63,7 @@ class TRePO(WithSegments):
         super().prepare(sampler)
         if self.config.budget is None:
             return
+        sampler.prompts_per_batch = self.config.pilot_prompts
         found = pilot_allocation(self.config.budget, self.policy, sampler, self.task.horizon, seed=self.seed)
         split = found.split
         self.numbers |= {"group_size": split.group_size, "samples": found.samples, "lam": split.lam, "prompts": found.prompts}
@@ -81,6 +84,5 @@ class TRePO(WithSegments):
         options = {**self.common(), "boundary": self.boundary, "samples": config.samples, "lam": config.lam}
         options["group_baseline"] = config.group_baseline
         if config.variant == "paper":
-            ramp = tuple(torch.linspace(0, 1, config.samples).tolist())
-            options |= {"pooled": True, "interpolated": True, "temperatures": ramp}
+            options |= {"pooled": True, "interpolated": True, "temperatures": estimators.ramp(config.samples)}
         return estimators.TRePO(**options)

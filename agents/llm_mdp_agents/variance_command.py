@@ -6,6 +6,7 @@ or all estimators on one task, where they share their draws.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -30,14 +31,16 @@ from llm_mdp_agents.choices import ModelConfig
 PolicyKind = Literal["tabular", "ngram", "transformer"]
 AXES = ("policy", "vocab", "horizon", "rewards", "success", "entropy", "length", "prompts", "gamma")
 """Options that make settings, in the order in which they are multiplied out."""
+SHOWN_AXES = tuple({"vocab": "vocab_size"}.get(name, name) for name in AXES)
+"""The same as a `Setting` and the results call them."""
 TYPICAL = (
     Setting(name="every token counts", prompts=4, seed=1),
     Setting(name="right or wrong, easy and hard prompts", policy="transformer", rewards="outcome", success=0.3, prompts=4, seed=1),
     Setting(name="long, the beginning decides", policy="ngram", vocab_size=8, horizon=32, rewards="early", length=24.0, seed=1),
 )
 """What is measured if nobody says what."""
-MOST_PROMPTS = 1000
-"""Estimates on a task that are kept in memory."""
+PROMPTS_AT_ONCE = 16
+"""Prompts of a task that are drawn together."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class VarianceArguments:
     length: tuple[float, ...] = ()
     """Expected response length of n-gram policies."""
     prompts: tuple[int, ...] = ()
-    """Number of prompts of a token MDP (1); with --env, how many prompts are drawn (64)."""
+    """Number of prompts of a token MDP (1); with --env, how many prompts are drawn (256, for language models 32)."""
     gamma: tuple[float, ...] = ()
     """Discount."""
     instance: Path | None = None
@@ -114,9 +117,15 @@ def variance(argv: Sequence[str]) -> int:
     for name in ("report.html", "results.json", "results.csv"):
         check_writable(arguments.out / name)
     cells = [cell for each in plans for cell in each.cells]
-    with progress(Console(stderr=True), len(cells)) as done:
-        workers = {"jobs": arguments.jobs, "backend": arguments.backend}
-        results = run_cells(measure_cell, cells, folder=arguments.out / "cells", **workers, progress=done)
+    folder, workers = arguments.out / "cells", {"jobs": arguments.jobs, "backend": arguments.backend}
+    if "task" in cells[0]:
+        # One cell, in this process, so that it can say how far it is.
+        with progress(Console(stderr=True), -(-cells[0]["prompts"] // PROMPTS_AT_ONCE)) as done:
+            measure_task_cell.progress = lambda prompts: done(f"{prompts} prompts")  # pyright: ignore[reportFunctionMemberAccess]
+            results = run_cells(measure_cell, cells, folder=folder)
+    else:
+        with progress(Console(stderr=True), len(cells)) as done:
+            results = run_cells(measure_cell, cells, folder=folder, **workers, progress=done)
     document = make_document(arguments, plans, results) | {"command": command_line()}
     write_text(arguments.out / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_csv(document, arguments.out / "results.csv")
@@ -129,8 +138,10 @@ def variance(argv: Sequence[str]) -> int:
 
 def check(arguments: VarianceArguments) -> None:
     """Raise UsageError for what cannot be done, before anything is."""
-    if not arguments.budget > 0:
+    if not 0 < arguments.budget < math.inf:
         raise UsageError(f"--budget is {arguments.budget:g}; a batch has a positive number of tokens.")
+    if arguments.seed < 0:
+        raise UsageError(f"--seed is {arguments.seed}; it must be at least 0.")
     if arguments.estimates < 100:
         raise UsageError(f"--estimates is {arguments.estimates}; intervals need at least 100.")
     if arguments.out.exists() and not arguments.out.is_dir():
@@ -179,7 +190,7 @@ def plan(arguments: VarianceArguments) -> Iterator[Plan]:
         common = {"setting": document, "estimates": arguments.estimates, "seed": arguments.seed}
         cells = [{**common, "name": f"{setting.name or setting.words}"[:24], "facts": True}]
         cells += [{**common, "name": candidate.label[:24], "candidate": identity(candidate)} for candidate in listed]
-        axes = {name: getattr(setting, name) for name in ("policy", "vocab_size", "horizon", "rewards", "success", "entropy", "length")}
+        axes = {name: getattr(setting, name) for name in SHOWN_AXES}
         yield Plan(setting.name or setting.words, setting.words, axes, tuple(listed), tuple(cells))
 
 
@@ -217,40 +228,52 @@ def chosen(arguments: VarianceArguments, horizon: int, known_values: bool = True
 
 def identity(candidate: Candidate) -> dict[str, Any]:
     """A candidate as JSON; an estimator of the user's with what its file says, so that an edited one is measured anew."""
-    place = candidate.name.rpartition(":")[0]
-    source = {"source": hashlib.sha256(Path(place).read_bytes()).hexdigest()} if place.endswith(".py") else {}
-    return {**asdict(candidate), **source}
+    return {**asdict(candidate), **source_of(candidate.name)}
+
+
+def source_of(name: str) -> dict[str, str]:
+    """What the file of FILE.py:CLASS says, so that an edited one makes another cell; nothing for other names."""
+    place = name.rpartition(":")[0]
+    return {"source": hashlib.sha256(Path(place).read_bytes()).hexdigest()} if place.endswith(".py") else {}
+
+
+def written(folder: Path) -> int:
+    """When a model was last written: one that was trained on makes another cell. 0 if there is no such folder."""
+    return max((path.stat().st_mtime_ns for path in folder.glob("*")), default=0)
 
 
 def task_plan(arguments: VarianceArguments) -> Plan:
     """One cell for a whole task: its estimators share their draws."""
+    from llm_mdp_agents.choices import find_task
+    from llm_mdp_agents.command import env_arguments as read_arguments
     from llm_mdp_agents.run import setup_of
 
-    env, env_arguments = arguments.env, _env_arguments(arguments.env_args)
+    env, env_arguments, model = arguments.env, read_arguments(arguments.env_args), arguments.model
     if arguments.run is not None:
         setup = setup_of(arguments.run)
-        env, env_arguments = setup.env, setup.env_arguments | env_arguments
-    task, _ = find(arguments, env, env_arguments)
+        env, env_arguments, model = setup.env, setup.env_arguments | env_arguments, setup.model
+    task = find_task(env, env_arguments, model)
     listed = chosen(arguments, task.horizon, known_values=False)
     document = {
         "env": env, "env_arguments": env_arguments, "model": asdict(arguments.model), "run": arguments.run and str(arguments.run),
-        "warm_start": arguments.warm_start,
+        "warm_start": arguments.warm_start, **source_of(str(env)),
+        "written": written(Path(arguments.model.model) if arguments.run is None else arguments.run / "model"),
     }  # fmt: skip
     cell = {
         "name": str(env), "task": document, "candidates": [identity(candidate) for candidate in listed],
-        "prompts": (*arguments.prompts, 64)[0], "seed": arguments.seed,
+        "prompts": (*arguments.prompts, 256 if arguments.model.model in ("auto", "small", "tabular", "ngram") else 32)[0],
+        "seed": arguments.seed,
     }  # fmt: skip
     words = f"{arguments.run or arguments.model.model} on {env}, {cell['prompts']} prompts"
-    axes = {"policy": arguments.model.model, "vocab_size": task.vocab_size, "horizon": task.horizon, "rewards": None}
-    return Plan(str(env), words, axes | {"success": None, "entropy": None, "length": None}, tuple(listed), (cell,))
+    axes = dict.fromkeys(SHOWN_AXES) | {"policy": arguments.model.model, "vocab_size": task.vocab_size, "horizon": task.horizon}
+    return Plan(str(env), words, axes, tuple(listed), (cell,))
 
 
 def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     """What a cell asks for: facts of a setting, one candidate's measurement, or everything about a task."""
     if "task" in cell:
         return measure_task_cell(cell)
-    content = {key: value for key, value in cell["setting"].items() if key != "content"}
-    world = _world(json.dumps(content))
+    world = _world(json.dumps(cell["setting"]))
     if cell.get("facts"):
         return world.facts()
     candidate = Candidate(cell["candidate"]["name"], cell["candidate"]["options"])
@@ -264,22 +287,15 @@ measure_cell.version = 2  # pyright: ignore[reportFunctionMemberAccess]
 @lru_cache(maxsize=4)
 def _world(document: str) -> TreeWorld | NgramWorld:
     """What a setting is measured on; the latest ones are kept, for a worker gets many candidates of one setting."""
-    return make_world(Setting(**json.loads(document)), _transformer)
+    content = json.loads(document)
+    content.pop("content", None)
+    return make_world(Setting(**content), _transformer)
 
 
 def _transformer(mdp: TokenMDP, seed: int) -> Policy:
     from llm_mdp_agents.lm import tiny_transformer
 
     return tiny_transformer(mdp.vocab_size, mdp.prompt_tokens.shape[1] + mdp.horizon, seed)
-
-
-def find(arguments: Any, env: Any, env_arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """The task of a command line, and what its run was set up with (or None)."""
-    from llm_mdp_agents.choices import find_task
-    from llm_mdp_agents.run import setup_of
-
-    setup = setup_of(arguments.run) if arguments.run is not None else None
-    return find_task(env, env_arguments, setup.model if setup else arguments.model), setup
 
 
 def measure_task_cell(cell: dict[str, Any]) -> dict[str, Any]:
@@ -291,10 +307,14 @@ def measure_task_cell(cell: dict[str, Any]) -> dict[str, Any]:
     setup = Setup(task.horizon)
     estimators = {candidate.label: candidate.build(setup, load_estimator) for candidate in listed}
     known = {candidate.label: candidate.known for candidate in listed}
-    measured, facts = measure_task(estimators, policy, task, cell["prompts"], cell["seed"], known=known)
+    options = {"known": known, "prompts_at_once": PROMPTS_AT_ONCE, "progress": measure_task_cell.progress}
+    measured, facts = measure_task(estimators, policy, task, cell["prompts"], cell["seed"], **options)
     base = facts.pop("base")
     rows = {label: measurement.document() for label, measurement in measured.items()}
     return {"facts": facts, "rows": rows, "base": base.document()}
+
+
+measure_task_cell.progress = lambda prompts: None  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def base_of(listed: Sequence[Candidate]) -> str | None:
@@ -347,7 +367,8 @@ def make_document(arguments: VarianceArguments, plans: Sequence[Plan], results: 
         ]  # fmt: skip
         frontier = on_frontier(rows)
         made.append({
-            "name": each.name, "words": each.words, "axes": each.axes | {"entropy": facts["entropy"], "success": facts["success"]},
+            "name": each.name, "words": each.words,
+            "axes": {name: facts.get(name) if value is None else value for name, value in each.axes.items()},
             "target": facts["target"], "base": label, **{name: facts[name] for name in ("J", "grad_norm", "expected_length")},
             "budget": arguments.budget, "rows": [row | {"frontier": row["label"] in frontier} for row in rows],
             "best": best_by_budget(rows, arguments.budget), "recommendation": recommendation(rows, arguments.budget),
@@ -356,8 +377,3 @@ def make_document(arguments: VarianceArguments, plans: Sequence[Plan], results: 
     sweep = {"vocab": "vocab_size"}.get(several[0], several[0]) if len(several) == 1 else None
     return {"version": __version__, "seed": arguments.seed, "budget": arguments.budget, "sweep": sweep, "settings": made}
 
-
-def _env_arguments(words: Sequence[str]) -> dict[str, Any]:
-    from llm_mdp_agents.command import env_arguments
-
-    return env_arguments(words)
