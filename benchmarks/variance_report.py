@@ -1,6 +1,7 @@
 """benchmarks/variance.md and its figures from benchmarks/results/variance-*.json: `python benchmarks/variance_report.py`."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -263,21 +264,34 @@ def along(far: dict[str, Any], label: str) -> list[tuple[int, dict[str, Any]]]:
 def horizons(far: dict[str, Any]) -> str:
     at = [setting["axes"]["horizon"] for setting in far["settings"]]
     noise = [[label, *(_with_margin(row, "tokens_to_signal") for _, row in along(far, label))] for label in LINES]
-    off = [
-        [label, *(_with_margin(row, "relative_bias") for _, row in along(far, label))]
-        for label in LINES if any(row["verdict"] not in ("unbiased", "proportional") for _, row in along(far, label))
-    ]  # fmt: skip
+    off = [[label, *(_slant_text(row) for _, row in along(far, label))] for label in LINES if not is_right(far, label)]
     parts = [
         "## Long horizons\n",
         versions(far, far["command"]),
         "Bigram policies and rewards over 8 tokens, responses half as long as the horizon on average; the gradient is exact (n-gram dynamic "
         "programme), covariances are sampled (± half a 95 % interval). Tokens to signal:\n",
         table(["estimator", *(f"T = {horizon}" for horizon in at)], noise),
-        "Relative bias of those that are not unbiased:\n",
+        "Bias of direction, √(1 - cos²): what is left of the relative bias after the best rescaling, which a learning rate can do (the scale of GRPO "
+        "alone, one over the standard deviation of the reward, makes a relative bias close to 1):\n",
         table(["estimator", *(f"T = {horizon}" for horizon in at)], off),
         "![Noise and bias against the horizon](../docs/figures/variance_horizons.svg)\n",
     ]
     return "\n".join(parts)
+
+
+def is_right(far: dict[str, Any], label: str) -> bool:
+    """Does it point along the true gradient at every horizon?"""
+    return all(row["verdict"] in ("unbiased", "proportional") for _, row in along(far, label))
+
+
+def slant(cosine: float) -> float:
+    """√(1 - cos²), the part of an estimate's direction that is across the true gradient; 1 where it points away."""
+    return math.sqrt(max(1 - cosine**2, 0.0)) if cosine > 0 else 1.0
+
+
+def _slant_text(row: dict[str, Any]) -> str:
+    high, low = (slant(end) for end in row["intervals"]["cosine"])
+    return f"{slant(row['cosine']):.2f} ({low:.2f} … {high:.2f})"
 
 
 def _with_margin(row: dict[str, Any], figure: str) -> str:
@@ -294,19 +308,19 @@ def horizon_figure(far: dict[str, Any], path: Path) -> None:
     colours = dict(zip(LINES, (*COLOURS, "#777777", "#e08214", "#8073ac", "#80cdc1", "#c51b7d")))
     for label in LINES:
         points = along(far, label)
-        style = "-" if all(row["verdict"] in ("unbiased", "proportional") for _, row in points) else "--"
-        for axis, key in zip(axes, ("tokens_to_signal", "relative_bias")):
-            if key == "relative_bias" and style == "-":
-                continue
-            known = [(horizon, row[key], (row["intervals"] or {}).get(key)) for horizon, row in points if row[key]]
-            steps, values = [each[0] for each in known], [each[1] for each in known]
+        style = "-" if is_right(far, label) else "--"
+        known = [(horizon, row["tokens_to_signal"], *row["intervals"]["tokens_to_signal"]) for horizon, row in points]
+        drawn = [[each for each in known if None not in each]]
+        if style == "--":
+            spans = [sorted(slant(end) for end in row["intervals"]["cosine"]) for _, row in points]
+            drawn.append([(horizon, slant(row["cosine"]), *span) for (horizon, row), span in zip(points, spans)])
+        for axis, figures in zip(axes, drawn):
+            steps, values, low, high = zip(*figures)
             axis.plot(steps, values, style, color=colours[label], label=label, marker="o", markersize=3)
-            bounds = [(horizon, *ends) for horizon, _, ends in known if ends and None not in ends]
-            if bounds:
-                axis.fill_between(*zip(*bounds), color=colours[label], alpha=0.12, linewidth=0)
+            axis.fill_between(steps, low, high, color=colours[label], alpha=0.12, linewidth=0)
     axes[0].set(xscale="log", yscale="log", xlabel="horizon", ylabel="tokens to signal")
-    axes[1].set(xscale="log", xlabel="horizon", ylabel="relative bias", ylim=(0, 1.3))
-    axes[0].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(-0.02, -0.45), ncols=4)
+    axes[1].set(xscale="log", xlabel="horizon", ylabel="bias of direction", ylim=(0, 1.02))
+    axes[1].legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _finish(figure, "Noise (left) and bias (right) against the horizon; dashed: biased", path)
 
 
@@ -366,11 +380,10 @@ def _task_rows(task: dict[str, Any]) -> list[list[str]]:
 
 def language_model(model: dict[str, Any]) -> str:
     setting = model["settings"][0]
-    base = next(row for row in setting["rows"] if row["label"] == setting["target"])
     rows = [
         [
             row["label"], number(row["tokens"]), f"{row['seconds']:.2f} s", _with_margin(row, "trace_covariance"),
-            _with_margin(row, "cosine"), number(row["tokens_to_signal"]), number(row["tokens_to_signal"] and row["tokens_to_signal"] / base["tokens_to_signal"]),
+            number(row["tokens_to_signal"]), _with_margin(row, "tokens_over_base"),
         ]
         for row in sorted(setting["rows"], key=lambda row: -row["progress"])
     ]  # fmt: skip
@@ -380,7 +393,7 @@ def language_model(model: dict[str, Any]) -> str:
         f"SmolLM2-135M-Instruct (135 M parameters, float32, CPU) on two-digit sums with 0/1 rewards, mean reward {setting['J']:.2f}. Gradients of "
         "single estimates are streamed and sketched; all estimators share prompts, responses and branches. The true gradient is not known: "
         f"{setting['target']} on the same draws stands for it.\n",
-        table(["estimator", "tokens", "time", "tr Cov", "cosine", "tokens to signal", f"over {setting['target']}'s"], rows),
+        table(["estimator", "tokens", "time", "tr Cov", "tokens to signal", f"over {setting['target']}'s"], rows),
         setting["recommendation"] + "\n",
     ]
     return "\n".join(parts)
@@ -397,20 +410,21 @@ def summary(claims: dict[str, Any], equal: dict[str, Any], far: dict[str, Any]) 
     smaller = sum(not worse_than_shared(row) for row in every)
     least = sum(best_lam(row) == 0 for row in tables), sum(best_lam(row) == 0 for row in others)
     beaten = sum((needed(setting, best_of(setting, "trepo")) or 1e9) < 0.99 for setting in settings)
+    best = sum(winner(setting) == "trepo" for setting in settings)
     printed = [best_of(setting, "trepo-paper") for setting in settings]
     worse = sum(row["progress"] < best_of(setting, "trepo")["progress"] for row, setting in zip(printed, settings))
     long = far["settings"][-1]
     exact, group = (next(row for row in long["rows"] if row["label"] == label) for label in ("ppo λ=0 σ=0", "rloo K=4"))
     lines = [
         "## In short\n",
-        f"- **Theorem 2 is smoother than one shared baseline** (Remarks 4, 7): on {smaller} of {len(every)} instances; not where policies are peaked.",
+        f"- **Theorem 2 is smoother than one shared baseline** (Remarks 4, 7): on {smaller} of {len(every)} instances; most exceptions are peaked policies.",
         f"- **λ = 0 has the least variance** (Remark 6): on {least[0]} of {len(tables)} tables, but on {least[1]} of {len(others)} policies that share "
         "parameters between states.",
         f"- **The value is a near-optimal baseline**: {number(median(ratios(families['table'], 'theorem-2', 'optimal')))} times the optimum's noise "
         f"at the median of tables, {number(median(ratios(families['peaked table'], 'theorem-2', 'optimal')))} times for peaked ones, up to "
         f"{number(max(ratios(every, 'theorem-2', 'optimal')))} times.",
         f"- **Smoother is not cheaper** (Remark 7, at equal tokens): repaired TRePO with its best options needs fewer tokens than RLOO on {beaten} of "
-        f"{len(settings)} settings. Smoothness comes from values; branches buy values with tokens that could have been responses.",
+        f"{len(settings)} settings, and is best of all on {best}. Smoothness comes from values; branches buy values with tokens that could have been responses.",
         f"- **TRePO as printed** makes less progress than the repaired one on {worse} of {len(settings)} settings: its noise is low because its signal "
         "is, and its ceiling is below 1.",
         f"- **Values are worth most where responses are long**: at T = {long['axes']['horizon']} exact ones cut the tokens to signal from "

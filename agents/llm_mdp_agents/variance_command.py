@@ -264,9 +264,10 @@ def task_plan(arguments: VarianceArguments) -> Plan:
         "prompts": (*arguments.prompts, 256 if arguments.model.model in ("auto", "small", "tabular", "ngram") else 32)[0],
         "seed": arguments.seed,
     }  # fmt: skip
-    words = f"{arguments.run or arguments.model.model} on {env}, {cell['prompts']} prompts"
-    axes = dict.fromkeys(SHOWN_AXES) | {"policy": arguments.model.model, "vocab_size": task.vocab_size, "horizon": task.horizon}
-    return Plan(str(env), words, axes, tuple(listed), (cell,))
+    name = str(env).rpartition(":")[2]
+    words = f"{(arguments.run or Path(arguments.model.model)).name} on {name}, {cell['prompts']} prompts"
+    axes = dict.fromkeys(SHOWN_AXES) | {"policy": Path(arguments.model.model).name, "vocab_size": task.vocab_size, "horizon": task.horizon}
+    return Plan(name, words, axes, tuple(listed), (cell,))
 
 
 def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
