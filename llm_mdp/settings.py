@@ -87,7 +87,7 @@ class Setting:
             raise ValueError(f"policy is {self.policy!r}; choose {', '.join(POLICIES)}.")
         if self.prompts < 1:
             raise ValueError(f"prompts is {self.prompts}; there must be at least 1.")
-        if self.policy != "ngram" and self._is_too_large():
+        if self.policy != "ngram" and self.is_long:
             raise ValueError(
                 f"a vocabulary of {self.vocab_size}, a horizon of {self.horizon} and {self.prompts} prompt(s) make more than {MAX_EDGES:,} "
                 "(prefix, token) pairs, too many to enumerate; make one of them smaller, or take the policy ngram, which needs no tree."
@@ -110,7 +110,8 @@ class Setting:
         if self.entropy is not None and self.policy == "transformer":
             raise ValueError(f"entropy is {self.entropy}; it can be chosen for tables and n-grams only.")
 
-    def _is_too_large(self) -> bool:
+    @property
+    def is_long(self) -> bool:
         """More (prefix, token) pairs than a score matrix may have? Counted no further than that."""
         nodes = level = self.prompts
         for _ in range(self.horizon - 1):
@@ -296,7 +297,8 @@ def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] 
     if setting.instance is not None:
         return TreeWorld(read_instance(setting.instance))
     if setting.policy == "ngram":
-        return NgramWorld(*_chain(setting))
+        policy, mdp = chain_of(setting)
+        return NgramWorld(policy, mdp) if setting.is_long else TreeWorld(_plain_instance(mdp, policy))
     generator = stream(setting.seed, "rewards")
     shape = {"gamma": setting.gamma, "n_prompts": setting.prompts, "seed": setting.seed}
     instance = random_instance(setting.vocab_size, setting.horizon, **shape)
@@ -315,6 +317,13 @@ def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] 
         reward = outcome_reward(instance, 0.5 if setting.success is None else setting.success, generator)
         instance = replace(instance, mdp=replace(mdp, token_reward=reward))
     return TreeWorld(instance)
+
+
+def _plain_instance(mdp: TokenMDP, policy: NgramPolicy) -> Instance:
+    """Everything is known of a chain that is short; reference and critic are not asked for."""
+    flat, zero = torch.Generator(), 0.0
+    reference = TabularPolicy.random(mdp.tree, mdp.prompt_tokens, flat, zero)
+    return Instance(mdp, policy, reference, TabularValue.random(mdp.tree, mdp.prompt_tokens, flat, zero))
 
 
 def stream(seed: int, purpose: str) -> torch.Generator:
@@ -402,7 +411,7 @@ def _bisected(entropy_of: Callable[[float], float], entropy: float) -> float:
     return (low + high) / 2
 
 
-def _chain(setting: Setting) -> tuple[NgramPolicy, TokenMDP]:
+def chain_of(setting: Setting) -> tuple[NgramPolicy, TokenMDP]:
     """A bigram policy and a bigram reward."""
     generator = stream(setting.seed, "chain")
     policy = NgramPolicy.random(setting.vocab_size, 1, generator)

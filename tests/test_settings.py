@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mdp.enumeration import Enumeration
-from llm_mdp.estimators import REINFORCE, RLOO, TRePO
+from llm_mdp.estimators import PPO, REINFORCE, RLOO, TRePO
 from llm_mdp.instances import random_instance, write_instance
 from llm_mdp.ngram import expected_length
 from llm_mdp.policies import NgramPolicy, TabularPolicy
-from llm_mdp.settings import NgramWorld, Setting, TreeWorld, make_world, mean_entropy, stream, with_entropy
+from llm_mdp.settings import NgramWorld, Setting, TreeWorld, chain_of, make_world, mean_entropy, stream, with_entropy
 from llm_mdp.verify import exact_moments
 from llm_mdp_agents.lm import tiny_transformer
 from tests.strategies import padded
@@ -32,9 +32,8 @@ def tree(**options) -> TreeWorld:
 
 @cache
 def chain(**options) -> NgramWorld:
-    world = make_world(Setting(policy="ngram", **options))
-    assert isinstance(world, NgramWorld)
-    return world
+    """At any horizon, where `make_world` would enumerate the short ones."""
+    return NgramWorld(*chain_of(Setting(policy="ngram", **options)))
 
 
 def responses(world: TreeWorld) -> list[tuple[float, list[Plain]]]:
@@ -410,3 +409,19 @@ def test_the_length_of_a_chain_is_asked_of_the_policy_it_got():
     """Not of the one before its end token was made rarer."""
     world = chain(horizon=20, length=15.0, entropy=0.8)
     assert expected_length(world.policy, world.mdp) == pytest.approx(15.0, rel=1e-6)
+
+
+def test_short_chains_are_enumerated_and_long_ones_are_not():
+    short = make_world(Setting(policy="ngram", vocab_size=3, horizon=4, gamma=0.9, seed=1))
+    same = chain(vocab_size=3, horizon=4, gamma=0.9, seed=1)
+    assert isinstance(short, TreeWorld) and isinstance(make_world(Setting(policy="ngram", vocab_size=8, horizon=12)), NgramWorld)
+    torch.testing.assert_close(short.target, same.target, rtol=1e-10, atol=1e-12)
+    for name in ("J", "grad_norm", "expected_length", "entropy"):
+        assert short.facts()[name] == pytest.approx(same.facts()[name], rel=1e-9), name
+    exact, drawn = (world.measure(RLOO(group_size=2), 3000, 0, "unbiased") for world in (short, same))
+    assert exact.samples is None and drawn.samples == 3000
+    low, high = drawn.interval("trace")
+    assert low < exact.spread.trace < high
+    # Critics that are off are off by as much.
+    one, other = (world.measure(PPO(critic=world.setup.critic(0.5), lam=1.0), 3000, 0).spread.trace for world in (short, same))
+    assert one == pytest.approx(other, rel=0.5)

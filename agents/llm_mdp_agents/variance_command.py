@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,12 +23,11 @@ from llm_mdp.comparison import best_by_budget, on_frontier, recommendation
 from llm_mdp.files import write_text
 from llm_mdp.mdp import TokenMDP
 from llm_mdp.policies import Policy
-from llm_mdp.settings import NgramWorld, Rewards, Setting, TreeWorld, make_world
+from llm_mdp.settings import Kind, NgramWorld, Rewards, Setting, TreeWorld, make_world
 from llm_mdp.sweep import run_cells
 from llm_mdp.variance import Measurement, known, read_measurement
 from llm_mdp_agents.choices import ModelConfig
 
-PolicyKind = Literal["tabular", "ngram", "transformer"]
 AXES = ("policy", "vocab", "horizon", "rewards", "success", "entropy", "length", "prompts", "gamma")
 """Options that make settings, in the order in which they are multiplied out."""
 SHOWN_AXES = tuple({"vocab": "vocab_size"}.get(name, name) for name in AXES)
@@ -56,7 +55,7 @@ class VarianceArguments:
     """Which estimators (default: ten of them; an unknown name lists them all), or your own."""
     budget: float = 2000.0
     """Generated tokens of a batch."""
-    policy: tuple[PolicyKind, ...] = ()
+    policy: tuple[Kind, ...] = ()
     """Kinds of policy: tabular (default), ngram (any horizon), transformer (tiny)."""
     vocab: tuple[int, ...] = ()
     """V, number of tokens (4)."""

@@ -322,7 +322,7 @@ def _sweep(document: Document, tones: dict[str, str]) -> str:
             for title, words, key, log in (
                 ("Tokens to signal", "Tokens at which signal equals noise. Lower is better.", "tokens_to_signal", True),
                 ("Progress at the budget", "Improvement of the best step, relative to the exact gradient.", "progress", False),
-                ("Relative bias", "What no budget repairs.", "relative_bias", False),
+                ("Relative bias", "A learning rate repairs scale (see the cosine), no budget the rest.", "relative_bias", False),
                 ("Tokens of one estimate", "What one estimate costs.", "tokens", True),
             )
         )
