@@ -10,7 +10,8 @@ HEAD = """# Benchmarks
 
 <!-- Written by `python benchmarks/summary.py` from benchmarks/results/*.json; run `make bench` for figures of your own machine. -->
 
-Each comparison was made in one run on one machine; ratios travel, absolute figures do not.
+Each comparison was made in one run on one machine; ratios travel, absolute figures do not. What estimators make of a token of sampling:
+[variance.md](variance.md).
 """
 
 

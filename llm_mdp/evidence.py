@@ -104,7 +104,10 @@ def as_worlds(evidence: Evidence, group_size: int) -> Evidence:
     """The groups of one batch, of group_size rows each, as worlds: every group by itself, as verification sees it.
 
     Branches become one list for all worlds: draw m from before step t of response k, in the order in which they were drawn; where a
-    world has no such draw, `reward` and `tokens` are 0.
+    world has no draws from there, `reward` and `tokens` are 0.
+
+    Raises:
+        ValueError: if two groups have different numbers of draws from the same place, which one list cannot hold.
     """
     rows = len(evidence.response_reward)
 
@@ -116,6 +119,10 @@ def as_worlds(evidence: Evidence, group_size: int) -> Evidence:
         key = torch.stack([branches.row % group_size, branches.step, occurrence(branches)])
         (row, step, _), which = key.unique(dim=1, return_inverse=True)
         place = (branches.row // group_size, which)
+        drawn = torch.zeros(rows // group_size, len(row), dtype=torch.bool).index_put(place, torch.tensor(True))
+        same = (row[1:] == row[:-1]) & (step[1:] == step[:-1])
+        if bool((drawn[:, 1:] != drawn[:, :-1])[:, same].any()):
+            raise ValueError("some groups have more branches from a place than others; draw the same number from every boundary.")
 
         def spread(values: Tensor) -> Tensor:
             return torch.zeros(rows // group_size, len(row), dtype=values.dtype).index_put(place, values)

@@ -458,8 +458,8 @@ def budgeted(budget: float = 600.0, seed: int = 0, task: TokenMDPTask | None = N
     """TRePO on six tokens of which the first one counts: branches pay."""
     task = Credit(2, 6) if task is None else task
     policy = table(seed, task)
-    agent = make("trepo", seed, task, policy, budget=budget, **options)
-    return Trainer(agent, task, policy, TrainConfig(prompts_per_step=32, seed=seed, steps=8, signal_every=0))
+    agent = make("trepo", seed, task, policy, budget=budget, pilot_prompts=32, **options)
+    return Trainer(agent, task, policy, TrainConfig(seed=seed, steps=8, signal_every=0))
 
 
 def test_a_budget_is_split_before_training_and_spent_batch_by_batch():
@@ -523,6 +523,8 @@ def test_a_budget_that_cannot_be_is_refused_before_any_step():
         make("trepo", budget=-5.0)
     with pytest.raises(ValueError, match=sentences["paper"]):
         make("trepo", budget=100.0, variant="paper")
+    with pytest.raises(ValueError, match=r"^prompts_per_step is 8, but the agent's budget decides how many prompts are asked; leave one"):
+        Trainer(make("trepo", budget=100.0), Credit(2, 6), table(0, Credit(2, 6)), TrainConfig(prompts_per_step=8))
     whole = budgeted(11.0)
     before = [parameter.clone() for parameter in whole.policy.parameters()]
     with pytest.raises(ValueError, match=sentences["small"]):

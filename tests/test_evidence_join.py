@@ -1,5 +1,6 @@
 """`join`: the batches of several processes as one, row by row what they were. `as_worlds`: the groups of one batch, each by itself."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
 
@@ -166,8 +167,14 @@ def test_a_group_among_others_is_weighed_as_it_is_alone(name, instance, prompts,
 @settings(deadline=None)
 @given(rows=st.integers(1, 3), groups=st.integers(1, 3), n_branches=st.integers(0, 8), seed=st.integers(0, 100))
 def test_a_world_has_what_its_group_had(rows, groups, n_branches, seed):
-    """Every tensor, and from every place the same branches in the same order, 0 where other groups have more."""
+    """Every tensor, and from every place the same branches in the same order, 0 where only other groups have any."""
     whole = batch(rows * groups, 2, n_branches, seed, optional=True)
+    drawn = Counter(zip((whole.branches.row // rows).tolist(), (whole.branches.row % rows).tolist(), whole.branches.step.tolist()))
+    numbers = {place[1:]: {number for other, number in drawn.items() if other[1:] == place[1:]} for place in drawn}
+    if any(len(each) > 1 for each in numbers.values()):
+        with pytest.raises(ValueError, match="some groups have more branches from a place than others; draw the same number"):
+            as_worlds(whole, rows)
+        return
     worlds = as_worlds(whole, rows)
     total = torch.zeros(2, dtype=torch.float64)
     for group in range(groups):

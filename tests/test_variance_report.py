@@ -726,3 +726,13 @@ def test_the_script_sorts_and_filters(tmp_path):
     assert seen["frontier"] == labels(frontier) and seen["both"] == labels([row for row in frontier if row["verdict"] == "biased"])
     assert 0 < len(seen["both"]) < len(seen["frontier"])
     assert seen["opened"] and seen["wide"] and seen["download"]
+
+
+def test_what_was_given_values_is_marked():
+    document = three_settings()
+    rows = document["settings"][0]["rows"]
+    shown = worth_showing(rows)[0]
+    shown["given_values"] = True
+    text = printed(document, 80)
+    assert f"{shown['label']}°" in text and text.count("° was given values of states") == 1
+    assert render_variance_page(document).count("<small>was given values of states</small>") == 1

@@ -131,3 +131,9 @@ class ScoredTask:
     def score(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> Scores:
         prompt = pad_prompts([question.prompt for question in questions])
         return Scores(self._model.final(prompt, torch.from_numpy(tokens)).numpy())
+
+
+def is_large(policy: Policy) -> bool:
+    """20 million parameters or more."""
+    assert isinstance(policy, nn.Module)
+    return sum(parameter.numel() for parameter in policy.parameters()) >= 20_000_000

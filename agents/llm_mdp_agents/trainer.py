@@ -25,6 +25,7 @@ from llm_mdp_agents import checkpoint
 from llm_mdp_agents.base import Agent
 from llm_mdp_agents.engines import Engine
 from llm_mdp_agents.evaluation import evaluate
+from llm_mdp_agents.models import is_large
 from llm_mdp_agents.parallel import Parallel
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
@@ -101,6 +102,10 @@ class Trainer:
         self.agent, self.task, self.policy, self.config, self.folder = agent, task, policy, config, folder
         self.parallel = parallel or Parallel()
         self.prompts = config.prompts_per_step or (8 if is_large(policy) else 128)
+        if config.prompts_per_step is not None and getattr(agent.config, "budget", None) is not None:
+            raise ValueError(
+                f"prompts_per_step is {config.prompts_per_step}, but the agent's budget decides how many prompts are asked; leave one out."
+            )
         if self.prompts % self.parallel.size:
             raise ValueError(f"prompts_per_step is {self.prompts}, which {self.parallel.size} processes cannot share evenly.")
         self.number = 0
@@ -298,12 +303,6 @@ class Trainer:
         agent.generator.set_state(everything["agent"]["generator"])
         agent.estimator = agent.make_estimator()
         self._take_prompts()
-
-
-def is_large(policy: Policy) -> bool:
-    """20 million parameters or more."""
-    assert isinstance(policy, nn.Module)
-    return sum(parameter.numel() for parameter in policy.parameters()) >= 20_000_000
 
 
 def default_learning_rate(policy: Policy) -> float:

@@ -20,6 +20,7 @@ from llm_mdp.allocation import Split
 from llm_mdp.sampling import Sampler
 from llm_mdp_agents.base import SegmentConfig, WithSegments
 from llm_mdp_agents.measuring import pilot_allocation
+from llm_mdp_agents.models import is_large
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class TRePOConfig(SegmentConfig):
     """The prompt's value is the mean reward of the other responses to it instead of branches."""
     variant: Literal["repaired", "paper"] = "repaired"
     """"paper": Algorithm 1 as printed."""
-    pilot_prompts: int = 64
-    """Prompts of the pilot batch of `budget`; more make a surer choice."""
+    pilot_prompts: int | None = None
+    """Prompts of the pilot batch of `budget`, more make a surer choice; None: 64, for models of 20 million parameters or more 16."""
     budget: float | None = None
     """Generated tokens of a batch. A pilot batch then chooses prompts, responses, positions, branches and λ, whatever is said above."""
 
@@ -45,7 +46,7 @@ class TRePOConfig(SegmentConfig):
         super().__post_init__()
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget is {self.budget}; a batch has a positive number of tokens.")
-        if self.pilot_prompts < 2:
+        if self.pilot_prompts is not None and self.pilot_prompts < 2:
             raise ValueError(f"pilot_prompts is {self.pilot_prompts}; a pilot batch has at least 2.")
         if self.budget is not None and self.variant == "paper":
             raise ValueError("budget chooses among unbiased ways to draw; leave variant at 'repaired', or leave budget out.")
@@ -63,7 +64,7 @@ class TRePO(WithSegments):
         super().prepare(sampler)
         if self.config.budget is None:
             return
-        sampler.prompts_per_batch = self.config.pilot_prompts
+        sampler.prompts_per_batch = self.config.pilot_prompts or (16 if is_large(self.policy) else 64)
         found = pilot_allocation(self.config.budget, self.policy, sampler, self.task.horizon, seed=self.seed)
         split = found.split
         self.numbers |= {"group_size": split.group_size, "samples": found.samples, "lam": split.lam, "prompts": found.prompts}

@@ -183,10 +183,11 @@ def _row(place: int, row: dict, columns: list, tones: dict[str, str]) -> str:
     badge = f'<span class="badge {class_name(row["verdict"])}">{verdict_symbol(row)} {escape(row["verdict"])}</span>'
     kinds = f"{row['verdict']}{' frontier' if row['frontier'] else ''}"
     star = "<i class=star title='on the frontier'>★</i>" if row["frontier"] else ""
+    given = "<small>was given values of states</small>" if row.get("given_values") else ""
     samples = f"<small>{amount(row['samples'])} samples</small>" if row["samples"] else ""
     return (
         f'<tr data-order="{place}" data-kinds="{escape(kinds)}"><th scope=row data-sort="{escape(row["label"])}">'
-        f'<span class=name style="--tone: var({tones[row["estimator"]]})">{escape(row["label"])}</span>{star}{samples}</th>'
+        f'<span class=name style="--tone: var({tones[row["estimator"]]})">{escape(row["label"])}</span>{star}{given}{samples}</th>'
         f'<td class=verdict data-label="verdict" data-sort="{rank}">{badge}</td>'
         f"{''.join(_cell(row, column) for column in columns)}</tr>"
     )

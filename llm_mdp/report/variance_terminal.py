@@ -74,6 +74,7 @@ def _rows(setting: dict, width: int) -> Padding:
     table = _narrow_table(shown, setting["target"] != "exact") if width < WIDE else _wide_table(shown, width >= WIDER)
     left = len(setting["rows"]) - len(shown)
     notes = ["★ on the frontier"] * any(row["frontier"] for row in shown)
+    notes += ["° was given values of states"] * any(row.get("given_values") for row in shown)
     notes += ["± 95 %"] * any(row["intervals"] for row in shown)
     notes += [f"base: {setting['base']}"] * bool(setting.get("base"))
     notes += [f"… {left} more, see the page"] * bool(left)
@@ -132,7 +133,8 @@ def _joined(figure: str, more: str, between: str) -> Text:
 
 
 def _name(row: dict) -> Text:
-    return Text("★ " if row["frontier"] else "  ", style="yellow").append(row["label"], style="bold" if row["frontier"] else "default")
+    star, style = ("★ ", "bold") if row["frontier"] else ("  ", "default")
+    return Text(star, style="yellow").append(row["label"] + ("°" if row.get("given_values") else ""), style=style)
 
 
 def _symbol(row: dict) -> Text:
