@@ -70,13 +70,15 @@ def config_of(agent: str) -> AgentConfig | TokenCredit:
     if agent == "token rewards":
         return TokenRewards()
     name, _, variant = agent.partition(" ")
+    if variant == "budget":  # a pilot batch decides how a batch's tokens are split
+        return AGENTS[name].Config(budget=float(TOKENS_PER_UPDATE))
     options = OPTIONS.get(name, {}) | ({"variant": variant} if variant else {})
     return AGENTS[name].Config(**options)
 
 
 def cells() -> dict[str, list[tuple[str, str]]]:
     """(agent, reward) of each run."""
-    zoo = [*AGENTS, "grpo dr-grpo", "grpo dapo", "trepo paper"]
+    zoo = [*AGENTS, "grpo dr-grpo", "grpo dapo", "trepo paper", "trepo budget"]
     return {
         "rewards": [("token rewards", "sum"), ("rloo", "sum"), ("rloo", "outcome")],
         "agents": [(name, "sum") for name in zoo],
@@ -90,7 +92,7 @@ def learn(agent: str, reward: str, seed: int) -> dict[str, Any]:
     policy = build_policy(ModelConfig("small"), task, seed)
     warm_start(policy, task, WARM_START, seed)
     config = config_of(agent)
-    prompts = max(2, round(TOKENS_PER_UPDATE / tokens_a_prompt(config, policy, task, seed)))
+    prompts = None if agent == "trepo budget" else max(2, round(TOKENS_PER_UPDATE / tokens_a_prompt(config, policy, task, seed)))
     options = TrainConfig(
         steps=UPDATES, prompts_per_step=prompts, learning_rate=LEARNING_RATE, warm_up_steps=10, seed=seed, signal_every=0
     )  # fmt: skip
@@ -102,6 +104,7 @@ def learn(agent: str, reward: str, seed: int) -> dict[str, Any]:
             curve.append(point(trainer))
         trainer.step()
     curve.append(point(trainer))
+    prompts = trainer.sampler.prompts_per_batch
     return {"agent": agent, "reward": reward, "seed": seed, "prompts_per_step": prompts, "curve": curve}
 
 
