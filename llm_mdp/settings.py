@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -147,23 +147,6 @@ class Setting:
         return document
 
 
-class World(Protocol):
-    """What estimators are measured on."""
-
-    setup: Setup
-
-    def facts(self) -> dict[str, Any]:
-        """J, |∇J|, expected length: what there is to know, JSON-able."""
-        ...
-
-    def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
-        """Exactly where it can be, else from `number` estimates.
-
-        Args: known: see `variance.sampled_measurement`.
-        """
-        ...
-
-
 class TreeWorld:
     """A small token MDP: everything is known."""
 
@@ -198,15 +181,20 @@ class TreeWorld:
         return TabularValue(e.tree, e.prompt, optimal_baseline(self.instance.mdp, e.values, levels))
 
     def facts(self) -> dict[str, Any]:
+        """J, |∇J|, expected length: what there is to know, JSON-able."""
         e = self.enumeration
         length = float(self.instance.mdp.prompt_probability @ e.remaining[0][:, 0])
-        success = float((e.mdp.prompt_probability[:, None] * e.probability)[e.response_reward > 0.5].sum())
+        outcomes = bool(torch.minimum(e.response_reward.abs(), (e.response_reward - 1).abs()).max() < 1e-9)
         return {
             "J": self.problem.gradient[0], "grad_norm": float(self.target.norm()), "expected_length": length,
-            "entropy": mean_entropy(e), "success": success, "target": "exact",
+            "entropy": mean_entropy(e), "success": self.problem.gradient[0] if outcomes else None, "target": "exact",
         }  # fmt: skip
 
     def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
+        """Exactly where it can be, else from `number` estimates.
+
+        Args: known: see `variance.sampled_measurement`.
+        """
         groups = self.enumeration.tree.n_leaves**estimator.group_size * self.enumeration.n_prompts
         if groups <= WORLDS:
             try:
@@ -243,6 +231,7 @@ class NgramWorld:
         }  # fmt: skip
 
     def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
+        """From `number` estimates, see `TreeWorld.measure`."""
         estimates = chain_estimates(estimator, self.policy, self.mdp, number, torch.Generator().manual_seed(seed))
         return sampled_measurement(estimates, self.target, seed=seed, known=known)
 

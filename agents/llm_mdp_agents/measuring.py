@@ -185,7 +185,8 @@ def measure_task(
     reward, length = torch.cat(rewards), float(torch.cat(lengths).double().mean())
     facts = {
         "J": float(reward.mean()), "grad_norm": max(base.spread.size, 0.0) ** 0.5, "expected_length": length, "entropy": None,
-        "success": float((reward > 0.5).double().mean()), "target": target, "base": base,
+        "success": float(reward.mean()) if bool(torch.isin(reward, torch.tensor([0.0, 1.0]).double()).all()) else None,
+        "target": target, "base": base,
     }  # fmt: skip
     return measured, facts
 
