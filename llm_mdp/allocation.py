@@ -29,7 +29,7 @@ from llm_mdp.boundaries import AtSteps
 from llm_mdp.enumeration import Enumeration
 from llm_mdp.estimators import RLOO, Estimator, TRePO, VinePPO, first_token
 from llm_mdp.evidence import Evidence
-from llm_mdp.policies import Critic, TabularValue
+from llm_mdp.policies import Critic
 from llm_mdp.variance import Spread, progress
 from llm_mdp.verify import Moments, exact_moments
 
@@ -38,7 +38,7 @@ LAMS = (0.0, 0.5, 1.0)
 MOST_BRANCHES = 1000
 """More branches from a cut are never drawn, though all of the noise be theirs."""
 MOST_STEPS = 6
-"""Horizon up to which every set of cuts is tried; beyond it, evenly spaced ones."""
+"""Horizon up to which every set of cuts is tried; beyond it, those of `few_cuts`."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,12 @@ def exact_prices(
     if min(group_sizes) < 2:
         raise ValueError(f"group_sizes holds {min(group_sizes)}; the value of the prompt is the mean of other responses, so at least 2.")
     between = between_prompts(enumeration)
-    length = float(enumeration.mdp.prompt_probability @ enumeration.remaining[0][:, 0])
-    value = TabularValue(enumeration.tree, enumeration.prompt, enumeration.values.U)
     for steps in cut_sets(enumeration.mdp.horizon) if cuts is None else cuts:
         for lam in lams if steps else lams[:1]:
             pair = exact_moments(Split(2, steps, lam).estimator(1), enumeration)
-            one = exact_moments(KnownPrompt(boundary=AtSteps(steps), samples=1, lam=lam, critic=value), enumeration)
+            one = exact_moments(KnownPrompt(boundary=AtSteps(steps), samples=1, lam=lam, critic=enumeration.exact_u), enumeration)
             for size in group_sizes:
-                yield _extended(Split(size, steps, lam), pair, one, between, length)
+                yield _extended(Split(size, steps, lam), pair, one, between, enumeration.expected_length)
 
 
 def _extended(split: Split, pair: Moments, one: Moments, between: float, length: float) -> Price:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from llm_mdp.evidence import Branches, Evidence, Rollouts
 from llm_mdp.exact import TreeValues, node_logits, tree_values
 from llm_mdp.mdp import TokenMDP
-from llm_mdp.policies import AtTemperature, Critic, Policy, finish_of, logp_of
+from llm_mdp.policies import AtTemperature, Critic, Policy, TabularValue, finish_of, logp_of
 from llm_mdp.sampling import check_temperatures
 
 MAX_LEAVES = 200_000
@@ -64,6 +64,16 @@ class Enumeration:
     @property
     def n_prompts(self) -> int:
         return len(self.prompt)
+
+    @cached_property
+    def exact_u(self) -> TabularValue:
+        """U(p) = E[RM(W) | W starts with p] as a critic."""
+        return TabularValue(self.tree, self.prompt, self.values.U)
+
+    @property
+    def expected_length(self) -> float:
+        """E[tokens of a response], in tokens."""
+        return float(self.mdp.prompt_probability @ self.remaining[0][:, 0])
 
     @property
     def n_edges(self) -> int:

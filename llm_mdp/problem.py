@@ -61,10 +61,10 @@ class Problem:
         (by_edge,) = torch.autograd.grad(divergence, edge_logp)
         return -(by_edge @ e.scores)
 
-    @cached_property
+    @property
     def exact_u(self) -> TabularValue:
         """U(p) = E[RM(W) | W starts with p] as a critic."""
-        return TabularValue(self.enumeration.tree, self.enumeration.prompt, self.enumeration.values.U)
+        return self.enumeration.exact_u
 
     @cached_property
     def exact_v(self) -> TabularValue:

@@ -183,10 +183,9 @@ class TreeWorld:
     def facts(self) -> dict[str, Any]:
         """J, |∇J|, expected length: what there is to know, JSON-able."""
         e = self.enumeration
-        length = float(self.instance.mdp.prompt_probability @ e.remaining[0][:, 0])
         outcomes = bool(torch.minimum(e.response_reward.abs(), (e.response_reward - 1).abs()).max() < 1e-9)
         return {
-            "J": self.problem.gradient[0], "grad_norm": float(self.target.norm()), "expected_length": length,
+            "J": self.problem.gradient[0], "grad_norm": float(self.target.norm()), "expected_length": e.expected_length,
             "entropy": mean_entropy(e), "success": self.problem.gradient[0] if outcomes else None, "target": "exact",
         }  # fmt: skip
 

@@ -292,6 +292,37 @@ def sampled_measurement(
     Raises:
         ValueError: fewer than two estimates, or neither or both of target and reference.
     """
+    number = _check_estimates(estimates, target, reference)
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    even = _even(number)
+    drawn = torch.from_numpy(generator.multinomial(number, even[0].numpy(), size=REPLICATES) / number)
+    whole = _sums(even, estimates, target, reference)
+    again = _sums(drawn, estimates, target, reference)
+    # A bootstrap sample has the noise of the draws twice; around their own mean its deviations are those of the estimate.
+    replicates = whole + again - again.mean(0)
+    measured = tuple(_spread(row, known) for row in replicates.tolist())
+    verdict = known or ("undecided" if target is None else _verdict(estimates, target))
+    return Measurement(_spread(whole[0].tolist(), known), verdict, None, number, measured, estimates.seconds)
+
+
+def sampled_spread(
+    estimates: Estimates,
+    target: Float[Tensor, " d"] | None = None,
+    reference: Estimates | None = None,
+    *,
+    known: Literal["unbiased", "proportional"] | None = None,
+) -> Spread:
+    """The figures of `sampled_measurement`, with the same arguments and errors, where nobody asks for intervals."""
+    number = _check_estimates(estimates, target, reference)
+    return _spread(_sums(_even(number), estimates, target, reference)[0].tolist(), known)
+
+
+def _even(number: int) -> Float[Tensor, "1 N"]:
+    return torch.full((1, number), 1 / number, dtype=torch.float64)
+
+
+def _check_estimates(estimates: Estimates, target: Float[Tensor, " d"] | None, reference: Estimates | None) -> int:
+    """How many estimates there are, if figures can be had from them."""
     number = len(estimates.square)
     if (target is None) == (reference is None):
         raise ValueError("give either the true gradient or estimates by an unbiased estimator.")
@@ -301,16 +332,7 @@ def sampled_measurement(
         raise ValueError(f"the reference has {len(reference.square)} estimates and not {number}; draw both from the same prompts.")
     if target is not None:
         check_target(target)
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    even = torch.full((1, number), 1 / number, dtype=torch.float64)
-    drawn = torch.from_numpy(generator.multinomial(number, even[0].numpy(), size=REPLICATES) / number)
-    whole = _sums(even, estimates, target, reference)
-    again = _sums(drawn, estimates, target, reference)
-    # A bootstrap sample has the noise of the draws twice; around their own mean its deviations are those of the estimate.
-    replicates = whole + again - again.mean(0)
-    measured = tuple(_spread(row, known) for row in replicates.tolist())
-    verdict = known or ("undecided" if target is None else _verdict(estimates, target))
-    return Measurement(_spread(whole[0].tolist(), known), verdict, None, number, measured, estimates.seconds)
+    return number
 
 
 def _spread(sums: Sequence[float], known: str | None) -> Spread:

@@ -4,8 +4,6 @@ import html.parser
 import json
 import math
 import re
-import shutil
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +12,7 @@ import rich.console
 from llm_mdp.report.inspect_page import LINE, lines_of, render_inspection, rows_of, token_label, visible
 from llm_mdp_agents.inspect_command import inspect, print_first
 from llm_mdp_envs.text import byte_tokenizer
+from tests.pages import in_chromium, opened
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} \u202eRTL | a\u2028b"
@@ -226,10 +225,6 @@ def test_what_is_no_inspection_is_refused_in_words():
 
 # In Chromium
 
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--dump-dom"]
-in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` to run the page's script")
 
 PROBE = """
 <script>
@@ -303,10 +298,7 @@ def run_in_chromium(made: dict, tmp_path, probe: str) -> tuple[dict, dict]:
         "console.error = (...words) => { document.documentElement.dataset.error = words.join(' '); };</script><title>"
     )
     text = render_inspection(made).replace("<title>", catch, 1).replace("</body>", f"{probe}</body>")
-    (tmp_path / "page.html").write_text(text, encoding="utf-8")
-    command = [CHROMIUM, *FLAGS, "--window-size=1280,900", f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    page = Page(done.stdout)
+    page = Page(opened(text, tmp_path, "--window-size=1280,900"))
     assert "data-error" not in page.find("html")[0], page.find("html")[0]
     return json.loads(page.find("body")[0]["data-seen"]), page.find("html")[0]
 
@@ -379,13 +371,6 @@ def test_a_terminal_takes_words_literally_and_does_without_truth():
 
 
 # The command
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return tmp_path
 
 
 def typed(words: str, here, monkeypatch) -> dict:

@@ -1,14 +1,11 @@
 """Reports: what a made-up ledger with every claim id looks like in a terminal, on the page and in a README."""
 
-import html.parser
 import io
 import itertools
 import json
 import math
 import random
 import re
-import shutil
-import subprocess
 
 import pytest
 from rich.console import Console
@@ -18,6 +15,7 @@ from llm_mdp.report.drawings import MAX_EDGES, points, tree_edges, tree_svg
 from llm_mdp.report.page import embedded_json
 from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main, update_readme
 from llm_mdp.report.rows import Span, bias, claim_rows, named_instances, number, ratio, span_text
+from tests.pages import Page, in_chromium, opened
 
 CLAIMS = """
 theorems | lemma-1 | unbiased | γᵗ⁻¹ Q(W₀,ₜ₋₁, wₜ) weights step t | Lemma 1, Eq. 4
@@ -347,40 +345,6 @@ def test_spans():
 # Page
 
 
-class Page(html.parser.HTMLParser):
-    """Elements, text by element, and whether every element is closed where it should be."""
-
-    VOID = frozenset({"meta", "input", "br", "img", "link"})
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text: list[str] = []
-        self.scripts: dict[str, str] = {}
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            key = self.tags[-1][1].get("id", "")
-            self.scripts[key] = self.scripts.get(key, "") + data
-        else:
-            self.text.append(data)
-
-    def count(self, tag: str, kind: str = "") -> int:
-        return sum(name == tag and kind in (attributes.get("class") or "").split() for name, attributes in self.tags)
-
-
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_page_is_well_formed_and_holds_the_document(name):
     page = Page(render_page(DOCUMENTS[name]))
@@ -463,10 +427,6 @@ def test_plane_shows_bias_as_distance_and_cosine_as_angle():
     assert "dpo-optimum" not in found
 
 
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--dump-dom"]
-
 PROBE = """
 <script>
 const seen = {};
@@ -494,14 +454,12 @@ document.body.dataset.seen = JSON.stringify(seen);
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` to run the page's script")
+@in_chromium
 def test_the_script_sorts_filters_and_changes_the_view(tmp_path):
     document = several_document()
     catch = "<script>onerror = (message) => { document.documentElement.dataset.error = message; }</script><title>"
     text = render_page(document).replace("<title>", catch, 1).replace("</body>", f"{PROBE}</body>")
-    (tmp_path / "page.html").write_text(text, encoding="utf-8")
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
-    page = Page(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    page = Page(opened(text, tmp_path))
     attributes = {tag: attributes for tag, attributes in page.tags if tag in ("html", "body")}
     assert "data-error" not in attributes["html"]
     seen = json.loads(attributes["body"]["data-seen"])

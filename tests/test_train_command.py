@@ -28,14 +28,6 @@ SHORT = "--prompts-per-step 4 --eval-prompts 8 --eval-every 2 --loggers none"
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to stand in, and no torch threads taken away from other tests."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    return tmp_path
-
-
-@pytest.fixture
 def llm_mdp(here, monkeypatch, capsys):
     """Type a command; gives its exit status, what it printed and what it complained about."""
 

@@ -2,14 +2,11 @@
 
 import csv
 import functools
-import html.parser
 import io
 import json
 import math
 import random
 import re
-import shutil
-import subprocess
 from xml.etree import ElementTree
 
 import numpy as np
@@ -35,6 +32,7 @@ from llm_mdp.report.variance_rows import (
     write_csv,
 )
 from llm_mdp.report.variance_terminal import print_variance
+from tests.pages import Page, in_chromium, opened
 
 ESTIMATORS = {
     "reinforce": [{}],
@@ -466,40 +464,6 @@ def test_a_drawing_takes_names_literally_and_has_the_colours_of_the_page():
 # Page
 
 
-class Page(html.parser.HTMLParser):
-    """Elements, text by element, and whether every element is closed where it should be."""
-
-    VOID = frozenset({"meta", "input", "br", "img", "link"})
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text: list[str] = []
-        self.scripts: dict[str, str] = {}
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            key = self.tags[-1][1].get("id", "")
-            self.scripts[key] = self.scripts.get(key, "") + data
-        else:
-            self.text.append(data)
-
-
 def drawings(text: str) -> list[ElementTree.Element]:
     """Every drawing of the page; fails if one is not well-formed."""
     return [ElementTree.fromstring(re.sub("xlink:href", "href", each)) for each in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)]
@@ -670,10 +634,6 @@ def test_one_setting_has_its_advice_once_and_several_have_it_with_their_names():
     assert page_of("three").index("class=card") < page_of("three").index("<svg")
 
 
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--dump-dom"]
-
 PROBE = """
 <script>
 const seen = {};
@@ -696,16 +656,14 @@ document.body.dataset.seen = JSON.stringify(seen);
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` to run the page's script")
+@in_chromium
 def test_the_script_sorts_and_filters(tmp_path):
     document = three_settings()
     catch = "<script>const errors = []; onerror = (message) => errors.push(message); "
     catch += "addEventListener('securitypolicyviolation', (event) => errors.push(event.violatedDirective));</script><title>"
     told = "<script>document.documentElement.dataset.errors = JSON.stringify(errors);</script>"
     text = render_variance_page(document).replace("<title>", catch, 1).replace("</body>", f"{PROBE}{told}</body>")
-    (tmp_path / "page.html").write_text(text, encoding="utf-8")
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
-    page = Page(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    page = Page(opened(text, tmp_path))
     attributes = {tag: attributes for tag, attributes in page.tags if tag in ("html", "body")}
     assert attributes["html"]["data-errors"] == "[]"
     seen = json.loads(attributes["body"]["data-seen"])

@@ -3,7 +3,9 @@
 import difflib
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +15,7 @@ from llm_mdp.estimators import Estimator
 from llm_mdp.policies import NgramPolicy, Policy, TabularPolicy
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.zoo import AGENTS
-from llm_mdp_envs.registry import ENTRIES, make_task
+from llm_mdp_envs.registry import ENTRIES, make_task, task_class
 from llm_mdp_envs.task import Task
 
 LARGEST_TABLE = 1_000_000
@@ -109,40 +111,37 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
     """
     if not isinstance(env, str):
         return env
-    named = is_named(model.model) if model else False
-    if ".py:" in env:
-        return _own_task(env, dict(arguments or {}), model.model if model and named else None)
-    entries = {entry.id: entry for entry in ENTRIES} | {entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES}
-    if env not in entries:
-        close = difflib.get_close_matches(env, entries, n=1)
-        raise ValueError(f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}")
-    entry, arguments = entries[env], dict(arguments or {})
-    if named and "tokenizer" not in arguments and "tokenizer" in _parameters(entry.task):
+    name, factory, make = _own_task(env) if ".py:" in env else _registered_task(env)
+    arguments = dict(arguments or {})
+    if model and is_named(model.model) and "tokenizer" not in arguments and "tokenizer" in inspect.signature(factory).parameters:
         from llm_mdp_agents.loading import tokenizer_of
 
         arguments["tokenizer"] = tokenizer_of(model.model)
     try:
-        return make_task(entry.task, **{**entry.kwargs, **arguments})
+        return make(**arguments)
     except TypeError as error:
-        raise ValueError(f"{entry.id}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _own_task(name: str, arguments: dict[str, Any], model: str | None) -> Task:
-    """FILE.py:CLASS, with the tokenizer of the model if the class takes one."""
+def _registered_task(env: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
+    """Id, class, and the class with the arguments of the entry, of an environment in the registry."""
+    entries = {entry.id: entry for entry in ENTRIES} | {entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES}
+    if env not in entries:
+        close = difflib.get_close_matches(env, entries, n=1)
+        raise ValueError(f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}")
+    entry = entries[env]
+    return entry.id, task_class(entry.task), partial(make_task, entry.task, **entry.kwargs)
+
+
+def _own_task(name: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
+    """The same of FILE.py:CLASS."""
     from llm_mdp.cli import load_module
 
     place, _, attribute = name.rpartition(":")
     factory = getattr(load_module(place), attribute, None)
     if factory is None:
         raise ValueError(f"{place} has no {attribute!r}; name a class of it that is a task (llm_mdp_envs.task.Task).")
-    if model is not None and "tokenizer" not in arguments and "tokenizer" in inspect.signature(factory).parameters:
-        from llm_mdp_agents.loading import tokenizer_of
-
-        arguments["tokenizer"] = tokenizer_of(model)
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}") from error
+    return name, factory, factory
 
 
 def is_named(model: str) -> bool:
@@ -224,12 +223,3 @@ def plain(config: Any) -> dict[str, Any]:
     """A config dataclass, or an estimator, as JSON; what is no plain value is left out."""
     values = {each.name: getattr(config, each.name) for each in fields(config)} if is_dataclass(config) else vars(config)
     return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}
-
-
-def _parameters(path: str) -> dict[str, inspect.Parameter]:
-    import importlib
-
-    module, _, name = path.partition(":")
-    return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-
-

@@ -24,9 +24,9 @@ from llm_mdp.report.terminal import progress
 from llm_mdp_agents.choices import ModelConfig, is_named
 from llm_mdp_agents.command import FLAGS, env_arguments
 from llm_mdp_agents.models import ScoredTask, scorer
-from llm_mdp_agents.run import WARM_START, load_policy_of_run, setup_of, threads
+from llm_mdp_agents.run import load_policy_of_run, setup_of, threads
 from llm_mdp_agents.sampler import TaskSampler
-from llm_mdp_agents.warm_start import has_answers, warm_start
+from llm_mdp_agents.warm_start import default_batches, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.token_env import close_task
 
@@ -218,10 +218,9 @@ def _policy_and_task(arguments: InspectArguments) -> tuple[Any, Any]:
 
 def _warm_up(policy: Policy, task: Task, arguments: InspectArguments) -> None:
     """As training would."""
-    from_scratch = arguments.run is None and not hasattr(task, "mdp") and not is_named(arguments.model.model)
     batches = arguments.warm_start
     if batches is None:
-        batches = WARM_START if from_scratch and has_answers(task) else 0
+        batches = default_batches(arguments.model.model, task) if arguments.run is None else 0
     if batches:
         with Console(stderr=True).status("warm start"):
             warm_start(policy, task, batches, arguments.seed)

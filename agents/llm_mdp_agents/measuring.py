@@ -20,7 +20,7 @@ from llm_mdp.policies import Policy, logp_of
 from llm_mdp.replay import Meter, Replay
 from llm_mdp.sampling import Sampler
 from llm_mdp.values import has_signal
-from llm_mdp.variance import Estimates, Measurement, sampled_measurement
+from llm_mdp.variance import Estimates, Measurement, sampled_measurement, sampled_spread
 from llm_mdp.verify import loss_weights
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
@@ -236,7 +236,7 @@ def pilot_allocation(
     # The length of the gradient is surest from the largest groups; the best split is the best whatever it is.
     plain = max((number for number, split in enumerate(splits) if not split.steps), key=lambda number: splits[number].group_size, default=0)
     reference = found[f"{plain} few"]
-    spreads = {name: sampled_measurement(each, reference=reference, seed=seed, known="unbiased").spread for name, each in found.items()}
+    spreads = {name: sampled_spread(each, reference=reference, known="unbiased") for name, each in found.items()}
     prices = [
         fitted_price(split, PILOT_BRANCHES, spreads[f"{number} few"], spreads.get(f"{number} many", spreads[f"{number} few"]))
         for number, split in enumerate(splits)

@@ -26,7 +26,7 @@ from llm_mdp_agents.parallel import parallel_from_environment
 from llm_mdp_agents.records import CONFIG, Records, check_loggers, load_config, load_metrics
 from llm_mdp_agents.run_report import write_report
 from llm_mdp_agents.trainer import TrainConfig, Trainer
-from llm_mdp_agents.warm_start import has_answers, warm_start
+from llm_mdp_agents.warm_start import default_batches, has_answers, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require
 from llm_mdp_envs.token_env import close_task
@@ -40,8 +40,6 @@ BAR = 20
 """Its width in the progress line."""
 GIVEN = " (given)"
 """Ends the name of an object that a Python program gave; a config cannot hold it."""
-WARM_START = 200
-"""Supervised batches for a small transformer from scratch, if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -325,9 +323,8 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
 
 
 def _warm_start_batches(setup: Setup, task: Task, given: Policy | None) -> int:
-    from_scratch = given is None and not hasattr(task, "mdp") and setup.model.model in ("auto", "small")
     if setup.warm_start is None:
-        return WARM_START if from_scratch and has_answers(task) else 0
+        return default_batches(setup.model.model, task) if given is None else 0
     if setup.warm_start < 0:
         raise ValueError(f"warm_start is {setup.warm_start}; it is a number of batches, at least 0.")
     if setup.warm_start and not has_answers(task):

@@ -28,10 +28,11 @@ from llm_mdp.sweep import run_cells
 from llm_mdp.variance import Measurement, known, read_measurement
 from llm_mdp_agents.choices import ModelConfig
 
-AXES = ("policy", "vocab", "horizon", "rewards", "success", "entropy", "length", "prompts", "gamma")
-"""Options that make settings, in the order in which they are multiplied out."""
-SHOWN_AXES = tuple({"vocab": "vocab_size"}.get(name, name) for name in AXES)
-"""The same as a `Setting` and the results call them."""
+AXES = {
+    "policy": "policy", "vocab": "vocab_size", "horizon": "horizon", "rewards": "rewards", "success": "success", "entropy": "entropy",
+    "length": "length", "prompts": "prompts", "gamma": "gamma",
+}  # fmt: skip
+"""Options that make settings, in the order in which they are multiplied out, and what a `Setting` and the results call them."""
 TYPICAL = (
     Setting(name="every token counts", prompts=4, seed=1),
     Setting(name="right or wrong, easy and hard prompts", policy="transformer", rewards="outcome", success=0.3, prompts=4, seed=1),
@@ -105,11 +106,11 @@ def variance(argv: Sequence[str]) -> int:
     from llm_mdp.report.variance_page import render_variance_page
     from llm_mdp.report.variance_rows import write_csv
     from llm_mdp.report.variance_terminal import print_variance
+    from llm_mdp_agents.command import FLAGS
     from llm_mdp_agents.run import threads
 
     threads()
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    arguments = tyro.cli(VarianceArguments, args=argv, prog="llm-mdp variance", config=config)
+    arguments = tyro.cli(VarianceArguments, args=argv, prog="llm-mdp variance", config=FLAGS)
     check(arguments)
     plans = list(plan(arguments))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -189,7 +190,7 @@ def plan(arguments: VarianceArguments) -> Iterator[Plan]:
         common = {"setting": document, "estimates": arguments.estimates, "seed": arguments.seed}
         cells = [{**common, "name": f"{setting.name or setting.words}"[:24], "facts": True}]
         cells += [{**common, "name": candidate.label[:24], "candidate": identity(candidate)} for candidate in listed]
-        axes = {name: getattr(setting, name) for name in SHOWN_AXES}
+        axes = {name: getattr(setting, name) for name in AXES.values()}
         yield Plan(setting.name or setting.words, setting.words, axes, tuple(listed), tuple(cells))
 
 
@@ -203,13 +204,12 @@ def settings(arguments: VarianceArguments) -> list[Setting]:
     given = {name: getattr(arguments, name) for name in AXES if getattr(arguments, name)}
     if not given:
         return [replace(setting, seed=setting.seed + arguments.seed) for setting in TYPICAL]
-    names = {"vocab": "vocab_size"}
     several = [name for name, values in given.items() if len(values) > 1]
     made = []
     for values in product(*given.values()):
         options = dict(zip(given, values))
         name = ", ".join(f"{axis} {options[axis]}" for axis in several)
-        made.append(Setting(**{names.get(axis, axis): value for axis, value in options.items()}, seed=arguments.seed, name=name))
+        made.append(Setting(**{AXES[axis]: value for axis, value in options.items()}, seed=arguments.seed, name=name))
     return made
 
 
@@ -265,7 +265,8 @@ def task_plan(arguments: VarianceArguments) -> Plan:
     }  # fmt: skip
     name = str(env).rpartition(":")[2]
     words = f"{(arguments.run or Path(arguments.model.model)).name} on {name}, {cell['prompts']} prompts"
-    axes = dict.fromkeys(SHOWN_AXES) | {"policy": Path(arguments.model.model).name, "vocab_size": task.vocab_size, "horizon": task.horizon}
+    known_axes = {"policy": Path(arguments.model.model).name, "vocab_size": task.vocab_size, "horizon": task.horizon}
+    axes = dict.fromkeys(AXES.values()) | known_axes
     return Plan(name, words, axes, tuple(listed), (cell,))
 
 
@@ -334,14 +335,14 @@ def with_ratio(row: dict[str, Any], measured: Measurement, base: Measurement | N
 
 def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:
     """The policy and the task of a cell."""
-    from llm_mdp_agents.run import WARM_START, load_policy_of_run
-    from llm_mdp_agents.warm_start import has_answers, warm_start
+    from llm_mdp_agents.run import load_policy_of_run
+    from llm_mdp_agents.warm_start import default_batches, warm_start
 
     model = ModelConfig(**document["model"])
     run = document["run"] and Path(document["run"])
     policy, task = load_policy_of_run(run, document["env"], document["env_arguments"], model, seed)
-    if run is None and model.model in ("auto", "small") and not hasattr(task, "mdp") and has_answers(task):
-        warm_start(policy, task, WARM_START if document["warm_start"] is None else document["warm_start"], seed)
+    if run is None and (batches := default_batches(model.model, task)):
+        warm_start(policy, task, batches if document["warm_start"] is None else document["warm_start"], seed)
     return policy, task
 
 
@@ -374,6 +375,6 @@ def make_document(arguments: VarianceArguments, plans: Sequence[Plan], results: 
             "best": best_by_budget(rows, arguments.budget), "recommendation": recommendation(rows, arguments.budget),
         })  # fmt: skip
     several = [name for name in AXES if len(getattr(arguments, name)) > 1]
-    sweep = {"vocab": "vocab_size"}.get(several[0], several[0]) if len(several) == 1 else None
+    sweep = AXES[several[0]] if len(several) == 1 else None
     return {"version": __version__, "seed": arguments.seed, "budget": arguments.budget, "sweep": sweep, "settings": made}
 

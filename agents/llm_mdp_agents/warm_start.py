@@ -10,6 +10,8 @@ from llm_mdp.policies import Policy
 from llm_mdp.tree import PAD
 from llm_mdp_envs.task import Task
 
+WARM_START = 200
+"""Supervised batches for a small transformer from scratch, if nothing else is said."""
 ROWS = 128
 """Demonstrations of a batch."""
 
@@ -17,6 +19,11 @@ ROWS = 128
 def has_answers(task: Task) -> bool:
     """Does the task know the right responses? (Arithmetic without a scratchpad does.)"""
     return hasattr(task, "answers") and not getattr(task, "scratchpad", 0)
+
+
+def default_batches(model: str, task: Task) -> int:
+    """Supervised batches if nobody says how many: `WARM_START` for a transformer from scratch on a task with answers, else none."""
+    return WARM_START if model in ("auto", "small") and not hasattr(task, "mdp") and has_answers(task) else 0
 
 
 def demonstrations(task: Task, generator: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,16 @@ def make_vector_env(task: str, num_envs: int = 1, render_mode: str | None = None
     return TokenVectorEnv(make_task(task, **kwargs), num_envs, render_mode)
 
 
+def task_class(path: str) -> type[Task]:
+    """The class at `module:class`, imported.
+
+    Raises:
+        ImportError: something that the task needs is not installed.
+    """
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def make_task(path: str, **kwargs: Any) -> Task:
     """The task at `module:class`.
 
@@ -107,13 +117,12 @@ def make_task(path: str, **kwargs: Any) -> Task:
         ImportError: something that the task needs is not installed.
         TypeError: an argument that the task does not have.
     """
-    module, _, name = path.partition(":")
-    factory = getattr(importlib.import_module(module), name)
+    factory = task_class(path)
     parameters = inspect.signature(factory).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for argument in kwargs:
             if argument not in parameters:
-                raise TypeError(f"{name} has no argument {argument!r}; it takes {', '.join(parameters) or 'none'}.")
+                raise TypeError(f"{factory.__name__} has no argument {argument!r}; it takes {', '.join(parameters) or 'none'}.")
     return factory(**kwargs)
 
 
