@@ -11,6 +11,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from llm_mdp import cli
 from llm_mdp.candidates import DEFAULT, Candidate, Grid, candidates
@@ -342,6 +344,19 @@ def test_two_workers_measure_what_one_does(variance, here):
             same(other, row | {"label": row["label"]})
 
 
+@pytest.mark.slow
+def test_a_reward_models_scores_are_what_is_measured(variance, here):
+    """Arithmetic gives 0 or 1; this model's scores are large."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = AutoModelForSequenceClassification.from_config(LlamaConfig(vocab_size=16, num_labels=1, pad_token_id=None, **shape))
+    model.score.weight.data.mul_(100)
+    model.save_pretrained(here / "judge")
+    words = f"rloo --env Arithmetic --env-args digits=1 --model small --width 16 --layers 1 --prompts 16 --warm-start 0 {FEW}"
+    assert variance(f"{words} --out own")[0] == variance(f"{words} --scored-by judge --out judged")[0] == 0
+    assert 0 <= document("own")["settings"][0]["J"] <= 1 < abs(document("judged")["settings"][0]["J"])
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -360,6 +375,9 @@ REFUSED = {
         "--instance is for token MDPs that are made here; leave it out, or leave out --env and --run."
     ),
     "--env Tabular --run runs/x": "--run brings its own environment; leave --env out.",
+    "--run runs/x --width 32": "--run brings its own model; leave the options of a model out.",
+    "--run runs/x --warm-start 3": "--run brings a trained policy; leave --warm-start out.",
+    "--env Tabular --engine vllm": "--engine is vllm, but the model itself draws what is measured; leave it out.",
     "--env-args digits=1": "--env-args and other options of a model say something about a task; name one with --env.",
     "--model small": "--model and other options of a model say something about a task; name one with --env.",
     "--width 32": "--model and other options of a model say something about a task; name one with --env.",

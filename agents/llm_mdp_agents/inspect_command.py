@@ -23,7 +23,7 @@ from llm_mdp.report.inspect_page import Row, render_inspection, rows_of, token_l
 from llm_mdp.report.terminal import progress
 from llm_mdp_agents.choices import ModelConfig, is_named
 from llm_mdp_agents.command import FLAGS, env_arguments
-from llm_mdp_agents.models import ScoredTask, scorer
+from llm_mdp_agents.models import scored
 from llm_mdp_agents.run import load_policy_of_run, setup_of, threads
 from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_agents.warm_start import default_batches, warm_start
@@ -211,9 +211,7 @@ def _policy_and_task(arguments: InspectArguments) -> tuple[Any, Any]:
     """What a run trained and its environment, or a policy as it is made and an environment."""
     env = arguments.env if arguments.run or arguments.env else DEFAULT_ENV
     policy, task = load_policy_of_run(arguments.run, env, env_arguments(arguments.env_args), arguments.model, arguments.seed)
-    if arguments.model.scored_by is not None:
-        task = ScoredTask(task, scorer(policy, task, arguments.seed, arguments.model.scored_by))
-    return policy, task
+    return policy, scored(task, policy, arguments.seed, arguments.model.scored_by)
 
 
 def _warm_up(policy: Policy, task: Task, arguments: InspectArguments) -> None:

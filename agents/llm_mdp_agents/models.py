@@ -133,6 +133,11 @@ class ScoredTask:
         return Scores(self._model.final(prompt, torch.from_numpy(tokens)).numpy())
 
 
+def scored(task: Task, policy: Policy, seed: int, name: str | None) -> Any:
+    """The task with the scores of the reward model of this name as rewards; as it is if no name is given."""
+    return task if name is None else ScoredTask(task, scorer(policy, task, seed, name))
+
+
 def is_large(policy: Policy) -> bool:
     """20 million parameters or more."""
     assert isinstance(policy, nn.Module)

@@ -21,7 +21,7 @@ from llm_mdp_agents.base import Agent, AgentConfig
 from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task, plain
 from llm_mdp_agents.engines import make_engine
 from llm_mdp_agents.evaluation import samples
-from llm_mdp_agents.models import ScoredTask, scorer
+from llm_mdp_agents.models import scored
 from llm_mdp_agents.parallel import parallel_from_environment
 from llm_mdp_agents.records import CONFIG, Records, check_loggers, load_config, load_metrics
 from llm_mdp_agents.run_report import write_report
@@ -246,10 +246,9 @@ def load_policy_of_run(
 def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed: checkpoint.Checkpoint | None) -> Run:
     parallel = parallel_from_environment(setup.shard, device_of(setup.model.device) if given is None else "cpu")
     config, begun = setup.train, time.time()
-    task = find_task(setup.env, setup.env_arguments, setup.model)
+    task: Any = find_task(setup.env, setup.env_arguments, setup.model)
     policy = given if given is not None else build_policy(setup.model, task, config.seed)
-    if setup.model.scored_by is not None:
-        task: Any = ScoredTask(task, scorer(policy, task, config.seed, setup.model.scored_by))
+    task = scored(task, policy, config.seed, setup.model.scored_by)
     batches = _warm_start_batches(setup, task, given)
     found = find_agent(setup.agent)
     chosen = setup.agent if isinstance(found, type) else found

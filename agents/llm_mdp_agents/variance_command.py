@@ -154,6 +154,12 @@ def check(arguments: VarianceArguments) -> None:
         raise UsageError(f"--{(axes or ['instance'])[0]} is for token MDPs that are made here; leave it out, or leave out --env and --run.")
     if arguments.env is not None and arguments.run is not None:
         raise UsageError("--run brings its own environment; leave --env out.")
+    if arguments.run is not None and arguments.model != ModelConfig():
+        raise UsageError("--run brings its own model; leave the options of a model out.")
+    if arguments.run is not None and arguments.warm_start is not None:
+        raise UsageError("--run brings a trained policy; leave --warm-start out.")
+    if task and arguments.model.engine != "hf":
+        raise UsageError(f"--engine is {arguments.model.engine}, but the model itself draws what is measured; leave it out.")
     if not task:
         for name, given, default in (
             ("env-args", arguments.env_args, ()), ("model", arguments.model, ModelConfig()), ("warm-start", arguments.warm_start, None),
@@ -253,10 +259,11 @@ def task_plan(arguments: VarianceArguments) -> Plan:
         env, env_arguments, model = setup.env, setup.env_arguments | env_arguments, setup.model
     task = find_task(env, env_arguments, model)
     listed = chosen(arguments, task.horizon, known_values=False)
+    folders = [Path(each) for each in (model.model, model.scored_by) if each] if arguments.run is None else [arguments.run / "model"]
     document = {
         "env": env, "env_arguments": env_arguments, "model": asdict(arguments.model), "run": arguments.run and str(arguments.run),
         "warm_start": arguments.warm_start, **source_of(str(env)),
-        "written": written(Path(arguments.model.model) if arguments.run is None else arguments.run / "model"),
+        "written": max(map(written, folders)),
     }  # fmt: skip
     cell = {
         "name": str(env), "task": document, "candidates": [identity(candidate) for candidate in listed],
@@ -335,6 +342,7 @@ def with_ratio(row: dict[str, Any], measured: Measurement, base: Measurement | N
 
 def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:
     """The policy and the task of a cell."""
+    from llm_mdp_agents.models import scored
     from llm_mdp_agents.run import load_policy_of_run
     from llm_mdp_agents.warm_start import default_batches, warm_start
 
@@ -343,7 +351,7 @@ def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:
     policy, task = load_policy_of_run(run, document["env"], document["env_arguments"], model, seed)
     if run is None and (batches := default_batches(model.model, task)):
         warm_start(policy, task, batches if document["warm_start"] is None else document["warm_start"], seed)
-    return policy, task
+    return policy, scored(task, policy, seed, model.scored_by)
 
 
 def make_document(arguments: VarianceArguments, plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
