@@ -377,6 +377,8 @@ REFUSED = {
     "--env Tabular --run runs/x": "--run brings its own environment; leave --env out.",
     "--run runs/x --width 32": "--run brings its own model; leave the options of a model out.",
     "--run runs/x --warm-start 3": "--run brings a trained policy; leave --warm-start out.",
+    "--env Arithmetic --warm-start -1": "--warm-start is -1; it must be at least 0.",
+    "--env Tabular --warm-start 3": "Tabular has no answers to learn from; leave --warm-start out, or begin with a trained --model.",
     "--env Tabular --engine vllm": "--engine is vllm, but the model itself draws what is measured; leave it out.",
     "--env-args digits=1": "--env-args and other options of a model say something about a task; name one with --env.",
     "--model small": "--model and other options of a model say something about a task; name one with --env.",

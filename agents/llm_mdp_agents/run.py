@@ -26,7 +26,7 @@ from llm_mdp_agents.parallel import parallel_from_environment
 from llm_mdp_agents.records import CONFIG, Records, check_loggers, load_config, load_metrics
 from llm_mdp_agents.run_report import write_report
 from llm_mdp_agents.trainer import TrainConfig, Trainer
-from llm_mdp_agents.warm_start import default_batches, has_answers, warm_start
+from llm_mdp_agents.warm_start import check_answers, default_batches, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require
 from llm_mdp_envs.token_env import close_task
@@ -326,8 +326,8 @@ def _warm_start_batches(setup: Setup, task: Task, given: Policy | None) -> int:
         return default_batches(setup.model.model, task) if given is None else 0
     if setup.warm_start < 0:
         raise ValueError(f"warm_start is {setup.warm_start}; it is a number of batches, at least 0.")
-    if setup.warm_start and not has_answers(task):
-        raise ValueError(f"{type(task).__name__} has no answers to learn from; leave --warm-start out, or begin with a trained --model.")
+    if setup.warm_start:
+        check_answers(task)
     return setup.warm_start
 
 

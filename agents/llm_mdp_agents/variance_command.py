@@ -158,6 +158,8 @@ def check(arguments: VarianceArguments) -> None:
         raise UsageError("--run brings its own model; leave the options of a model out.")
     if arguments.run is not None and arguments.warm_start is not None:
         raise UsageError("--run brings a trained policy; leave --warm-start out.")
+    if arguments.warm_start is not None and arguments.warm_start < 0:
+        raise UsageError(f"--warm-start is {arguments.warm_start}; it must be at least 0.")
     if task and arguments.model.engine != "hf":
         raise UsageError(f"--engine is {arguments.model.engine}, but the model itself draws what is measured; leave it out.")
     if not task:
@@ -252,12 +254,15 @@ def task_plan(arguments: VarianceArguments) -> Plan:
     from llm_mdp_agents.choices import find_task
     from llm_mdp_agents.command import env_arguments as read_arguments
     from llm_mdp_agents.run import setup_of
+    from llm_mdp_agents.warm_start import check_answers
 
     env, env_arguments, model = arguments.env, read_arguments(arguments.env_args), arguments.model
     if arguments.run is not None:
         setup = setup_of(arguments.run)
         env, env_arguments, model = setup.env, setup.env_arguments | env_arguments, setup.model
     task = find_task(env, env_arguments, model)
+    if arguments.warm_start:
+        check_answers(task)
     listed = chosen(arguments, task.horizon, known_values=False)
     folders = [Path(each) for each in (model.model, model.scored_by) if each] if arguments.run is None else [arguments.run / "model"]
     document = {
@@ -349,8 +354,11 @@ def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:
     model = ModelConfig(**document["model"])
     run = document["run"] and Path(document["run"])
     policy, task = load_policy_of_run(run, document["env"], document["env_arguments"], model, seed)
-    if run is None and (batches := default_batches(model.model, task)):
-        warm_start(policy, task, batches if document["warm_start"] is None else document["warm_start"], seed)
+    batches = document["warm_start"]
+    if batches is None:
+        batches = default_batches(model.model, task) if run is None else 0
+    if batches:
+        warm_start(policy, task, batches, seed)
     return policy, scored(task, policy, seed, model.scored_by)
 
 

@@ -21,6 +21,12 @@ def has_answers(task: Task) -> bool:
     return hasattr(task, "answers") and not getattr(task, "scratchpad", 0)
 
 
+def check_answers(task: Task) -> None:
+    """Raise ValueError if the task has no answers to learn from."""
+    if not has_answers(task):
+        raise ValueError(f"{type(task).__name__} has no answers to learn from; leave --warm-start out, or begin with a trained --model.")
+
+
 def default_batches(model: str, task: Task) -> int:
     """Supervised batches if nobody says how many: `WARM_START` for a transformer from scratch on a task with answers, else none."""
     return WARM_START if model in ("auto", "small") and not hasattr(task, "mdp") and has_answers(task) else 0
@@ -43,8 +49,7 @@ def warm_start(
     Raises:
         ValueError: if the task has no answers to learn from.
     """
-    if not has_answers(task):
-        raise ValueError(f"{type(task).__name__} has no answers to learn from; leave --warm-start out, or begin with a trained --model.")
+    check_answers(task)
     assert isinstance(policy, nn.Module)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
     generator = np.random.default_rng([seed, 2])
