@@ -20,6 +20,7 @@ from llm_mdp_agents.choices import ModelConfig, find_task
 from llm_mdp_agents.lm import tiny_transformer
 from llm_mdp_agents.records import load_metrics, load_samples
 from llm_mdp_agents.trainer import NonFinite, TrainConfig
+from llm_mdp_agents.warm_start import default_batches
 from llm_mdp_envs.synthetic import Tabular
 from llm_mdp_envs.task import Question, Scores, Task
 
@@ -166,6 +167,21 @@ def test_a_small_transformer_comes_back_from_its_folder(tmp_path):
     done = short("rloo", "Arithmetic", model, folder=tmp_path / "run", warm_start=1)
     policy, task = run.load_policy_of_run(done.folder, None, {}, ModelConfig(), 0)
     assert same_weights(policy, done.policy) and policy.temperature == 0.5 and policy.vocab_size == task.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("model", "env", "arguments", "batches"),
+    [
+        ("auto", "Arithmetic", {}, 200),
+        ("small", "Arithmetic", {}, 200),
+        ("some/model", "Arithmetic", {}, 0),
+        ("small", "Arithmetic", {"scratchpad": 4}, 0),
+        ("auto", "Tabular", {}, 0),
+        ("small", "Tabular", {}, 0),
+    ],
+)
+def test_only_what_begins_from_nothing_is_warmed_up_unasked(model, env, arguments, batches):
+    assert default_batches(model, find_task(env, arguments)) == batches
 
 
 def test_the_reference_is_the_policy_after_the_warm_start():
