@@ -29,9 +29,9 @@ from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
-from llm_mdp.policies import PolicyModule, prefixes_of
-from llm_mdp.tree import PAD, pad_prompts
-from llm_mdp_agents.loading import small_transformer
+from llm_mdp.mdp.tree import PAD, pad_prompts
+from llm_mdp.sampling.policies import PolicyModule, prefixes_of
+from llm_mdp_agents.lm.loading import small_transformer
 
 RESULTS = Path(__file__).parent / "results" / "branching.json"
 VOCAB_SIZE = 256

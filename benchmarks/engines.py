@@ -1,6 +1,6 @@
 """How fast responses are drawn by the policy itself (hf) and by vLLM in the same process, from the same weights, on the CPU.
 
-    python benchmarks/engines.py FOLDER     # of a model, in an environment with vLLM: see agents/llm_mdp_agents/engines.py
+    python benchmarks/engines.py FOLDER     # of a model, in an environment with vLLM: see agents/llm_mdp_agents/lm/engines.py
 
 Prints a table and writes benchmarks/results/engines.json. Prompts are random tokens and no token ends a response, so that both engines
 draw as many. CPU time of one thread, best of the repetitions, after one draw to warm up; before each, vLLM is given the weights, so that
@@ -21,9 +21,9 @@ from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
-from llm_mdp_agents.engines import Engine, make_engine
-from llm_mdp_agents.lm import LanguageModelPolicy
-from llm_mdp_agents.loading import load_policy
+from llm_mdp_agents.lm.engines import Engine, make_engine
+from llm_mdp_agents.lm.loading import load_policy
+from llm_mdp_agents.lm.policy import LanguageModelPolicy
 
 RESULTS = Path(__file__).parent / "results" / "engines.json"
 

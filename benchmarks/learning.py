@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 from machine import write_results
 
-from llm_mdp.estimators import TokenCredit
-from llm_mdp.evidence import Evidence
-from llm_mdp.returns import return_to_go
-from llm_mdp.values import leave_one_out
+from llm_mdp.estimators.algorithms import TokenCredit
+from llm_mdp.estimators.returns import return_to_go
+from llm_mdp.estimators.values import leave_one_out
+from llm_mdp.sampling.evidence import Evidence
 from llm_mdp_agents.base import AgentConfig
-from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy
-from llm_mdp_agents.evaluation import evaluate
+from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
 from llm_mdp_agents.sampler import TaskSampler
-from llm_mdp_agents.trainer import TrainConfig, Trainer
-from llm_mdp_agents.warm_start import warm_start
+from llm_mdp_agents.training.evaluation import evaluate
+from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.warm_start import warm_start
 from llm_mdp_agents.zoo import AGENTS
-from llm_mdp_envs.arithmetic import Arithmetic
+from llm_mdp_envs.tasks.arithmetic import Arithmetic
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "learning.json"

@@ -27,10 +27,10 @@ from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
-from llm_mdp.estimators import REINFORCE, RLOO, Estimator, TRePO
-from llm_mdp.instances import Instance, random_instance
-from llm_mdp.problem import Problem
-from llm_mdp.sampled import sampled_certificate
+from llm_mdp.estimators.algorithms import REINFORCE, RLOO, Estimator, TRePO
+from llm_mdp.exact.instances import Instance, random_instance
+from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.sampled import sampled_certificate
 
 RESULTS = Path(__file__).parent / "results" / "sampled_rate.json"
 CHUNK = 20_000

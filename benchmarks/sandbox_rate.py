@@ -16,8 +16,8 @@ from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
-from llm_mdp_envs.programs import Problem, human_eval_problems
 from llm_mdp_envs.sandbox import SandboxUnavailable, make_sandbox
+from llm_mdp_envs.tasks.programs import Problem, human_eval_problems
 
 RESULTS = Path(__file__).parent / "results" / "sandbox_rate.json"
 BACKENDS = ("monty", "bwrap", "landlock", "auto")

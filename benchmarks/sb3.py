@@ -27,7 +27,7 @@ from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env
 
 from llm_mdp_envs import TokenVectorEnv
-from llm_mdp_envs.synthetic import optimum
+from llm_mdp_envs.tasks.synthetic import optimum
 from llm_mdp_envs.wrappers import OneHot, one_hot
 
 RESULTS = Path(__file__).parent / "results" / "sb3.json"

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from machine import write_results
 
-from llm_mdp_agents.choices import ModelConfig, build_agent, build_policy
-from llm_mdp_agents.evaluation import evaluate, samples
-from llm_mdp_agents.loading import load_policy, save_model, tokenizer_of
-from llm_mdp_agents.rloo import RLOO
-from llm_mdp_agents.trainer import TrainConfig, Trainer
-from llm_mdp_agents.trepo import TRePO
+from llm_mdp_agents.lm.loading import load_policy, save_model, tokenizer_of
+from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
+from llm_mdp_agents.training.evaluation import evaluate, samples
+from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.zoo.rloo import RLOO
+from llm_mdp_agents.zoo.trepo import TRePO
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.text import TextTask
 

@@ -21,16 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from llm_mdp.exact.ngram_gradient import ngram_gradient
 from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
 from llm_mdp.exact import tree_gradient
-from llm_mdp.hidden_rewards import NgramReward, TableReward
-from llm_mdp.mdp import TokenMDP
-from llm_mdp.ngram import ngram_gradient
-from llm_mdp.policies import NgramPolicy, TabularPolicy
-from llm_mdp.tree import PrefixTree
+from llm_mdp.mdp.hidden_rewards import NgramReward, TableReward
+from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.mdp.tree import PrefixTree
+from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 
 RESULTS = Path(__file__).parent / "results" / "tree_dp.json"
 

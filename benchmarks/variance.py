@@ -20,16 +20,16 @@ import torch
 from machine import write_results
 from smollm2 import smollm2
 
-from llm_mdp.allocation import KnownPrompt, Split, allocate, exact_prices, few_cuts
-from llm_mdp.boundaries import AtSteps
-from llm_mdp.estimators import PPO
-from llm_mdp.instances import random_instance
-from llm_mdp.policies import NgramPolicy, TabularPolicy
-from llm_mdp.settings import Setting, TreeWorld, make_world
-from llm_mdp.sweep import run_cells
-from llm_mdp.theorems import Theorem2, WithBaseline
-from llm_mdp.variance import sampled_measurement
-from llm_mdp.verify import exact_moments
+from llm_mdp.estimators.algorithms import PPO
+from llm_mdp.estimators.boundaries import AtSteps
+from llm_mdp.estimators.theorems import Theorem2, WithBaseline
+from llm_mdp.exact.instances import random_instance
+from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
+from llm_mdp.variance.allocation import KnownPrompt, Split, allocate, exact_prices, few_cuts
+from llm_mdp.variance.measurement import sampled_measurement
+from llm_mdp.variance.setting import Setting, TreeWorld, make_world
+from llm_mdp.variance.sweep import run_cells
+from llm_mdp.verify.certificate import exact_moments
 
 HERE = Path(__file__).parent
 RESULTS, CELLS = HERE / "results", HERE.parent / "runs" / "variance-benchmark"
@@ -70,7 +70,7 @@ def instance_of(family: str, seed: int) -> TreeWorld:
     elif family.endswith("n-gram"):
         policy = NgramPolicy.random(3, 1, torch.Generator().manual_seed(seed), scale=scale)
     else:
-        from llm_mdp_agents.lm import tiny_transformer
+        from llm_mdp_agents.lm.policy import tiny_transformer
 
         policy = tiny_transformer(3, 4, seed)
     return TreeWorld(replace(instance, policy=policy))
@@ -78,7 +78,7 @@ def instance_of(family: str, seed: int) -> TreeWorld:
 
 def command(*words: str) -> dict[str, Any]:
     """The document of `llm-mdp variance` with these words."""
-    from llm_mdp_agents.variance_command import variance
+    from llm_mdp.cli.variance import variance
 
     folder = CELLS / words[0]
     variance([*words[1:], "--out", str(folder)])
@@ -154,10 +154,10 @@ def table_allocation(name: str) -> dict[str, Any]:
 
 def task_allocation(name: str) -> dict[str, Any]:
     """The split that a pilot of 128 prompts chooses, and what every split then costs on other prompts: tokens x trace, over the least."""
-    from llm_mdp_agents.choices import ModelConfig, build_policy, find_task
     from llm_mdp_agents.measuring import Sketch, pilot_allocation, shared_estimates
+    from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
     from llm_mdp_agents.sampler import TaskSampler, streams
-    from llm_mdp_agents.warm_start import has_answers, warm_start
+    from llm_mdp_agents.training.warm_start import has_answers, warm_start
 
     task = find_task(name, TASKS[name])
     policy = build_policy(ModelConfig("small"), task, 0)

@@ -10,9 +10,9 @@ from typing import Any
 from figures import COLOURS, FOLDER, _finish, plt
 from variance import FAMILIES, LAMS
 
-from llm_mdp.comparison import competing
 from llm_mdp.report.rows import bias, number
 from llm_mdp.report.variance_rows import leaders
+from llm_mdp.variance.comparison import competing
 
 HERE = Path(__file__).parent
 PAGE, README = HERE / "variance.md", HERE.parent / "README.md"
@@ -337,7 +337,7 @@ def allocation(split: dict[str, Any]) -> str:
     parts = [
         "## How to split a budget\n",
         versions(split, "python benchmarks/variance.py allocation"),
-        "`llm_mdp.allocation.allocate(budget, prices, |∇J|²)`: K responses to a prompt, cut at steps D, M branches from every cut, the other "
+        "`llm_mdp.variance.allocation.allocate(budget, prices, |∇J|²)`: K responses to a prompt, cut at steps D, M branches from every cut, the other "
         "responses as the prompt's baseline. The noise is v₀ + v₁ / M and the cost K (ℓ + M β), so M* = √(v₁ ℓ / (v₀ β)) whatever the budget; "
         "the estimate is a U-statistic, so exact figures for one response and for pairs give every K. On tables every set of cuts was tried; "
         "tokens to signal of the choice, of RLOO at its best K, and of TRePO cut at every token (λ = 0, best K and M):\n",

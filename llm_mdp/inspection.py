@@ -13,21 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_mdp.boundaries import EveryNTokens
-from llm_mdp.enumeration import TooLarge
-from llm_mdp.estimators import GRPO, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO, ramp
-from llm_mdp.evidence import Branches, Evidence, Finish, Rollouts, take_rows
-from llm_mdp.exact import node_logits, tree_values
-from llm_mdp.instances import random_instance
-from llm_mdp.mdp import TokenMDP
-from llm_mdp.ngram import ngram_critic
-from llm_mdp.policies import Critic, NgramPolicy, Policy, TabularValue
-from llm_mdp.problem import Problem
-from llm_mdp.returns import gae
-from llm_mdp.sampling import NothingKept, Sampler, kept_rows
-from llm_mdp.theorems import Theorem2
-from llm_mdp.values import branch_mean
-from llm_mdp.verify import exact_certificate, loss_weights
+from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO, ramp
+from llm_mdp.estimators.boundaries import EveryNTokens
+from llm_mdp.estimators.returns import gae
+from llm_mdp.estimators.theorems import Theorem2
+from llm_mdp.estimators.values import branch_mean
+from llm_mdp.exact.enumeration import TooLarge
+from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.ngram_gradient import ngram_critic
+from llm_mdp.exact.tree_gradient import node_logits, tree_values
+from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.sampling.evidence import Branches, Evidence, Finish, Rollouts, take_rows
+from llm_mdp.sampling.policies import Critic, NgramPolicy, Policy, TabularValue
+from llm_mdp.sampling.sampler import NothingKept, Sampler, kept_rows
+from llm_mdp.verify.certificate import exact_certificate, loss_weights
+from llm_mdp.verify.problem import Problem
 
 LARGEST_TREE = 2_000_000
 """Most numbers in a policy's logits over the tree for which exact values are computed."""
@@ -37,7 +37,7 @@ LARGEST_TREE = 2_000_000
 
 
 class SameRollouts:
-    """A sampler (`llm_mdp.sampling.Sampler`) that answers with responses drawn before; branches and values are drawn afresh.
+    """A sampler (`llm_mdp.sampling.sampler.Sampler`) that answers with responses drawn before; branches and values are drawn afresh.
 
     Args:
         sampler: the one that drew them; it is asked for everything else.
@@ -214,7 +214,7 @@ def with_group_size(estimator: Estimator, group_size: int) -> Estimator:
         ValueError: if it has no such option, or refuses the size.
     """
     if not is_dataclass(estimator) or "group_size" not in {each.name for each in fields(estimator) if each.init}:
-        raise ValueError(f"{type(estimator).__name__} has no option group_size; make it a dataclass, as llm_mdp.estimators.Estimator is.")
+        raise ValueError(f"{type(estimator).__name__} has no option group_size; make it a dataclass, as llm_mdp.estimators.algorithms.Estimator is.")
     return replace(estimator, group_size=group_size)
 
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_mdp.hidden_rewards import (
+from llm_mdp.exact.instances import Instance
+from llm_mdp.mdp.hidden_rewards import (
     EndReward,
     HiddenReward,
     LastTokenReward,
@@ -24,10 +25,9 @@ from llm_mdp.hidden_rewards import (
     SumReward,
     TableReward,
 )
-from llm_mdp.instances import Instance
-from llm_mdp.mdp import Prompt, TokenMDP
-from llm_mdp.policies import NgramPolicy, Policy, TabularPolicy, TabularValue
-from llm_mdp.tree import PAD, PrefixTree, pad_prompts
+from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
+from llm_mdp.mdp.tree import PAD, PrefixTree, pad_prompts
+from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy, TabularValue
 
 SMALL_VOCAB, SMALL_HORIZON = 4, 4
 GAMMAS = (1.0, 0.9, 0.5)

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mdp.estimators import GRPO, REINFORCE, RLOO, Estimator, TRePO
-from llm_mdp.evidence import Evidence
-from llm_mdp.hidden_rewards import NgramReward
+from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, Estimator, TRePO
+from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
+from llm_mdp.estimators.values import has_signal
+from llm_mdp.exact.instances import random_instance
 from llm_mdp.inspection import (
     KNOWN,
     Choices,
@@ -27,16 +28,15 @@ from llm_mdp.inspection import (
     token_texts,
     token_weights,
 )
-from llm_mdp.instances import random_instance
-from llm_mdp.mdp import Prompt, TokenMDP
-from llm_mdp.policies import NgramPolicy
-from llm_mdp.practices import Tempered, ZeroStdFiltered
-from llm_mdp.sampling import PolicySampler
-from llm_mdp.values import has_signal
-from llm_mdp_agents.loading import small_transformer
+from llm_mdp.mdp.hidden_rewards import NgramReward
+from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
+from llm_mdp.sampling.evidence import Evidence
+from llm_mdp.sampling.policies import NgramPolicy
+from llm_mdp.sampling.sampler import PolicySampler
+from llm_mdp_agents.lm.loading import small_transformer
 from llm_mdp_agents.sampler import TaskSampler
-from llm_mdp_envs.arithmetic import Arithmetic
-from llm_mdp_envs.guess_number import GuessNumber
+from llm_mdp_envs.tasks.arithmetic import Arithmetic
+from llm_mdp_envs.tasks.guess_number import GuessNumber
 from llm_mdp_envs.text import byte_tokenizer
 
 K = 4

@@ -1,4 +1,4 @@
-"""Imports run one way: llm_mdp <- llm_mdp_envs <- llm_mdp_agents <- llm_mdp.cli."""
+"""Imports run one way: llm_mdp <- llm_mdp_envs <- llm_mdp_agents <- llm_mdp.cli.__main__."""
 
 import ast
 from pathlib import Path
@@ -26,5 +26,5 @@ def test_imports_run_one_way(package):
 
 
 def test_an_import_inside_a_function_is_seen():
-    source = "def f():\n    from llm_mdp_agents.lm import x\n    import llm_mdp_envs.math as m"
+    source = "def f():\n    from llm_mdp_agents.lm.policy import x\n    import llm_mdp_envs.math as m"
     assert imported(source) == {"llm_mdp_agents", "llm_mdp_envs"}

@@ -11,15 +11,18 @@ import pytest
 import torch
 from pytest import MonkeyPatch
 
-from llm_mdp import boundaries, credit, enumeration, estimators, objectives, practices, problem, theorems, values
-from llm_mdp.claims import CLAIMS
-from llm_mdp.enumeration import Enumeration, ExactSampler, WorldSampler
-from llm_mdp.hidden_rewards import last_token
-from llm_mdp.instances import random_instance
-from llm_mdp.ledger import claim_row
-from llm_mdp.mdp import TokenMDP
-from llm_mdp.policies import TabularPolicy
-from llm_mdp.problem import Problem
+from llm_mdp.estimators import algorithms as estimators
+from llm_mdp.estimators import boundaries, credit, objectives, practices, theorems, values
+from llm_mdp.exact import enumeration
+from llm_mdp.exact.enumeration import Enumeration, ExactSampler, WorldSampler
+from llm_mdp.exact.instances import random_instance
+from llm_mdp.mdp.hidden_rewards import last_token
+from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.sampling.policies import TabularPolicy
+from llm_mdp.verify import problem
+from llm_mdp.verify.claims import CLAIMS
+from llm_mdp.verify.ledger import claim_row
+from llm_mdp.verify.problem import Problem
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 FIGURES = ("relative_bias", "scale", "cosine", "trace_covariance")

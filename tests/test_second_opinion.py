@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_mdp.instances import instance_from_dict, instance_to_dict, random_instance
-from llm_mdp.ledger import run_ledger
-from llm_mdp.problem import Problem
+from llm_mdp.exact.instances import instance_from_dict, instance_to_dict, random_instance
+from llm_mdp.verify.ledger import run_ledger
+from llm_mdp.verify.problem import Problem
 from tests import second_opinion as sceptic
 
 FIGURES = ("relative_bias", "scale", "cosine", "trace_covariance")

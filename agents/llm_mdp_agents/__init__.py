@@ -9,15 +9,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_mdp_agents.run import Run as Run
-    from llm_mdp_agents.run import resume as resume
-    from llm_mdp_agents.run import train as train
+    from llm_mdp_agents.training.run import Run as Run
+    from llm_mdp_agents.training.run import resume as resume
+    from llm_mdp_agents.training.run import train as train
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: training needs more than the command line's other subcommands.
     if name in ("train", "resume", "Run"):
-        from llm_mdp_agents import run
+        from llm_mdp_agents.training import run
 
         return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

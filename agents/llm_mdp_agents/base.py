@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.boundaries import AfterTokens, AtSteps, Boundary, EveryNTokens
-from llm_mdp.estimators import Estimator
-from llm_mdp.evidence import Evidence
-from llm_mdp.objectives import KL
-from llm_mdp.policies import Policy
-from llm_mdp.practices import KLLoss, KLReward
-from llm_mdp.sampling import Sampler
+from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, Boundary, EveryNTokens
+from llm_mdp.estimators.objectives import KL
+from llm_mdp.estimators.practices import KLLoss, KLReward
+from llm_mdp.sampling.evidence import Evidence
+from llm_mdp.sampling.policies import Policy
+from llm_mdp.sampling.sampler import Sampler
 from llm_mdp_agents.models import SequenceScorer, frozen, scorer
 from llm_mdp_envs.task import Task
 
@@ -37,7 +37,7 @@ class AgentConfig:
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the penalty acts. Only k1 in the reward has the gradient of the divergence (claims kl-*)."""
     kl_estimator: KL = "k1"
-    """Which estimate of the divergence, see `llm_mdp.objectives.kl_estimate`."""
+    """Which estimate of the divergence, see `llm_mdp.estimators.objectives.kl_estimate`."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():

@@ -1,6 +1,6 @@
 """Covariance and cost of estimators on tasks and language models, where nothing is enumerated: gradients of single estimates, streamed.
 
-One batch of prompts is drawn and shared (`llm_mdp.replay`): every estimator sees the same responses and, from the same places, the same
+One batch of prompts is drawn and shared (`llm_mdp.sampling.shared_draws`): every estimator sees the same responses and, from the same places, the same
 branches, so that what differs between their figures is the estimators. One prompt's estimate goes through the model at a time; of each
 gradient there stay its squared length and a sketch. The true gradient is not known; an unbiased estimator on the same draws stands in.
 """
@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.allocation import Allocation, Split, allocate, few_cuts, fitted_price
-from llm_mdp.estimators import RLOO, Estimator
-from llm_mdp.evidence import Evidence, as_worlds
-from llm_mdp.policies import Policy, logp_of
-from llm_mdp.replay import Meter, Replay
-from llm_mdp.sampling import Sampler
-from llm_mdp.values import has_signal
-from llm_mdp.variance import Estimates, Measurement, sampled_measurement, sampled_spread
-from llm_mdp.verify import loss_weights
+from llm_mdp.estimators.algorithms import RLOO, Estimator
+from llm_mdp.estimators.values import has_signal
+from llm_mdp.sampling.evidence import Evidence, as_worlds
+from llm_mdp.sampling.policies import Policy, logp_of
+from llm_mdp.sampling.sampler import Sampler
+from llm_mdp.sampling.shared_draws import Meter, Replay
+from llm_mdp.variance.allocation import Allocation, Split, allocate, few_cuts, fitted_price
+from llm_mdp.variance.measurement import Estimates, Measurement, sampled_measurement, sampled_spread
+from llm_mdp.verify.certificate import loss_weights
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
 
@@ -209,7 +209,7 @@ def pilot_allocation(
     lams: Sequence[float] = (0.0, 0.5),
     seed: int = 0,
 ) -> Allocation:
-    """How to spend a budget of tokens a batch, by a pilot batch of the sampler on which every split is tried (`llm_mdp.allocation`).
+    """How to spend a budget of tokens a batch, by a pilot batch of the sampler on which every split is tried (`llm_mdp.variance.allocation`).
 
     Args:
         sampler: its batch is the pilot: more prompts make a surer choice.

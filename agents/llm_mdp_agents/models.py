@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from llm_mdp.policies import Policy
-from llm_mdp.tree import PAD, pad_prompts
+from llm_mdp.mdp.tree import PAD, pad_prompts
+from llm_mdp.sampling.policies import Policy
 from llm_mdp_envs.task import Question, Scores, Task
 
 

@@ -1,6 +1,6 @@
 """The sampler of training: questions of a task, the policy's responses to them, the environment's replies and rewards.
 
-`llm_mdp.enumeration.ExactSampler` is the one of verification; an agent's `collect` cannot tell them apart.
+`llm_mdp.exact.enumeration.ExactSampler` is the one of verification; an agent's `collect` cannot tell them apart.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llm_mdp.evidence import Branches, Evidence, Finish, Rollouts, take_rows
-from llm_mdp.policies import Critic, Policy, logp_of
-from llm_mdp.sampling import check_temperatures, draw_branches, kept_rows
-from llm_mdp.tree import PAD, pad_prompts
-from llm_mdp_agents.engines import Engine, OwnEngine
+from llm_mdp.mdp.tree import PAD, pad_prompts
+from llm_mdp.sampling.evidence import Branches, Evidence, Finish, Rollouts, take_rows
+from llm_mdp.sampling.policies import Critic, Policy, logp_of
+from llm_mdp.sampling.sampler import check_temperatures, draw_branches, kept_rows
+from llm_mdp_agents.lm.engines import Engine, OwnEngine
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.token_env import FINISH, Progress, advance, check_scores, follow
 
@@ -32,7 +32,7 @@ class Cost:
 
 
 class TaskSampler:
-    """Draws from a policy on a task (`llm_mdp.sampling.Sampler`), `prompts_per_batch` questions at a time.
+    """Draws from a policy on a task (`llm_mdp.sampling.sampler.Sampler`), `prompts_per_batch` questions at a time.
 
     Args:
         generator: of the policy's tokens.

@@ -20,10 +20,10 @@ from setting import (
     build_prompts,
 )
 
-from llm_mdp_agents.grpo import GRPO
-from llm_mdp_agents.lm import LanguageModelPolicy
-from llm_mdp_agents.rloo import RLOO
-from llm_mdp_agents.trainer import TrainConfig, Trainer
+from llm_mdp_agents.lm.policy import LanguageModelPolicy
+from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.zoo.grpo import GRPO
+from llm_mdp_agents.zoo.rloo import RLOO
 from llm_mdp_envs.task import Question, Scores, Task
 
 

@@ -37,19 +37,19 @@ class Entry:
 
 
 ENTRIES: tuple[Entry, ...] = (
-    Entry("llm_mdp/Tabular-v0", "llm_mdp_envs.synthetic:Tabular"),
-    Entry("llm_mdp/Ngram-v0", "llm_mdp_envs.synthetic:Ngram"),
-    Entry("llm_mdp/Needle-v0", "llm_mdp_envs.diagnostics:Needle"),
-    Entry("llm_mdp/Credit-v0", "llm_mdp_envs.diagnostics:Credit"),
-    Entry("llm_mdp/Forked-v0", "llm_mdp_envs.diagnostics:Forked"),
-    Entry("llm_mdp/LengthBias-v0", "llm_mdp_envs.diagnostics:LengthBias"),
-    Entry("llm_mdp/RareSuccess-v0", "llm_mdp_envs.diagnostics:RareSuccess"),
-    Entry("llm_mdp/Arithmetic-v0", "llm_mdp_envs.arithmetic:Arithmetic"),
-    Entry("llm_mdp/ReasoningGym-v0", "llm_mdp_envs.reasoning:ReasoningGym", extra="reasoning"),
-    Entry("llm_mdp/Math-v0", "llm_mdp_envs.math_problems:Math", extra="math"),
-    Entry("llm_mdp/Code-v0", "llm_mdp_envs.code:Code", extra="code"),
-    Entry("llm_mdp/Consultation-v0", "llm_mdp_envs.consultation:Consultation"),
-    Entry("llm_mdp/GuessNumber-v0", "llm_mdp_envs.guess_number:GuessNumber"),
+    Entry("llm_mdp/Tabular-v0", "llm_mdp_envs.tasks.synthetic:Tabular"),
+    Entry("llm_mdp/Ngram-v0", "llm_mdp_envs.tasks.synthetic:Ngram"),
+    Entry("llm_mdp/Needle-v0", "llm_mdp_envs.tasks.diagnostics:Needle"),
+    Entry("llm_mdp/Credit-v0", "llm_mdp_envs.tasks.diagnostics:Credit"),
+    Entry("llm_mdp/Forked-v0", "llm_mdp_envs.tasks.diagnostics:Forked"),
+    Entry("llm_mdp/LengthBias-v0", "llm_mdp_envs.tasks.diagnostics:LengthBias"),
+    Entry("llm_mdp/RareSuccess-v0", "llm_mdp_envs.tasks.diagnostics:RareSuccess"),
+    Entry("llm_mdp/Arithmetic-v0", "llm_mdp_envs.tasks.arithmetic:Arithmetic"),
+    Entry("llm_mdp/ReasoningGym-v0", "llm_mdp_envs.tasks.reasoning:ReasoningGym", extra="reasoning"),
+    Entry("llm_mdp/Math-v0", "llm_mdp_envs.tasks.math_problems:Math", extra="math"),
+    Entry("llm_mdp/Code-v0", "llm_mdp_envs.tasks.code:Code", extra="code"),
+    Entry("llm_mdp/Consultation-v0", "llm_mdp_envs.tasks.consultation:Consultation"),
+    Entry("llm_mdp/GuessNumber-v0", "llm_mdp_envs.tasks.guess_number:GuessNumber"),
 )
 
 

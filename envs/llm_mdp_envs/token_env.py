@@ -23,7 +23,7 @@ from gymnasium.error import ResetNeeded
 from llm_mdp_envs.task import Question, Scores, Task
 
 FINISH = ("eos", "horizon", "environment")
-"""Why a response ended, in the order of `llm_mdp.evidence.Finish`: by its end token, by length, because the conversation was over."""
+"""Why a response ended, in the order of `llm_mdp.sampling.evidence.Finish`: by its end token, by length, because the conversation was over."""
 
 PAD = -1
 """Fills an observation before the prompt and after the response."""

@@ -27,7 +27,7 @@ from llm_mdp.report.variance_rows import (
     tokens_to_signal,
     verdict_symbol,
 )
-from llm_mdp.variance import progress
+from llm_mdp.variance.measurement import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

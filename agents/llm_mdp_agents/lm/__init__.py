@@ -1,0 +1,1 @@
+"""Language models as policies: log-probabilities, drawing, loading, engines."""

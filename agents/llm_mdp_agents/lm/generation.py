@@ -1,0 +1,170 @@
+"""Sampling from a language model with its keys and values kept: prompts are read once, whatever is drawn after them.
+
+The tokens are those of `PolicyModule.sample`, which reads everything anew for every token: same steps, same draws in the same order.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from llm_mdp.mdp.tree import PAD
+from llm_mdp.sampling.evidence import Rollouts
+from llm_mdp.sampling.policies import draw_tokens, finish_of, prefixes_of
+
+if TYPE_CHECKING:
+    from llm_mdp_agents.lm.policy import LanguageModelPolicy
+
+Read = tuple[Cache, Bool[Tensor, "N S"], Float[Tensor, "N V"]]
+"""What was read: keys and values, which of their columns each row may see, and the logits of each row's next token."""
+
+
+SPARE = 64
+"""Columns that a cache grows by, at least."""
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values with room for more, so that a new token does not copy all that came before it."""
+
+    room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.room is None or end > self.room[0].shape[-2]:
+            columns = end + max(SPARE, end // 4)
+            self.room = tuple(new.new_empty(*new.shape[:-2], columns, new.shape[-1]) for new in (key_states, value_states))
+            if start > 0:
+                self.room[0][..., :start, :], self.room[1][..., :start, :] = self.keys, self.values
+        self.room[0][..., start:end, :], self.room[1][..., start:end, :] = key_states, value_states
+        self.keys, self.values = (part[..., :end, :] for part in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Int[Tensor, " N"]) -> None:
+        end = self.get_seq_length()
+        self.room = tuple(part.index_select(0, indices) for part in self.room)
+        self.keys, self.values = (part[..., :end, :] for part in self.room)
+
+
+def _empty_cache(policy: "LanguageModelPolicy") -> Cache:
+    if policy.full_attention:
+        return Cache(layer_class_to_replicate=GrowingLayer)
+    return DynamicCache(config=policy.causal_lm.config)
+
+
+def sample(policy: "LanguageModelPolicy", prompt, n, *, prefix=None, horizon, **options) -> Rollouts:
+    """`Policy.sample`."""
+    beginning = torch.full((len(prompt), 0), PAD) if prefix is None else prefix
+
+    def read(rows: Int[Tensor, " N"]) -> Read:
+        text = torch.cat([policy.lead(prompt), beginning], dim=1)
+        # Columns without a token move to the left, so that every row's last token is in the last column.
+        text = text.gather(1, (text != PAD).long().argsort(dim=1, stable=True))
+        distinct, which = text[rows // n].unique(dim=0, return_inverse=True)
+        distinct = distinct[:, (distinct != PAD).any(0)].to(policy.device)
+        seen = distinct != PAD
+        output = policy.model(
+            input_ids=distinct.clamp(min=0), attention_mask=seen.long(), position_ids=_positions(seen),
+            past_key_values=_empty_cache(policy), use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        cache, which = output.past_key_values, which.to(policy.device)
+        cache.batch_select_indices(which)
+        return cache, seen[which], policy.scores(output.logits[:, -1])[which]
+
+    return _complete(policy, prompt.repeat_interleave(n, dim=0), beginning.repeat_interleave(n, dim=0), read, horizon=horizon, **options)
+
+
+def branch(policy: "LanguageModelPolicy", prompt, tokens, row, step, samples, *, horizon, **options) -> Rollouts:
+    """`branch_of`: every response is read once, and a branch sees only the columns before its cut.
+
+    Keys carry their positions, so the columns after the cut can stay where they are, hidden.
+    """
+
+    def read(rows: Int[Tensor, " N"]) -> Read:
+        source, cut = row[rows // samples], step[rows // samples]
+        needed, which = source.unique(return_inverse=True)
+        lead = policy.lead(prompt[needed])
+        text = torch.cat([lead, tokens[needed][:, : int(cut.max())]], dim=1).to(policy.device)
+        real, which, last = text != PAD, which.to(policy.device), (lead.shape[1] + cut - 1).to(policy.device)
+        output = policy.causal_lm.base_model(
+            input_ids=text.clamp(min=0), attention_mask=real.long(), position_ids=_positions(real), past_key_values=_empty_cache(policy),
+            use_cache=True,
+        )  # fmt: skip
+        logits = policy.scores(policy.causal_lm.get_output_embeddings()(output.last_hidden_state[which, last]))
+        cache = output.past_key_values
+        cache.batch_select_indices(which)
+        return cache, real[which] & (torch.arange(text.shape[1], device=policy.device) <= last[:, None]), logits
+
+    beginning = prefixes_of(tokens, row, step)
+    prompt_of = prompt[row].repeat_interleave(samples, dim=0)
+    return _complete(policy, prompt_of, beginning.repeat_interleave(samples, dim=0), read, horizon=horizon, **options)
+
+
+def _positions(real: Bool[Tensor, "N S"]) -> Int[Tensor, "N S"]:
+    """Positions count real tokens only."""
+    return (real.cumsum(-1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def _complete(
+    policy: "LanguageModelPolicy",
+    prompt: Int[Tensor, "R L"],
+    beginning: Int[Tensor, "R t"],
+    read: Callable[[Int[Tensor, " N"]], Read],
+    *,
+    eos: int | None,
+    horizon: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    greedy: bool = False,
+    stop: tuple[int, ...] = (),
+) -> Rollouts:
+    """Draw tokens after every beginning (PAD on the right) until all rows have ended; `read` is asked for the rows that go on."""
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
+    length = (beginning != PAD).sum(-1)
+    if bool((length > horizon).any()):
+        raise ValueError(f"a prefix has {int(length.max())} tokens and the horizon is {horizon}; raise the horizon.")
+    tokens = torch.full((len(prompt), horizon), PAD)
+    width = min(horizon, beginning.shape[-1])
+    tokens[:, :width] = beginning[:, :width]
+    logp = torch.zeros(tokens.shape, dtype=torch.float64)
+    ends = torch.tensor([token for token in (eos, *stop) if token is not None], dtype=torch.int64)
+    alive = length < horizon
+    if eos is not None:
+        alive &= ~(tokens == eos).any(-1)
+    batch = alive.nonzero()[:, 0]
+    if len(batch) > 0:
+        cache, seen, logits = read(batch)
+    while alive.any():
+        drawn = alive[batch].nonzero()[:, 0]
+        row = batch[drawn]
+        step_logp = (logits[drawn.to(logits.device)] / temperature).log_softmax(-1)
+        token = step_logp.argmax(-1) if greedy else draw_tokens(step_logp, generator)
+        chosen = step_logp.gather(-1, token[:, None])[:, 0]
+        tokens[row, length[row]] = token.cpu()
+        logp[row, length[row]] = chosen.to("cpu", torch.float64)
+        length[row] += 1
+        alive[row] = ~torch.isin(tokens[row, length[row] - 1], ends) & (length[row] < horizon)
+        going = int(alive.sum())
+        if going == 0:
+            break
+        if 2 * going < len(batch):
+            kept = alive[batch].nonzero()[:, 0]
+            batch, kept = batch[kept], kept.to(policy.device)
+            cache.batch_select_indices(kept)
+            seen = seen[kept]
+        newest = tokens[batch, length[batch] - 1].to(policy.device)[:, None]
+        # A row that has ended reads its last token again and again until it leaves the batch; nobody looks at what comes out.
+        seen = torch.cat([seen, alive[batch].to(policy.device)[:, None]], dim=1)
+        output = policy.model(
+            input_ids=newest, attention_mask=seen.long(), position_ids=seen.sum(-1, keepdim=True) - 1, past_key_values=cache, use_cache=True
+        )
+        logits = policy.scores(output.logits[:, -1])
+    return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))

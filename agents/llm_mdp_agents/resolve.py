@@ -1,0 +1,225 @@
+"""From what a person writes (names, ids, options) to agents, tasks and policies."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
+from llm_mdp.verify.check import check_estimator
+from llm_mdp_agents.base import Agent, AgentConfig, Plain
+from llm_mdp_agents.zoo import AGENTS
+from llm_mdp_envs.registry import ENTRIES, make_task, task_class
+from llm_mdp_envs.task import Task
+
+LARGEST_TABLE = 1_000_000
+"""Most logits of a table that "auto" chooses."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which policy to train."""
+
+    model: str = "auto"
+    """A Hugging Face name or folder, a .gguf file, a config.json (random weights); "small" (a transformer from scratch), "tabular",
+    "ngram"; "auto": a table for small token MDPs, n-grams for large ones, "small" for tasks with their own alphabet."""
+    width: int = 64
+    """Of the hidden states of "small"."""
+    layers: int = 2
+    """Of "small"."""
+    heads: int = 4
+    """Of "small"."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; "auto": cuda if there is one."""
+    scored_by: str | None = None
+    """A sequence classifier with one label (name or folder) whose score is the reward, instead of the environment's."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Who draws the responses: the model that trains, or vLLM beside it (an extra of its own, see engines.py)."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of all weights; 0: all weights."""
+    lora_alpha: float = 32.0
+    """Scale of the adapters."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    temperature: float = 1.0
+    """Divides the logits wherever the policy samples or scores, so that the two never differ."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, or 0 to train all weights.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0.")
+
+
+SHAPE, ADAPTERS = ("width", "layers", "heads"), ("lora_rank", "lora_alpha", "gradient_checkpointing")
+WITHOUT_MODEL = (*SHAPE, *ADAPTERS, "dtype", "temperature")
+NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS}
+"""Options that change nothing about a kind of policy; SHAPE, for a model that has a name."""
+
+
+def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
+    """The class of an agent by its name or its options; a core estimator, an object or FILE.py:CLASS, is an agent as it is.
+
+    Raises:
+        ValueError: if there is no such agent.
+    """
+    if isinstance(agent, str):
+        if agent in AGENTS:
+            return AGENTS[agent]
+        if ":" in agent:
+            from llm_mdp.cli.__main__ import load_estimator
+
+            return load_estimator(agent)
+        close = difflib.get_close_matches(agent, AGENTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(AGENTS)}."
+        raise ValueError(f"there is no agent {agent!r}; {hint}")
+    if isinstance(agent, AgentConfig):
+        for known in AGENTS.values():
+            if type(agent) is known.Config:
+                return known
+        raise ValueError(f"{type(agent).__name__} belongs to no agent of the zoo; give an agent's own Config, such as RLOO.Config().")
+    if isinstance(agent, type) or not hasattr(agent, "collect"):
+        raise ValueError(f"agent is {agent!r}; give a name such as 'rloo', an agent's Config(…) or an estimator object.")
+    check_estimator(agent)
+    return agent
+
+
+def build_agent(agent: str | AgentConfig | Estimator, policy: Policy, task: Task, seed: int) -> Agent:
+    """The agent itself, with its models."""
+    found = find_agent(agent)
+    if not isinstance(found, type):
+        return Plain(found, policy, task, seed)
+    return found(agent if isinstance(agent, AgentConfig) else found.Config(), policy, task, seed)
+
+
+def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: ModelConfig | None = None) -> Task:
+    """A task by the id of its environment, or FILE.py:CLASS. Tasks in words get the tokenizer of the model.
+
+    Raises:
+        ValueError: if there is no such environment, or it has no such argument.
+    """
+    if not isinstance(env, str):
+        return env
+    name, factory, make = _own_task(env) if ".py:" in env else _registered_task(env)
+    arguments = dict(arguments or {})
+    if model and is_named(model.model) and "tokenizer" not in arguments and "tokenizer" in inspect.signature(factory).parameters:
+        from llm_mdp_agents.lm.loading import tokenizer_of
+
+        arguments["tokenizer"] = tokenizer_of(model.model)
+    try:
+        return make(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _registered_task(env: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
+    """Id, class, and the class with the arguments of the entry, of an environment in the registry."""
+    entries = {entry.id: entry for entry in ENTRIES} | {entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES}
+    if env not in entries:
+        close = difflib.get_close_matches(env, entries, n=1)
+        raise ValueError(f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}")
+    entry = entries[env]
+    return entry.id, task_class(entry.task), partial(make_task, entry.task, **entry.kwargs)
+
+
+def _own_task(name: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
+    """The same of FILE.py:CLASS."""
+    from llm_mdp.cli.__main__ import load_module
+
+    place, _, attribute = name.rpartition(":")
+    factory = getattr(load_module(place), attribute, None)
+    if factory is None:
+        raise ValueError(f"{place} has no {attribute!r}; name a class of it that is a task (llm_mdp_envs.task.Task).")
+    return name, factory, factory
+
+
+def is_named(model: str) -> bool:
+    """Is this the name of a model, rather than a kind that is made here?"""
+    return model not in ("auto", "small", "tabular", "ngram")
+
+
+def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
+    """The policy before training. Tables and n-grams begin uniform.
+
+    Raises:
+        ValueError: if the task has no such policy, or there is no such model.
+    """
+    mdp, kind = getattr(task, "mdp", None), config.model
+    if kind == "auto":
+        if mdp is not None:
+            kind = "tabular" if mdp.tree.n_nodes * mdp.vocab_size * len(mdp.prompts) <= LARGEST_TABLE else "ngram"
+        elif hasattr(task, "tokenizer"):
+            raise ValueError(
+                f"{type(task).__name__} is in words; name a language model (--model FOLDER), or --model small to begin from nothing."
+            )
+        else:
+            kind = "small"
+    _check_effect(config, kind)
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "tabular":
+        if mdp is None:
+            raise ValueError(f"{type(task).__name__} is no token MDP, so it has no table; use --model small or name a language model.")
+        return TabularPolicy.random(mdp.tree, mdp.prompt_tokens, generator, scale=0.0)
+    if kind == "ngram":
+        return NgramPolicy.random(task.vocab_size, 1, generator, scale=0.0)
+    return _language_model(config, kind, task, seed)
+
+
+def _check_effect(config: ModelConfig, kind: str) -> None:
+    for name in NO_EFFECT.get(kind, SHAPE):
+        if getattr(config, name) != getattr(ModelConfig(), name):
+            raise ValueError(f"{name} is {getattr(config, name)}, which changes nothing about the model {kind!r}; leave it out.")
+
+
+def device_of(name: str) -> str:
+    """The device of a name; "auto" is cuda if there is one.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}, which is not here; give cpu, cuda, cuda:1 … or auto.") from error
+    return name
+
+
+def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Policy:
+    from llm_mdp_agents.lm.loading import LoRAOptions, load_policy, small_transformer
+
+    device = device_of(config.device)
+    if kind == "small":
+        shape = {"width": config.width, "layers": config.layers, "heads": config.heads}
+        policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, **shape, seed=seed, dtype=config.dtype)
+        policy.temperature = config.temperature
+        return policy.to(device)
+    tokenizer = getattr(task, "tokenizer", None)
+    lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
+    policy = load_policy(
+        kind, tokenizer=tokenizer, dtype=config.dtype, device=device, lora=lora,
+        gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature, seed=seed,
+    )  # fmt: skip
+    if policy.vocab_size < task.vocab_size:
+        raise ValueError(
+            f"{kind} has {policy.vocab_size} tokens and {type(task).__name__} {task.vocab_size}; give the task the model's tokenizer."
+        )
+    return policy
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass, or an estimator, as JSON; what is no plain value is left out."""
+    values = {each.name: getattr(config, each.name) for each in fields(config)} if is_dataclass(config) else vars(config)
+    return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}

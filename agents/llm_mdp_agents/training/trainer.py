@@ -1,0 +1,333 @@
+"""Training: collect, loss, step; with the loss that verification sees.
+
+The loss depends on the policy through `logp` alone, so its derivative by `logp`, one weight a token of the whole batch, is taken first;
+then the responses go through the model in parts, each part's log-probabilities times its weights. Splitting a batch into parts, or over
+processes, therefore never changes the gradient, whatever the reduction; and rows without weight need not be read at all.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm_mdp.estimators.objectives import kl_estimate
+from llm_mdp.estimators.values import has_signal
+from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts, take_rows
+from llm_mdp.sampling.policies import Policy
+from llm_mdp.sampling.sampler import NothingKept
+from llm_mdp_agents.base import Agent
+from llm_mdp_agents.lm.engines import Engine
+from llm_mdp_agents.models import is_large
+from llm_mdp_agents.sampler import TaskSampler, streams
+from llm_mdp_agents.training import checkpoint
+from llm_mdp_agents.training.evaluation import evaluate
+from llm_mdp_agents.training.parallel import Parallel
+from llm_mdp_envs.task import Task
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train, whatever the agent."""
+
+    steps: int = 500
+    """Batches."""
+    prompts_per_step: int | None = None
+    """Prompts of a batch, over all processes; None: 128 for tables and small models, 8 for large ones."""
+    epochs: int = 1
+    """Updates on each batch; from the second on the clipped surrogate is biased (claim ppo-second-epoch)."""
+    micro_batch: int | None = None
+    """Most responses that go through the model at once; None: all. Never changes the gradient."""
+    learning_rate: float | None = None
+    """Of AdamW; None: 0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the learning rate, after the warm-up."""
+    warm_up_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this."""
+    eval_every: int = 20
+    """Steps between evaluations; the first comes before training and one after it."""
+    eval_prompts: int = 256
+    """Prompts of an evaluation, the same ones every time."""
+    signal_every: int = 10
+    """Steps between measurements of the gradient's signal-to-noise ratio; 0: never."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints, where there is a folder for them."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    seed: int = 0
+    """Of prompts, responses and auxiliary models."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "eval_every", "eval_prompts", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("prompts_per_step", "micro_batch"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        for name in ("warm_up_steps", "signal_every", "seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")
+
+
+class NonFinite(RuntimeError):
+    """A number of the batch is not finite; nothing was updated."""
+
+
+class Trainer:
+    """One agent on one task. `step` is one batch; `state` and `restore` are all that decides how it goes on.
+
+    Args:
+        parallel: the group of processes; by default this one alone.
+        engine: who draws the responses; by default the policy itself.
+        folder: where a batch goes that could not be used; None: nowhere.
+    """
+
+    def __init__(
+        self, agent: Agent, task: Task, policy: Policy, config: TrainConfig, parallel: Parallel | None = None,
+        folder: Path | None = None, engine: Engine | None = None,
+    ):  # fmt: skip
+        assert isinstance(policy, nn.Module)
+        self.agent, self.task, self.policy, self.config, self.folder = agent, task, policy, config, folder
+        self.parallel = parallel or Parallel()
+        self.prompts = config.prompts_per_step or (8 if is_large(policy) else 128)
+        if config.prompts_per_step is not None and getattr(agent.config, "budget", None) is not None:
+            raise ValueError(
+                f"prompts_per_step is {config.prompts_per_step}, but the agent's budget decides how many prompts are asked; leave one out."
+            )
+        if self.prompts % self.parallel.size:
+            raise ValueError(f"prompts_per_step is {self.prompts}, which {self.parallel.size} processes cannot share evenly.")
+        self.number = 0
+        self.scorer = self.parallel.prepare(policy)
+        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        rate = config.learning_rate or default_learning_rate(policy)
+        self.optimizer = torch.optim.AdamW(self.parameters, rate, weight_decay=config.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.generator, self.questions = streams([config.seed, self.parallel.rank])
+        self.sampler = TaskSampler(
+            agent.behaviour, task, self.generator, self.questions, self.prompts // self.parallel.size, config.micro_batch, engine
+        )
+
+    def prepare(self) -> None:
+        """What the agent trains before the first update: on whole batches that all processes draw alike, so that its models stay alike."""
+        config = self.config
+        sampler = TaskSampler(
+            self.agent.behaviour, self.task, *streams([config.seed, self.parallel.size]), self.prompts, config.micro_batch,
+            self.sampler.engine,
+        )
+        sampler.cost = self.sampler.cost
+        self.parallel.on_whole_model(self.policy, lambda: self.agent.prepare(sampler))
+        self._take_prompts()
+
+    def _take_prompts(self) -> None:
+        """Where the agent chooses the number of prompts: as many as it says, and every process its part of them, at least one."""
+        if (chosen := self.agent.prompts) is not None:
+            self.sampler.prompts_per_batch = max(chosen // self.parallel.size, 1)
+
+    def step(self) -> dict[str, float]:
+        """One batch: collect, update, fit the agent's other models. Returns what to log.
+
+        Raises:
+            NonFinite: before anything is updated; the batch is in the folder `failed`.
+        """
+        start, tokens = time.perf_counter(), self.sampler.cost.tokens
+        self.number += 1
+        whole, own = self.parallel.gather(self.parallel.on_whole_model(self.policy, self._collect))
+        if whole is None:
+            self.scheduler.step()
+            return {"skipped": 1.0, "groups_with_signal": 0.0}
+        self._check(whole, "reward", whole.response_reward)
+        metrics = describe(whole, self.agent.group_size)
+        for epoch in range(self.config.epochs):
+            weights, loss = self._weights(whole, own, drawn_now=epoch == 0 and self.agent.behaviour is self.policy)
+            measured = epoch == 0 and self.config.signal_every > 0 and self.number % self.config.signal_every == 0
+            update = self._update(whole, weights, own, measured and len(weights) >= 2 * self.agent.group_size)
+            if epoch == 0:
+                metrics |= {"loss": loss, **update}
+        self.scheduler.step()
+        metrics |= self.parallel.on_whole_model(self.policy, lambda: self.agent.fit(whole))
+        seconds, drawn = time.perf_counter() - start, (self.sampler.cost.tokens - tokens) * self.parallel.size
+        metrics |= {"seconds": seconds, "tokens": drawn, "tokens_per_second": drawn / seconds}
+        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
+
+    def evaluate(self) -> dict[str, float]:
+        """Rewards of the policy as it is, on prompts that are the same every time."""
+        config = self.config
+        return self.parallel.on_whole_model(self.policy, lambda: evaluate(self.policy, self.task, config.eval_prompts, config.seed))
+
+    def _collect(self) -> Evidence | None:
+        try:
+            return self.agent.collect(self.sampler)
+        except NothingKept:
+            return None
+
+    def _weights(self, whole: Evidence, own: range, drawn_now: bool) -> tuple[Float[Tensor, "B T"], float]:
+        """∂loss/∂logp of every token of the batch. The policy that drew it has the log-probabilities already."""
+        logp = whole.rollouts.logp
+        if not drawn_now:
+            rollouts = take_rows(whole, torch.tensor(own, dtype=torch.int64)).rollouts
+            mine = self.parallel.on_whole_model(self.policy, lambda: self.sampler.logp(self.policy, rollouts) if own else logp[:0])
+            logp = self.parallel.gather_rows(mine)
+        logp = logp.clone().requires_grad_()
+        loss = self.agent.loss(logp, whole)
+        (weights,) = torch.autograd.grad(loss, logp)
+        weights = torch.where(whole.rollouts.mask, weights, 0.0)
+        self._check(whole, "loss", loss)
+        self._check(whole, "derivative of the loss", weights)
+        return weights, float(loss.detach())
+
+    def _update(self, whole: Evidence, weights: Float[Tensor, "B T"], own: range, measured: bool) -> dict[str, float]:
+        """One step along Σ weight ∇log π."""
+        self.optimizer.zero_grad()
+        halves = []
+        for rows, last in self._parts(weights, own, measured):
+            self._backward(whole.rollouts, weights, rows, last)
+            if measured and last:
+                halves.append(self._gradient())
+        norm = self.parallel.clip(self.parameters, self.config.max_grad_norm)
+        self._check(whole, "gradient norm", torch.tensor(norm))
+        metrics = {"gradient_norm": norm}
+        if measured:
+            half, rest = halves[0], halves[1] - halves[0]
+            noise = float((half - rest).square().sum())
+            metrics["signal_to_noise"] = float(4 * half @ rest) / noise if noise else 0.0
+        self.optimizer.step()
+        return metrics
+
+    def _parts(self, weights: Tensor, own: range, measured: bool) -> Iterator[tuple[Tensor, bool]]:
+        """This process's rows with weight, in parts of at most micro_batch, and whether a part is the last: of the batch, or of either
+        half of its groups. Every process has as many parts, some of them empty, for they wait for one another."""
+        group_size, here = self.agent.group_size, torch.tensor(own, dtype=torch.int64)
+        # Where groups are odd in number, every other process has the larger half first.
+        boundary = (len(own) // group_size + self.parallel.rank % 2) // 2 * group_size if measured else 0
+        for side in ([here[:boundary]] if measured else []) + [here[boundary:]]:
+            rows = side[(weights[side] != 0).any(-1)]
+            parts = list(rows.split(self.config.micro_batch or max(len(rows), 1)))
+            parts += [rows[:0]] * (self.parallel.most(len(parts)) - len(parts))
+            for number, part in enumerate(parts):
+                yield part, number == len(parts) - 1
+
+    def _backward(self, rollouts: Rollouts, weights: Tensor, rows: Tensor, last: bool) -> None:
+        if not len(rows) and self.parallel.size == 1:
+            return
+        here = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+        with self.parallel.accumulate(last):
+            logp = self.scorer(rollouts.prompt[here], rollouts.tokens[here], rollouts.mask[here])
+            weight = weights[here].to(logp) if len(rows) else torch.zeros_like(logp)
+            (self.parallel.size * weight * logp).sum().backward()
+
+    def _gradient(self) -> Tensor:
+        parts = [torch.zeros(p.numel()) if p.grad is None else self.parallel.whole(p.grad).flatten().float().cpu() for p in self.parameters]
+        return torch.cat(parts)
+
+    def _check(self, whole: Evidence, name: str, value: Tensor) -> None:
+        if torch.isfinite(value).all():
+            return
+        where = ""
+        if self.folder is not None:
+            rollouts = {key: getattr(whole.rollouts, key) for key in ("prompt", "tokens", "mask", "logp")}
+            tensors, packed = checkpoint.pack({**rollouts, "response_reward": whole.response_reward}, "batch")
+            checkpoint.discard_after(self.folder / "failed", self.number - 1)
+            where = f" The batch is in {checkpoint.save(self.folder / 'failed', self.number, tensors, {'batch': packed}, keep=1)}."
+        raise NonFinite(
+            f"step {self.number}: the {name} is not finite, and nothing was updated.{where} Look for a reward without bounds, or lower the "
+            "learning rate."
+        )
+
+    def _rate(self, step: int) -> float:
+        config = self.config
+        if step < config.warm_up_steps:
+            return (step + 1) / config.warm_up_steps
+        done = (step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
+        return {"constant": 1.0, "linear": max(1 - done, 0.0), "cosine": (1 + math.cos(math.pi * min(done, 1))) / 2}[config.schedule]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that decides how training goes on, as tensors and JSON. All processes ask for it together."""
+        agent = self.agent
+        everything = {
+            "number": self.number,
+            "policy": dict(self.parallel.whole_state(self.policy)),
+            "optimizer": self.parallel.whole_optimizer_state(self.optimizer),
+            "scheduler": self.scheduler.state_dict(),
+            "processes": self.parallel.everyone(
+                {
+                    "generator": self.generator.get_state(),
+                    "questions": self.questions.bit_generator.state,
+                    "cost": dict(vars(self.sampler.cost)),
+                }
+            ),
+            "agent": {
+                "models": {name: dict(model.state_dict()) for name, model in agent.models.items()},
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()},
+                "numbers": agent.numbers,
+                "generator": agent.generator.get_state(),
+            },
+        }
+        tensors, packed = checkpoint.pack(everything, "trainer")
+        return tensors, {"trainer": packed}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: if another number of processes wrote it.
+        """
+        everything, agent = checkpoint.unpack(tensors, state["trainer"]), self.agent
+        processes, size = everything["processes"], self.parallel.size
+        if len(processes) != size:
+            raise ValueError(f"the checkpoint is of a group of {len(processes)}, each with draws of its own, but this is one of {size}.")
+        own = processes[self.parallel.rank]
+        self.number = everything["number"]
+        self.parallel.load_whole_state(self.policy, everything["policy"])
+        self.parallel.load_whole_optimizer_state(self.optimizer, everything["optimizer"])
+        self.scheduler.load_state_dict(everything["scheduler"])
+        self.generator.set_state(own["generator"])
+        self.questions.bit_generator.state = own["questions"]
+        self.sampler.cost.__dict__.update(own["cost"])
+        for name, model in agent.models.items():
+            model.load_state_dict(everything["agent"]["models"][name])
+        for name, optimizer in agent.optimizers.items():
+            optimizer.load_state_dict(everything["agent"]["optimizers"][name])
+        agent.numbers = everything["agent"]["numbers"]
+        agent.generator.set_state(everything["agent"]["generator"])
+        agent.estimator = agent.make_estimator()
+        self._take_prompts()
+
+
+def default_learning_rate(policy: Policy) -> float:
+    """By kind and size of the policy, see `TrainConfig.learning_rate`."""
+    assert isinstance(policy, nn.Module)
+    if not hasattr(policy, "model"):
+        return 0.05
+    if not is_large(policy):
+        return 5e-4
+    return 1e-4 if any("lora_" in name for name, _ in policy.named_parameters()) else 1e-5
+
+
+def describe(evidence: Evidence, group_size: int) -> dict[str, float]:
+    """What a batch looks like."""
+    rollouts, reward = evidence.rollouts, evidence.response_reward
+    metrics = {
+        "reward": float(reward.mean()),
+        "reward_std": float(reward.std(correction=0)),
+        "length": float(rollouts.length.double().mean()),
+        "entropy": -float(rollouts.logp.sum() / rollouts.mask.sum()),
+        "truncated": float((rollouts.finish == Finish.HORIZON).double().mean()),
+    }
+    if group_size > 1:
+        metrics["groups_with_signal"] = float(has_signal(reward, group_size).double().mean())
+    if evidence.reference_logp is not None:
+        difference = kl_estimate(rollouts.logp, evidence.reference_logp, "k1")
+        metrics["kl"] = float(torch.where(rollouts.mask, difference, 0.0).sum(-1).mean())
+    return metrics

@@ -1,0 +1,63 @@
+"""Supervised batches before reinforcement: maximum likelihood on a task's own answers, for policies that begin from nothing."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_mdp.mdp.tree import PAD
+from llm_mdp.sampling.policies import Policy
+from llm_mdp_envs.task import Task
+
+WARM_START = 200
+"""Supervised batches for a small transformer from scratch, if nothing else is said."""
+ROWS = 128
+"""Demonstrations of a batch."""
+
+
+def has_answers(task: Task) -> bool:
+    """Does the task know the right responses? (Arithmetic without a scratchpad does.)"""
+    return hasattr(task, "answers") and not getattr(task, "scratchpad", 0)
+
+
+def check_answers(task: Task) -> None:
+    """Raise ValueError if the task has no answers to learn from."""
+    if not has_answers(task):
+        raise ValueError(f"{type(task).__name__} has no answers to learn from; leave --warm-start out, or begin with a trained --model.")
+
+
+def default_batches(model: str, task: Task) -> int:
+    """Supervised batches if nobody says how many: `WARM_START` for a transformer from scratch on a task with answers, else none."""
+    return WARM_START if model in ("auto", "small") and not hasattr(task, "mdp") and has_answers(task) else 0
+
+
+def demonstrations(task: Task, generator: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
+    """Prompts (N, L) and right responses (N, T)."""
+    secrets = task.draw(generator, number)
+    answers = np.full((number, task.horizon), PAD)
+    right = task.answers(secrets)
+    answers[:, : right.shape[1]] = right
+    return torch.from_numpy(task.prompts(secrets)), torch.from_numpy(answers)
+
+
+def warm_start(
+    policy: Policy, task: Task, batches: int, seed: int, learning_rate: float = 1e-3, progress: Callable[[float], None] = lambda loss: None
+) -> None:
+    """-Σ log π(right token) / number of tokens, AdamW.
+
+    Raises:
+        ValueError: if the task has no answers to learn from.
+    """
+    check_answers(task)
+    assert isinstance(policy, nn.Module)
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
+    generator = np.random.default_rng([seed, 2])
+    for _ in range(batches):
+        prompt, tokens = demonstrations(task, generator, ROWS)
+        loss = -policy(prompt, tokens, tokens != PAD).sum() / (tokens != PAD).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        progress(float(loss.detach()))

@@ -1,0 +1,33 @@
+"""MA-RLHF (Chai et al. 2024; the paper's related work): PPO over macro actions of several tokens, one value a macro.
+
+    Âₛ = GAE(λ) over macros,   δₛ = (rewards of macro s) + v(next macro) - v(macro)
+
+Unbiased for the exact critic (claim `ma-rlhf`), for a learned one at λ = 1. Left out: macros by parsing or by perplexity, which look
+ahead and are no stopping rules.
+"""
+
+from dataclasses import dataclass
+
+from llm_mdp.estimators import algorithms as estimators
+from llm_mdp_agents.base import CriticConfig, SegmentConfig, WithCritic, WithSegments
+
+
+@dataclass(frozen=True)
+class MARLHFConfig(CriticConfig, SegmentConfig):
+    """Options of MA-RLHF."""
+
+    group_size: int = 1
+    clip_low: float | None = 0.2
+    every: int = 2
+
+
+class MARLHF(WithSegments, WithCritic):
+    """Generalised advantages over macro actions."""
+
+    name, paper, claims = "ma-rlhf", "Chai et al. 2024", ("ma-rlhf",)
+    Config = MARLHFConfig
+    config: MARLHFConfig
+
+    def make_estimator(self):
+        critic = self.models["critic"]
+        return estimators.MARLHF(**self.common(), critic=critic, lam=self.config.lam, boundary=self.boundary)

@@ -1,0 +1,33 @@
+"""VinePPO (Kazemnejad et al. 2024; the paper's related work): values by fresh responses from the beginning of each segment, no critic.
+
+    Âₛ = v̂(next start) - v̂(start),   v̂ = mean RM of M branches,   v̂(end) = RM(W)
+
+Unbiased while segments begin by a stopping rule (claim `vineppo`). Left out: top-p sampling, which the original scores as if it were none.
+"""
+
+from dataclasses import dataclass
+
+from llm_mdp.estimators import algorithms as estimators
+from llm_mdp_agents.base import SegmentConfig, WithSegments
+
+
+@dataclass(frozen=True)
+class VinePPOConfig(SegmentConfig):
+    """Options of VinePPO."""
+
+    group_size: int = 1
+    clip_low: float | None = 0.2
+    every: int = 2
+    samples: int = 9
+    """M, branches from each boundary."""
+
+
+class VinePPO(WithSegments):
+    """Segment advantages from Monte-Carlo values."""
+
+    name, paper, claims = "vineppo", "Kazemnejad et al. 2024", ("vineppo",)
+    Config = VinePPOConfig
+    config: VinePPOConfig
+
+    def make_estimator(self):
+        return estimators.VinePPO(**self.common(), boundary=self.boundary, samples=self.config.samples)

@@ -1,0 +1,254 @@
+"""Mathematical word problems: a file of questions and solutions, graded by math-verify."""
+
+import ast
+import json
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from llm_mdp_envs.task import Scores
+from llm_mdp_envs.tasks.graders import Grader
+from llm_mdp_envs.text import Reply, TextTask, require
+
+OWN_PROBLEMS = Path(__file__).parent / "data" / "word_problems.jsonl"
+"""Sixty made-up problems, no two with the same text; solutions end "#### 42" or hold a \\boxed{42}."""
+
+MOST_STEPS = 32
+"""Equations checked in one reply, the first ones."""
+MOST_CHARACTERS = 200
+"""Of one side of an equation; longer ones count as false."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a data set writes its problems, and how a reply should give its answer."""
+
+    question: str
+    """Column of the question."""
+    solution: str
+    """Column of the solution."""
+    instruction: str
+    """What the question ends with."""
+
+
+CONVENTIONS = {
+    "gsm8k": Convention("question", "answer", '\nReason step by step. End with "#### " and the answer.'),
+    "math": Convention("problem", "solution", "\nReason step by step. Put the final answer in \\boxed{}."),
+}
+
+
+class Math(TextTask):
+    """Word problems with one right answer. The reward is a sum of graded parts (the paper's Eq. 30), each reported:
+
+    - answer: the reply's answer equals the solution's, says math-verify. The reply's answer is what stands in its last \\boxed{} or
+      after its last "####", whichever the convention asks for; else what math-verify finds in the whole reply.
+    - format: the reply gives its answer the way the question asks.
+    - steps: the fraction of the equations in the reply, such as "12 * 3 = 36" or "<<12*3=36>>", that are true; 0 without any.
+
+    The gold answer is found in the solution whatever the convention: after the last "####", else in the last \\boxed{}, else all of it.
+    Grading runs in a process of its own with a time limit, so it works in threads and no answer can stop it (`llm_mdp_envs.tasks.graders`).
+    A reply beyond the limit has no right answer.
+
+    Args:
+        problems: a JSONL file, one object a line; a folder written by `datasets`' `save_to_disk`; a `datasets.Dataset`; or a sequence of
+            mappings. None: sixty problems of our own.
+        convention: "gsm8k" or "math": the names of the columns, and what the question ends with.
+        question_column, solution_column: in place of the convention's.
+        split: of a `DatasetDict`, such as "train".
+        weights: of the parts; a part that is left out weighs 0.
+        seconds: most CPU time for grading one reply.
+        others: see `TextTask`.
+
+    Raises:
+        ImportError: if math-verify is not installed, or `datasets` for a folder.
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file and line, the column or the argument, and the remedy.
+    """
+
+    separates: ClassVar[str] = "mathematics: whether a language model learns to reason to one verifiable answer; graded parts"
+
+    def __init__(
+        self,
+        problems: Any = None,
+        convention: str = "gsm8k",
+        *,
+        question_column: str | None = None,
+        solution_column: str | None = None,
+        split: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        seconds: float = 5.0,
+        tokenizer: Any = None,
+        horizon: int = 256,
+        prompt_length: int = 1024,
+        chat: bool = False,
+        system: str | None = None,
+    ):
+        super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=chat, system=system)
+        require("math_verify", "math", "Math")
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention is {convention!r}; choose {' or '.join(map(repr, CONVENTIONS))}.")
+        style = CONVENTIONS[convention]
+        self.convention, self.instruction = convention, style.instruction
+        self.weights = check_weights(weights)
+        rows = load_rows(OWN_PROBLEMS if problems is None else problems, split)
+        columns = question_column or style.question, solution_column or style.solution
+        self.problems = [_problem(row, number, *columns) for number, row in enumerate(rows)]
+        self._grader = Grader("math", seconds=seconds)
+
+    def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
+        question, gold = self.problems[int(generator.integers(len(self.problems)))]
+        return question + self.instruction, gold
+
+    def grade(self, replies: Sequence[Reply]) -> Scores:
+        parts = {part: np.zeros(len(replies)) for part in self.weights}
+        for row, reply in enumerate(replies):
+            for part, value in self._grade_one(reply).items():
+                parts[part][row] = self.weights[part] * value
+        return Scores(np.sum(list(parts.values()), axis=0), parts)
+
+    def _grade_one(self, reply: Reply) -> dict[str, float]:
+        given = (after_hashes if self.convention == "gsm8k" else in_box)(reply.text)
+        answer = reply.text if given is None else f"\\boxed{{{given}}}"
+        right = self._grader(f"\\boxed{{{reply.secret}}}", answer)
+        return {"answer": float(bool(right)), "format": float(given is not None), "steps": true_steps(reply.text)}
+
+
+def load_rows(problems: Any, split: str | None) -> Sequence[Mapping[str, Any]]:
+    """Rows from what `Math` takes."""
+    if isinstance(problems, str | Path):
+        path = Path(problems)
+        if path.is_dir():
+            require("datasets", "math", "a folder of problems")
+            from datasets import load_from_disk
+
+            problems = load_from_disk(str(path))
+        elif path.is_file():
+            problems = read_jsonl(path)
+        else:
+            raise FileNotFoundError(f"there is no file or folder {str(path)!r}; give a JSONL file or what `save_to_disk` wrote.")
+    if isinstance(problems, Mapping):  # a DatasetDict
+        if split not in problems:
+            raise ValueError(f"split is {split!r}; this data set has {', '.join(map(repr, problems))}.")
+        problems = problems[split]
+    elif split is not None:
+        raise ValueError(f"split is {split!r}, but these problems have no splits; leave it out.")
+    if len(problems) == 0:
+        raise ValueError("there are no problems; give at least one.")
+    return problems
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """One object a line; empty lines are skipped. Raises ValueError naming file and line."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is {line.strip()[:40]!r}; each line must be a JSON object.")
+        rows.append(row)
+    return rows
+
+
+def gold_answer(solution: str) -> str:
+    """The answer of a solution: after the last "####" (GSM8K), else in the last \\boxed{} (MATH), else all of it."""
+    for found in (after_hashes(solution), in_box(solution)):
+        if found is not None:
+            return found
+    return solution.strip()
+
+
+def after_hashes(text: str) -> str | None:
+    """What follows the last "####" on its line, without dollar signs and thousands separators; None if nothing does."""
+    found = re.findall(r"####[ \t]*(\S[^\n#]*)", text)
+    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", found[-1].replace("$", "")).strip().rstrip(".") or None if found else None
+
+
+def in_box(text: str) -> str | None:
+    """What the last complete \\boxed{…} or \\fbox{…} holds, braces balanced; None if there is none or it is empty."""
+    open_braces, last = [], (-1, -1)
+    for brace in re.finditer(r"\\[{}]|(?P<box>\\f?box(?:ed)?\s*+)?(?P<open>\{)|(?P<close>\})", text):
+        if brace["open"]:
+            open_braces.append(brace.end() if brace["box"] else None)
+        elif brace["close"] and open_braces and (start := open_braces.pop()) is not None:
+            last = max(last, (start, brace.start()))
+    return text[last[0] : last[1]].strip() or None if last[0] >= 0 else None
+
+
+NUMBER = r"\d[\d,]*+(?:\.\d++)?+"
+OPERATOR = r"\s*+[-+*/×÷]\s*+"
+EQUATION = re.compile(
+    # What stands before ("x +") or after ("= 30 + 6 = 36") makes it another equation. Possessive, so that no reply takes quadratic time.
+    rf"(?P<before>[A-Za-z)\]}}]{OPERATOR})?+"
+    rf"(?P<expression>(?<![\d.,])-?[$]?{NUMBER}(?:{OPERATOR}[$]?{NUMBER})++)"
+    rf"(?:\s*+=\s*+[$]?(?P<value>-?{NUMBER})(?!{OPERATOR}[$]?\d))?+"
+)
+
+
+def equations(text: str) -> list[tuple[str, str]]:
+    """Arithmetic stated in a text, as (expression, number): "12 × 3 + 1 = $37" gives ("12 * 3 + 1", "37"). The first `MOST_STEPS`."""
+    clean = str.maketrans({"$": None, ",": None, "×": "*", "÷": "/"})
+    stated = (found for found in EQUATION.finditer(text) if found["value"] and not found["before"])
+    return [(found["expression"].translate(clean), found["value"].translate(clean)) for found in islice(stated, MOST_STEPS)]
+
+
+def true_steps(text: str) -> float:
+    """The fraction of the equations in a text that are true; 0 if there are none."""
+    stated = equations(text)
+    return sum(_is_true(*equation) for equation in stated) / len(stated) if stated else 0.0
+
+
+def _is_true(expression: str, value: str) -> bool:
+    if len(expression) > MOST_CHARACTERS or len(value) > MOST_CHARACTERS:
+        return False
+    try:
+        return _exact(ast.parse(expression.strip(), mode="eval").body) == Fraction(value)
+    except (SyntaxError, ZeroDivisionError):  # numbers such as 007 are no Python
+        return False
+
+
+def _exact(node: ast.expr) -> Fraction:
+    """An arithmetic expression as an exact fraction."""
+    if isinstance(node, ast.BinOp):
+        return ARITHMETIC[type(node.op)](_exact(node.left), _exact(node.right))
+    if isinstance(node, ast.UnaryOp):
+        return -_exact(node.operand)
+    assert isinstance(node, ast.Constant)
+    return Fraction(str(node.value))
+
+
+ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Weights of all parts. Raises ValueError, in words."""
+    given = dict(DEFAULT_WEIGHTS if weights is None else weights)
+    for part, weight in given.items():
+        if part not in DEFAULT_WEIGHTS:
+            raise ValueError(f"weights has {part!r}; the parts are {', '.join(map(repr, DEFAULT_WEIGHTS))}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not np.isfinite(weight):
+            raise ValueError(f"weights[{part!r}] is {weight!r}; it must be a finite number.")
+    return {part: float(given.get(part, 0.0)) for part in DEFAULT_WEIGHTS}
+
+
+DEFAULT_WEIGHTS = {"answer": 1.0, "format": 0.1, "steps": 0.1}
+
+
+def _problem(row: Mapping[str, Any], number: int, question: str, solution: str) -> tuple[str, str]:
+    for column in (question, solution):
+        if column not in row:
+            raise ValueError(f"problem {number} has no column {column!r}, only {', '.join(map(repr, row))}; name the columns.")
+    gold = gold_answer(str(row[solution]))
+    if not gold:
+        raise ValueError(f"problem {number} has the solution {row[solution]!r}, in which there is no answer.")
+    return str(row[question]), gold

@@ -1,0 +1,147 @@
+"""Any reasoning-gym data set, or a mix of them: over a hundred kinds of puzzle with a score for every answer."""
+
+import difflib
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from llm_mdp_envs.task import Scores
+from llm_mdp_envs.tasks.graders import Grader
+from llm_mdp_envs.text import Reply, TextTask, require
+
+INSTRUCTIONS = {
+    "tags": "\nGive the final answer between <answer> and </answer>.",
+    "number": "\nGive the final number at the end.",
+    "raw": "\nGive the answer and nothing else.",
+}
+
+
+class ReasoningGym(TextTask):
+    """Puzzles of reasoning-gym, graded by its own `score_answer`.
+
+    The answer is taken out of the reply first: reasoning-gym compares whole strings. Some of its scorers evaluate the answer as
+    Python; here they run in a process of their own with a time limit, and evaluate arithmetic only (`llm_mdp_envs.tasks.graders`).
+
+    Args:
+        dataset: the name of a data set ("chain_sum"); a mix, as reasoning-gym writes it: [{"name": "chain_sum", "weight": 2, "config":
+            {"max_terms": 3}}, …], weight 1 and config {} if left out; or a data set object (its class importable, not from a script).
+        settings: what `reasoning_gym.create_dataset` takes besides name, size and seed. For a single name only.
+        size: how many different puzzles there are. They are made when asked.
+        seed: of the data set. The environment's own seed chooses among its puzzles.
+        extract: how the answer is found: "tags" (in the last <answer>…</answer>), "number" (the last one), "raw" (all of the reply,
+            spaces around it removed), or a function from the reply to the answer or None. A reply without one is worth what
+            reasoning-gym gives for None.
+        instruction: what the question ends with; None: a sentence that fits `extract`.
+        seconds: most CPU time for scoring one reply. A reply beyond it is worth 0, as is one on which the scorer raises an exception.
+        others: see `TextTask`.
+
+    Raises:
+        ImportError: if reasoning-gym is not installed.
+        ValueError: naming the data set, the setting or the argument, and what is possible.
+    """
+
+    separates: ClassVar[str] = "reasoning: whether a language model learns procedural puzzles with verifiable answers"
+
+    def __init__(
+        self,
+        dataset: Any = "chain_sum",
+        settings: Mapping[str, Any] | None = None,
+        *,
+        size: int = 10_000,
+        seed: int = 0,
+        extract: str | Callable[[str], str | None] = "tags",
+        instruction: str | None = None,
+        seconds: float = 5.0,
+        tokenizer: Any = None,
+        horizon: int = 256,
+        prompt_length: int = 1024,
+        chat: bool = False,
+        system: str | None = None,
+    ):
+        super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=chat, system=system)
+        require("reasoning_gym", "reasoning", "ReasoningGym")
+        if not callable(extract) and extract not in EXTRACTIONS:
+            raise ValueError(f"extract is {extract!r}; choose {', '.join(map(repr, EXTRACTIONS))} or give a function.")
+        self.extract = extract if callable(extract) else EXTRACTIONS[extract]
+        self.instruction = instruction if instruction is not None else ("" if callable(extract) else INSTRUCTIONS[extract])
+        self.dataset, self._recipe = make_dataset(dataset, settings, size=size, seed=seed)
+        self._grader = Grader("reasoning", seconds=seconds)
+
+    def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
+        entry = self.dataset[int(generator.integers(len(self.dataset)))]
+        return entry["question"] + self.instruction, entry
+
+    def grade(self, replies: Sequence[Reply]) -> Scores:
+        scores = [self._grader(self._recipe, self.extract(reply.text), reply.secret) for reply in replies]
+        return Scores(np.array([score or 0.0 for score in scores], dtype=np.float64))
+
+
+def make_dataset(dataset: Any, settings: Mapping[str, Any] | None, *, size: int, seed: int) -> tuple[Any, bytes]:
+    """A reasoning-gym data set from what `ReasoningGym` takes, and how the grading process gets the same one: a pickle of its name and
+    settings (some data sets cannot be pickled themselves), or of the data set. Raises ValueError, in words."""
+    import reasoning_gym
+    from reasoning_gym.composite import DatasetSpec
+
+    if isinstance(dataset, str):
+        return _create(dataset, {**(settings or {}), "size": size, "seed": seed})
+    if settings is not None:
+        raise ValueError("settings belong to a data set given by its name; in a mix each entry has its own `config`.")
+    if isinstance(dataset, reasoning_gym.dataset.ProceduralDataset):
+        return dataset, _pickle(dataset)
+    if not isinstance(dataset, Sequence) or not dataset:
+        raise ValueError(f'dataset is {dataset!r}; give a name, a list of {{"name": …, "weight": …, "config": …}}, or a data set.')
+    specs = []
+    for number, part in enumerate(dataset):
+        if not isinstance(part, Mapping) or not {"name"} <= set(part) <= {"name", "weight", "config"}:
+            raise ValueError(f'dataset[{number}] is {part!r}; it must have "name" and may have "weight" and "config".')
+        if not part.get("weight", 1) > 0:
+            raise ValueError(f"dataset[{number}] ({part['name']}) has weight {part['weight']!r}; it must be above 0.")
+        _create(part["name"], {**part.get("config", {}), "size": size, "seed": seed})  # so that errors name the part
+        specs.append(DatasetSpec(part["name"], float(part.get("weight", 1)), dict(part.get("config", {}))))
+    return _create("composite", {"datasets": specs, "size": size, "seed": seed})
+
+
+def _create(name: str, settings: dict[str, Any]) -> tuple[Any, bytes]:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "reasoning_gym.factory.DATASETS holds all names."
+        raise ValueError(f"reasoning-gym has no data set {name!r}: {hint}")
+    known = [field.name for field in fields(DATASETS[name][1])]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"the data set {name!r} has no setting {setting!r}; it has {', '.join(known)}.")
+    try:
+        return reasoning_gym.create_dataset(name, **settings), pickle.dumps((name, settings))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"reasoning-gym refuses these settings of {name!r}: {error}. They are {settings!r}.") from error
+
+
+def _pickle(dataset: Any) -> bytes:
+    if type(dataset).__module__ == "__main__":
+        raise ValueError(f"the class {type(dataset).__name__} is in the main script, which grading cannot import; move it to a module.")
+    try:
+        return pickle.dumps(dataset)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ValueError(f"this {type(dataset).__name__} cannot be pickled for the grading process ({error}); give its name.") from error
+
+
+def answer_in_tags(reply: str) -> str | None:
+    """What the last <answer>…</answer> holds, spaces around it removed."""
+    found = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", reply, re.DOTALL)
+    return found[-1].strip() if found else None
+
+
+def last_number(reply: str) -> str | None:
+    """The last number of a text, without thousands separators: 1,234.5 is "1234.5"."""
+    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?", reply)
+    return found[-1].replace(",", "") if found else None
+
+
+EXTRACTIONS: dict[str, Callable[[str], str | None]] = {"tags": answer_in_tags, "number": last_number, "raw": str.strip}

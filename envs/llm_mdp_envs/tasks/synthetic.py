@@ -1,0 +1,190 @@
+"""Token MDPs of the core as tasks: their hidden rewards, gradients and values are known exactly, so agents can be measured against them.
+
+`task.mdp` is for verifiers: `instance(task)` makes the verification problem that `llm_mdp.verify.problem.Problem` takes.
+"""
+
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from llm_mdp.exact.instances import Instance, check_size, random_instance
+from llm_mdp.mdp.hidden_rewards import NgramReward
+from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_shape
+from llm_mdp.mdp.tree import PAD
+from llm_mdp.sampling.policies import TabularPolicy, TabularValue
+from llm_mdp_envs.task import Question, Scores
+from llm_mdp_envs.vector_env import ArrayTask
+
+LARGEST_TABLE = 10_000_000
+"""Most numbers that a table of rewards may take to make."""
+
+
+class TokenMDPTask(ArrayTask):
+    """Any `llm_mdp.mdp.token_mdp.TokenMDP`: a question is one of its prompts, the reward RM(W) = Σₜ γᵗ⁻¹ rₜ, the token rewards stay hidden.
+
+    Questions are rows (n, 1): the number of the prompt. Responses are scored by look-up where a table fits in memory.
+    """
+
+    separates: ClassVar[str] = "whatever the token MDP at hand was made for"
+
+    def __init__(self, mdp: TokenMDP):
+        self.mdp = mdp
+        self.vocab_size, self.eos, self.horizon = mdp.vocab_size, mdp.eos, mdp.horizon
+        self.prompt_length = mdp.prompt_tokens.shape[1]
+
+    def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
+        if len(self.mdp.prompts) == 1:
+            return np.zeros((n, 1), dtype=np.int64)
+        return generator.choice(len(self.mdp.prompts), size=(n, 1), p=self._probability)
+
+    def prompts(self, secrets: np.ndarray) -> np.ndarray:
+        return self._prompts[secrets[:, 0]]
+
+    def from_prompt(self, tokens: tuple[int, ...]) -> Question:
+        """The question with this prompt; ValueError if the MDP has no such prompt."""
+        for number, prompt in enumerate(self.mdp.prompts):
+            if prompt.tokens == tokens:
+                return Question(tokens, (number,))
+        known = [list(prompt.tokens) for prompt in self.mdp.prompts[:5]]
+        raise ValueError(f"the prompt {list(tokens)} is not among the {len(self.mdp.prompts)} of this task, such as {known}.")
+
+    def score_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
+        if self._leaf_table is not None:
+            return Scores(self._leaf_rewards(secrets[:, 0], tokens))
+        if self._markov_table is not None:
+            return Scores(self._markov_rewards(secrets[:, 0], tokens))
+        prompt = torch.from_numpy(self._prompts[secrets[:, 0]])
+        return Scores(self.mdp.response_reward(prompt, torch.from_numpy(tokens), torch.from_numpy(mask)).numpy())
+
+    # RM(W) comes from the MDP in every case; where memory allows it is tabulated once, by response or by context, and then looked up.
+
+    def _leaf_rewards(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        offset, rewards = self._leaf_table
+        leaf = offset[tokens + np.arange(tokens.shape[1]) * (self.vocab_size + 1) + 1].sum(1)
+        return rewards[prompt * (len(rewards) // len(self._prompts)) + leaf]
+
+    @cached_property
+    def _leaf_table(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What each token adds to the leaf index, flat (T · (V+1),) with padding first, and RM of all leaves, flat (P · leaves,)."""
+        tree, n_prompts = self.mdp.tree, len(self.mdp.prompts)
+        if tree.n_leaves * self.horizon * n_prompts > LARGEST_TABLE:
+            return None
+        offset = np.pad(tree.first_leaf_by_token.numpy(), ((0, 0), (1, 0))).reshape(-1)
+        leaves = tree.leaves.expand(n_prompts, -1, -1)
+        prompts = self.mdp.prompt_tokens[:, None].expand(-1, tree.n_leaves, -1)
+        return offset, self.mdp.response_reward(prompts, leaves, leaves != PAD).reshape(-1).numpy()
+
+    def _markov_rewards(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        order, (n, steps) = self.mdp.token_reward.order, tokens.shape
+        text = np.concatenate([np.full((n, order), PAD), self._prompts[prompt], tokens], axis=1)
+        text = text[:, text.shape[1] - steps - order :] + 1
+        row = np.arange(steps) * 2
+        row = row + (np.arange(1, steps + 1) == (tokens != PAD).sum(1)[:, None])
+        for back in range(order, -1, -1):
+            row = row * (self.vocab_size + 1) + text[:, order - back : text.shape[1] - back]
+        return self._markov_table[row].sum(1)
+
+    @cached_property
+    def _markov_table(self) -> np.ndarray | None:
+        """γᵗ⁻¹ r by step, whether it is the last, and the last order + 1 tokens plus one (0: nothing there), flat; None if too large."""
+        reward, order, width = self.mdp.token_reward, self.mdp.token_reward.order, self.vocab_size + 1
+        if order is None or self.horizon * 2 * width ** (order + 1) > LARGEST_TABLE:
+            return None
+        shape = (self.horizon, 2, *(width,) * (order + 1))
+        step, last, *text = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+        window = torch.stack(text[:order], dim=-1) - 1 if order else torch.empty((*shape, 0), dtype=torch.int64)
+        token = text[order] - 1
+        values = self.mdp.discount.view(-1, *(1,) * (order + 2)) * reward.local(window, token.clamp(min=0), step, last == 1)
+        return torch.where(token == PAD, 0.0, values).reshape(-1).numpy()
+
+    @cached_property
+    def _probability(self) -> np.ndarray:
+        return self.mdp.prompt_probability.numpy()
+
+    @cached_property
+    def _prompts(self) -> np.ndarray:
+        return self.mdp.prompt_tokens.numpy()
+
+
+class Tabular(TokenMDPTask):
+    """A random number for every prefix and next token: nothing generalises, every state counts.
+
+    Args:
+        vocab_size, horizon, eos, gamma: as in `TokenMDP`.
+        n_prompts: how many prompts; one is the empty one.
+        seed: of the hidden rewards; the same as in `llm_mdp.exact.instances.random_instance`.
+
+    Raises:
+        ValueError: naming the argument, or if the tree is too large to list (then use `Ngram`).
+    """
+
+    separates: ClassVar[str] = "biased from unbiased estimators; every prefix has a hidden reward of its own"
+
+    def __init__(
+        self, vocab_size: int = 4, horizon: int = 4, eos: int | None = 0, gamma: float = 1.0, n_prompts: int = 1, seed: int = 0
+    ):
+        check_seed(seed)
+        super().__init__(random_instance(vocab_size, horizon, eos=eos, gamma=gamma, n_prompts=n_prompts, seed=seed).mdp)
+
+
+class Ngram(TokenMDPTask):
+    """A random number for every token and the `order` tokens before it: long responses, exact gradients all the same (`llm_mdp.exact.ngram_gradient`).
+
+    Args:
+        vocab_size, horizon, eos, gamma: as in `TokenMDP`.
+        order: how many tokens back the hidden reward looks, 0 or more; its table has (V+1)^order rows.
+        seed: of the hidden rewards.
+
+    Raises:
+        ValueError: naming the argument, its value and its range.
+    """
+
+    separates: ClassVar[str] = "estimators by variance on long responses; exact gradients at any horizon"
+
+    def __init__(
+        self, vocab_size: int = 16, horizon: int = 64, eos: int | None = 0, gamma: float = 1.0, order: int = 1, seed: int = 0
+    ):
+        check_shape(vocab_size, eos, horizon, gamma)
+        check_seed(seed)
+        if not isinstance(order, int) or isinstance(order, bool) or order < 0:
+            raise ValueError(f"order is {order!r}; it must be a whole number of at least 0.")
+        if (vocab_size + 1) ** order * vocab_size > LARGEST_TABLE:
+            raise ValueError(f"order is {order}, which over {vocab_size} tokens makes too large a table of rewards; use a lower one.")
+        reward = NgramReward.random(vocab_size, order, torch.Generator().manual_seed(seed))
+        super().__init__(TokenMDP(vocab_size, eos, horizon, reward, gamma, (Prompt(),)))
+
+
+def instance(task: TokenMDPTask, seed: int = 0) -> Instance:
+    """The verification problem of a task: its MDP with a random policy, reference policy and wrong critic (standard normal).
+
+    Raises:
+        InstanceError: if the tree has too many nodes to list; make the task with a smaller vocabulary or horizon.
+    """
+    mdp, generator = task.mdp, torch.Generator().manual_seed(check_seed(seed))
+    check_size(mdp.tree, len(mdp.prompts))
+    policy = TabularPolicy.random(mdp.tree, mdp.prompt_tokens, generator)
+    reference = TabularPolicy.random(mdp.tree, mdp.prompt_tokens, generator)
+    value = TabularValue.random(mdp.tree, mdp.prompt_tokens, generator)
+    return Instance(mdp, policy, reference, value, type(task).__name__)
+
+
+def optimum(task: TokenMDPTask) -> float:
+    """Σ P(prompt) maxᵂ RM(W), the most that any policy can earn.
+
+    Raises:
+        ValueError: if there are too many responses to list.
+    """
+    if task._leaf_table is None:
+        leaves = f"{task.mdp.tree.n_leaves:.2g}"
+        raise ValueError(f"{type(task).__name__} has {leaves} responses, too many to list; make it with a smaller vocabulary or horizon.")
+    rewards = task._leaf_table[1].reshape(len(task.mdp.prompts), -1)
+    return float(rewards.max(1) @ task._probability)
+
+
+def check_seed(seed: int) -> int:
+    """The seed; ValueError unless it is a whole number of at least 0."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0.")
+    return seed

@@ -1,0 +1,270 @@
+"""`llm-mdp train`, `llm-mdp eval`, `llm-mdp agents`: what a person types, made into calls of `run`, `evaluation` and the zoo."""
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+from llm_mdp.cli.__main__ import UsageError, check_writable
+from llm_mdp.files import write_text
+from llm_mdp_agents.resolve import ModelConfig, find_agent
+from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
+from llm_mdp_agents.zoo import AGENTS
+
+C = TypeVar("C")
+FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """An estimator of your own has the options that it was made with."""
+
+
+@dataclass(frozen=True)
+class TrainArguments(Generic[C]):
+    """Train a policy on an environment.
+
+    Everything has a default: `llm-mdp train trepo llm_mdp/Arithmetic-v0` trains a small transformer from scratch. What a run writes goes to
+    its folder: config, metrics, samples of responses, checkpoints, the model, and report.html.
+    """
+
+    env: Annotated[str, tyro.conf.Positional]
+    """Id of the environment; `llm-mdp envs` lists them."""
+    agent: C
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    env_args: tuple[str, ...] = ()
+    """Arguments of the environment, such as digits=1 reward=outcome."""
+    warm_start: int | None = None
+    """Supervised batches on the task's own answers first; by default 200 for a small transformer from scratch, where there are answers."""
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """tensorboard, wandb, trackio (if installed), or none."""
+    shard: bool = False
+    """Under torchrun: shard the weights (FSDP2) instead of replicating them."""
+    runs: Path = Path("runs")
+    """Where run folders are made."""
+    name: str | None = None
+    """Of the run's folder; by default agent, environment and a number."""
+
+
+@dataclass(frozen=True)
+class ResumeArguments:
+    """Go on with a run exactly where its newest checkpoint left it."""
+
+    resume: Path
+    """A run's folder, or one of its checkpoints."""
+    steps: int | None = None
+    """A new number of steps in all."""
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    """Rewards of a policy: drawn, greedy, and the expectation itself on small token MDPs."""
+
+    env: Annotated[str | None, tyro.conf.Positional] = None
+    """Id of the environment; with --run, that of the run."""
+    run: Path | None = None
+    """Evaluate the policy that this run trained, on its environment."""
+    model: ModelConfig = ModelConfig()
+    env_args: tuple[str, ...] = ()
+    """Arguments of the environment, such as digits=1 reward=outcome."""
+    prompts: int = 256
+    """Number of prompts."""
+    seed: int = 0
+    """Of prompts and responses."""
+    samples: int = 5
+    """Responses to show."""
+    json: Path | None = None
+    """Write figures and samples to this file."""
+
+
+@dataclass(frozen=True)
+class AgentsArguments:
+    """List the agents: algorithm, paper, file, and the verdicts of the ledger about them, computed now on one instance."""
+
+    json: Path | None = None
+    """Write the list to this file."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run `llm-mdp train`."""
+    from llm_mdp_agents.training.records import new_run_folder
+    from llm_mdp_agents.training.run import resume, threads
+    from llm_mdp_agents.training.run import train as run_training
+
+    threads()
+    if any(each.startswith("--resume") for each in argv):
+        arguments = tyro.cli(ResumeArguments, args=argv, prog="llm-mdp train", config=FLAGS)
+        return _finished(lambda: resume(arguments.resume, steps=arguments.steps))
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE.format(agents=", ".join(AGENTS)), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    name, agent, arguments = read_train(argv)
+    return _finished(
+        lambda: run_training(
+            agent, arguments.env, arguments.model, env_arguments=env_arguments(arguments.env_args),
+            warm_start=arguments.warm_start, loggers=arguments.loggers, shard=arguments.shard, config=arguments.train,
+            folder=lambda: new_run_folder(arguments.runs, arguments.name, name.rpartition(":")[2], arguments.env),
+        )
+    )  # fmt: skip
+
+
+def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
+    """The agent's name, the agent (its options, or FILE.py:CLASS again) and everything else that a command line chooses.
+
+    Raises:
+        ValueError: if there is no such agent, or the config cannot be read.
+    """
+    from llm_mdp_agents.training.run import read_setup
+
+    argv, default = list(argv), None
+    if argv[0] == "--config":
+        if len(argv) < 2:
+            raise UsageError("--config needs a file: the config.json of a run.")
+        setup = read_setup(_read_json(Path(argv[1])))
+        name = setup.agent if isinstance(setup.agent, str) else find_agent(setup.agent).name  # pyright: ignore[reportAttributeAccessIssue]
+        agent, argv = NoOptions() if isinstance(setup.agent, str) else setup.agent, argv[2:]
+        words = tuple(f"{key}={value!r}" for key, value in setup.env_arguments.items())
+        default = TrainArguments(
+            setup.env, agent, setup.model, setup.train, words, setup.warm_start, setup.loggers, setup.shard
+        )  # fmt: skip
+        if not argv or argv[0].startswith("-"):
+            argv = [setup.env, *argv]
+    else:
+        name, argv = argv[0], argv[1:]
+        agent = NoOptions() if ":" in name else find_agent(name).Config()  # pyright: ignore[reportAttributeAccessIssue]
+    arguments = tyro.cli(
+        TrainArguments[type(agent)], args=argv, prog=f"llm-mdp train {name}", config=FLAGS, default=default,
+        description=inspect.getdoc(TrainArguments),
+    )  # fmt: skip
+    return name, name if isinstance(agent, NoOptions) else arguments.agent, arguments
+
+
+USAGE = """usage: llm-mdp train AGENT ENV [options]
+       llm-mdp train --config runs/NAME/config.json [options]
+       llm-mdp train --resume runs/NAME [--steps N]
+
+AGENT is one of: {agents};
+or an estimator of your own, FILE.py:CLASS. `llm-mdp train AGENT --help` shows all options, `llm-mdp agents` the papers, `llm-mdp envs` the
+environments. Example: llm-mdp train trepo llm_mdp/Arithmetic-v0"""
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Run `llm-mdp eval`."""
+    from rich.console import Console
+
+    from llm_mdp_agents.training.evaluation import evaluate as figures_of
+    from llm_mdp_agents.training.evaluation import samples
+    from llm_mdp_agents.training.run import load_policy_of_run, threads
+
+    threads()
+    arguments = tyro.cli(EvalArguments, args=argv, prog="llm-mdp eval", config=FLAGS)
+    check_writable(arguments.json)
+    if arguments.run is None and arguments.env is None:
+        raise UsageError("name an environment, or a run with --run runs/NAME.")
+    if arguments.run is not None and arguments.model != ModelConfig():
+        raise UsageError("--run brings its own model; leave the options of a model out.")
+    if arguments.samples < 0:
+        raise UsageError(f"--samples is {arguments.samples}; it must be at least 0.")
+    policy, task = load_policy_of_run(arguments.run, arguments.env, env_arguments(arguments.env_args), arguments.model, arguments.seed)
+    figures = figures_of(policy, task, arguments.prompts, arguments.seed)
+    shown = samples(policy, task, arguments.samples, arguments.seed) if arguments.samples else []
+    console = Console(highlight=False)
+    reward, low, high = (figures[f"eval/{name}"] for name in ("reward", "reward_low", "reward_high"))
+    greedy = figures["eval/greedy_reward"]
+    console.print(f"reward {reward:.3f} (95 %: {low:.3f} … {high:.3f}, {arguments.prompts} prompts), greedy {greedy:.3f}")
+    if "eval/exact_reward" in figures:
+        console.print(f"expected reward {figures['eval/exact_reward']:.6f}, exactly")
+    for sample in shown:
+        console.print(f"\n[dim]{sample['reward']:.3f}[/]  ", end="")
+        console.print(f"{sample['prompt']} → {sample['response']}", markup=False)
+    if arguments.json:
+        write_text(arguments.json, json.dumps({**figures, "samples": shown}, indent=1) + "\n")
+    return 0
+
+
+def agents(argv: Sequence[str]) -> int:
+    """Run `llm-mdp agents`."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    from llm_mdp.exact.instances import random_instance
+    from llm_mdp.report.terminal import progress
+    from llm_mdp.verify.claims import CLAIMS
+    from llm_mdp.verify.ledger import run_ledger
+    from llm_mdp.verify.problem import Problem
+    from llm_mdp_agents.training.run import threads
+
+    threads()
+    arguments = tyro.cli(AgentsArguments, args=argv, prog="llm-mdp agents", config=FLAGS)
+    check_writable(arguments.json)
+    named = {claim for agent in AGENTS.values() for claim in agent.claims}
+    claims = tuple(claim for claim in CLAIMS if claim.id in named)
+    with progress(Console(stderr=True), len(claims)) as done:
+        rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
+    console, listed = Console(highlight=False), []
+    for name, agent in AGENTS.items():
+        file = f"agents/llm_mdp_agents/{Path(inspect.getfile(agent)).name}"
+        verdicts = {claim: rows[claim]["verdict"] for claim in agent.claims}
+        options = [each.name for each in fields(agent.Config)]
+        listed.append({"name": name, "paper": agent.paper, "file": file, "claims": verdicts, "options": options})
+        console.print(f"[bold]{name:<14}[/] {agent.paper}")
+        console.print(Padding(file, (0, 0, 0, 15)), style="dim")
+        console.print(Padding(", ".join(f"{claim} {verdict}" for claim, verdict in verdicts.items()), (0, 0, 0, 15)))
+    if arguments.json:
+        write_text(arguments.json, json.dumps(listed, indent=1) + "\n")
+    return 0
+
+
+def env_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """`digits=1 reward=outcome` as arguments.
+
+    Raises:
+        UsageError: naming what is no NAME=VALUE.
+    """
+    arguments = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--env-args has {word!r}; write NAME=VALUE, such as digits=1.")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    return arguments
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error}); give the config.json of a run.") from error
+
+
+def _finished(job: Any) -> int:
+    """Run a training and say what came out of it."""
+    from rich.console import Console
+
+    try:
+        run = job()
+    except NonFinite as error:
+        print(f"llm-mdp: {error}", file=sys.stderr)
+        return 1
+    if run.folder is None:  # another process of the group writes and speaks
+        return 0
+    evaluated = [each for each in run.metrics if "eval/reward" in each]
+    first, last = evaluated[0], evaluated[-1]
+    console = Console(highlight=False)
+    console.print(
+        f"reward {first['eval/reward']:.3f} → [bold]{last['eval/reward']:.3f}[/], greedy {first['eval/greedy_reward']:.3f} → "
+        f"{last['eval/greedy_reward']:.3f}, in {last['step']} steps and {sum(each.get('tokens', 0) for each in run.metrics):,.0f} tokens"
+    )
+    console.print(f"report: {run.folder}/report.html", soft_wrap=True)
+    console.print(f"go on:  llm-mdp train --resume {run.folder} --steps {2 * last['step']}", soft_wrap=True)
+    return 0

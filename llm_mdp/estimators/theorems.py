@@ -1,0 +1,157 @@
+"""The paper's statements as estimators: exact values and hidden rewards in place of everything a trainer would have to estimate."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.returns import return_to_go, whiten
+from llm_mdp.estimators.values import branch_mean
+from llm_mdp.mdp.hidden_rewards import HiddenReward, last_token
+from llm_mdp.sampling.evidence import Evidence
+from llm_mdp.sampling.policies import Critic
+
+
+@dataclass(frozen=True)
+class WithValue(Estimator):
+    """Base: evidence with a critic's values and, on request, the hidden token rewards."""
+
+    critic: Critic | None = None
+    hidden: bool = False
+
+    def collect(self, sampler):
+        rollouts = sampler.rollouts(self.group_size)
+        return Evidence(
+            rollouts,
+            sampler.response_reward(rollouts),
+            token_reward=sampler.hidden_reward(rollouts) if self.hidden else None,
+            value=sampler.value(self.critic, rollouts) if self.critic else None,
+        )
+
+
+@dataclass(frozen=True)
+class Lemma1(WithValue):
+    """Aₜ = γᵗ⁻¹ Q(W₀,ₜ₋₁, wₜ), Q = r + γ V, `critic` = V (Eq. 4); `baseline` adds any c(W₀,ₜ₋₁) (Lemma 2)."""
+
+    hidden: bool = True
+    gamma: float = 1.0
+    baseline: Critic | None = None
+
+    def collect(self, sampler):
+        evidence = super().collect(sampler)
+        assert evidence.token_reward is not None and evidence.value is not None
+        q = evidence.token_reward + self.gamma * evidence.value[..., 1:]
+        weight = self.gamma ** torch.arange(q.shape[-1], dtype=q.dtype) * q
+        if self.baseline is not None:
+            weight = weight + sampler.value(self.baseline, evidence.rollouts)[..., :-1]
+        return replace(evidence, token_reward=weight)
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        return evidence.token_reward
+
+
+@dataclass(frozen=True)
+class Theorem1(WithValue):
+    """Aₜ = E RM(W^(t+1)) = U(W₀,ₜ), `critic` = U (Eq. 21)."""
+
+    def advantages(self, evidence):
+        assert evidence.value is not None
+        mask = evidence.rollouts.mask
+        return torch.where(last_token(mask), evidence.response_reward[..., None], evidence.value[..., 1:])
+
+
+@dataclass(frozen=True)
+class Theorem2(Theorem1):
+    """Aₜ = U(W₀,ₜ) - U(W₀,ₜ₋₁), `critic` = U (Eq. 28)."""
+
+    def advantages(self, evidence):
+        assert evidence.value is not None
+        return super().advantages(evidence) - evidence.value[..., :-1]
+
+
+@dataclass(frozen=True)
+class WithBaseline(Theorem1):
+    """Aₜ = U(W₀,ₜ) - b(W₀,ₜ₋₁) for any b (Lemma 2), such as the one of Theorem 2's proof, `exact.optimal_baseline`."""
+
+    baseline: Critic | None = None
+
+    def collect(self, sampler):
+        assert self.baseline is not None
+        evidence = super().collect(sampler)
+        return replace(evidence, token_reward=sampler.value(self.baseline, evidence.rollouts)[..., :-1])
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        return super().advantages(evidence) - evidence.token_reward
+
+
+@dataclass(frozen=True)
+class WithGreedyBaseline(Theorem1):
+    """Aₜ = U(W₀,ₜ) - U_greedy(W₀,ₜ₋₁): RM of the greedily completed prefix as baseline. Claim: `trepo-greedy-baseline`, unbiased."""
+
+    def collect(self, sampler):
+        evidence = super().collect(sampler)
+        return replace(evidence, branches=sampler.branches(evidence.rollouts, evidence.rollouts.mask, greedy=True))
+
+    def advantages(self, evidence):
+        assert evidence.branches is not None
+        return super().advantages(evidence) - branch_mean(evidence.branches, evidence.rollouts)[..., :-1]
+
+
+@dataclass(frozen=True)
+class ReturnToGo(WithValue):
+    """Aₜ = γᵗ⁻¹ Gₜ of the hidden token rewards (Remark 2); `weighted=False` leaves γᵗ⁻¹ out (Remark 3, Eq. 26)."""
+
+    hidden: bool = True
+    gamma: float = 1.0
+    weighted: bool = True
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        to_go = return_to_go(evidence.token_reward, evidence.rollouts.mask, self.gamma)
+        weight = self.gamma ** torch.arange(to_go.shape[-1], dtype=to_go.dtype)
+        return weight * to_go if self.weighted else to_go
+
+
+@dataclass(frozen=True)
+class MixedRewards(WithValue):
+    """Remark 5, Eq. 30: part of the hidden rewards is observed per token (`token_model`), the rest only as one sum.
+
+    `merged`: all of it in one response-level reward, Aₜ = RM(W). Otherwise Aₜ = γᵗ⁻¹ Gₜ of the token-level part plus the whole of
+    the response-level part.
+    """
+
+    token_model: HiddenReward | None = None
+    gamma: float = 1.0
+    merged: bool = True
+
+    def collect(self, sampler):
+        evidence = super().collect(sampler)
+        rollouts = evidence.rollouts
+        assert self.token_model is not None
+        return replace(evidence, token_reward=self.token_model(rollouts.prompt, rollouts.tokens, rollouts.mask))
+
+    def advantages(self, evidence):
+        assert evidence.token_reward is not None
+        per_token, mask = evidence.token_reward, evidence.rollouts.mask
+        weight = self.gamma ** torch.arange(per_token.shape[-1], dtype=per_token.dtype)
+        token_level = (weight * per_token).sum(-1)
+        response_level = evidence.response_reward - token_level
+        if self.merged:
+            return (response_level + token_level)[..., None]
+        return weight * return_to_go(per_token, mask, self.gamma) + response_level[..., None]
+
+
+@dataclass(frozen=True)
+class Whitened(Estimator):
+    """Remark 4: Aₜ = RM(W), normalised over all tokens of the batch."""
+
+    group_size: int = 4
+
+    whole_batch: ClassVar[bool] = True
+
+    def advantages(self, evidence):
+        rollouts = evidence.rollouts
+        return whiten(evidence.response_reward[..., None].expand(rollouts.mask.shape), rollouts.mask)

@@ -1,0 +1,146 @@
+"""Optima in closed form and by minimisation: the KL-regularised optimum, the DPO minimiser, PRIME's process model."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llm_mdp.estimators.objectives import dpo_loss, outcome_cross_entropy
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.tree_gradient import node_logits
+from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.sampling.policies import Policy, TabularPolicy
+
+
+class NotConverged(ValueError):
+    """A minimum could not be found in double precision."""
+
+
+MAX_RESPONSES = 500
+"""Responses to a prompt up to which a loss over all pairs of them is minimised."""
+
+
+@torch.no_grad()
+def regularised_optimum(mdp: TokenMDP, reference: Policy, beta: float) -> TabularPolicy:
+    """π* ∝ ref(W) exp(RM(W)/β), the maximiser of E RM - β KL(π ‖ ref), token by token.
+
+        log π*(w|p) = log ref(w|p) + γˡ r(p,w)/β + log Z(pw) - log Z(p),   Z(p) = E_ref[exp(RM to come / β) | p],  l = |p|
+
+    Args: beta: above 0.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta is {beta!r}; it must be above 0.")
+    tree, rewards = mdp.tree, mdp.token_reward.levels(mdp.tree, mdp.prompt_tokens)
+    levels: list[Tensor] = []
+    log_z = None
+    for level in reversed(range(tree.horizon)):
+        logits = node_logits(reference, mdp)[level].log_softmax(1) + mdp.gamma**level * rewards[level] / beta
+        if log_z is not None:
+            logits[:, tree.continuing] += log_z.unflatten(1, (tree.branching, -1))
+        log_z = logits.logsumexp(1)
+        levels.append(logits - log_z[:, None])
+    return TabularPolicy(tree, mdp.prompt_tokens, levels[::-1])
+
+
+def dpo_minimiser(reference: Enumeration, beta: float) -> Float[Tensor, "P N"]:
+    """log π(W) of the minimiser of the population DPO loss, by Newton's method on h(W) = log π(W)/ref(W).
+
+    Pairs are drawn from the reference and labelled by Bradley-Terry, P(W ≻ W') = σ(RM(W) - RM(W')). Nothing of the closed form
+    (`regularised_optimum`) is used, so comparing the two is a test of it. Claim: `dpo-optimum`.
+
+    Raises:
+        TooLarge: more than MAX_RESPONSES responses to a prompt.
+        NotConverged: rewards so far apart that preferences are certain.
+    """
+    _check_pairs(reference)
+    rows = []
+    for logp, reward in zip(reference.leaf_logp().sum(-1), reference.response_reward):
+        pair = logp.exp()[:, None] * logp.exp() * torch.sigmoid(reward[:, None] - reward)
+
+        def loss(h: Tensor, pair: Tensor = pair) -> Tensor:
+            return (pair * dpo_loss(h[:, None], h[None, :], beta)).sum()
+
+        once = (logp + (h := _newton(loss, torch.zeros_like(logp)))).log_softmax(-1)
+        again = (logp + _newton(loss, 1.01 * h)).log_softmax(-1)
+        if float((once - again).abs().max()) > 1e-6:
+            raise NotConverged("two searches for the minimum end apart: rewards this far apart make preferences certain; scale them down.")
+        rows.append(once)
+    return torch.stack(rows)
+
+
+def process_model(enumeration: Enumeration, reference: Policy, beta: float, threshold: float, label_noise: float = 0.05) -> TabularPolicy:
+    """PRIME's implicit process reward model φ at the optimum of its cross-entropy, for responses drawn from the policy.
+
+    The outcome 1[RM > threshold] is seen with `label_noise`: without it the optimum gives every failed response probability 0 and
+    token rewards of minus infinity.
+
+    Raises:
+        TooLarge: more than MAX_RESPONSES responses to a prompt.
+    """
+    _check_pairs(enumeration)
+    reference_logp = Enumeration(enumeration.mdp, reference).leaf_logp().sum(-1)
+    outcome = torch.where(enumeration.response_reward > threshold, 1 - label_noise, label_noise)
+    h = torch.zeros_like(reference_logp, requires_grad=True)
+    optimiser = torch.optim.LBFGS([h], max_iter=2000, tolerance_grad=1e-11, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        log_ratio = (reference_logp + h).log_softmax(-1) - reference_logp
+        value = (enumeration.probability * outcome_cross_entropy(log_ratio, outcome, beta)).sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)  # pyright: ignore[reportArgumentType]
+    return policy_of_responses(enumeration, (reference_logp + h.detach()).log_softmax(-1))
+
+
+def policy_of_responses(enumeration: Enumeration, logp: Float[Tensor, "P N"]) -> TabularPolicy:
+    """The token-by-token policy with these probabilities of whole responses: π(w|p) ∝ Σ over the responses that begin with pw."""
+    tree = enumeration.tree
+    levels = [torch.full(level.shape, -torch.inf, dtype=torch.float64) for level in enumeration.logits]
+    index = tree.prefix_index(enumeration.tokens)
+    for number in range(len(logp)):
+        for step, level in enumerate(levels):
+            alive = enumeration.mask[:, step]
+            token, prefix = enumeration.tokens[alive, step], index[alive, step]
+            place = token * level.shape[-1] + prefix
+            level[number] = _logsumexp_by(logp[number, alive], place, level[number].numel()).reshape(level.shape[1:])
+    return TabularPolicy(tree, enumeration.prompt, levels)
+
+
+def _logsumexp_by(values: Float[Tensor, " N"], place: Tensor, size: int) -> Float[Tensor, " size"]:
+    """log Σ exp of the values that share a place."""
+    top = torch.full((size,), -torch.inf, dtype=values.dtype).scatter_reduce(0, place, values, "amax")
+    total = torch.zeros(size, dtype=values.dtype).index_add(0, place, (values - top[place]).exp())
+    return top + total.log()
+
+
+def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor, " N"]:
+    """Minimiser of a convex loss that does not change when a constant is added to its argument."""
+    x = start
+    for _ in range(steps):
+        gradient = torch.func.grad(loss)(x)
+        hessian = torch.autograd.functional.hessian(loss, x)
+        assert isinstance(hessian, Tensor)
+        # Scaled to a unit diagonal: rare responses have tiny rows. The direction of the constant is made harmless, not solved for.
+        scale = hessian.diagonal().clamp(min=1e-300).sqrt()
+        null = scale / scale.norm()
+        step, singular = torch.linalg.solve_ex(hessian / scale[:, None] / scale + torch.outer(null, null), -gradient / scale)
+        step = step / scale
+        if singular or not torch.isfinite(step).all():
+            break
+        size = 1.0
+        rounding = 1e-14 * float(loss(x).abs())
+        while loss(x + size * step) > loss(x) + rounding and size > 1e-8:
+            size /= 2
+        x = x + size * step
+        if float((size * step).abs().max()) < 1e-11:
+            return x
+    raise NotConverged("Newton's method did not converge: rewards this far apart make preferences certain; scale them down.")
+
+
+def _check_pairs(enumeration: Enumeration) -> None:
+    if enumeration.tree.n_leaves > MAX_RESPONSES:
+        raise TooLarge(
+            f"{enumeration.tree.n_leaves:,} responses to a prompt are too many to fit a model to all of them or their pairs (at most "
+            f"{MAX_RESPONSES}); take a smaller instance."
+        )

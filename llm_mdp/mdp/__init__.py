@@ -1,0 +1,1 @@
+"""What is asked: the tree of responses, the token MDP, hidden rewards."""

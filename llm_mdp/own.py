@@ -1,0 +1,69 @@
+"""What people name and bring: FILE.py:CLASS, names with a "did you mean", and sentences for what cannot be done."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class UsageError(ValueError):
+    """Something was asked for that cannot be done; the message says what to write instead."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or what else to do."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def is_own(name: str) -> bool:
+    """Is this FILE.py:CLASS or MODULE:CLASS rather than a name of ours?"""
+    return ":" in name
+
+
+def load(name: str) -> Any:
+    """What stands at FILE.py:NAME or MODULE:NAME.
+
+    Raises:
+        UsageError: if there is no such file, module or name.
+    """
+    place, _, attribute = name.rpartition(":")
+    module = load_module(place)
+    if not hasattr(module, attribute):
+        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__)
+        raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(classes) or 'no class'}.")
+    return getattr(module, attribute)
+
+
+def load_module(place: str) -> ModuleType:
+    """Import FILE.py or a module by its name.
+
+    Raises:
+        UsageError: if there is none, it is not Python, or it imports something of ours that has moved.
+    """
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place)
+        if not path.is_file():
+            raise UsageError(f"there is no file {place}.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+        return module
+    except SyntaxError as error:
+        raise UsageError(f"{place} cannot be read as Python: {error}") from error
+    except ImportError as error:
+        if (error.name or "").split(".")[0] in ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs"):
+            raise UsageError(
+                f"{place}: {error}; modules have moved since 0.1, import public names from llm_mdp itself: from llm_mdp import Estimator."
+            ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == place:
+            raise UsageError(f"module {place!r} cannot be imported ({error}); a file is written FILE.py:CLASS.") from error
+        raise

@@ -1,0 +1,194 @@
+"""Samplers around samplers: one that counts what an estimator's draws cost, and one that lets many estimators see the same draws."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, occurrence, take_rows
+from llm_mdp.sampling.policies import Critic, Policy
+from llm_mdp.sampling.sampler import Sampler, check_temperatures, kept_rows
+
+
+class Meter:
+    """Another sampler, with a record of what was drawn from it."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+        self.responses: Rollouts | None = None
+        self.branched: list[Branches] = []
+        self.groups: Bool[Tensor, "*worlds P"] | None = None
+        """Which groups the estimator kept; None: it was not choosy."""
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+        self.responses, self.branched, self.groups = self.sampler.rollouts(group_size, temperature), [], None
+        return self.responses
+
+    def branches(
+        self,
+        rollouts: Rollouts,
+        boundary: Bool[Tensor, "*worlds B T"],
+        samples: int = 1,
+        greedy: bool = False,
+        temperatures: tuple[float, ...] | None = None,
+    ) -> Branches:
+        self.branched.append(self.sampler.branches(rollouts, boundary, samples, greedy, temperatures))
+        return self.branched[-1]
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B"]:
+        return self.sampler.response_reward(rollouts)
+
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
+        return self.sampler.logp(policy, rollouts)
+
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "*worlds B T1"]:
+        return self.sampler.value(critic, rollouts)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
+        return self.sampler.hidden_reward(rollouts)
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, "*worlds P"]) -> Evidence:
+        self.groups = groups
+        return self.sampler.keep(evidence, groups)
+
+    def __getattr__(self, name: str) -> Any:
+        """What only this kind of sampler has: probabilities of worlds and the like."""
+        return getattr(self.sampler, name)
+
+    def cost(self, group_size: int) -> tuple[Float[Tensor, "*worlds"], Float[Tensor, "*worlds"]]:
+        """Generated tokens (or their expectation, where branches were summed up by theirs) and reward calls of every group.
+
+        Returns:
+            One number a world; without worlds one for every group of `group_size` rows.
+        """
+        assert self.responses is not None
+        length = self.responses.length.double()
+        worlds = length.dim() > 1
+        tokens = length.sum(-1) if worlds else length.unflatten(0, (-1, group_size)).sum(-1)
+        rewards = torch.full_like(tokens, group_size)
+        for branches in self.branched:
+            assert branches.tokens is not None
+            drawn = (branches.tokens > 0).double()
+            if worlds:
+                tokens, rewards = tokens + branches.tokens.sum(-1), rewards + drawn.sum(-1)
+            else:
+                group = branches.row // group_size
+                tokens, rewards = tokens.index_add(0, group, branches.tokens), rewards.index_add(0, group, drawn)
+        return tokens, rewards
+
+
+class Replay:
+    """One batch, drawn once, for many estimators: each sees `group_size` of the responses to every prompt, the first ones or, with `part`
+    k, the k-th ones after them.
+
+    Branches from a place are drawn when somebody first asks for them and kept, so estimators that branch from the same places share their
+    draws (draw m is the same for all). Differences between estimators then are differences of the estimators. Every estimator's own cost is
+    still what a `Meter` around this sampler counts.
+
+    Args:
+        sampler: a sampler of batches (no worlds); its latest rollouts must stay this batch's.
+        group_size: responses to a prompt that are drawn, at least as many as any estimator asks for.
+    """
+
+    def __init__(self, sampler: Sampler, group_size: int):
+        self.sampler, self.largest = sampler, group_size
+        self.batch = sampler.rollouts(group_size)
+        self.reward = sampler.response_reward(self.batch)
+        self.part = 0
+        """Which disjoint group of responses estimators see."""
+        self._seen = torch.arange(0)
+        self._branches: dict[float, Branches] = {}
+
+    @property
+    def drawn_tokens(self) -> float:
+        """Tokens that were generated in all."""
+        branches = (each.tokens for each in self._branches.values())
+        return float(self.batch.length.sum()) + sum(float(tokens.sum()) for tokens in branches if tokens is not None)
+
+    def rows(self, group_size: int) -> Int[Tensor, " B"]:
+        """The numbers, in the batch, of the responses to every prompt that an estimator sees.
+
+        Raises:
+            ValueError: if the batch has not so many.
+        """
+        first = self.part * group_size
+        if first + group_size > self.largest:
+            raise ValueError(
+                f"group {self.part + 1} of {group_size} responses was asked for, but {self.largest} a prompt were drawn; draw more."
+            )
+        return torch.arange(len(self.reward)).unflatten(0, (-1, self.largest))[:, first : first + group_size].flatten()
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+        if temperature != 1:
+            raise ValueError(f"the batch was drawn at temperature 1, and this estimator asks for {temperature}; measure it on its own.")
+        self._seen = self.rows(group_size)
+        return take_rows(Evidence(self.batch, self.reward), self._seen).rollouts
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
+        return self.reward[self._rows_of(rollouts)]
+
+    def branches(
+        self,
+        rollouts: Rollouts,
+        boundary: Bool[Tensor, "B T"],
+        samples: int = 1,
+        greedy: bool = False,
+        temperatures: tuple[float, ...] | None = None,
+    ) -> Branches:
+        rows = self._rows_of(rollouts)
+        wanted = torch.zeros(self.batch.mask.shape, dtype=torch.bool)
+        wanted[rows] = boundary & rollouts.mask
+        place_of = torch.full((len(self.reward),), -1).index_copy(0, rows, torch.arange(len(rows)))
+        parts = []
+        for temperature, number in check_temperatures(samples, greedy, temperatures).items():
+            known = self._drawn(wanted, number, temperature)
+            chosen = wanted[known.row, known.step] & (occurrence(known) < number)
+            assert known.tokens is not None
+            parts.append((place_of[known.row[chosen]], known.step[chosen], known.reward[chosen], known.tokens[chosen]))
+        row, step, reward, tokens = (torch.cat(part) for part in zip(*parts))
+        order = (row * boundary.shape[-1] + step).argsort(stable=True)
+        only_greedy = greedy or (temperatures is not None and set(temperatures) == {0.0})
+        return Branches(row[order], step[order], reward[order], only_greedy, tokens[order])
+
+    def _drawn(self, wanted: Bool[Tensor, "R T"], number: int, temperature: float) -> Branches:
+        """All that has been drawn at this temperature, at least `number` from every wanted place."""
+        known = self._branches.get(temperature)
+        have = torch.zeros(wanted.shape, dtype=torch.int64)
+        if known is not None:
+            have.index_put_((known.row, known.step), torch.ones_like(known.row), accumulate=True)
+        lacking = torch.where(wanted, number - have, 0).clamp(min=0)
+        for missing in lacking[lacking > 0].unique().tolist():
+            new = self.sampler.branches(self.batch, lacking == missing, missing, temperatures=(temperature,) * missing)
+            known = new if known is None else _together(known, new)
+        if known is None:
+            nothing, none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+            return Branches(nothing, nothing, none, tokens=none)
+        self._branches[temperature] = known
+        return known
+
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return self.sampler.logp(policy, rollouts)
+
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "B T1"]:
+        return self.sampler.value(critic, rollouts)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return self.sampler.hidden_reward(self.batch)[self._rows_of(rollouts)]
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
+        kept = kept_rows(evidence, groups)
+        self._seen = self._seen[kept]
+        return take_rows(evidence, kept)
+
+    def _rows_of(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
+        """The numbers, in the batch, of the latest rollouts that were handed out or kept."""
+        if len(rollouts.tokens) != len(self._seen):
+            raise ValueError(f"{len(rollouts.tokens)} responses are not the {len(self._seen)} that were handed out last; pass those on.")
+        return self._seen
+
+
+def _together(one: Branches, two: Branches) -> Branches:
+    row, step, reward, tokens = (torch.cat([getattr(one, name), getattr(two, name)]) for name in ("row", "step", "reward", "tokens"))
+    return replace(one, row=row, step=step, reward=reward, tokens=tokens)

@@ -1,0 +1,1 @@
+"""Noise and cost: what a token of sampling buys."""

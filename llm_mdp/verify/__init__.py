@@ -1,0 +1,1 @@
+"""The verdict: certificates, exact and sampled, the claims and their ledger."""

@@ -1,0 +1,339 @@
+"""Exact and sampled certificates: is the expected gradient of an estimator's loss the true policy gradient?
+
+The loss sees the model only through `logp`, so the derivative by `logp` of every world (tiny tensors) times the score of each
+token is that world's gradient: exact mean and covariance without Monte-Carlo noise.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.practices import SecondEpoch
+from llm_mdp.exact.enumeration import Enumeration, ExactSampler, Groups, TooLarge, TreeBranches, all_groups, of_rows
+from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
+from llm_mdp.sampling.policies import Policy, logp_of
+from llm_mdp.sampling.sampler import NothingKept
+from llm_mdp.sampling.shared_draws import Meter
+
+UNBIASED = 1e-9
+"""Relative bias below which an exact certificate says "unbiased"."""
+PROPORTIONAL = 1e-12
+"""1 - cosine below which it says "proportional"."""
+ROUNDING = 1e-13
+"""Norms below this fraction of the terms they are sums of are rounding, not gradient."""
+MAX_UPDATED = 5_000
+"""Worlds up to which each one's own updated policy is differentiated."""
+WITHIN = 0.05
+"""A sampled certificate says "unbiased" or "proportional" when it can bound the rest by this."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was found about one estimator. Figures are None where they mean nothing (a true gradient of zero, say)."""
+
+    verdict: str
+    """unbiased, proportional, biased; a sampled one also undecided."""
+    relative_bias: float | None
+    """|E g - ∇J| / |∇J|."""
+    scale: float | None
+    """<E g, ∇J> / |∇J|²."""
+    cosine: float | None
+    """<E g, ∇J> / (|E g| |∇J|), 0 when E g is zero."""
+    trace_covariance: float
+    """Trace of the covariance of g, the mean over a group."""
+    samples: int | None = None
+    """Number of responses drawn; None: exact."""
+    bound: float | None = None
+    """Upper confidence bound on the relative bias."""
+    confidence: float | None = None
+    draws: float | None = None
+    """The part of an exact `trace_covariance` that is noise of branch draws and would go with more of them; None: no branches were
+    summed up by their variances."""
+
+    @property
+    def statement(self) -> str:
+        """A sampled certificate in words."""
+        if self.bound is None:
+            return "the true gradient is zero, so there is no relative bias to bound"
+        return f"relative bias below {self.bound:.2g} with {100 * (self.confidence or 0):.6g} % confidence ({self.samples:,} responses)"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of an estimator's gradient."""
+
+    mean: Float[Tensor, " parameters"]
+    trace_covariance: float
+    root_mean_square: float
+    draws: float | None = None
+    tokens: float = 0.0
+    """Expected number of tokens that one estimate generates, branches included; of kept groups, with what was left out at their charge."""
+    rewards: float = 0.0
+    """Expected number of responses that are scored for it."""
+
+
+def exact_certificate(
+    estimator: Estimator, enumeration: Enumeration, target: Float[Tensor, " parameters"], magnitude: float = 0.0
+) -> Certificate:
+    """Exact bias, scale, cosine and trace of the covariance against the true gradient `target`.
+
+    Args: magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`); less than 1e-13 of it is rounding.
+
+    Raises:
+        TooLarge: when there are too many worlds; a sampled certificate remains.
+    """
+    return certify(exact_moments(estimator, enumeration), target, magnitude)
+
+
+def certify(moments: Moments, target: Float[Tensor, " parameters"], magnitude: float = 0.0) -> Certificate:
+    """The verdict on an exactly known mean."""
+    mean, floor = moments.mean, ROUNDING * max(moments.root_mean_square, magnitude)
+    bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
+    if size <= floor:
+        verdict = "unbiased" if bias <= 10 * floor else "biased"
+        return Certificate(verdict, None, None, None, moments.trace_covariance, draws=moments.draws)
+    scale = float(mean @ target) / size**2
+    cosine = float(mean @ target) / (size * mean_size) if mean_size > floor else 0.0
+    if bias / size < UNBIASED or bias <= floor:
+        verdict = "unbiased"
+    elif 1 - cosine < PROPORTIONAL:
+        verdict = "proportional"
+    else:
+        verdict = "biased"
+    return Certificate(verdict, bias / size, scale, cosine, moments.trace_covariance, draws=moments.draws)
+
+
+def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
+    """Mean and trace of the covariance of the estimator over all its outcomes.
+
+    Raises:
+        TooLarge: see `exact_certificate`.
+        ValueError: when the estimator is malformed; `check.check_estimator` says more.
+    """
+    if isinstance(estimator, SecondEpoch):
+        gradients, weight = second_epoch_gradients(estimator, enumeration)
+        expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
+        return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
+    mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
+    second = total = draws = tokens = rewards = 0.0
+    affine = False
+    for sampler, evidence in _worlds(estimator, enumeration):
+        weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
+        spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
+        tokens, rewards = tokens + spent[0], rewards + spent[1]
+        derivative = token_weights(estimator, evidence, enumeration, weight.shape)
+        edge = edges(evidence, enumeration).expand(derivative.shape)
+        mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
+        total += float(weight.sum())
+        second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
+        draws += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
+        affine = affine or isinstance(evidence.branches, TreeBranches)
+    if total == 0:
+        raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
+    gradient = enumeration.scores.T @ (mean / total)
+    second, draws = (second + draws) / total, draws / total
+    trace = max(second - float(gradient @ gradient), 0.0)
+    return Moments(gradient, trace, math.sqrt(second), draws if affine else None, tokens / total, rewards / total)
+
+
+def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
+    """The whole covariance matrix of the estimator; branches are enumerated outcome by outcome, so keep the instance small."""
+    if isinstance(estimator, SecondEpoch):
+        gradients, weight = second_epoch_gradients(estimator, enumeration)
+        centred = gradients - weight @ gradients
+        return centred.T @ (weight[:, None] * centred)
+    scores = enumeration.scores
+    mean, total = torch.zeros(scores.shape[1], dtype=torch.float64), 0.0
+    second = torch.zeros(scores.shape[1], scores.shape[1], dtype=torch.float64)
+    for sampler, evidence in _worlds(estimator, enumeration, enumerate_branches=True):
+        weight = (sampler.weight if sampler.kept is None else sampler.weight * sampler.kept).flatten()
+        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        edge = edges(evidence, enumeration).expand(derivative.shape)
+        for w, a, e in zip(weight.split(4096), derivative.flatten(0, -3).split(4096), edge.flatten(0, -3).split(4096)):
+            gradient = torch.zeros(len(w), len(scores), dtype=torch.float64).scatter_add_(1, e.flatten(1), a.flatten(1)) @ scores
+            mean += w @ gradient
+            second += gradient.T @ (w[:, None] * gradient)
+        total += float(weight.sum())
+    return second / total - torch.outer(mean / total, mean / total)
+
+
+def _worlds(
+    estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None
+) -> Iterator[tuple[Meter, Evidence]]:
+    """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups without order where the estimator has
+    none, branch means where they suffice."""
+    ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
+    if enumerate_branches is None:
+        enumerate_branches = not _affine_in_branches(estimator, enumeration)
+    for groups in all_groups(enumeration, estimator.group_size, ordered):
+        sampler = Meter(ExactSampler(enumeration, groups, enumerate_branches))
+        yield sampler, estimator.collect(sampler)
+
+
+def token_weights(
+    estimator: Estimator, evidence: Evidence, enumeration: Enumeration, worlds: tuple[int, ...]
+) -> Float[Tensor, "*worlds B T"]:
+    """-∂loss/∂logp of every world: the weight that each token's score gets."""
+    logp = of_rows(enumeration.leaf_logp(), evidence.rollouts)
+    return loss_weights(estimator, evidence, logp.expand(*worlds, *logp.shape[-2:]))
+
+
+def loss_weights(estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "*worlds B T"]:
+    """-∂loss/∂logp of every world at these log-probabilities."""
+    worlds, logp = logp.shape[:-2], logp.clone().requires_grad_()
+    loss = estimator.loss(logp, evidence)
+    if loss.shape != torch.Size(worlds):
+        raise ValueError(
+            f"loss has shape {tuple(loss.shape)}, but there are worlds {tuple(worlds)}: return one number a world, "
+            "reducing over the last two dimensions only (dim=(-2, -1))."
+        )
+    if not loss.requires_grad:
+        raise ValueError("loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).")
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    if not torch.isfinite(gradient).all():
+        raise ValueError("the loss has a derivative that is not finite; look for a division by a group's zero std or length.")
+    return torch.where(evidence.rollouts.mask, -gradient, 0.0)
+
+
+def edges(evidence: Evidence, enumeration: Enumeration) -> Int[Tensor, "W B T"]:
+    """Which edge of the enumeration each token is."""
+    return of_rows(enumeration.edge, evidence.rollouts)
+
+
+def squared_norms(
+    weights: Float[Tensor, "*worlds B T"], edge: Int[Tensor, "*worlds B T"], gram: Float[Tensor, "E E"]
+) -> Float[Tensor, "*worlds"]:
+    """|Σ weight ∇log π|² of every world, by inner products of scores."""
+    a, e = weights.flatten(-2), edge.flatten(-2)
+    flat_a, flat_e = a.reshape(-1, a.shape[-1]), e.reshape(-1, e.shape[-1])
+    chunk = max(1, 4_000_000 // flat_a.shape[-1] ** 2)
+    norms = [
+        torch.einsum("wi,wij,wj->w", w, gram[i[:, :, None], i[:, None, :]], w) for w, i in zip(flat_a.split(chunk), flat_e.split(chunk))
+    ]
+    return torch.cat(norms).reshape(a.shape[:-1])
+
+
+def _branch_noise(estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor, edge: Tensor) -> Tensor:
+    """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in them."""
+    noise = torch.zeros(base.shape[:-2], dtype=torch.float64)
+    branches = evidence.branches
+    if not isinstance(branches, TreeBranches) or branches.variance is None:
+        return noise
+    deviation = branches.variance.sqrt()
+    for draw in range(len(branches.row)):
+        moved = branches.reward.clone()
+        moved[..., draw] += deviation[..., draw]
+        shifted = replace(evidence, branches=replace(branches, reward=moved))
+        change = token_weights(estimator, shifted, enumeration, base.shape[:-2]) - base
+        noise += squared_norms(change, edge, enumeration.gram)
+    return noise
+
+
+class _ProbeSampler(ExactSampler):
+    """Branches have rewards that do occur: `left` times one random draw and 1 - `left` times another."""
+
+    left = 0.5
+
+    def _branches(self, rollouts, row, step, drawn, temperature):
+        generator = torch.Generator().manual_seed(1)
+        rewards = self.enumeration.response_reward.flatten()
+        one, two = (rewards[torch.randint(len(rewards), drawn.shape, generator=generator)] for _ in range(2))
+        return TreeBranches(row, step, self.left * one + (1 - self.left) * two, tokens=torch.zeros(drawn.shape, dtype=torch.float64))
+
+
+def _some_groups(
+    estimator: Estimator, enumeration: Enumeration, *, left: float = 0.5, order: Tensor | None = None
+) -> tuple[_ProbeSampler, Evidence]:
+    """A few random groups to probe an estimator with, their responses in another order if one is given."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(enumeration.n_prompts, (32,), generator=generator)
+    leaf = torch.randint(enumeration.tree.n_leaves, (32, estimator.group_size), generator=generator)
+    leaf = leaf if order is None else leaf[:, order]
+    sampler = _ProbeSampler(enumeration, Groups(prompt, leaf, torch.ones(32, dtype=torch.float64)))
+    sampler.left = left
+    return sampler, estimator.collect(sampler)
+
+
+def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """Does permuting the responses of a group only permute their weights, and keep the same groups? Tried on random groups."""
+    sampler, evidence = _some_groups(estimator, enumeration)
+    if evidence.branches is not None or sampler.drawn is not None:
+        return False
+    weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+    tolerance = 1e-12 * float(weights.abs().max() + 1)
+    # A rotation and an exchange of two generate every order.
+    every = torch.arange(estimator.group_size)
+    for order in (every.roll(1), torch.cat([every[:2].flip(0), every[2:]])):
+        other, permuted = _some_groups(estimator, enumeration, order=order)
+        moved = token_weights(estimator, permuted, enumeration, other.weight.shape)
+        if not torch.allclose(weights[..., order, :], moved, rtol=1e-10, atol=tolerance):
+            return False
+        if sampler.kept is not None and (other.kept is None or not torch.equal(sampler.kept, other.kept)):
+            return False
+    return True
+
+
+def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """Is every token's weight an affine function of branch rewards, and are they passed on? Tried at random rewards."""
+    tried = []
+    for left in (1.0, 0.0, 0.5):
+        sampler, evidence = _some_groups(estimator, enumeration, left=left)
+        if sampler.drawn is None:
+            return True
+        if evidence.branches is not sampler.drawn:
+            return False
+        tried.append(token_weights(estimator, evidence, enumeration, sampler.weight.shape))
+    one, two, middle = tried
+    return torch.allclose(middle, (one + two) / 2, rtol=1e-10, atol=1e-12 * float(one.abs().max() + two.abs().max() + 1))
+
+
+def second_epoch_gradients(estimator: SecondEpoch, enumeration: Enumeration) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
+    """The second update of every world, at the parameters that its own first update gave, and the worlds' probabilities."""
+    if enumeration.tree.n_leaves > MAX_UPDATED:
+        raise TooLarge(
+            f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one (at most {MAX_UPDATED:,}); "
+            "take a smaller instance."
+        )
+    scorer = _Scorer(enumeration.policy)
+    start = {name: parameter.detach() for name, parameter in scorer.named_parameters()}
+    gradients, weights = [], []
+    for sampler, evidence in _worlds(estimator, enumeration):
+        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        edge = edges(evidence, enumeration)
+        for world in range(len(sampler.weight)):
+            first = enumeration.scores[edge[world].flatten()].T @ derivative[world].flatten()
+            steps = first.split([parameter.numel() for parameter in start.values()])
+            updated = {
+                name: (parameter + estimator.step_size * step.view_as(parameter).to(parameter.dtype)).requires_grad_()
+                for (name, parameter), step in zip(start.items(), steps)
+            }
+            here = take_world(evidence, world)
+            logp = functional_call(scorer, updated, (here.rollouts,))
+            second = torch.autograd.grad(-estimator.loss(logp, here), list(updated.values()), allow_unused=True)
+            gradients.append(flatten_gradients(second, list(start.values())))
+        weights.append(sampler.weight)
+    return torch.stack(gradients), torch.cat(weights)
+
+
+def flatten_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Float[Tensor, " parameters"]:
+    """One vector, in the order of the parameters; None stands for zeros."""
+    return torch.cat(
+        [torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double() for g, p in zip(gradients, parameters)]
+    )
+
+
+class _Scorer(nn.Module):
+    """log π of given tokens as a module's forward, so that `functional_call` can give it other parameters."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, rollouts: Rollouts) -> Tensor:
+        return logp_of(self.policy, rollouts.prompt, rollouts.tokens, rollouts.mask)

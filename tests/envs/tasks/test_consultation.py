@@ -1,0 +1,370 @@
+"""Consultation: the patient, the exact posterior, every penalty, and doctors good and bad."""
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_mdp_envs.task import Question
+from llm_mdp_envs.tasks.consultation import NO, UNKNOWN, YES, Consultation, KnowledgeBase, Patient, read_knowledge_base
+from llm_mdp_envs.turns import play
+
+Doctor = Callable[[Consultation, Question, list[tuple[int, ...]]], tuple[int, ...]]
+"""(task, question, own turns so far) -> next turn. The question's secret is not the doctor's to read."""
+
+
+def small_base(unknown: float = 0.2) -> KnowledgeBase:
+    """Three diseases, four symptoms; the complaint a or b; d is equally likely under all, c under two of them."""
+    return KnowledgeBase(
+        ("flu", "pox", "gout"),
+        ("a", "b", "c", "d"),
+        np.array([0.5, 0.3, 0.2]),
+        np.array([[1.0, 0, 0, 0], [0.6, 0.4, 0, 0], [0, 1.0, 0, 0]]),
+        np.array([[0.9, 0.1, 0.3, 0.5], [0.7, 0.8, 0.3, 0.5], [0.0, 1.0, 0.9, 0.5]]),
+        unknown,
+    )
+
+
+def small_task(**settings) -> Consultation:
+    penalties = {"excess_penalty": 0.01, "duplicate_penalty": 0.02, "irrelevant_penalty": 0.04, "malformed_penalty": 0.08}
+    return Consultation(small_base(), **{**penalties, "free_questions": 3, **settings})
+
+
+def visit(task: Consultation, disease: str = "pox", complaint: str = "a", answers: str = "yes no yes no") -> Question:
+    """A question with a patient chosen by hand."""
+    base = task.knowledge_base
+    patient = Patient(base.diseases.index(disease), base.symptoms.index(complaint), task.encode(answers))
+    return Question(task.encode(f"have {complaint} ."), patient)
+
+
+def parts(task: Consultation, question: Question, *turns: str) -> dict[str, float]:
+    """The graded parts after these turns, and their sum as "reward"."""
+    tokens, mask = play(task, question, [task.encode(turn) for turn in turns])
+    scores = task.score([question], tokens[None], mask[None])
+    return {name: float(values[0]) for name, values in scores.parts.items()} | {"reward": float(scores.reward[0])}
+
+
+# --- knowledge and patients ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("complaint, told", [(0, {}), (0, {1: True}), (1, {0: False, 2: True}), (0, {1: True, 2: False, 3: True})])
+def test_the_posterior_is_bayes(complaint, told):
+    """Against the joint distribution of disease, complaint and all symptoms, summed case by case."""
+    base = small_base()
+    joint = np.zeros(3)
+    for disease, has in product(range(3), product([False, True], repeat=4)):
+        others = [base.present[disease, s] if has[s] else 1 - base.present[disease, s] for s in range(4) if s != complaint]
+        if has[complaint] and all(has[s] == yes for s, yes in told.items()):
+            joint[disease] += base.prior[disease] * base.complaint[disease, complaint] * np.prod(others)
+    np.testing.assert_allclose(base.posterior(complaint, told), joint / joint.sum(), atol=1e-12)
+
+
+def test_patients_are_drawn_from_the_knowledge_base():
+    task, base, n = small_task(), small_base(), 20_000
+    generator = np.random.default_rng(0)
+    drawn = [task.question(generator) for _ in range(n)]
+    disease = np.array([question.secret.disease for question in drawn])
+    complaint = np.array([question.secret.complaint for question in drawn])
+    answers = np.array([question.secret.answers for question in drawn])
+    np.testing.assert_allclose(np.bincount(disease) / n, base.prior, atol=0.02)
+    assert {question.prompt for question in drawn} == {task.encode("have a ."), task.encode("have b .")}
+    assert all(question.prompt[1] == task.encode(base.symptoms[question.secret.complaint])[0] for question in drawn)
+    assert (answers[np.arange(n), complaint] == YES).all(), "the patient has the complaint and knows it"
+    for d, s in product(range(3), range(4)):
+        of_interest = answers[(disease == d) & (complaint != s), s]
+        if len(of_interest):
+            assert np.mean(of_interest == UNKNOWN) == pytest.approx(0.2, abs=0.03)
+            assert np.mean(of_interest[of_interest != UNKNOWN] == YES) == pytest.approx(base.present[d, s], abs=0.03)
+        assert np.mean(complaint[disease == d] == s) == pytest.approx(base.complaint[d, s], abs=0.02)
+
+
+def test_the_shipped_knowledge_base_is_marked_as_invented():
+    content = json.loads(files("llm_mdp_envs.tasks").joinpath("data", "diseases.json").read_text())
+    assert "Invented" in content["about"] and "No disease, symptom or number in this file is real" in content["about"]
+    base = read_knowledge_base()
+    assert (len(base.diseases), len(base.symptoms)) == (10, 18)
+    assert base.present[base.diseases.index("velmoria"), base.symptoms.index("humming-ears")] == 0.85
+    assert base.present[base.diseases.index("velmoria"), base.symptoms.index("slow-blink")] == 0.05, "background"
+
+
+# --- rewards ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_diagnosis_is_worth_its_posterior():
+    task = small_task()
+    question = visit(task, answers="yes no yes unknown")
+    expected = 0.3 * 0.6 * (1 - 0.8) * 0.3
+    expected /= expected + 0.5 * 1.0 * (1 - 0.1) * 0.3
+    assert parts(task, question, "ask b", "ask c", "diagnose pox")["diagnosis"] == pytest.approx(expected)
+    assert parts(task, question, "diagnose pox")["diagnosis"] == pytest.approx(0.18 / 0.68), "the complaint is known from the beginning"
+    assert parts(task, question, "diagnose gout")["diagnosis"] == 0
+    assert parts(task, question, "ask b", "diagnose pox <eos>")["diagnosis"] == parts(task, question, "ask b", "diagnose pox")["diagnosis"]
+    assert parts(task, question, "ask b")["reward"] == 0, "no diagnosis"
+
+
+def test_the_diagnosis_is_right_or_wrong():
+    task = small_task(reward="correct")
+    question = visit(task, "pox")
+    assert [parts(task, question, f"diagnose {disease}")["reward"] for disease in ("flu", "pox", "gout")] == [0, 1, 0]
+
+
+def test_unknown_teaches_nothing_and_the_posterior_hears_no_later_answer():
+    task = small_task()
+    question = visit(task, answers="yes unknown yes yes")
+    assert parts(task, question, "ask b", "diagnose pox")["diagnosis"] == parts(task, question, "diagnose pox")["diagnosis"]
+    assert parts(task, question, "diagnose pox", "ask c") == parts(task, question, "diagnose pox")
+
+
+@pytest.mark.parametrize(
+    "turns, faults",
+    [
+        (("ask b", "ask b", "diagnose pox"), {"duplicate": 1}),
+        (("ask b", "ask a", "diagnose pox"), {"duplicate": 1}),
+        (("ask b", "ask d", "diagnose pox"), {"irrelevant": 1}),
+        (("ask b", "ask c", "diagnose pox"), {"irrelevant": 1}),
+        (("ask b", "ask ask", "diagnose pox"), {"malformed": 1}),
+        (("ask b", "ask a", "ask a", "ask a", "diagnose pox"), {"duplicate": 3, "excess": 1}),
+        (("ask b", "ask d", "ask d", "diagnose pox"), {"irrelevant": 2, "duplicate": 1}),
+        (("ask b", "ask d", "ask d", "ask d", "ask a", "diagnose pox"), {"irrelevant": 3, "duplicate": 3, "excess": 2}),
+        (("ask b", "diagnose a", "", "yes", "diagnose pox"), {"malformed": 3}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
+)
+def test_every_fault_costs_exactly_its_penalty(turns, faults):
+    """Against the same consultation without the faulty turns, which teach nothing. With complaint a, c is irrelevant: gout is out."""
+    task, amounts = small_task(), {"excess": 0.01, "duplicate": 0.02, "irrelevant": 0.04, "malformed": 0.08}
+    question = visit(task)
+    without, with_them = parts(task, question, "ask b", "diagnose pox"), parts(task, question, *turns)
+    for name, amount in amounts.items():
+        assert without[name] == 0
+        assert with_them[name] == pytest.approx(-amount * faults.get(name, 0), abs=1e-12)
+    assert with_them["diagnosis"] == pytest.approx(without["diagnosis"], abs=1e-12)
+    total = sum(amounts[name] * times for name, times in faults.items())
+    assert with_them["reward"] == pytest.approx(without["reward"] - total, abs=1e-12)
+
+
+@pytest.mark.parametrize("free, excess", [(0, 3), (1, 2), (2, 1), (3, 0), (9, 0)])
+def test_questions_after_the_free_ones_are_excess(free, excess):
+    task = small_task(free_questions=free, irrelevant_penalty=0, duplicate_penalty=0)
+    few = parts(small_task(), visit(task), "ask b", "diagnose pox")
+    many = parts(task, visit(task), "ask b", "ask d", "ask d", "diagnose pox")
+    assert many["excess"] == pytest.approx(-0.01 * excess)
+    assert many["diagnosis"] == pytest.approx(few["diagnosis"], abs=1e-12)
+
+
+def test_relevance_depends_on_what_is_still_possible():
+    task = small_task()
+    assert parts(task, visit(task, complaint="b"), "ask c")["irrelevant"] == 0, "gout is possible and has c more often"
+    assert parts(task, visit(task, complaint="a"), "ask c")["irrelevant"] == -0.04, "gout never brings complaint a"
+    told = visit(task, complaint="b", answers="yes yes no no")
+    assert parts(task, told, "ask a", "ask c")["irrelevant"] == -0.04, "gout never has a"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    ["", "ask", "diagnose", "a", "ask ask", "ask a a", "ask flu", "diagnose a", "diagnose flu flu", "yes", "unclear", "have a", "a ask"],
+)
+def test_malformed_turns_are_answered_and_cost_something(turn):
+    task = small_task()
+    question = visit(task)
+    tokens, mask = play(task, question, [task.encode(turn)])
+    assert task.decode(tokens[~mask]) == "unclear ."
+    assert parts(task, question, turn)["reward"] == pytest.approx(-0.08)
+
+
+@pytest.mark.parametrize("answer", ["yes", "no", "unknown"])
+def test_the_patient_says_what_was_drawn(answer):
+    task = small_task()
+    question = visit(task, answers=f"yes no {answer} no")
+    tokens, mask = play(task, question, [task.encode("ask b"), task.encode("ask c"), task.encode("ask a")])
+    assert task.decode(tokens[~mask]) == f"no .\n{answer} .\nyes ."
+
+
+def test_the_conversation_ends_with_a_diagnosis_or_at_the_turn_limit():
+    task = small_task(max_turns=3)
+    asked = [task.encode("ask b")] * 5
+    tokens, mask = play(task, visit(task), asked)
+    assert task.decode(tokens) == "ask b .\nno .\nask b .\nno .\nask b .", "the last question is not answered"
+    tokens, mask = play(task, visit(task), [task.encode("diagnose flu"), *asked])
+    assert task.decode(tokens) == "diagnose flu ." and mask.all()
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.lists(st.lists(st.integers(0, 36).filter(lambda word: word not in (7, 8)), max_size=4), max_size=10))
+def test_the_patient_never_names_a_disease(seed, turns):
+    task = Consultation()
+    question = task.question(np.random.default_rng(seed))
+    diseases = set(task.encode(" ".join(task.knowledge_base.diseases)))
+    tokens, mask = play(task, question, turns)
+    assert not diseases & {*question.prompt, *tokens[~mask].tolist()}
+    assert set(tokens[~mask].tolist()) <= set(task.encode("yes no unknown unclear ."))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from([(YES, YES, NO, YES), (YES, NO, UNKNOWN, NO)]),
+    st.lists(st.lists(st.integers(0, 6) | st.integers(9, 15), max_size=3)),
+)
+def test_nothing_that_is_said_depends_on_the_disease_but_the_answers(answers, turns):
+    """Two patients who would say the same are not told apart, by replies or by the posterior reward."""
+    task = small_task()
+    one, other = (Question(task.encode("have a ."), Patient(disease, 0, answers)) for disease in (0, 1))
+    tokens, mask = play(task, one, turns)
+    assert tokens.tolist() == play(task, other, turns)[0].tolist()
+    rewards = task.score([one, other], np.stack([tokens, tokens]), np.stack([mask, mask])).reward
+    assert rewards[0] == rewards[1]
+
+
+# --- doctors ------------------------------------------------------------------------------------------------------------------
+
+
+def expert(task: Consultation, question: Question, turns: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Bayes, one question ahead: ask what leaves the least expected entropy, while questions are free and there is some doubt."""
+    base = task.knowledge_base
+    complaint = base.symptoms.index(task.words[question.prompt[1]])
+    heard = play(task, question, turns)[0].tolist()
+    replies = [heard[3 + 5 * number] for number in range(len(turns))]
+    asked = [task.asked_symptom(turn) for turn in turns]
+    told = {symptom: reply == YES for symptom, reply in zip(asked, replies) if reply != UNKNOWN}
+    now = base.posterior(complaint, told)
+    entropy = {}
+    for symptom in range(len(base.symptoms)):
+        if symptom == complaint or symptom in asked or not base.is_relevant(symptom, now):
+            continue
+        joint = np.stack([now * base.present[:, symptom], now * (1 - base.present[:, symptom])])
+        entropy[symptom] = -(joint * np.log(joint / joint.sum(1, keepdims=True), where=joint > 0, out=np.zeros_like(joint))).sum()
+    if len(turns) >= task.free_questions or not entropy or now.max() > 0.99:
+        return task.encode(f"diagnose {base.diseases[int(now.argmax())]}")
+    return task.encode(f"ask {base.symptoms[min(entropy, key=entropy.__getitem__)]}")
+
+
+def random_doctor(seed: int) -> Doctor:
+    """Well-formed turns, anything in them; a diagnosis after about five."""
+    generator = np.random.default_rng(seed)
+
+    def doctor(task, question, turns):
+        if generator.random() < 0.2:
+            return task.encode(f"diagnose {generator.choice(task.knowledge_base.diseases)}")
+        return task.encode(f"ask {generator.choice(task.knowledge_base.symptoms)}")
+
+    return doctor
+
+
+def consult(task: Consultation, doctor: Doctor, n: int, seed: int) -> tuple[list[Question], np.ndarray, np.ndarray]:
+    """n consultations: questions, tokens and mask (n, horizon)."""
+    generator = np.random.default_rng(seed)
+    questions = [task.question(generator) for _ in range(n)]
+    tokens, mask = np.full((n, task.horizon), -1), np.zeros((n, task.horizon), dtype=bool)
+    for row, question in enumerate(questions):
+        turns: list[tuple[int, ...]] = []
+        while len(turns) < task.max_turns and not (turns and turns[-1][0] == task.encode("diagnose")[0]):
+            turns.append(doctor(task, question, turns))
+        written, whose = play(task, question, turns)
+        tokens[row, : len(written)], mask[row, : len(written)] = written, whose
+    return questions, tokens, mask
+
+
+def test_the_expert_beats_the_random_doctor():
+    task = Consultation()
+    good = task.score(*consult(task, expert, 200, 1))
+    bad = task.score(*consult(task, random_doctor(0), 200, 1))
+    assert good.reward.mean() > 0.8
+    assert bad.reward.mean() < 0.1
+    assert all(good.parts[name].sum() == 0 for name in ("excess", "duplicate", "irrelevant", "malformed"))
+
+
+def test_questions_help():
+    """The expert diagnoses better the more questions are free."""
+    tasks = [Consultation(free_questions=free) for free in (0, 1, 3, 5)]
+    means = [task.score(*consult(task, expert, 200, 2)).reward.mean() for task in tasks]
+    assert (np.diff(means) > 0.02).all(), means
+
+
+@pytest.mark.parametrize("doctor, n", [(expert, 400), (random_doctor(1), 1500)], ids=["expert", "random"])
+def test_posterior_and_correctness_have_the_same_mean_and_the_posterior_less_variance(doctor, n):
+    """E[diagnosis is right | conversation] = posterior: exact Bayes is calibrated on patients drawn from the same knowledge."""
+    task, right = Consultation(), Consultation(reward="correct")
+    visits = consult(task, doctor, n, 3)
+    probability, correct = task.score(*visits).parts["diagnosis"], right.score(*visits).parts["diagnosis"]
+    difference = correct - probability
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(difference))
+    assert probability.var() < correct.var()
+    assert set(correct) <= {0.0, 1.0}
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"reward": "both"}, 'reward is \'both\'; it must be "posterior" or "correct"'),
+        ({"max_turns": 0}, "max_turns is 0"),
+        ({"free_questions": -1}, "free_questions is -1; it must be a whole number of at least 0"),
+        ({"duplicate_penalty": -0.1}, "duplicate_penalty is -0.1; a penalty is a finite number"),
+        ({"excess_penalty": float("nan")}, "excess_penalty is nan"),
+        ({"horizon": 0}, "horizon is 0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Consultation(**arguments)
+
+
+def broken(change: Callable[[dict], object]) -> str:
+    content = json.loads(files("llm_mdp_envs.tasks").joinpath("data", "diseases.json").read_text())
+    change(content)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "Expecting property name"),
+        ("{}", "has not the form of the package's own diseases.json"),
+        ("[]", "has not the form of the package's own diseases.json"),
+        (broken(lambda c: c["diseases"]["velmoria"].update(prior=0.2)), "the prior: the probabilities sum to 1.06"),
+        (broken(lambda c: c["diseases"]["velmoria"].update(prior=-0.14)), r"prior has the entry -0.14; a probability is in \[0, 1\]"),
+        (broken(lambda c: c["diseases"]["velmoria"]["complaints"].update({"tin-taste": 0.5})), "the complaints of 'velmoria'.*sum to 1.5"),
+        (broken(lambda c: c["diseases"]["velmoria"]["symptoms"].update({"tin-taste": 1.5})), "present has the entry 1.5"),
+        (broken(lambda c: c["diseases"]["velmoria"]["symptoms"].update({"sneeze": 0.5})), "for 'sneeze', which is not in the list"),
+        (broken(lambda c: c["symptoms"].append("tin-taste")), "the word 'tin-taste' twice"),
+        (broken(lambda c: c["symptoms"].append("yes")), "the word 'yes' twice"),
+        (broken(lambda c: c["symptoms"].append("tin taste")), "the word 'tin taste'; a word is a string without white space"),
+        (broken(lambda c: c.update(unknown=2)), "unknown has the entry 2.0"),
+        (broken(lambda c: c.update(diseases={})), "has 0 diseases and 18 symptoms; it needs at least 2 and 1"),
+    ],
+)
+def test_a_knowledge_base_that_is_wrong_is_refused_in_words(tmp_path, text, message):
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_knowledge_base(file)
+    assert str(file) in str(raised.value)
+
+
+def test_a_knowledge_base_of_ones_own(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(broken(lambda c: c.update(background=0.01)))
+    base = read_knowledge_base(file)
+    assert base.present.min() == 0.01
+    assert Consultation(base).vocab_size == 9 + 18 + 10
+
+
+def test_shapes_of_a_knowledge_base_are_checked():
+    base = small_base()
+    with pytest.raises(ValueError, match=r"present has the shape \(2, 4\); with 3 diseases and 4 symptoms it must be \(3, 4\)"):
+        KnowledgeBase(base.diseases, base.symptoms, base.prior, base.complaint, base.present[:2], 0.0)
+
+
+def test_answers_that_no_disease_explains():
+    with pytest.raises(ValueError, match="no disease has the complaint 'c'"):
+        small_base().posterior(2, {})

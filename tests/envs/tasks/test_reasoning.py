@@ -1,0 +1,191 @@
+"""reasoning-gym as a task: its own scores, safe and in time on any answer."""
+
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+reasoning_gym = pytest.importorskip("reasoning_gym", reason='needs reasoning-gym: pip install "llm-mdp[reasoning]"')
+
+from llm_mdp_envs import TokenEnv  # noqa: E402
+from llm_mdp_envs.tasks.graders import CALLABLE, Grader, check_expression  # noqa: E402
+from llm_mdp_envs.tasks.reasoning import ReasoningGym, answer_in_tags, last_number  # noqa: E402
+
+
+def score(task: ReasoningGym, question, text: str) -> float:
+    return float(task.grade([task.reply_to(question, text)]).reward[0])
+
+
+def questions(task: ReasoningGym, n: int, seed: int = 0) -> list:
+    generator = np.random.default_rng(seed)
+    return [task.question(generator) for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", ["chain_sum", "spell_backward", "countdown", "n_queens", "leg_counting", "string_manipulation"])
+def test_scores_are_reasoning_gyms_own(name):
+    task = ReasoningGym(name, size=50, seed=3, prompt_length=10_000)
+    own = reasoning_gym.create_dataset(name, size=50, seed=3)
+    for question in questions(task, 5):
+        entry = question.secret.secret
+        assert entry["question"] in task.decode(question.prompt)
+        for answer in (entry["answer"], "0", "seven", f"{entry['answer']} or so"):
+            assert score(task, question, f"I think <answer>{answer}</answer>.") == own.score_answer(answer.strip(), entry)
+        assert score(task, question, "no idea") == own.score_answer(None, entry)
+        assert score(task, question, f"<answer>{entry['answer']}</answer>") == 1.0
+
+
+def test_an_episode():
+    env = TokenEnv(ReasoningGym("chain_sum", {"max_terms": 2, "max_digits": 1}))
+    env.reset(seed=5)
+    answer = env.clone_state().question.secret.secret["answer"]
+    for token in env.task.encode_response(f"<answer>{answer}</answer>"):
+        _, reward, terminated, _, _ = env.step(token)
+    assert terminated and reward == 1.0
+
+
+def test_a_mix_asks_by_weight_and_scores_each_by_its_own():
+    mix = [{"name": "chain_sum", "weight": 3, "config": {"max_terms": 2}}, {"name": "spell_backward"}]
+    task = ReasoningGym(mix, size=400)
+    asked = questions(task, 400)
+    names = [question.secret.secret["metadata"]["source_dataset"] for question in asked]
+    assert set(names) == {"chain_sum", "spell_backward"} and abs(names.count("chain_sum") / 400 - 0.75) < 0.08
+    assert all(score(task, one, f"<answer>{one.secret.secret['answer']}</answer>") == 1.0 for one in asked[:20])
+
+
+def test_a_data_set_object():
+    dataset = reasoning_gym.create_dataset("leg_counting", size=5, seed=1)
+    task = ReasoningGym(dataset, prompt_length=4096)
+    (question,) = questions(task, 1)
+    assert score(task, question, f"<answer>{question.secret.secret['answer']}</answer>") == 1.0
+
+
+def test_the_same_seed_asks_the_same():
+    first, second = (questions(ReasoningGym("chain_sum", seed=4), 10) for _ in range(2))
+    assert [one.prompt for one in first] == [two.prompt for two in second]
+    assert [one.prompt for one in first] != [one.prompt for one in questions(ReasoningGym("chain_sum", seed=5), 10)]
+
+
+def test_extraction():
+    assert answer_in_tags("<answer>1</answer> no, <answer> 2\n</answer>") == "2"
+    assert answer_in_tags("<answer>1<answer>2</answer>") == "2" and answer_in_tags("<answer>1") is None
+    assert last_number("1, 2 and -1,234.5.") == "-1234.5" and last_number("none") is None and last_number("x2") is None
+    task = ReasoningGym("chain_sum", extract="number")
+    (question,) = questions(task, 1)
+    assert score(task, question, f"The sum is {question.secret.secret['answer']}.") == 1.0
+    task = ReasoningGym("chain_sum", extract=lambda reply: reply.split("=")[-1])
+    (question,) = questions(task, 1)
+    assert score(task, question, f"x={question.secret.secret['answer']}") == 1.0
+
+
+# --- hostile answers ---
+
+EVALUATING = ["countdown", "puzzle24", "n_queens", "string_insertion", "spiral_matrix", "binary_matrix", "polynomial_multiplication",
+              "simple_integration", "intermediate_integration"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVALUATING)
+def test_no_answer_runs_code(name, tmp_path):
+    flag = tmp_path / "flag"
+    task = ReasoningGym(name, size=5, prompt_length=10_000)
+    (question,) = questions(task, 1)
+    attacks = [
+        f"__import__('pathlib').Path({str(flag)!r}).touch()",
+        f"[open({str(flag)!r}, 'w')]",
+        f"lambdify('x', 'open({str(flag)!r}, \"w\")')(1)",
+        f"sympify('open({str(flag)!r}, 1)')",
+        f"sin('open({str(flag)!r}, \"w\")')",
+        f"5! + open({str(flag)!r}, 'w')",
+        f"(lambda: open({str(flag)!r}, 'w'))()",
+        f"[x for x in [open({str(flag)!r}, 'w')]]",
+        f"ｏpen({str(flag)!r}, 'w')",
+        f"f\"{{open('{flag}', 'w')}}\"",
+    ]
+    assert all(score(task, question, f"<answer>{attack}</answer>") <= 0.05 for attack in attacks)
+    assert not flag.exists()
+
+
+def test_the_attack_works_without_the_guard(tmp_path):
+    """So the test above can fail: reasoning-gym's own scorer runs the answer."""
+    flag = tmp_path / "flag"
+    dataset = reasoning_gym.create_dataset("string_insertion", size=1, seed=0)
+    dataset.score_answer(f"[open({str(flag)!r}, 'w').name]", dataset[0])
+    assert flag.exists()
+
+
+@pytest.mark.parametrize("source", ["1+2*x", "[1, (2, 3)]", "Integer (2 )*sqrt (Symbol ('x' ))", "{'a': -1}", "1 + 2 or so"])
+def test_harmless_expressions_pass(source):
+    check_expression(source)
+
+
+@pytest.mark.parametrize("source", ["f(1)", "x.y", "x[0]", "[i for i in x]", "lambda: 1", "(x := 1)", "f'{x}'", "sqrt(1)(2)"])
+def test_other_expressions_do_not(source):
+    assert "f" not in CALLABLE
+    with pytest.raises(ValueError, match="an answer may"):
+        check_expression(source)
+
+
+def test_an_endless_answer_is_worth_nothing_and_the_next_one_is_scored():
+    task = ReasoningGym("countdown", size=5, seconds=0.5)
+    (question,) = questions(task, 1)
+    answer = question.secret.secret["answer"]
+    assert score(task, question, f"<answer>{answer}</answer>") == 1.0
+    began = time.monotonic()
+    assert score(task, question, "<answer>9**9**9**9</answer>") == 0.0
+    assert score(task, question, f"<answer>{'(' * 100_000}</answer>") <= 0.01
+    assert score(task, question, f"<answer>{answer}</answer>") == 1.0
+    assert time.monotonic() - began < 8
+
+
+def test_threads_and_pickles():
+    task = pickle.loads(pickle.dumps(ReasoningGym("chain_sum", size=50)))
+    asked = questions(task, 40)
+    with ThreadPoolExecutor(8) as threads:
+        right = threads.map(lambda one: score(task, one, f"<answer>{one.secret.secret['answer']}</answer>"), asked)
+        wrong = threads.map(lambda one: score(task, one, "<answer>x</answer>"), asked)
+        assert set(right) == {1.0} and set(wrong) == {0.0}
+
+
+def test_the_grading_process_ends_with_its_grader():
+    grader = Grader("reasoning", seconds=1)
+    dataset = reasoning_gym.create_dataset("chain_sum", size=1, seed=0)
+    assert grader(pickle.dumps(dataset), dataset[0]["answer"], dataset[0]) == 1.0
+    process = grader._process
+    grader.close()
+    assert process.poll() is not None
+    assert grader(pickle.dumps(dataset), dataset[0]["answer"], dataset[0]) == 1.0  # a new one starts
+    process = grader._process
+    del grader
+    assert process.poll() is not None
+
+
+class Faulty(reasoning_gym.dataset.ProceduralDataset):
+    def __getitem__(self, index):
+        return {"question": "?", "answer": "!", "metadata": {}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dataset": "chain_sums"}, "has no data set 'chain_sums': did you mean 'chain_sum'"),
+        ({"settings": {"terms": 3}}, "'chain_sum' has no setting 'terms'; it has min_terms"),
+        ({"settings": {"min_terms": 5, "max_terms": 2}}, "refuses these settings of 'chain_sum'"),
+        ({"dataset": []}, "dataset is \\[\\]"),
+        ({"dataset": [{"weight": 1}]}, 'it must have "name"'),
+        ({"dataset": [{"name": "chain_sum", "weight": 0}]}, "weight 0; it must be above 0"),
+        ({"dataset": [{"name": "chain_sum"}], "settings": {}}, "settings belong to a data set given by its name"),
+        ({"extract": "xml"}, "extract is 'xml'"),
+        ({"seconds": 0}, "time limit for grading is 0"),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ReasoningGym(**arguments)
+
+
+def test_a_data_set_that_cannot_travel():
+    dataset = Faulty(config=None, seed=0, size=1)
+    dataset.function = lambda: None
+    with pytest.raises(ValueError, match="Faulty cannot be pickled"):
+        ReasoningGym(dataset)
