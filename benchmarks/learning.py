@@ -1,10 +1,12 @@
-"""The paper's question, put to training: is one reward for a whole response enough, and which agent makes the most of a token?
+"""The paper's question, put to training: is one reward for a whole response enough, and which agent makes the most of a
+token?
 
 A small transformer (supervised warm start, the same for all) learns one-digit sums by reinforcement.
 
-    python benchmarks/learning.py rewards       # the same agent sees every token's reward, their sum at the end, or right / wrong
-    python benchmarks/learning.py agents        # all agents, at equal generated tokens and equal number of updates
-    python benchmarks/learning.py preferences   # PPO against DPO and iterative DPO where every step counts (the paper's §5.1)
+    python benchmarks/learning.py rewards       # the same agent sees every token's reward, their sum at the end, or
+    right / wrong python benchmarks/learning.py agents        # all agents, at equal generated tokens and equal number
+    of updates python benchmarks/learning.py preferences   # PPO against DPO and iterative DPO where every step counts
+    (the paper's §5.1)
 
 Finished runs are kept in benchmarks/results/learning.json; a second call does only what is missing.
 """
@@ -44,7 +46,8 @@ SEEDS = {"rewards": 5, "agents": 3, "preferences": 3}
 
 @dataclass(frozen=True)
 class TokenRewards(TokenCredit):
-    """What an agent could do that saw every token's reward: Aₜ = Σₖ≥ₜ rₖ less the mean of the other responses' from the same step on."""
+    """What an agent could do that saw every token's reward: Aₜ = Σₖ≥ₜ rₖ less the mean of the other responses' from the
+    same step on."""
 
     group_size: int = 8
 
@@ -92,10 +95,19 @@ def learn(agent: str, reward: str, seed: int) -> dict[str, Any]:
     policy = build_policy(ModelConfig("small"), task, seed)
     warm_start(policy, task, WARM_START, seed)
     config = config_of(agent)
-    prompts = None if agent == "trepo budget" else max(2, round(TOKENS_PER_UPDATE / tokens_a_prompt(config, policy, task, seed)))
+    prompts = (
+        None
+        if agent == "trepo budget"
+        else max(2, round(TOKENS_PER_UPDATE / tokens_a_prompt(config, policy, task, seed)))
+    )
     options = TrainConfig(
-        steps=UPDATES, prompts_per_step=prompts, learning_rate=LEARNING_RATE, warm_up_steps=10, seed=seed, signal_every=0
-    )  # fmt: skip
+        steps=UPDATES,
+        prompts_per_step=prompts,
+        learning_rate=LEARNING_RATE,
+        warm_up_steps=10,
+        seed=seed,
+        signal_every=0,
+    )
     trainer = Trainer(build_agent(config, policy, task, seed), task, policy, options)
     trainer.prepare()
     curve = []
@@ -117,7 +129,8 @@ def tokens_a_prompt(config: Any, policy: Any, task: Arithmetic, seed: int) -> fl
 
 
 def point(trainer: Trainer) -> dict[str, float]:
-    """The share of right sums and of right digits, drawn and greedy; tokens so far, those of the preparation included."""
+    """The share of right sums and of right digits, drawn and greedy; tokens so far, those of the preparation
+    included."""
     figures: dict[str, float] = {"tokens": trainer.sampler.cost.tokens, "rewards": trainer.sampler.cost.rewards}
     for reward in ("outcome", "sum"):
         found = evaluate(trainer.policy, Arithmetic(digits=DIGITS, reward=reward), PROMPTS, 1000)
@@ -141,10 +154,19 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for run in pool.map(learn, *zip(*missing)) if missing else ():
             done.append(run)
-            setting = {"digits": DIGITS, "updates": UPDATES, "tokens_per_update": TOKENS_PER_UPDATE, "learning_rate": LEARNING_RATE}
+            setting = {
+                "digits": DIGITS,
+                "updates": UPDATES,
+                "tokens_per_update": TOKENS_PER_UPDATE,
+                "learning_rate": LEARNING_RATE,
+            }
             write_results(RESULTS, ("torch", "transformers"), {**setting, "runs": done})
             last = run["curve"][-1]
-            print(f"{run['agent']:<16}{run['reward']:<9}{run['seed']}  sums {last['outcome']:.3f}  digits {last['sum']:.3f}", flush=True)
+            print(
+                f"{run['agent']:<16}{run['reward']:<9}{run['seed']}  sums {last['outcome']:.3f}  digits "
+                f"{last['sum']:.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,16 @@ from pathlib import Path
 
 def machine(*packages: str) -> dict:
     """Commit, versions of Python and of these packages, cores, architecture."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    return {"commit": git.stdout.strip() or None, "versions": versions, "cores": os.cpu_count(), "machine": platform.machine()}
+    return {
+        "commit": git.stdout.strip() or None,
+        "versions": versions,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
 
 
 def write_results(path: Path, packages: tuple[str, ...], results: dict) -> None:

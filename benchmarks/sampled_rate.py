@@ -1,13 +1,14 @@
 """Responses per CPU-second of sampled certificates against a hand-vectorised numpy REINFORCE loop.
 
-    python benchmarks/sampled_rate.py                    # 4 tokens x 6 steps, with and without an end token; 1 M and 10 M responses
-    python benchmarks/sampled_rate.py --size 3,4 --responses 200000
+    python benchmarks/sampled_rate.py                    # 4 tokens x 6 steps, with and without an end token; 1 M and 10
+    M responses python benchmarks/sampled_rate.py --size 3,4 --responses 200000
 
-Prints a table and writes benchmarks/results/sampled_rate.json. CPU time of one thread, best of several rounds in which the contenders
-take turns; float64, one prompt. The numpy loop is what one would write by hand to estimate ∇J of a table of logits: ancestral sampling
-from cumulative tables, many responses at a time, and one accumulation of RM(W) ∇log π(W) for all of them. It computes a mean and
-nothing else; a certificate also has an error, a bound and a verdict. Without an end token every response has all T tokens; with one the
-loop gains from short responses. Goals: estimators of one response at least as fast as the loop, groups at a third of it.
+Prints a table and writes benchmarks/results/sampled_rate.json. CPU time of one thread, best of several rounds in which
+the contenders take turns; float64, one prompt. The numpy loop is what one would write by hand to estimate ∇J of a table
+of logits: ancestral sampling from cumulative tables, many responses at a time, and one accumulation of RM(W) ∇log π(W)
+for all of them. It computes a mean and nothing else; a certificate also has an error, a bound and a verdict. Without an
+end token every response has all T tokens; with one the loop gains from short responses. Goals: estimators of one
+response at least as fast as the loop, groups at a third of it.
 """
 
 import os
@@ -80,16 +81,21 @@ def mean_length(instance: Instance) -> float:
 
 
 def contenders(instance: Instance, sizes: list[int]) -> list[Contender]:
-    """The loop first. Every estimator with the fewest responses; those of one response and of three with all numbers of them."""
+    """The loop first. Every estimator with the fewest responses; those of one response and of three with all numbers of
+    them."""
     problem = Problem(instance)
     target = problem.target("reward")
     loop = NumpyLoop(instance)
 
     def by_hand(responses: int) -> float:
-        return float(np.linalg.norm(loop.gradient(responses, np.random.default_rng(0)) - target.numpy()) / target.norm())
+        return float(
+            np.linalg.norm(loop.gradient(responses, np.random.default_rng(0)) - target.numpy()) / target.norm()
+        )
 
     def certificate(estimator: Estimator) -> Callable[[int], float]:
-        return lambda responses: sampled_certificate(estimator, problem.enumeration, target, responses).relative_bias or 0.0
+        return lambda responses: (
+            sampled_certificate(estimator, problem.enumeration, target, responses).relative_bias or 0.0
+        )
 
     few = sizes[0]
     return [
@@ -180,7 +186,9 @@ class NumpyLoop:
 def show(rows: list[dict], instance: Instance) -> None:
     mdp = instance.mdp
     ended = "no end token" if mdp.eos is None else f"mean length {mean_length(instance):.2f}"
-    table = Table(title=f"V = {mdp.vocab_size}, T = {mdp.horizon}, {mdp.tree.n_leaves:,} responses exist, {ended}; one thread")
+    table = Table(
+        title=f"V = {mdp.vocab_size}, T = {mdp.horizon}, {mdp.tree.n_leaves:,} responses exist, {ended}; one thread"
+    )
     table.add_column("estimator", no_wrap=True)
     for name in ("responses", "M/s", "× loop", "goal", "error"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -1,10 +1,12 @@
-"""HumanEval programs a second, for each sandbox that this machine allows: the 164 reference solutions, all cases, on a warm pool.
+"""HumanEval programs a second, for each sandbox that this machine allows: the 164 reference solutions, all cases, on a
+warm pool.
 
     python benchmarks/sandbox_rate.py                       # two workers, five rounds
     python benchmarks/sandbox_rate.py --workers 4 --backend bwrap
 
-Prints a table and writes benchmarks/results/sandbox_rate.json. Rates are programs by elapsed time, median and best of the rounds; on a busy
-machine compare CPU times: of the programs themselves, and of the process that feeds the workers, in ms a program.
+Prints a table and writes benchmarks/results/sandbox_rate.json. Rates are programs by elapsed time, median and best of
+the rounds; on a busy machine compare CPU times: of the programs themselves, and of the process that feeds the workers,
+in ms a program.
 """
 
 import argparse
@@ -31,7 +33,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     problems = human_eval_problems()
-    rows = [measure(backend, problems, arguments.workers, arguments.rounds) for backend in arguments.backend or BACKENDS]
+    rows = [
+        measure(backend, problems, arguments.workers, arguments.rounds) for backend in arguments.backend or BACKENDS
+    ]
     show(rows, len(problems))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     results = {"workers": arguments.workers, "programs": len(problems), "backends": rows}
@@ -80,8 +84,17 @@ def show(rows: list[dict], programs: int) -> None:
             table.add_row(row["backend"], "–", "–", "–", "–", "–")
             Console().print(row["unavailable"])
             continue
-        figures = (row["programs_per_second"], row["programs_per_second_best"], row["program_cpu_ms"], row["feeding_cpu_ms"])
-        table.add_row(row["name"], f"{row['start_seconds']:.2f}", *(f"{figure:.{0 if figure >= 20 else 2}f}" for figure in figures))
+        figures = (
+            row["programs_per_second"],
+            row["programs_per_second_best"],
+            row["program_cpu_ms"],
+            row["feeding_cpu_ms"],
+        )
+        table.add_row(
+            row["name"],
+            f"{row['start_seconds']:.2f}",
+            *(f"{figure:.{0 if figure >= 20 else 2}f}" for figure in figures),
+        )
     Console().print(table)
 
 

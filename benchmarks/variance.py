@@ -1,9 +1,11 @@
-"""The paper's claims on variance, put to exact computation, and what estimators make of equal tokens. All of it, about 20 minutes:
+"""The paper's claims on variance, put to exact computation, and what estimators make of equal tokens. All of it, about
+20 minutes:
 
     python benchmarks/variance.py typical claims equal-tokens horizons allocation language-model
 
-Finished cells stay in runs/variance-benchmark, so a second call does what is missing. Results go to benchmarks/results/variance-*.json;
-`python benchmarks/variance_report.py` writes benchmarks/variance.md and the figures from them (`make docs` does, too).
+Finished cells stay in runs/variance-benchmark, so a second call does what is missing. Results go to
+benchmarks/results/variance-*.json; `python benchmarks/variance_report.py` writes benchmarks/variance.md and the figures
+from them (`make docs` does, too).
 """
 
 import os
@@ -42,7 +44,8 @@ LAMS = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def claims(jobs: int) -> None:
-    """Theorem 2 against one baseline for all steps (Remarks 4 and 7), the "near-optimal" baseline, λ in GAE (Remark 6): exact traces."""
+    """Theorem 2 against one baseline for all steps (Remarks 4 and 7), the "near-optimal" baseline, λ in GAE (Remark 6):
+    exact traces."""
     cells = [{"family": family, "seed": seed} for family in FAMILIES for seed in range(INSTANCES)]
     rows = run_cells(traces, cells, folder=CELLS / "claims", jobs=jobs)
     write_results(RESULTS / "variance-claims.json", VERSIONS, {"rows": [cell | row for cell, row in zip(cells, rows)]})
@@ -88,7 +91,11 @@ def command(*words: str) -> dict[str, Any]:
 
 def typical(jobs: int) -> None:
     """`llm-mdp variance` as it comes."""
-    write_results(RESULTS / "variance-typical.json", VERSIONS, command("typical", "--jobs", str(jobs)) | {"command": "llm-mdp variance"})
+    write_results(
+        RESULTS / "variance-typical.json",
+        VERSIONS,
+        command("typical", "--jobs", str(jobs)) | {"command": "llm-mdp variance"},
+    )
 
 
 def equal_tokens(jobs: int) -> None:
@@ -103,9 +110,24 @@ def equal_tokens(jobs: int) -> None:
 def horizons(jobs: int) -> None:
     """Bias and noise against the horizon, n-gram policies, up to 1,000 tokens."""
     names = ("reinforce-mean", "rloo", "grpo", "grpo-length", "remax", "ppo", "vineppo", "trepo", "trepo-paper")
-    options = ("--group-sizes", "4", "--positions", "4", "--branches", "1", "--lams", "0", "0.95", "1", "--estimates", "4000")
+    options = (
+        "--group-sizes",
+        "4",
+        "--positions",
+        "4",
+        "--branches",
+        "1",
+        "--lams",
+        "0",
+        "0.95",
+        "1",
+        "--estimates",
+        "4000",
+    )
     chain = ("--policy", "ngram", "--vocab", "8", "--horizon", "10", "30", "100", "300", "1000", "--budget", "20000")
-    write_results(RESULTS / "variance-horizons.json", VERSIONS, command("horizons", *names, *chain, *options, "--jobs", str(jobs)))
+    write_results(
+        RESULTS / "variance-horizons.json", VERSIONS, command("horizons", *names, *chain, *options, "--jobs", str(jobs))
+    )
 
 
 BUDGETS = (50, 200, 2000)
@@ -120,7 +142,8 @@ PILOT, PROMPTS, SAMPLES = 128, 768, (1, 2, 4)
 
 
 def allocation(jobs: int) -> None:
-    """`allocate` on tables, exactly; and its choice by a pilot batch on tasks with a transformer, held against fresh draws."""
+    """`allocate` on tables, exactly; and its choice by a pilot batch on tasks with a transformer, held against fresh
+    draws."""
     cells = [{"table": name, "name": name} for name in TABLES] + [{"task": name, "name": name} for name in TASKS]
     rows = run_cells(allocated, cells, folder=CELLS / "allocation", jobs=jobs)
     write_results(RESULTS / "variance-allocation.json", VERSIONS, {"pilot": PILOT, "prompts": PROMPTS, "rows": rows})
@@ -132,12 +155,15 @@ def allocated(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_allocation(name: str) -> dict[str, Any]:
-    """What exact figures choose for several budgets, beside RLOO at its best group size and TRePO cut at every token."""
+    """What exact figures choose for several budgets, beside RLOO at its best group size and TRePO cut at every
+    token."""
     setting = TABLES[name]
     world = make_world(setting)
     assert isinstance(world, TreeWorld)
     size, prices = float(world.target @ world.target), list(exact_prices(world.enumeration))
-    every = [price for price in prices if price.split.steps == tuple(range(1, setting.horizon)) and price.split.lam == 0]
+    every = [
+        price for price in prices if price.split.steps == tuple(range(1, setting.horizon)) and price.split.lam == 0
+    ]
     options = {"chosen": prices, "rloo": [price for price in prices if not price.split.steps], "every token": every}
     rows = []
     for budget in BUDGETS:
@@ -153,7 +179,8 @@ def table_allocation(name: str) -> dict[str, Any]:
 
 
 def task_allocation(name: str) -> dict[str, Any]:
-    """The split that a pilot of 128 prompts chooses, and what every split then costs on other prompts: tokens x trace, over the least."""
+    """The split that a pilot of 128 prompts chooses, and what every split then costs on other prompts: tokens x trace,
+    over the least."""
     from llm_mdp_agents.measuring import Sketch, pilot_allocation, shared_estimates
     from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
     from llm_mdp_agents.sampler import TaskSampler, streams
@@ -164,19 +191,27 @@ def task_allocation(name: str) -> dict[str, Any]:
     if has_answers(task):
         warm_start(policy, task, 60, 0)
     chosen = [
-        pilot_allocation(2500, policy, TaskSampler(policy, task, *streams([seed, 1]), PILOT), task.horizon, seed=seed) for seed in range(3)
+        pilot_allocation(2500, policy, TaskSampler(policy, task, *streams([seed, 1]), PILOT), task.horizon, seed=seed)
+        for seed in range(3)
     ]
     cuts = few_cuts(task.horizon)
-    splits = [Split(size, steps, lam) for size in (2, 4, 8) for steps in cuts for lam in ((0.0, 0.5) if steps else (0.0,))]
+    splits = [
+        Split(size, steps, lam) for size in (2, 4, 8) for steps in cuts for lam in ((0.0, 0.5) if steps else (0.0,))
+    ]
     keys = [(split, samples) for split in splits for samples in (SAMPLES if split.steps else (1,))]
     estimators = {str(number): split.estimator(samples) for number, (split, samples) in enumerate(keys)}
     estimates, _ = shared_estimates(
         estimators, policy, TaskSampler(policy, task, *streams([99, 1]), PROMPTS), 8, Sketch(list(policy.parameters()))
     )
     reference = estimates["0"]
-    measured = [sampled_measurement(estimates[str(number)], reference=reference, known="unbiased") for number in range(len(keys))]
+    measured = [
+        sampled_measurement(estimates[str(number)], reference=reference, known="unbiased")
+        for number in range(len(keys))
+    ]
     # Trace x tokens is what tells splits apart; paired bootstrap samples of its ratio to the best.
-    noise = torch.tensor([[one.trace * one.tokens for one in (each.spread, *each.replicates)] for each in measured], dtype=torch.float64)
+    noise = torch.tensor(
+        [[one.trace * one.tokens for one in (each.spread, *each.replicates)] for each in measured], dtype=torch.float64
+    )
     best = int(noise[:, 0].argmin())
     ratio = noise / noise[best]
 
@@ -198,10 +233,33 @@ def task_allocation(name: str) -> dict[str, Any]:
 def language_model(jobs: int) -> None:
     """SmolLM2-135M-Instruct on two-digit sums, a few minutes."""
     words = (
-        "rloo", "grpo", "dr-grpo", "remax", "trepo", "--group-sizes", "2", "4", "--positions", "2", "--branches", "1", "--lams", "0.5",
-        "--env", f"{HERE / 'smollm2.py'}:Sums", "--env-args", "horizon=6", "chat=True", "system=''", "--model", str(smollm2()),
-        "--prompts", "48", "--budget", "500",
-    )  # fmt: skip
+        "rloo",
+        "grpo",
+        "dr-grpo",
+        "remax",
+        "trepo",
+        "--group-sizes",
+        "2",
+        "4",
+        "--positions",
+        "2",
+        "--branches",
+        "1",
+        "--lams",
+        "0.5",
+        "--env",
+        f"{HERE / 'smollm2.py'}:Sums",
+        "--env-args",
+        "horizon=6",
+        "chat=True",
+        "system=''",
+        "--model",
+        str(smollm2()),
+        "--prompts",
+        "48",
+        "--budget",
+        "500",
+    )
     document = command("language-model", *words)
     shown = document["command"].replace(str(HERE.parent) + "/", "").replace(str(smollm2()), "FOLDER")
     write_results(RESULTS / "variance-language-model.json", VERSIONS, document | {"command": shown})

@@ -1,4 +1,5 @@
-"""benchmarks/variance.md and its figures from benchmarks/results/variance-*.json: `python benchmarks/variance_report.py`."""
+"""benchmarks/variance.md and its figures from benchmarks/results/variance-*.json: `python
+benchmarks/variance_report.py`."""
 
 import json
 import math
@@ -36,7 +37,15 @@ equal generated tokens.
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     claims, equal, far, split, model = map(load, ("claims", "equal-tokens", "horizons", "allocation", "language-model"))
-    sections = [HEAD, summary(claims, equal, far), theorems(claims), equal_tokens(equal), horizons(far), allocation(split), language_model(model)]
+    sections = [
+        HEAD,
+        summary(claims, equal, far),
+        theorems(claims),
+        equal_tokens(equal),
+        horizons(far),
+        allocation(split),
+        language_model(model),
+    ]
     PAGE.write_text("\n".join(sections), encoding="utf-8")
     claims_figure(claims, FOLDER / "variance_claims.svg")
     horizon_figure(far, FOLDER / "variance_horizons.svg")
@@ -57,15 +66,22 @@ def typical(result: dict[str, Any]) -> str:
     for setting in result["settings"]:
         rows = [
             [
-                f"{row['label']}{' (given values)' if row['given_values'] else ''}", row["verdict"], number(row["tokens"]), number(row["trace_covariance"]),
-                number(row["tokens_to_signal"]), f"{row['progress']:.3f}",
+                f"{row['label']}{' (given values)' if row['given_values'] else ''}",
+                row["verdict"],
+                number(row["tokens"]),
+                number(row["trace_covariance"]),
+                number(row["tokens_to_signal"]),
+                f"{row['progress']:.3f}",
             ]
             for row in leaders(setting["rows"])
-        ]  # fmt: skip
+        ]
         parts += [
             f"<details><summary><b>{setting['name']}</b> ({setting['words']}): {setting['recommendation']}</summary>\n",
-            table(["estimator at its best options", "verdict", "tokens", "tr Cov", "tokens to signal", "progress"], rows), "</details>\n",
-        ]  # fmt: skip
+            table(
+                ["estimator at its best options", "verdict", "tokens", "tr Cov", "tokens to signal", "progress"], rows
+            ),
+            "</details>\n",
+        ]
     return "\n".join([f"`{result['command']}`, then `python benchmarks/variance_report.py`:\n", *parts])
 
 
@@ -79,7 +95,8 @@ def versions(result: dict[str, Any], command: str) -> str:
     return f"`{command}` (commit {(result['commit'] or 'none')[:7]}; {named})\n"
 
 
-# --- the paper's claims -------------------------------------------------------------------------------------------------------
+# --- the paper's claims
+# -------------------------------------------------------------------------------------------------------
 
 
 def by_family(claims: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -115,7 +132,15 @@ def theorems(claims: dict[str, Any]) -> str:
     shared, optimal, lam = [], [], []
     for family, rows in families.items():
         against, above = ratios(rows, "theorem-2", "shared"), ratios(rows, "theorem-2", "optimal")
-        shared.append([family, number(median(against)), number(min(against)), number(max(against)), fails(rows, worse_than_shared)])
+        shared.append(
+            [
+                family,
+                number(median(against)),
+                number(min(against)),
+                number(max(against)),
+                fails(rows, worse_than_shared),
+            ]
+        )
         optimal.append([family, number(median(above)), number(max(above)), fails(rows, beats_optimum)])
         gain = [row["gae-0"] / min(row[f"gae-{lam:g}"] for lam in LAMS) for row in rows]
         one = ratios(rows, "gae-1", "gae-0")
@@ -123,26 +148,35 @@ def theorems(claims: dict[str, Any]) -> str:
     parts = [
         "## Theorem 2, its baseline, and λ\n",
         versions(claims, "python benchmarks/variance.py claims"),
-        f"Exact traces of one response's estimate, with exact values, on {len(families['table'])} random token MDPs a family (3 tokens, horizon 4; a "
-        "normal reward for every token; tables of logits with standard deviation 1, or peaked ones with 4; bigram policies, peaked with 3; a "
+        f"Exact traces of one response's estimate, with exact values, on {len(families['table'])} random token MDPs a "
+        f"family (3 tokens, horizon 4; a "
+        "normal reward for every token; tables of logits with standard deviation 1, or peaked ones with 4; bigram "
+        "policies, peaked with 3; a "
         "tiny transformer).\n",
         "### Theorem 2 against one baseline for all steps (Remarks 4 and 7)\n",
-        "Remark 7 says that U(W₀,ₜ) - U(W₀,ₜ₋₁) has smoother gradients than RM(W) less one baseline of the prompt. Ratio of the two traces:\n",
+        "Remark 7 says that U(W₀,ₜ) - U(W₀,ₜ₋₁) has smoother gradients than RM(W) less one baseline of the prompt. "
+        "Ratio of the two traces:\n",
         table(["policy", "median", "least", "most", "claim fails on"], shared),
-        "It nearly always helps, and by a factor. Where policies are peaked it can hurt: the value of a state is not its best baseline (next "
+        "It nearly always helps, and by a factor. Where policies are peaked it can hurt: the value of a state is not "
+        "its best baseline (next "
         "table), and what is lost there can exceed what is gained by taking the future's expectation.\n",
         '### The "near-optimal" baseline against the optimal one\n',
-        "Theorem 2 calls U(W₀,ₜ₋₁) near-optimal; its proof gives the optimal b = E[U |∇log π|²] / E|∇log π|² of every state. Trace with the "
+        "Theorem 2 calls U(W₀,ₜ₋₁) near-optimal; its proof gives the optimal b = E[U |∇log π|²] / E|∇log π|² of every "
+        "state. Trace with the "
         "first over trace with the second:\n",
         table(["policy", "median", "most", "the optimal one is worse on"], optimal),
-        "For policies with some entropy the word is fair. For peaked ones it is not: rare tokens have the long scores, and the baseline should "
-        "sit near *their* value. The formula is optimal state by state, hence for tables; where states share parameters it leaves out the "
+        "For policies with some entropy the word is fair. For peaked ones it is not: rare tokens have the long scores, "
+        "and the baseline should "
+        "sit near *their* value. The formula is optimal state by state, hence for tables; where states share "
+        "parameters it leaves out the "
         "covariance between steps, and the value can beat it.\n",
         "### λ of GAE (Remark 6)\n",
         "Remark 6 says that λ = 0 has the smallest variance, given exact values:\n",
         table(["policy", "λ = 1 over λ = 0, median", "another λ is better on", "λ = 0 over the best, most"], lam),
-        "On tables it holds on every instance: scores of different states are orthogonal, so the trace is a sum over steps, and each step's "
-        "part is least at λ = 0. With shared parameters it fails often, if never by much: steps are correlated then, and a little of the "
+        "On tables it holds on every instance: scores of different states are orthogonal, so the trace is a sum over "
+        "steps, and each step's "
+        "part is least at λ = 0. With shared parameters it fails often, if never by much: steps are correlated then, "
+        "and a little of the "
         "future cancels noise. (λ from 0, 0.25, 0.5, 0.75, 0.95, 1.)\n",
         "![Traces of the paper's estimators](../docs/figures/variance_claims.svg)\n",
     ]
@@ -163,9 +197,17 @@ def claims_figure(claims: dict[str, Any], path: Path) -> None:
         for place, rows in enumerate(families.values()):
             values = sorted(ratio(row) for row in rows)
             heights = [place + 0.3 * (2 * k / len(values) - 1) for k in range(len(values))]
-            colours = [COLOURS[1] if (value > FAILS) == (axis is not axes[1]) and abs(value - 1) > 1e-9 else COLOURS[0] for value in values]
+            colours = [
+                COLOURS[1] if (value > FAILS) == (axis is not axes[1]) and abs(value - 1) > 1e-9 else COLOURS[0]
+                for value in values
+            ]
             axis.scatter(values, heights, s=5, c=colours, linewidths=0)
-        axis.set(xscale="linear" if axis is axes[2] else "log", title=title, yticks=range(len(families)), yticklabels=list(families))
+        axis.set(
+            xscale="linear" if axis is axes[2] else "log",
+            title=title,
+            yticks=range(len(families)),
+            yticklabels=list(families),
+        )
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.xaxis.set_minor_formatter(lambda value, _: "")
         axis.title.set_fontsize(9)
@@ -173,7 +215,8 @@ def claims_figure(claims: dict[str, Any], path: Path) -> None:
     _finish(figure, "Ratios of exact traces, one dot an instance; red: against the paper's claim", path)
 
 
-# --- equal tokens -------------------------------------------------------------------------------------------------------------
+# --- equal tokens
+# -------------------------------------------------------------------------------------------------------------
 
 SHOWN = ("reinforce-mean", "rloo", "remax", "grpo", "vineppo", "trepo", "trepo-paper")
 
@@ -214,12 +257,15 @@ def equal_tokens(equal: dict[str, Any]) -> str:
     parts = [
         "## Equal tokens\n",
         "\n".join(versions(equal, document["command"]) for document in equal["documents"]),
-        "Tokens to signal, each estimator with its best options of the grid (K in 2, 4, 8; |D| in 2, 4; M in 1, 4; λ in 0, 0.5, 1), over those "
-        "of RLOO with its best K: below 1 is better than RLOO, 2 needs twice the tokens. In brackets the ceiling cos² of biased ones. The last "
+        "Tokens to signal, each estimator with its best options of the grid (K in 2, 4, 8; |D| in 2, 4; M in 1, 4; λ "
+        "in 0, 0.5, 1), over those "
+        "of RLOO with its best K: below 1 is better than RLOO, 2 needs twice the tokens. In brackets the ceiling cos² "
+        "of biased ones. The last "
         "column gives away exact values of all states (Theorem 2), whose price is not counted.\n",
         table(["setting", *SHOWN, "exact values"], rows),
         f"Best options of TRePO: {choices}.\n",
-        f"Branches pay on {len(wins)} of {len(rows)} settings" + (f" ({'; '.join(named(setting) for setting in wins)})" if wins else "")
+        f"Branches pay on {len(wins)} of {len(rows)} settings"
+        + (f" ({'; '.join(named(setting) for setting in wins)})" if wins else "")
         + ". A branch is a whole response whose tokens teach nothing; it must remove more noise than another response would.\n",
         "![What estimators make of equal tokens](../docs/figures/variance_equal_tokens.svg)\n",
     ]
@@ -247,18 +293,31 @@ def equal_figure(equal: dict[str, Any], path: Path) -> None:
     _finish(figure, "Tokens that each estimator needs, at its best options", path)
 
 
-# --- horizons -----------------------------------------------------------------------------------------------------------------
+# --- horizons
+# -----------------------------------------------------------------------------------------------------------------
 
 LINES = (
-    "rloo K=4", "reinforce-mean", "grpo K=4", "grpo-length K=4", "trepo K=4 D=4 M=1 λ=0", "vineppo D=4 M=1", "trepo-paper D=4 M=1",
-    "ppo λ=0 σ=0", "ppo λ=0 σ=0.5", "ppo λ=0.95 σ=0.5", "ppo λ=1 σ=0.5",
-)  # fmt: skip
+    "rloo K=4",
+    "reinforce-mean",
+    "grpo K=4",
+    "grpo-length K=4",
+    "trepo K=4 D=4 M=1 λ=0",
+    "vineppo D=4 M=1",
+    "trepo-paper D=4 M=1",
+    "ppo λ=0 σ=0",
+    "ppo λ=0 σ=0.5",
+    "ppo λ=0.95 σ=0.5",
+    "ppo λ=1 σ=0.5",
+)
 
 
 def along(far: dict[str, Any], label: str) -> list[tuple[int, dict[str, Any]]]:
     return [
-        (setting["axes"]["horizon"], row) for setting in far["settings"] for row in setting["rows"] if row["label"] == label
-    ]  # fmt: skip
+        (setting["axes"]["horizon"], row)
+        for setting in far["settings"]
+        for row in setting["rows"]
+        if row["label"] == label
+    ]
 
 
 def horizons(far: dict[str, Any]) -> str:
@@ -268,10 +327,12 @@ def horizons(far: dict[str, Any]) -> str:
     parts = [
         "## Long horizons\n",
         versions(far, far["command"]),
-        "Bigram policies and rewards over 8 tokens, responses half as long as the horizon on average; the gradient is exact (n-gram dynamic "
+        "Bigram policies and rewards over 8 tokens, responses half as long as the horizon on average; the gradient is "
+        "exact (n-gram dynamic "
         "programme), covariances are sampled (± half a 95 % interval). Tokens to signal:\n",
         table(["estimator", *(f"T = {horizon}" for horizon in at)], noise),
-        "Bias of direction, √(1 - cos²): what is left of the relative bias after the best rescaling, which a learning rate can do (the scale of GRPO "
+        "Bias of direction, √(1 - cos²): what is left of the relative bias after the best rescaling, which a learning "
+        "rate can do (the scale of GRPO "
         "alone, one over the standard deviation of the reward, makes a relative bias close to 1):\n",
         table(["estimator", *(f"T = {horizon}" for horizon in at)], off),
         "![Noise and bias against the horizon](../docs/figures/variance_horizons.svg)\n",
@@ -320,34 +381,51 @@ def horizon_figure(far: dict[str, Any], path: Path) -> None:
             axis.fill_between(steps, low, high, color=colours[label], alpha=0.12, linewidth=0)
     axes[0].set(xscale="log", yscale="log", xlabel="horizon", ylabel="tokens to signal")
     axes[1].set(xscale="log", xlabel="horizon", ylabel="bias of direction", ylim=(0, 1.02))
-    axes[1].legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[1].legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     _finish(figure, "Noise (left) and bias (right) against the horizon; dashed: biased", path)
 
 
-# --- allocation ---------------------------------------------------------------------------------------------------------------
+# --- allocation
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def allocation(split: dict[str, Any]) -> str:
     tables = [row for row in split["rows"] if "table" in row]
     tasks = [row for row in split["rows"] if "task" in row]
     rows = [
-        [f"{one['table']}, {at['budget']} tokens", at["chosen"]["words"], *(_signal(at, key) for key in ("chosen", "rloo", "every token"))]
-        for one in tables for at in one["rows"]
-    ]  # fmt: skip
+        [
+            f"{one['table']}, {at['budget']} tokens",
+            at["chosen"]["words"],
+            *(_signal(at, key) for key in ("chosen", "rloo", "every token")),
+        ]
+        for one in tables
+        for at in one["rows"]
+    ]
     parts = [
         "## How to split a budget\n",
         versions(split, "python benchmarks/variance.py allocation"),
-        "`llm_mdp.variance.allocation.allocate(budget, prices, |∇J|²)`: K responses to a prompt, cut at steps D, M branches from every cut, the other "
-        "responses as the prompt's baseline. The noise is v₀ + v₁ / M and the cost K (ℓ + M β), so M* = √(v₁ ℓ / (v₀ β)) whatever the budget; "
-        "the estimate is a U-statistic, so exact figures for one response and for pairs give every K. On tables every set of cuts was tried; "
-        "tokens to signal of the choice, of RLOO at its best K, and of TRePO cut at every token (λ = 0, best K and M):\n",
+        "`llm_mdp.variance.allocation.allocate(budget, prices, |∇J|²)`: K responses to a prompt, cut at steps D, M "
+        "branches from every cut, the other "
+        "responses as the prompt's baseline. The noise is v₀ + v₁ / M and the cost K (ℓ + M β), so M* = √(v₁ ℓ / (v₀ "
+        "β)) whatever the budget; "
+        "the estimate is a U-statistic, so exact figures for one response and for pairs give every K. On tables every "
+        "set of cuts was tried; "
+        "tokens to signal of the choice, of RLOO at its best K, and of TRePO cut at every token (λ = 0, best K and "
+        "M):\n",
         table(["table", "choice", "tokens to signal", "RLOO", "every token"], rows),
-        f"On tasks with a small transformer, a pilot of {split['pilot']} prompts chooses (`TRePO.Config(budget=…)`). Three pilots, each choice "
-        f"measured on {split['prompts']} other prompts: tokens x trace over the least of all {len(tasks[0]['every'])} or so splits (1 is the best; "
-        "95 % bootstrap intervals over prompts), beside RLOO with K = 4 and TRePO's own defaults of two branches before every token.\n",
+        f"On tasks with a small transformer, a pilot of {split['pilot']} prompts chooses (`TRePO.Config(budget=…)`). "
+        f"Three pilots, each choice "
+        f"measured on {split['prompts']} other prompts: tokens x trace over the least of all {len(tasks[0]['every'])} "
+        f"or so splits (1 is the best; "
+        "95 % bootstrap intervals over prompts), beside RLOO with K = 4 and TRePO's own defaults of two branches "
+        "before every token.\n",
         table(["task", "split", "of the best's noise x cost"], [row for task in tasks for row in _task_rows(task)]),
-        "And trained with (`python benchmarks/learning.py agents`: one-digit sums, 100 updates of 2,500 generated tokens; share of right digits at "
-        f"the end, smallest and largest over seeds): {', '.join(_learned(agent) for agent in ('trepo budget', 'trepo', 'rloo'))}. A "
+        "And trained with (`python benchmarks/learning.py agents`: one-digit sums, 100 updates of 2,500 generated "
+        "tokens; share of right digits at "
+        f"the end, smallest and largest over seeds): "
+        f"{', '.join(_learned(agent) for agent in ('trepo budget', 'trepo', 'rloo'))}. A "
         "pilot costs two such batches.\n",
     ]
     return "\n".join(parts)
@@ -372,7 +450,11 @@ def _task_rows(task: dict[str, Any]) -> list[list[str]]:
         return f"K = {row['group_size']}, M = {row['samples']} before {cuts}, λ = {row['lam']:g}"
 
     def line(title: str, row: dict[str, Any]) -> list[str]:
-        return [task["task"], f"{title}: {words(row)}", f"{row['ratio']:.2f} ({row['interval'][0]:.2f} … {row['interval'][1]:.2f})"]
+        return [
+            task["task"],
+            f"{title}: {words(row)}",
+            f"{row['ratio']:.2f} ({row['interval'][0]:.2f} … {row['interval'][1]:.2f})",
+        ]
 
     every = task["every"]
     longest = max((row["steps"] for row in every), key=len)
@@ -380,12 +462,14 @@ def _task_rows(task: dict[str, Any]) -> list[list[str]]:
     rows += [line("RLOO", row) for row in every if not row["steps"] and row["group_size"] == 4]
     rows += [
         line("every cut", row)
-        for row in every if row["steps"] == longest and row["group_size"] == 2 and row["samples"] == 2 and row["lam"] == 0
-    ]  # fmt: skip
+        for row in every
+        if row["steps"] == longest and row["group_size"] == 2 and row["samples"] == 2 and row["lam"] == 0
+    ]
     return [*rows, line("the worst", max(every, key=lambda row: row["ratio"]))]
 
 
-# --- a language model ---------------------------------------------------------------------------------------------------------
+# --- a language model
+# ---------------------------------------------------------------------------------------------------------
 
 
 def language_model(model: dict[str, Any]) -> str:
@@ -400,8 +484,10 @@ def language_model(model: dict[str, Any]) -> str:
     parts = [
         "## A language model\n",
         versions(model, model["command"]),
-        f"SmolLM2-135M-Instruct (135 M parameters, float32, CPU) on two-digit sums with 0/1 rewards, mean reward {setting['J']:.2f}. Gradients of "
-        "single estimates are streamed and sketched; all estimators share prompts, responses and branches. The true gradient is not known: "
+        f"SmolLM2-135M-Instruct (135 M parameters, float32, CPU) on two-digit sums with 0/1 rewards, mean reward "
+        f"{setting['J']:.2f}. Gradients of "
+        "single estimates are streamed and sketched; all estimators share prompts, responses and branches. The true "
+        "gradient is not known: "
         f"{setting['target']} on the same draws stands for it.\n",
         table(["estimator", "tokens", "time", "tr Cov", "tokens to signal", f"over {setting['target']}'s"], rows),
         setting["recommendation"] + "\n",
@@ -409,7 +495,8 @@ def language_model(model: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-# --- in short -----------------------------------------------------------------------------------------------------------------
+# --- in short
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def summary(claims: dict[str, Any], equal: dict[str, Any], far: dict[str, Any]) -> str:
@@ -427,18 +514,27 @@ def summary(claims: dict[str, Any], equal: dict[str, Any], far: dict[str, Any]) 
     exact, group = (next(row for row in long["rows"] if row["label"] == label) for label in ("ppo λ=0 σ=0", "rloo K=4"))
     lines = [
         "## In short\n",
-        f"- **Theorem 2 is smoother than one shared baseline** (Remarks 4, 7): on {smaller} of {len(every)} instances; most exceptions are peaked policies.",
-        f"- **λ = 0 has the least variance** (Remark 6): on {least[0]} of {len(tables)} tables, but on {least[1]} of {len(others)} policies that share "
+        f"- **Theorem 2 is smoother than one shared baseline** (Remarks 4, 7): on {smaller} of {len(every)} instances; "
+        f"most exceptions are peaked policies.",
+        f"- **λ = 0 has the least variance** (Remark 6): on {least[0]} of {len(tables)} tables, but on {least[1]} of "
+        f"{len(others)} policies that share "
         "parameters between states.",
-        f"- **The value is a near-optimal baseline**: {number(median(ratios(families['table'], 'theorem-2', 'optimal')))} times the optimum's noise "
-        f"at the median of tables, {number(median(ratios(families['peaked table'], 'theorem-2', 'optimal')))} times for peaked ones, up to "
+        f"- **The value is a near-optimal baseline**: "
+        f"{number(median(ratios(families['table'], 'theorem-2', 'optimal')))} times the optimum's noise "
+        f"at the median of tables, {number(median(ratios(families['peaked table'], 'theorem-2', 'optimal')))} times "
+        f"for peaked ones, up to "
         f"{number(max(ratios(every, 'theorem-2', 'optimal')))} times.",
-        f"- **Smoother is not cheaper** (Remark 7, at equal tokens): repaired TRePO with its best options needs fewer tokens than RLOO on {beaten} of "
-        f"{len(settings)} settings, and is best of all on {best}. Smoothness comes from values; branches buy values with tokens that could have been responses.",
-        f"- **TRePO as printed** makes less progress than the repaired one on {worse} of {len(settings)} settings: its noise is low because its signal "
+        f"- **Smoother is not cheaper** (Remark 7, at equal tokens): repaired TRePO with its best options needs fewer "
+        f"tokens than RLOO on {beaten} of "
+        f"{len(settings)} settings, and is best of all on {best}. Smoothness comes from values; branches buy values "
+        f"with tokens that could have been responses.",
+        f"- **TRePO as printed** makes less progress than the repaired one on {worse} of {len(settings)} settings: its "
+        f"noise is low because its signal "
         "is, and its ceiling is below 1.",
-        f"- **Values are worth most where responses are long**: at T = {long['axes']['horizon']} exact ones cut the tokens to signal from "
-        f"{number(group['tokens_to_signal'])} (RLOO) to {number(exact['tokens_to_signal'])}. A critic that is off by half a standard deviation of the "
+        f"- **Values are worth most where responses are long**: at T = {long['axes']['horizon']} exact ones cut the "
+        f"tokens to signal from "
+        f"{number(group['tokens_to_signal'])} (RLOO) to {number(exact['tokens_to_signal'])}. A critic that is off by "
+        f"half a standard deviation of the "
         "reward loses most of that at λ = 1 and its direction at λ = 0.\n",
     ]
     return "\n".join(lines)

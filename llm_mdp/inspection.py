@@ -1,7 +1,8 @@
 """Credit, token by token: what each estimator makes of the very same responses, beside the truth where it is known.
 
-The code that trains is the code that is looked at: every estimator collects its own evidence and computes its own loss, and what it does
-to a token is read off as the derivative of that loss. `SameRollouts` sees to it that all of them get the same responses.
+The code that trains is the code that is looked at: every estimator collects its own evidence and computes its own loss,
+and what it does to a token is read off as the derivative of that loss. `SameRollouts` sees to it that all of them get
+the same responses.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,11 +34,13 @@ LARGEST_TREE = 2_000_000
 """Most numbers in a policy's logits over the tree for which exact values are computed."""
 
 
-# --- the same responses for everybody -------------------------------------------------------------------------------------------
+# --- the same responses for everybody
+# -------------------------------------------------------------------------------------------
 
 
 class SameRollouts:
-    """A sampler (`llm_mdp.sampling.sampler.Sampler`) that answers with responses drawn before; branches and values are drawn afresh.
+    """A sampler (`llm_mdp.sampling.sampler.Sampler`) that answers with responses drawn before; branches and values are
+    drawn afresh.
 
     Args:
         sampler: the one that drew them; it is asked for everything else.
@@ -52,7 +55,8 @@ class SameRollouts:
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
         if (group_size, temperature) != (self.group_size, 1.0):
             raise ValueError(
-                f"an estimator asks for {group_size} responses to a prompt at temperature {temperature:g}; all estimators look at the same "
+                f"an estimator asks for {group_size} responses to a prompt at temperature {temperature:g}; all "
+                f"estimators look at the same "
                 f"{self.group_size}, drawn at temperature 1, so this one cannot be among them."
             )
         return self.recorded
@@ -87,8 +91,8 @@ class SameRollouts:
 def token_weights(estimator: Estimator, sampler: SameRollouts) -> Float[Tensor, "B T"]:
     """-B ∂loss/∂logp of B responses, at the policy that drew them: what each token's score ∇log π is multiplied with.
 
-    With reduction "sum" this is the advantage; with another one it holds the division by lengths too. 0 where the policy did not choose
-    the token, and in groups that the estimator leaves out.
+    With reduction "sum" this is the advantage; with another one it holds the division by lengths too. 0 where the
+    policy did not choose the token, and in groups that the estimator leaves out.
 
     Raises:
         ValueError: if the loss is no number of these log-probabilities, or its derivative is not finite.
@@ -102,7 +106,8 @@ def token_weights(estimator: Estimator, sampler: SameRollouts) -> Float[Tensor, 
     return weights.index_copy(0, sampler.rows, len(derivative) * derivative.double())
 
 
-# --- which estimators -----------------------------------------------------------------------------------------------------------
+# --- which estimators
+# -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ class Choices:
     samples: int = 4
     """M, branches from each boundary of TRePO and VinePPO."""
     every: int = 1
-    """Tokens from boundary to boundary of TRePO; the segments of VinePPO, and of TRePO as printed, are twice as long."""
+    """Tokens from boundary to boundary of TRePO; the segments of VinePPO, and of TRePO as printed, are twice as
+    long."""
     critic: Critic | None = None
     """The exact value, where it is known."""
 
@@ -132,27 +138,41 @@ KNOWN: dict[str, Known] = {
     "reinforce": Known("REINFORCE", "The reward of the response, on every token.", lambda c: REINFORCE()),
     "rloo": Known("RLOO", "The reward less the mean of the other responses.", lambda c: RLOO()),
     "remax": Known("ReMax", "The reward less that of the greedy response.", lambda c: ReMax()),
-    "grpo": Known("GRPO", "The reward less the mean of the group, divided by its standard deviation.", lambda c: GRPO()),
+    "grpo": Known(
+        "GRPO", "The reward less the mean of the group, divided by its standard deviation.", lambda c: GRPO()
+    ),
     "dr-grpo": Known(
-        "Dr. GRPO", "The reward less the mean of the group, divided by the horizon.",
+        "Dr. GRPO",
+        "The reward less the mean of the group, divided by the horizon.",
         lambda c: GRPO(scale_by_std=False, reduction="constant", reduction_constant=c.horizon),
     ),
     "trepo": Known(
-        "TRePO", "From token to token, the change of a value that fresh draws estimate.",
+        "TRePO",
+        "From token to token, the change of a value that fresh draws estimate.",
         lambda c: TRePO(samples=c.samples, boundary=EveryNTokens(c.every)),
     ),
     "trepo-paper": Known(
-        "TRePO as printed", "The same with draws of later tokens pooled (Eq. 31), interpolation, and temperatures raised from 0.",
+        "TRePO as printed",
+        "The same with draws of later tokens pooled (Eq. 31), interpolation, and temperatures raised from 0.",
         lambda c: TRePO(
-            samples=c.samples, boundary=EveryNTokens(2 * c.every), pooled=True, interpolated=True, temperatures=ramp(c.samples)
+            samples=c.samples,
+            boundary=EveryNTokens(2 * c.every),
+            pooled=True,
+            interpolated=True,
+            temperatures=ramp(c.samples),
         ),
     ),
     "vineppo": Known(
-        "VinePPO", "From segment to segment, the change of a value that fresh draws estimate.",
+        "VinePPO",
+        "From segment to segment, the change of a value that fresh draws estimate.",
         lambda c: VinePPO(samples=c.samples, boundary=EveryNTokens(2 * c.every)),
     ),
-    "gae": Known("PPO, exact critic", "GAE(0.95) over the exact value: the critic that PPO hopes for.", lambda c: PPO(critic=c.critic)),
-}  # fmt: skip
+    "gae": Known(
+        "PPO, exact critic",
+        "GAE(0.95) over the exact value: the critic that PPO hopes for.",
+        lambda c: PPO(critic=c.critic),
+    ),
+}
 """Names that a command line may give, in the order in which they are shown."""
 
 
@@ -184,7 +204,9 @@ def known_subject(name: str, choices: Choices) -> Subject:
     """
     check_known(name)
     if name == "gae" and choices.critic is None:
-        raise ValueError("gae needs the exact value of every prefix, which only token MDPs of moderate size have; leave it out here.")
+        raise ValueError(
+            "gae needs the exact value of every prefix, which only token MDPs of moderate size have; leave it out here."
+        )
     known, problem = KNOWN[name], Problem(random_instance(3, 4, gamma=0.9))
     small = Choices(problem.instance.mdp.horizon, samples=2, critic=problem.exact_u)
     return Subject(name, known.label, known.words, known.make(choices), verdict(known.make(small), problem))
@@ -195,14 +217,22 @@ def own_subject(name: str, estimator: Estimator) -> Subject:
     label = name.rpartition(":")[2]
     words = " ".join((type(estimator).__doc__ or "").strip().split("\n\n")[0].split())
     generated = words.startswith(f"{type(estimator).__name__}(")
-    return Subject(name, label, "" if generated else words, estimator, verdict(estimator, Problem(random_instance(3, 4, gamma=0.9))))
+    return Subject(
+        name,
+        label,
+        "" if generated else words,
+        estimator,
+        verdict(estimator, Problem(random_instance(3, 4, gamma=0.9))),
+    )
 
 
 def verdict(estimator: Estimator, problem: Problem) -> str | None:
     """The exact certificate's verdict; None if there are too many outcomes to enumerate."""
     grouped = with_group_size(estimator, problem.group_size)
     try:
-        return exact_certificate(grouped, problem.enumeration, problem.target("reward"), problem.magnitude("reward")).verdict
+        return exact_certificate(
+            grouped, problem.enumeration, problem.target("reward"), problem.magnitude("reward")
+        ).verdict
     except TooLarge:
         return None
 
@@ -214,16 +244,20 @@ def with_group_size(estimator: Estimator, group_size: int) -> Estimator:
         ValueError: if it has no such option, or refuses the size.
     """
     if not is_dataclass(estimator) or "group_size" not in {each.name for each in fields(estimator) if each.init}:
-        raise ValueError(f"{type(estimator).__name__} has no option group_size; make it a dataclass, as llm_mdp.estimators.algorithms.Estimator is.")
+        raise ValueError(
+            f"{type(estimator).__name__} has no option group_size; make it a dataclass, as "
+            f"llm_mdp.estimators.algorithms.Estimator is."
+        )
     return replace(estimator, group_size=group_size)
 
 
-# --- the truth ------------------------------------------------------------------------------------------------------------------
+# --- the truth
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def exact_value(policy: Policy, mdp: TokenMDP) -> Critic | None:
-    """U(p) = E[RM(W) | W starts with p] as a critic: from the tree if it is small, from the chain of contexts if policy and reward look
-    back a few tokens only; None where it is not known."""
+    """U(p) = E[RM(W) | W starts with p] as a critic: from the tree if it is small, from the chain of contexts if policy
+    and reward look back a few tokens only; None where it is not known."""
     tree = mdp.tree
     if len(mdp.prompts) * mdp.vocab_size * tree.n_nodes <= LARGEST_TREE // mdp.horizon:
         with torch.no_grad():
@@ -260,7 +294,8 @@ def find_truth(sampler: SameRollouts, *, hidden: bool, critic: Critic | None, dr
     Args:
         hidden: does the sampler know the hidden token rewards?
         critic: the exact U, if it is known.
-        draws: without a critic, estimate the advantage by this many fresh responses from every prefix; 0: leave it unknown.
+        draws: without a critic, estimate the advantage by this many fresh responses from every prefix; 0: leave it
+            unknown.
     """
     reward = sampler.hidden_reward(sampler.recorded) if hidden else None
     if critic is not None:
@@ -273,17 +308,25 @@ def find_truth(sampler: SameRollouts, *, hidden: bool, critic: Critic | None, dr
 
 
 def _error_of_draws(evidence: Evidence, draws: int) -> Float[Tensor, "B T"]:
-    """Of Û(W₀,ₜ) - Û(W₀,ₜ₋₁), two independent means of `draws` rewards each; the last one is RM(W) itself, which has no error."""
+    """Of Û(W₀,ₜ) - Û(W₀,ₜ₋₁), two independent means of `draws` rewards each; the last one is RM(W) itself, which has no
+    error."""
     assert evidence.branches is not None
     rollouts, reward = evidence.rollouts, evidence.branches.reward
     centre = reward.mean()  # so that the squares keep their digits
-    mean, square = (branch_mean(replace(evidence.branches, reward=(reward - centre) ** power), rollouts) for power in (1, 2))
+    mean, square = (
+        branch_mean(replace(evidence.branches, reward=(reward - centre) ** power), rollouts) for power in (1, 2)
+    )
     variance = (square - mean**2).clamp(min=0) / (draws - 1)
     # Without reward, λ = 0, GAE is the next value minus this one.
-    return (gae(torch.zeros_like(rollouts.logp), variance, rollouts.mask, lam=0.0) + 2 * variance[..., :-1]).clamp(min=0).sqrt()
+    return (
+        (gae(torch.zeros_like(rollouts.logp), variance, rollouts.mask, lam=0.0) + 2 * variance[..., :-1])
+        .clamp(min=0)
+        .sqrt()
+    )
 
 
-# --- the document ---------------------------------------------------------------------------------------------------------------
+# --- the document
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def inspect(
@@ -307,10 +350,12 @@ def inspect(
         progress: called with the name of each estimator when it is done.
 
     Returns:
-        {"group_size", "eos", "estimators": […], "truth": […], "groups": [{"prompt", "responses": [{"reward", "finish", "tokens": […]}]}]}
+        {"group_size", "eos", "estimators": […], "truth": […], "groups": [{"prompt", "responses": [{"reward", "finish",
+        "tokens": […]}]}]}
 
     Raises:
-        ValueError: if there is no estimator, one is named twice, a number is out of range, or an estimator cannot look at these responses.
+        ValueError: if there is no estimator, one is named twice, a number is out of range, or an estimator cannot look
+        at these responses.
     """
     if not subjects:
         raise ValueError(f"there is no estimator to look at; name at least one of {', '.join(KNOWN)}.")
@@ -339,14 +384,20 @@ def inspect(
     ]  # fmt: skip
     responses = [_response(row, rollouts, reward, weights, truth, decode) for row in range(len(reward))]
     groups = [
-        {"prompt": decode([token for token in rollouts.prompt[start].tolist() if token >= 0]), "responses": responses[start:][:group_size]}
+        {
+            "prompt": decode([token for token in rollouts.prompt[start].tolist() if token >= 0]),
+            "responses": responses[start:][:group_size],
+        }
         for start in range(0, len(reward), group_size)
     ]
     return {"group_size": group_size, "eos": eos, "estimators": described, "truth": truth.columns(), "groups": groups}
 
 
-def agreement(weights: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"] | None, rollouts: Rollouts) -> float | None:
-    """Pearson's correlation of the weights with the advantage over all policy tokens; None where either is constant or unknown."""
+def agreement(
+    weights: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"] | None, rollouts: Rollouts
+) -> float | None:
+    """Pearson's correlation of the weights with the advantage over all policy tokens; None where either is constant or
+    unknown."""
     if advantage is None:
         return None
     pair = torch.stack([weights[rollouts.mask], advantage[rollouts.mask]])
@@ -359,8 +410,9 @@ def agreement(weights: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"] | N
 
 
 def token_texts(decode: Callable[[list[int]], str], tokens: list[int]) -> list[str]:
-    """The text that each token adds: joined, they are the text of all. A character of several tokens belongs to the one that completes
-    it, and the others are empty; where the decoder rewrites earlier text, every token stands for itself."""
+    """The text that each token adds: joined, they are the text of all. A character of several tokens belongs to the one
+    that completes it, and the others are empty; where the decoder rewrites earlier text, every token stands for
+    itself."""
     texts, said = [], ""
     for end in range(1, len(tokens) + 1):
         whole = decode(tokens[:end])
@@ -374,7 +426,12 @@ def token_texts(decode: Callable[[list[int]], str], tokens: list[int]) -> list[s
 
 
 def _response(
-    row: int, rollouts: Rollouts, reward: Tensor, weights: dict[str, Tensor], truth: Truth, decode: Callable[[list[int]], str]
+    row: int,
+    rollouts: Rollouts,
+    reward: Tensor,
+    weights: dict[str, Tensor],
+    truth: Truth,
+    decode: Callable[[list[int]], str],
 ) -> dict[str, Any]:
     """One response as JSON."""
     tokens, chosen = [token for token in rollouts.tokens[row].tolist() if token >= 0], rollouts.mask[row].tolist()
@@ -387,10 +444,15 @@ def _response(
         "finish": Finish(int(rollouts.finish[row])).name.lower(),
         "tokens": [
             {
-                "text": text, "id": token, "policy": chosen[step], "logp": at(rollouts.logp, step),
-                "hidden_reward": at(truth.hidden_reward, step), "advantage": at(truth.advantage, step), "error": at(truth.error, step),
+                "text": text,
+                "id": token,
+                "policy": chosen[step],
+                "logp": at(rollouts.logp, step),
+                "hidden_reward": at(truth.hidden_reward, step),
+                "advantage": at(truth.advantage, step),
+                "error": at(truth.error, step),
                 "weights": {name: at(each, step) for name, each in weights.items()},
             }
             for step, (token, text) in enumerate(zip(tokens, token_texts(decode, tokens)))
         ],
-    }  # fmt: skip
+    }

@@ -34,7 +34,11 @@ def load(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     module = load_module(place)
     if not hasattr(module, attribute):
-        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__)
+        classes = sorted(
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        )
         raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(classes) or 'no class'}.")
     return getattr(module, attribute)
 
@@ -62,8 +66,11 @@ def load_module(place: str) -> ModuleType:
     except ImportError as error:
         if (error.name or "").split(".")[0] in ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs"):
             raise UsageError(
-                f"{place}: {error}; modules have moved since 0.1, import public names from llm_mdp itself: from llm_mdp import Estimator."
+                f"{place}: {error}; modules have moved since 0.1, import public names from llm_mdp itself: from "
+                f"llm_mdp import Estimator."
             ) from error
         if isinstance(error, ModuleNotFoundError) and error.name == place:
-            raise UsageError(f"module {place!r} cannot be imported ({error}); a file is written FILE.py:CLASS.") from error
+            raise UsageError(
+                f"module {place!r} cannot be imported ({error}); a file is written FILE.py:CLASS."
+            ) from error
         raise

@@ -9,12 +9,12 @@ group of K responses, and adds up probability times estimate. A sceptic can read
 Words used here: a *prefix* is a tuple of tokens; W is a complete response, also a tuple; `W[:t]` is the paper's W_{0,t}
 (t tokens already written), so step t (counted from 1) chooses `W[t - 1]` at the prefix `W[:t - 1]`.
 
-Conventions (DESIGN.md section 4): gradients are flattened in the order of the file's nodes, V entries each; the policy is
-a table of logits, so the score of step t, onehot(w_t) - pi(.|prefix), sits in the block of its prefix and nowhere else.
-`trace_covariance` is that of the mean over the group for estimators that need a group, otherwise that of one response's g,
-noise of the branch draws included. A cosine with an expected gradient of zero (below 1e-12 of the rms of g) is 0. Figures
-relative to a target that is zero itself (norm below 1e-14), or given an event that cannot happen, are None. Rewards that
-differ by rounding only (1e-12 of the largest) count as equal.
+Conventions (DESIGN.md section 4): gradients are flattened in the order of the file's nodes, V entries each; the policy
+is a table of logits, so the score of step t, onehot(w_t) - pi(.|prefix), sits in the block of its prefix and nowhere
+else. `trace_covariance` is that of the mean over the group for estimators that need a group, otherwise that of one
+response's g, noise of the branch draws included. A cosine with an expected gradient of zero (below 1e-12 of the rms of
+g) is 0. Figures relative to a target that is zero itself (norm below 1e-14), or given an event that cannot happen, are
+None. Rewards that differ by rounding only (1e-12 of the largest) count as equal.
 Absent from the answer: prime (CLAIMS.md gives no formula) and dpo-optimum (no estimator).
 """
 
@@ -90,7 +90,8 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
     # V(p), the expected discounted future reward, straight from its definition
     future = {
         p: sum(
-            probability(W, pi, len(p)) * sum(gamma ** (t - len(p) - 1) * r(W, t) for t in steps(W) if t > len(p)) for W in completions(p)
+            probability(W, pi, len(p)) * sum(gamma ** (t - len(p) - 1) * r(W, t) for t in steps(W) if t > len(p))
+            for W in completions(p)
         )
         for p in prefixes
     }
@@ -111,7 +112,9 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         return sum(probability(W, table) * RM[W] for W in responses)
 
     def kl_to_reference(table):
-        return sum(probability(W, table) * (np.log(probability(W, table)) - np.log(probability(W, ref))) for W in responses)
+        return sum(
+            probability(W, table) * (np.log(probability(W, table)) - np.log(probability(W, ref))) for W in responses
+        )
 
     def gradient(function):
         """Complex-step derivative with respect to every logit: Im f(x + ih) / h, exact to rounding."""
@@ -161,10 +164,10 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         return of_responses(lambda W: np.array([A(W, t) for t in steps(W)]) @ scores[W], target, table)
 
     def of_branches(boundaries, A, draws):
-        """The same where A(W, Ubar) is a list of weights that uses, for each step b of `boundaries(W)`, the mean Ubar[b]
-        of the RM of `draws` independent fresh responses from the prefix before step b. A is linear in these means, so
-        each independent mean, of variance Var(RM | prefix) / draws, moves g by its own constant direction, and the noise
-        adds the variance times the squared length of that direction to E |g|^2."""
+        """The same where A(W, Ubar) is a list of weights that uses, for each step b of `boundaries(W)`, the mean
+        Ubar[b] of the RM of `draws` independent fresh responses from the prefix before step b. A is linear in these
+        means, so each independent mean, of variance Var(RM | prefix) / draws, moves g by its own constant direction,
+        and the noise adds the variance times the squared length of that direction to E |g|^2."""
         mean, mean_square = 0.0, 0.0
         for W in responses:
             exact = {b: U[W[: b - 1]] for b in boundaries(W)}
@@ -226,7 +229,8 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         return sorted({1, len(W) // 2 + 1})
 
     def segment_gains(W, D, values):
-        """F_d = value at the next boundary (RM(W) after the last one) - value at d; values[d]: of the prefix before d."""
+        """F_d = value at the next boundary (RM(W) after the last one) - value at d; values[d]: of the prefix before
+        d."""
         ends = [*(values[d] for d in D[1:]), RM[W]]
         return {d: end - values[d] for d, end in zip(D, ends, strict=True)}
 
@@ -362,7 +366,9 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         "trepo": of_branches(every_step, trepo_weights, TREPO_DRAWS),
         "trepo-eq31": of_branches(every_step, eq31_weights, 1),
         "trepo-interpolated": of_weights(interpolated),
-        "trepo-segment": of_weights(lambda W, t: exact_gains(W, every_second_step(W))[start_of_segment(t, every_second_step(W))]),
+        "trepo-segment": of_weights(
+            lambda W, t: exact_gains(W, every_second_step(W))[start_of_segment(t, every_second_step(W))]
+        ),
         "trepo-lambda": of_branches(every_step, trepo_lambda_weights, TREPO_DRAWS),
         "trepo-own-length": of_weights(lambda W, t: exact_gains(W, halves(W))[start_of_segment(t, halves(W))]),
         "trepo-greedy-values": of_weights(lambda W, t: U_greedy[W[:t]] - U_greedy[W[: t - 1]]),
@@ -378,7 +384,9 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
         "kl-k1-loss": of_weights(lambda W, t: 1.0, grad_KL),
         "kl-k2-loss": of_weights(lambda W, t: np.log(policy_ratio(W, t)), grad_KL),
         "kl-k3-loss": of_weights(lambda W, t: 1 - 1 / policy_ratio(W, t), grad_KL),
-        "kl-k3-reward": of_weights(to_go(lambda W, t: 1 / policy_ratio(W, t) - 1 + np.log(policy_ratio(W, t))), grad_KL),
+        "kl-k3-reward": of_weights(
+            to_go(lambda W, t: 1 / policy_ratio(W, t) - 1 + np.log(policy_ratio(W, t))), grad_KL
+        ),
         "length-normalised": of_weights(lambda W, t: RM[W] / len(W)),
         "token-mean": of_groups(lambda R, lengths: R / lengths.sum(1, keepdims=True) * K),  # of_groups divides by K
         "masked-truncated": of_weights(lambda W, t: RM[W] if eos is not None and W[-1] == eos else 0.0),
@@ -396,7 +404,10 @@ def main():
     print("grad J =", np.array2string(np.array(opinion.pop("grad")), precision=6, max_line_width=120))
     print(f"{'id':24}{'relative bias':>18}{'scale':>18}{'cosine':>18}{'tr Cov':>18}")
     for name, row in opinion.items():
-        print(f"{name:24}" + "".join(f"{'undefined' if row[key] is None else format(row[key], '.10g'):>18}" for key in row))
+        print(
+            f"{name:24}"
+            + "".join(f"{'undefined' if row[key] is None else format(row[key], '.10g'):>18}" for key in row)
+        )
 
 
 if __name__ == "__main__":

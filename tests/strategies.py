@@ -1,7 +1,7 @@
 """Hypothesis strategies that the tests share: small token MDPs, policies and instances.
 
-Hypothesis draws the shapes and integer seeds; every number comes from a generator with such a seed. So an example shrinks to
-the smallest shape that fails, and the same example always has the same numbers.
+Hypothesis draws the shapes and integer seeds; every number comes from a generator with such a seed. So an example
+shrinks to the smallest shape that fails, and the same example always has the same numbers.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,8 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _odd_length_score(prompt: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """A response-level score that is no sum of token weights: (length mod 2) × (sum of tokens) + a constant of the prompt."""
+    """A response-level score that is no sum of token weights: (length mod 2) × (sum of tokens) + a constant of the
+    prompt."""
     length = mask.sum(-1)
     return (length % 2) * torch.where(mask, tokens, 0).sum(-1).to(torch.float64) + 0.25 * prompt.clamp(min=0).sum(-1)
 
@@ -57,13 +58,17 @@ REWARDS: dict[str, MakeReward] = {
     "bigram": lambda tree, prompts, gamma, generator: NgramReward.random(tree.vocab_size, 1, generator),
     "trigram": lambda tree, prompts, gamma, generator: NgramReward.random(tree.vocab_size, 2, generator),
     "lexical": lambda tree, prompts, gamma, generator: LexicalReward(normal(generator, tree.vocab_size)),
-    "position": lambda tree, prompts, gamma, generator: PositionReward(normal(generator, tree.horizon, tree.vocab_size)),
+    "position": lambda tree, prompts, gamma, generator: PositionReward(
+        normal(generator, tree.horizon, tree.vocab_size)
+    ),
     "length": lambda tree, prompts, gamma, generator: LengthCost(0.3),
     "sparse": _sparse,
     "potential": lambda tree, prompts, gamma, generator: PotentialReward(normal(generator, tree.vocab_size + 1), gamma),
     "end": lambda tree, prompts, gamma, generator: EndReward(NgramReward.random(tree.vocab_size, 1, generator)),
     "last token": lambda tree, prompts, gamma, generator: LastTokenReward(_odd_length_score, gamma),
-    "scaled": lambda tree, prompts, gamma, generator: ScaledReward(-0.7, NgramReward.random(tree.vocab_size, 1, generator)),
+    "scaled": lambda tree, prompts, gamma, generator: ScaledReward(
+        -0.7, NgramReward.random(tree.vocab_size, 1, generator)
+    ),
     "sum": lambda tree, prompts, gamma, generator: SumReward(
         (TableReward.random(tree, prompts, generator), LengthCost(0.2), LastTokenReward(_odd_length_score, gamma))
     ),

@@ -1,4 +1,5 @@
-"""Credit token by token: the same responses for every estimator, their weights by hand, and the truth by brute force."""
+"""Credit token by token: the same responses for every estimator, their weights by hand, and the truth by brute
+force."""
 
 import itertools
 import json
@@ -72,13 +73,21 @@ def weights_of(response: dict, name: int) -> list[float]:
 def test_weights_by_hand():
     horizon = 4
     dr_grpo = GRPO(scale_by_std=False, reduction="constant", reduction_constant=horizon)
-    for group in document_of(RLOO(), GRPO(eps=0.0), REINFORCE(baseline=0.5), RLOO(reduction="sequence_mean"), dr_grpo)["groups"]:
+    for group in document_of(RLOO(), GRPO(eps=0.0), REINFORCE(baseline=0.5), RLOO(reduction="sequence_mean"), dr_grpo)[
+        "groups"
+    ]:
         rewards = [response["reward"] for response in group["responses"]]
         mean, deviation = statistics.mean(rewards), statistics.stdev(rewards)
         for k, response in enumerate(group["responses"]):
             length = len(response["tokens"])
             less_others = rewards[k] - statistics.mean(rewards[:k] + rewards[k + 1 :])
-            by_hand = [less_others, (rewards[k] - mean) / deviation, rewards[k] - 0.5, less_others / length, (rewards[k] - mean) / horizon]
+            by_hand = [
+                less_others,
+                (rewards[k] - mean) / deviation,
+                rewards[k] - 0.5,
+                less_others / length,
+                (rewards[k] - mean) / horizon,
+            ]
             for name, weight in enumerate(by_hand):
                 assert weights_of(response, name) == pytest.approx([weight] * length, abs=1e-12)
 
@@ -140,7 +149,10 @@ def test_groups_that_an_estimator_leaves_out_have_no_weight_and_the_others_their
     def fresh() -> SameRollouts:
         return SameRollouts(sampler, same.recorded, same.reward, K)
 
-    for filtered, plain in ((ZeroStdFiltered(group_size=K), RLOO(group_size=K)), (FilteredTRePO(), TRePO(group_size=K, greedy=True))):
+    for filtered, plain in (
+        (ZeroStdFiltered(group_size=K), RLOO(group_size=K)),
+        (FilteredTRePO(), TRePO(group_size=K, greedy=True)),
+    ):
         found, whole = token_weights(filtered, fresh()), token_weights(plain, fresh())
         assert not found[~signal].any()
         torch.testing.assert_close(found[signal], whole[signal])  # greedy branches are the same every time
@@ -202,7 +214,9 @@ def test_the_exact_advantage_is_the_change_of_the_expected_reward(seed, n_prompt
             values = [expected_reward(mdp, policy, prompt, ids[:length]) for length in range(len(ids) + 1)]
             changes = [after - before for before, after in itertools.pairwise(values)]
             assert [token["advantage"] for token in response["tokens"]] == pytest.approx(changes, abs=1e-12)
-            discounted = sum(mdp.gamma**place * token["hidden_reward"] for place, token in enumerate(response["tokens"]))
+            discounted = sum(
+                mdp.gamma**place * token["hidden_reward"] for place, token in enumerate(response["tokens"])
+            )
             assert discounted == pytest.approx(response["reward"]) == pytest.approx(values[-1])
 
 
@@ -223,7 +237,9 @@ def test_drawn_advantages_are_off_by_their_standard_error():
     drawn = find_truth(same, hidden=False, critic=None, draws=64)
     assert exact.error is None and drawn.columns() == [{"name": "advantage", "label": "advantage by 64 draws"}]
     off = ((drawn.advantage - exact.advantage) / drawn.error)[rollouts.mask]
-    assert abs(float(off.mean())) < 0.15 and 0.85 < float(off.square().mean()) < 1.15  # 1000 tokens and more, of one response each
+    assert (
+        abs(float(off.mean())) < 0.15 and 0.85 < float(off.square().mean()) < 1.15
+    )  # 1000 tokens and more, of one response each
 
 
 def test_agreement_is_the_correlation_over_all_tokens():
@@ -247,7 +263,9 @@ class Constant(Estimator):
 
 def test_a_constant_agrees_with_nothing():
     instance = random_instance(3, 4, gamma=0.8, n_prompts=2, seed=5)
-    assert document_of(Constant(), critic=exact_value(instance.policy, instance.mdp))["estimators"][0]["agreement"] is None
+    assert (
+        document_of(Constant(), critic=exact_value(instance.policy, instance.mdp))["estimators"][0]["agreement"] is None
+    )
 
 
 # The estimators that have a name
@@ -342,7 +360,10 @@ class Bare:
         (lambda: known_subject("gae", Choices(4)), "gae needs the exact value of every prefix"),
         (lambda: document_of(), "there is no estimator to look at; name at least one of reinforce,"),
         (lambda: document_of(RLOO(), draws=1), "draws is 1; give at least 2"),
-        (lambda: document_of(Tempered()), "asks for 4 responses to a prompt at temperature 0.6; all estimators look at the same 4"),
+        (
+            lambda: document_of(Tempered()),
+            "asks for 4 responses to a prompt at temperature 0.6; all estimators look at the same 4",
+        ),
         (lambda: document_of(Infinite()), "derivative that is not finite"),
         (lambda: document_of(Bare()), "Bare has no option group_size"),
         (lambda: inspect(None, [subject("a", RLOO())] * 2, K, words, eos=0), "the estimator 'a' is named twice"),  # pyright: ignore

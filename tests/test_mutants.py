@@ -1,7 +1,8 @@
 """Planted bugs: each is put into a shared piece, and the ledger must notice, in the claim named.
 
-A check that cannot fail checks nothing. Every row runs the claim unmutated first, where it must hold. Then, with the bug in place, the
-claim must fail (`holds` is False) or, where the verdict is "biased" either way, its figures must move.
+A check that cannot fail checks nothing. Every row runs the claim unmutated first, where it must hold. Then, with the
+bug in place, the claim must fail (`holds` is False) or, where the verdict is "biased" either way, its figures must
+move.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def wrap(monkeypatch: MonkeyPatch, owner: object, name: str, around: Callable) -
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: around(original, *args, **kwargs))
 
 
-# --- what is sampled ----------------------------------------------------------------------------------------------------------
+# --- what is sampled
+# ----------------------------------------------------------------------------------------------------------
 
 
 def end_token_masked_out(monkeypatch):
@@ -106,7 +108,8 @@ def _least_probable(original, self, *args, **kwargs):
         e.__dict__["edge_logits"] = kept
 
 
-# --- the policy and the reward ------------------------------------------------------------------------------------------------
+# --- the policy and the reward
+# ------------------------------------------------------------------------------------------------
 
 
 def end_token_without_gradient(monkeypatch):
@@ -132,7 +135,8 @@ def hidden_rewards_of_the_token_before(monkeypatch):
     wrap(monkeypatch, WorldSampler, "hidden_reward", around)
 
 
-# --- values and baselines -----------------------------------------------------------------------------------------------------
+# --- values and baselines
+# -----------------------------------------------------------------------------------------------------
 
 
 def own_reward_in_the_leave_one_out_mean(monkeypatch):
@@ -175,7 +179,8 @@ def pooling_without_the_response_itself(monkeypatch):
     wrap(monkeypatch, values, "pooled_branches", around)
 
 
-# --- credit, returns ----------------------------------------------------------------------------------------------------------
+# --- credit, returns
+# ----------------------------------------------------------------------------------------------------------
 
 
 def reward_on_the_first_token(monkeypatch):
@@ -186,7 +191,12 @@ def reward_on_the_first_token(monkeypatch):
 
 
 def final_score_missing_from_the_differences(monkeypatch):
-    wrap(monkeypatch, credit, "prefix_difference", lambda original, score, reward, mask: original(score, 0 * reward, mask))
+    wrap(
+        monkeypatch,
+        credit,
+        "prefix_difference",
+        lambda original, score, reward, mask: original(score, 0 * reward, mask),
+    )
 
 
 def attention_not_renormalised(monkeypatch):
@@ -234,7 +244,8 @@ def interpolation_forgotten(monkeypatch):
     monkeypatch.setattr(estimators, "interpolate", lambda advantage, boundary, mask: advantage)
 
 
-# --- boundaries ---------------------------------------------------------------------------------------------------------------
+# --- boundaries
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def boundary_looks_ahead(monkeypatch):
@@ -248,7 +259,8 @@ def boundary_looks_ahead(monkeypatch):
     monkeypatch.setattr(boundaries.EveryNTokens, "__call__", from_the_end)
 
 
-# --- objectives ---------------------------------------------------------------------------------------------------------------
+# --- objectives
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def mean_in_place_of_sum(monkeypatch):
@@ -281,7 +293,9 @@ def ratio_upside_down(monkeypatch):
 
 
 def clip_range_too_wide(monkeypatch):
-    wrap(monkeypatch, estimators, "clipped_surrogate", lambda original, *args: original(*args[:4], 10.0, 10.0, *args[6:]))
+    wrap(
+        monkeypatch, estimators, "clipped_surrogate", lambda original, *args: original(*args[:4], 10.0, 10.0, *args[6:])
+    )
 
 
 def divergence_the_other_way_round(monkeypatch):
@@ -293,7 +307,12 @@ def another_beta_in_the_closed_form(monkeypatch):
 
 
 def filter_keeps_everything(monkeypatch):
-    wrap(monkeypatch, WorldSampler, "keep", lambda original, self, evidence, groups: original(self, evidence, torch.ones_like(groups)))
+    wrap(
+        monkeypatch,
+        WorldSampler,
+        "keep",
+        lambda original, self, evidence, groups: original(self, evidence, torch.ones_like(groups)),
+    )
 
 
 @dataclass(frozen=True)
@@ -359,7 +378,9 @@ def ledger_row(claim: str, ties: bool) -> dict:
     instance = random_instance(3, 4, gamma=0.8, n_prompts=2, seed=11)
     if ties:
         mdp = instance.mdp
-        instance = replace(instance, policy=TabularPolicy.random(mdp.tree, mdp.prompt_tokens, torch.Generator(), scale=0.0))
+        instance = replace(
+            instance, policy=TabularPolicy.random(mdp.tree, mdp.prompt_tokens, torch.Generator(), scale=0.0)
+        )
     return claim_row(BY_ID[claim], Problem(instance), sampled=None, seed=0, confidence=0.99)
 
 

@@ -1,9 +1,9 @@
 """The agent zoo of LLM-MDP: every algorithm of the paper, trained with the code that was verified.
 
-    from llm_mdp_agents import train
+from llm_mdp_agents import train
 
-    run = train("rloo", "llm_mdp/Tabular-v0", steps=100)
-    print(run["eval/reward"])
+run = train("rloo", "llm_mdp/Tabular-v0", steps=100)
+print(run["eval/reward"])
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,5 @@
-"""What all agents share: an estimator of the core, verified as it stands, and the models that are trained beside the policy."""
+"""What all agents share: an estimator of the core, verified as it stands, and the models that are trained beside the
+policy."""
 
 from dataclasses import dataclass, replace
 from types import NoneType
@@ -29,7 +30,8 @@ class AgentConfig:
     group_size: int = 8
     """K, responses drawn to each prompt."""
     clip_low: float | None = None
-    """ε of the clipped surrogate, below; None: plain policy gradient. The first update on a batch is the same with and without."""
+    """ε of the clipped surrogate, below; None: plain policy gradient. The first update on a batch is the same with and
+    without."""
     clip_high: float | None = None
     """ε above; None: as below."""
     kl: float = 0.0
@@ -41,27 +43,34 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            choices = [choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)]
+            choices = [
+                choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
+            ]
             value = getattr(self, name)
             if choices and value not in choices and not (value is None and NoneType in get_args(hint)):
                 raise ValueError(f"{name} is {value!r}; choose {', '.join(map(repr, choices))}.")
         if self.group_size < self.least_group:
-            raise ValueError(f"group_size is {self.group_size}; this agent needs at least {self.least_group} responses to a prompt.")
+            raise ValueError(
+                f"group_size is {self.group_size}; this agent needs at least {self.least_group} responses to a prompt."
+            )
         for name in ("clip_low", "clip_high"):
             if (clip := getattr(self, name)) is not None and not clip > 0:
                 raise ValueError(f"{name} is {clip}; it must be above 0, or None for no clipping.")
         if self.kl < 0:
             raise ValueError(f"kl is {self.kl}; the weight of the penalty is at least 0.")
         if self.kl and self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise ValueError('kl_estimator "k1" in the loss has no gradient (claim kl-k1-loss); put it into the reward, or take k2 or k3.')
+            raise ValueError(
+                'kl_estimator "k1" in the loss has no gradient (claim kl-k1-loss); put it into the reward, or take k2 '
+                "or k3."
+            )
 
 
 class Agent:
     """An algorithm at work.
 
-    `collect`, `advantages` and `loss` are those of a core estimator, plus the KL penalty if there is one; `exact_certificate(agent, …)`
-    takes an agent as the trainer runs it. Subclasses make the estimator (`make_estimator`) and train what else they need (`prepare`,
-    `fit`).
+    `collect`, `advantages` and `loss` are those of a core estimator, plus the KL penalty if there is one;
+    `exact_certificate(agent, …)` takes an agent as the trainer runs it. Subclasses make the estimator
+    (`make_estimator`) and train what else they need (`prepare`, `fit`).
 
     Args:
         config: its options.
@@ -94,11 +103,17 @@ class Agent:
 
     def make_estimator(self) -> Estimator:
         """The core estimator in its present state; asked again after `fit`."""
-        raise NotImplementedError(f"{type(self).__name__} has no `make_estimator`; return the core estimator that it trains with.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `make_estimator`; return the core estimator that it trains with."
+        )
 
     def common(self) -> dict[str, Any]:
         """The options that every estimator has."""
-        return {"group_size": self.config.group_size, "clip_low": self.config.clip_low, "clip_high": self.config.clip_high}
+        return {
+            "group_size": self.config.group_size,
+            "clip_low": self.config.clip_low,
+            "clip_high": self.config.clip_high,
+        }
 
     @property
     def group_size(self) -> int:
@@ -106,7 +121,8 @@ class Agent:
 
     @property
     def prompts(self) -> int | None:
-        """Prompts of a batch, over all processes, where the agent chooses their number in `prepare`; None: it does not."""
+        """Prompts of a batch, over all processes, where the agent chooses their number in `prepare`; None: it does
+        not."""
         return None
 
     @property
@@ -156,7 +172,8 @@ class Agent:
 
 
 class WithCritic(Agent):
-    """Base of agents with a learned value of every prefix: regression on RM(W), the return of the zero-reward reading."""
+    """Base of agents with a learned value of every prefix: regression on RM(W), the return of the zero-reward
+    reading."""
 
     config: "CriticConfig"
 
@@ -183,7 +200,8 @@ class CriticConfig(AgentConfig):
     """Options of agents with a learned critic."""
 
     critic: str | None = None
-    """A sequence classifier with one label to start from; None: the policy's own body with a new head (tables: a small transformer)."""
+    """A sequence classifier with one label to start from; None: the policy's own body with a new head (tables: a small
+    transformer)."""
     critic_learning_rate: float = 1e-3
     critic_epochs: int = 1
     """Passes over each batch."""
@@ -268,7 +286,8 @@ class RewardModelConfig(AgentConfig):
     """Options of agents that look into a reward model."""
 
     reward_model: str | None = None
-    """A trained sequence classifier with one label, left as it is; None: a new one, fitted to the rewards as they come."""
+    """A trained sequence classifier with one label, left as it is; None: a new one, fitted to the rewards as they
+    come."""
     reward_model_learning_rate: float = 1e-3
     reward_model_warm_up: int = 10
     """Batches on which a new one is fitted before the policy's first update."""

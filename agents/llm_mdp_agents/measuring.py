@@ -1,8 +1,10 @@
-"""Covariance and cost of estimators on tasks and language models, where nothing is enumerated: gradients of single estimates, streamed.
+"""Covariance and cost of estimators on tasks and language models, where nothing is enumerated: gradients of single
+estimates, streamed.
 
-One batch of prompts is drawn and shared (`llm_mdp.sampling.shared_draws`): every estimator sees the same responses and, from the same places, the same
-branches, so that what differs between their figures is the estimators. One prompt's estimate goes through the model at a time; of each
-gradient there stay its squared length and a sketch. The true gradient is not known; an unbiased estimator on the same draws stands in.
+One batch of prompts is drawn and shared (`llm_mdp.sampling.shared_draws`): every estimator sees the same responses and,
+from the same places, the same branches, so that what differs between their figures is the estimators. One prompt's
+estimate goes through the model at a time; of each gradient there stay its squared length and a sketch. The true
+gradient is not known; an unbiased estimator on the same draws stands in.
 """
 
 import time
@@ -26,25 +28,34 @@ from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
 
 WIDTH = 8191
-"""Numbers of a sketch: a prime, so that rows of a weight matrix, which are as wide as a power of two, do not fall upon one another. Inner
-products of sketches scatter around those of the gradients by about √(2 / WIDTH) = 1.6 % of the lengths."""
+"""Numbers of a sketch: a prime, so that rows of a weight matrix, which are as wide as a power of two, do not fall upon
+one another. Inner products of sketches scatter around those of the gradients by about √(2 / WIDTH) = 1.6 % of the
+lengths."""
 PILOT_BRANCHES = 4
 """Branches from every cut in a pilot batch."""
 
 
 class Sketch:
-    """Gradients as vectors of `WIDTH` numbers with about the same inner products: coordinate i, with a random sign, into number i mod WIDTH
-    (Charikar, Chen, Farach-Colton 2002). Where there are no more parameters than that, the gradient itself."""
+    """Gradients as vectors of `WIDTH` numbers with about the same inner products: coordinate i, with a random sign,
+    into number i mod WIDTH (Charikar, Chen, Farach-Colton 2002). Where there are no more parameters than that, the
+    gradient itself."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], seed: int = 0):
         self.sizes = [parameter.numel() for parameter in parameters]
         total = sum(self.sizes)
         generator = torch.Generator().manual_seed(seed)
-        self.signs = None if total <= WIDTH else torch.randint(2, (total,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+        self.signs = (
+            None
+            if total <= WIDTH
+            else torch.randint(2, (total,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+        )
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> tuple[Float[Tensor, " d"], float]:
         """The sketch, and the squared length of the gradient itself."""
-        flat = [torch.zeros(size) if each is None else each.detach().flatten().cpu() for each, size in zip(gradients, self.sizes)]
+        flat = [
+            torch.zeros(size) if each is None else each.detach().flatten().cpu()
+            for each, size in zip(gradients, self.sizes)
+        ]
         square = float(sum(each.double().square().sum() for each in flat))
         if self.signs is None:
             return torch.cat(flat).double(), square
@@ -64,10 +75,12 @@ def shared_estimates(
     group_size: int,
     sketch: Sketch,
 ) -> tuple[dict[str, Estimates], Evidence]:
-    """Every estimator on one batch of the sampler, `group_size` responses to a prompt: one that wants fewer gets several disjoint groups.
+    """Every estimator on one batch of the sampler, `group_size` responses to a prompt: one that wants fewer gets
+    several disjoint groups.
 
     Returns:
-        For every name the estimates of every prompt (their mean, and mean squared length), with the seconds that one took; and the batch.
+        For every name the estimates of every prompt (their mean, and mean squared length), with the seconds that one
+        took; and the batch.
 
     Raises:
         ValueError: if an estimator wants more responses than there are.
@@ -75,7 +88,9 @@ def shared_estimates(
     assert isinstance(policy, nn.Module)
     for name, estimator in estimators.items():
         if estimator.group_size > group_size:
-            raise ValueError(f"{name} wants {estimator.group_size} responses to a prompt, and {group_size} are drawn; draw more.")
+            raise ValueError(
+                f"{name} wants {estimator.group_size} responses to a prompt, and {group_size} are drawn; draw more."
+            )
     start = time.perf_counter()
     replay = Replay(sampler, group_size)
     weights: dict[str, list[Tensor]] = {name: [] for name in estimators}
@@ -85,7 +100,9 @@ def shared_estimates(
             meter = Meter(replay)
             worlds = as_worlds(estimator.collect(meter), estimator.group_size)
             if len(worlds.response_reward) * group_size < len(replay.reward):
-                raise ValueError(f"{name} leaves groups out, which cannot be compared on shared draws; measure it on a token MDP.")
+                raise ValueError(
+                    f"{name} leaves groups out, which cannot be compared on shared draws; measure it on a token MDP."
+                )
             weights[name].append(loss_weights(estimator, worlds, worlds.rollouts.logp))
             costs[name].append(torch.stack(meter.cost(estimator.group_size)))
     drawn = replay.drawn_tokens
@@ -126,7 +143,9 @@ def _streamed(
             means[name][prompt] += share * vector
             squares[name][prompt] += share * square
             seconds[name] += share * (time.perf_counter() - start + forward * size)
-    return {name: (means[name], squares[name]) for name in weights}, {name: each / number for name, each in seconds.items()}
+    return {name: (means[name], squares[name]) for name in weights}, {
+        name: each / number for name, each in seconds.items()
+    }
 
 
 def measure_task(
@@ -148,8 +167,8 @@ def measure_task(
         progress: told how many prompts are done.
 
     Returns:
-        Measurements by name, and facts: mean reward J, expected length, |∇J|, `target`, the estimator that stands for the true gradient
-        (RLOO with the largest group), and `base`, its own measurement.
+        Measurements by name, and facts: mean reward J, expected length, |∇J|, `target`, the estimator that stands for
+        the true gradient (RLOO with the largest group), and `base`, its own measurement.
 
     Raises:
         ValueError: fewer than 2 prompts.
@@ -184,17 +203,23 @@ def measure_task(
     base = sampled_measurement(reference, reference=reference, seed=seed, known="unbiased")
     reward, length = torch.cat(rewards), float(torch.cat(lengths).double().mean())
     facts = {
-        "J": float(reward.mean()), "grad_norm": max(base.spread.size, 0.0) ** 0.5, "expected_length": length, "entropy": None,
+        "J": float(reward.mean()),
+        "grad_norm": max(base.spread.size, 0.0) ** 0.5,
+        "expected_length": length,
+        "entropy": None,
         "success": float(reward.mean()) if bool(torch.isin(reward, torch.tensor([0.0, 1.0]).double()).all()) else None,
-        "target": target, "base": base,
-    }  # fmt: skip
+        "target": target,
+        "base": base,
+    }
     return measured, facts
 
 
 def _joined(parts: Sequence[Estimates]) -> Estimates:
     """All batches, with the mean of their seconds."""
     sizes = [len(part.square) for part in parts]
-    columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("gradient", "square", "tokens", "rewards"))
+    columns = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("gradient", "square", "tokens", "rewards")
+    )
     return Estimates(*columns, sum((part.seconds or 0.0) * size for part, size in zip(parts, sizes)) / sum(sizes))
 
 
@@ -209,7 +234,8 @@ def pilot_allocation(
     lams: Sequence[float] = (0.0, 0.5),
     seed: int = 0,
 ) -> Allocation:
-    """How to spend a budget of tokens a batch, by a pilot batch of the sampler on which every split is tried (`llm_mdp.variance.allocation`).
+    """How to spend a budget of tokens a batch, by a pilot batch of the sampler on which every split is tried
+    (`llm_mdp.variance.allocation`).
 
     Args:
         sampler: its batch is the pilot: more prompts make a surer choice.
@@ -220,7 +246,9 @@ def pilot_allocation(
     """
     assert isinstance(policy, nn.Module)
     listed = few_cuts(horizon) if cuts is None else cuts
-    splits = [Split(size, steps, lam) for size in group_sizes for steps in listed for lam in (lams if steps else lams[:1])]
+    splits = [
+        Split(size, steps, lam) for size in group_sizes for steps in listed for lam in (lams if steps else lams[:1])
+    ]
     estimators = {}
     for number, split in enumerate(splits):
         estimators[f"{number} few"] = split.estimator(1)
@@ -230,15 +258,22 @@ def pilot_allocation(
     found, batch = shared_estimates(estimators, policy, sampler, max(group_sizes), sketch)
     if not has_signal(batch.response_reward, max(group_sizes)).any():
         raise ValueError(
-            f"the {max(group_sizes)} responses to every prompt of the pilot batch have the same reward, so nothing tells one split from "
+            f"the {max(group_sizes)} responses to every prompt of the pilot batch have the same reward, so nothing "
+            f"tells one split from "
             "another; take more prompts or an easier task, or leave budget out."
         )
     # The length of the gradient is surest from the largest groups; the best split is the best whatever it is.
-    plain = max((number for number, split in enumerate(splits) if not split.steps), key=lambda number: splits[number].group_size, default=0)
+    plain = max(
+        (number for number, split in enumerate(splits) if not split.steps),
+        key=lambda number: splits[number].group_size,
+        default=0,
+    )
     reference = found[f"{plain} few"]
     spreads = {name: sampled_spread(each, reference=reference, known="unbiased") for name, each in found.items()}
     prices = [
-        fitted_price(split, PILOT_BRANCHES, spreads[f"{number} few"], spreads.get(f"{number} many", spreads[f"{number} few"]))
+        fitted_price(
+            split, PILOT_BRANCHES, spreads[f"{number} few"], spreads.get(f"{number} many", spreads[f"{number} few"])
+        )
         for number, split in enumerate(splits)
     ]
     return allocate(budget, prices, max(spreads["0 few"].size, 1e-300))

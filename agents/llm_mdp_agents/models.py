@@ -1,4 +1,5 @@
-"""The models that agents train beside the policy: critics and reward models, both `AutoModelForSequenceClassification` with one label."""
+"""The models that agents train beside the policy: critics and reward models, both `AutoModelForSequenceClassification`
+with one label."""
 
 import copy
 from collections.abc import Sequence
@@ -15,22 +16,27 @@ from llm_mdp_envs.task import Question, Scores, Task
 
 
 class SequenceScorer(nn.Module):
-    """A number for every prefix of a response, from one pass of a causal sequence classifier whose head is read at every token.
+    """A number for every prefix of a response, from one pass of a causal sequence classifier whose head is read at
+    every token.
 
-    As a critic it is the value of the prefix, as a reward model the score of a partial response (R3HF), and its last layer's attention
-    says which tokens the score of the whole response looked at (ABC).
+    As a critic it is the value of the prefix, as a reward model the score of a partial response (R3HF), and its last
+    layer's attention says which tokens the score of the whole response looked at (ABC).
 
     Args:
         model: `AutoModelForSequenceClassification` with num_labels 1 over a causal body.
-        begin: token put before the prompt, so that even an empty prompt has a first state; None: prompts are never empty.
+        begin: token put before the prompt, so that even an empty prompt has a first state; None: prompts are never
+            empty.
     """
 
     def __init__(self, model: nn.Module, begin: int | None):
         super().__init__()
         self.model, self.begin = model.eval(), begin
 
-    def forward(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T1"]:
-        """The score of the prefix before step t, t = 0 … T, as a critic gives it: 0 where mask is False and from the end on."""
+    def forward(
+        self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T1"]:
+        """The score of the prefix before step t, t = 0 … T, as a critic gives it: 0 where mask is False and from the
+        end on."""
         score = self.score(prompt, tokens)
         return torch.cat([torch.where(mask, score[:, :-1], 0.0), torch.zeros_like(score[:, :1])], dim=-1)
 
@@ -45,11 +51,16 @@ class SequenceScorer(nn.Module):
         return self.score(prompt, tokens).gather(1, length)[:, 0]
 
     @torch.no_grad()
-    def attention(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T1"]:
-        """How much the score of the whole response attends to each of its tokens: last layer, mean over heads (ABC, Eq. 42)."""
+    def attention(
+        self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T1"]:
+        """How much the score of the whole response attends to each of its tokens: last layer, mean over heads (ABC, Eq.
+        42)."""
         weights = self._body(prompt, tokens, output_attentions=True).attentions[-1].mean(1)
         last = weights.shape[-1] - tokens.shape[1] - 1 + (tokens != PAD).sum(-1)
-        row = weights[torch.arange(len(tokens)), last.to(weights.device)][:, -tokens.shape[1] :].to("cpu", torch.float64)
+        row = weights[torch.arange(len(tokens)), last.to(weights.device)][:, -tokens.shape[1] :].to(
+            "cpu", torch.float64
+        )
         return torch.cat([torch.where(mask, row, 0.0), torch.zeros_like(row[:, :1])], dim=-1)
 
     def _body(self, prompt: Tensor, tokens: Tensor, **options: Any) -> Any:
@@ -64,16 +75,20 @@ class SequenceScorer(nn.Module):
         position = (attention.cumsum(-1) - 1).clamp(min=0)
         body = getattr(self.model, self.model.base_model_prefix)
         return body(
-            input_ids=text.clamp(min=0), attention_mask=attention.long(), position_ids=position, use_cache=False, **options
-        )  # fmt: skip
+            input_ids=text.clamp(min=0),
+            attention_mask=attention.long(),
+            position_ids=position,
+            use_cache=False,
+            **options,
+        )
 
 
 def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> SequenceScorer:
     """A critic or reward model for a policy's tokens.
 
     Args:
-        path: an `AutoModelForSequenceClassification` with one label; None: the policy's own body with a new head if the policy is a
-            language model, else a small transformer from scratch.
+        path: an `AutoModelForSequenceClassification` with one label; None: the policy's own body with a new head if the
+            policy is a language model, else a small transformer from scratch.
         seed: of what is new; the global generator is left as it was.
 
     Raises:
@@ -88,13 +103,21 @@ def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> Se
             try:
                 return SequenceScorer(AutoModelForSequenceClassification.from_pretrained(path, **options), None)
             except OSError as error:
-                raise ValueError(f"no reward model or critic could be loaded from {path!r}; name a model or its folder.") from error
+                raise ValueError(
+                    f"no reward model or critic could be loaded from {path!r}; name a model or its folder."
+                ) from error
         source = getattr(policy, "model", None)
         if source is None:
             config = LlamaConfig(
-                vocab_size=task.vocab_size + 1, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                max_position_embeddings=task.prompt_length + task.horizon + 1, pad_token_id=None, **options,
-            )  # fmt: skip
+                vocab_size=task.vocab_size + 1,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=task.prompt_length + task.horizon + 1,
+                pad_token_id=None,
+                **options,
+            )
             # In the policy's precision: rounding must not tell responses with the same prefix apart.
             model = AutoModelForSequenceClassification.from_config(config).to(next(policy.parameters()))
             return SequenceScorer(model, task.vocab_size)
@@ -104,7 +127,9 @@ def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> Se
         # LoRA or not, a critic starts from the body as the policy found it.
         body = source.get_base_model() if hasattr(source, "get_base_model") else source
         body = getattr(body, body.base_model_prefix)
-        state = {name.replace(".base_layer", ""): tensor for name, tensor in body.state_dict().items() if "lora_" not in name}
+        state = {
+            name.replace(".base_layer", ""): tensor for name, tensor in body.state_dict().items() if "lora_" not in name
+        }
         getattr(model, model.base_model_prefix).load_state_dict(state)
         return SequenceScorer(model.to(next(source.parameters())), policy.begin)
 

@@ -27,8 +27,9 @@ class ModelConfig:
     """Which policy to train."""
 
     model: str = "auto"
-    """A Hugging Face name or folder, a .gguf file, a config.json (random weights); "small" (a transformer from scratch), "tabular",
-    "ngram"; "auto": a table for small token MDPs, n-grams for large ones, "small" for tasks with their own alphabet."""
+    """A Hugging Face name or folder, a .gguf file, a config.json (random weights); "small" (a transformer from
+    scratch), "tabular", "ngram"; "auto": a table for small token MDPs, n-grams for large ones, "small" for tasks with
+    their own alphabet."""
     width: int = 64
     """Of the hidden states of "small"."""
     layers: int = 2
@@ -69,7 +70,8 @@ NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS
 
 
 def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
-    """The class of an agent by its name or its options; a core estimator, an object or FILE.py:CLASS, is an agent as it is.
+    """The class of an agent by its name or its options; a core estimator, an object or FILE.py:CLASS, is an agent as it
+    is.
 
     Raises:
         ValueError: if there is no such agent.
@@ -88,9 +90,13 @@ def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
         for known in AGENTS.values():
             if type(agent) is known.Config:
                 return known
-        raise ValueError(f"{type(agent).__name__} belongs to no agent of the zoo; give an agent's own Config, such as RLOO.Config().")
+        raise ValueError(
+            f"{type(agent).__name__} belongs to no agent of the zoo; give an agent's own Config, such as RLOO.Config()."
+        )
     if isinstance(agent, type) or not hasattr(agent, "collect"):
-        raise ValueError(f"agent is {agent!r}; give a name such as 'rloo', an agent's Config(…) or an estimator object.")
+        raise ValueError(
+            f"agent is {agent!r}; give a name such as 'rloo', an agent's Config(…) or an estimator object."
+        )
     check_estimator(agent)
     return agent
 
@@ -113,7 +119,12 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
         return env
     name, factory, make = _own_task(env) if ".py:" in env else _registered_task(env)
     arguments = dict(arguments or {})
-    if model and is_named(model.model) and "tokenizer" not in arguments and "tokenizer" in inspect.signature(factory).parameters:
+    if (
+        model
+        and is_named(model.model)
+        and "tokenizer" not in arguments
+        and "tokenizer" in inspect.signature(factory).parameters
+    ):
         from llm_mdp_agents.lm.loading import tokenizer_of
 
         arguments["tokenizer"] = tokenizer_of(model.model)
@@ -125,10 +136,14 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
 
 def _registered_task(env: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
     """Id, class, and the class with the arguments of the entry, of an environment in the registry."""
-    entries = {entry.id: entry for entry in ENTRIES} | {entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES}
+    entries = {entry.id: entry for entry in ENTRIES} | {
+        entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES
+    }
     if env not in entries:
         close = difflib.get_close_matches(env, entries, n=1)
-        raise ValueError(f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}")
+        raise ValueError(
+            f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}"
+        )
     entry = entries[env]
     return entry.id, task_class(entry.task), partial(make_task, entry.task, **entry.kwargs)
 
@@ -161,7 +176,8 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
             kind = "tabular" if mdp.tree.n_nodes * mdp.vocab_size * len(mdp.prompts) <= LARGEST_TABLE else "ngram"
         elif hasattr(task, "tokenizer"):
             raise ValueError(
-                f"{type(task).__name__} is in words; name a language model (--model FOLDER), or --model small to begin from nothing."
+                f"{type(task).__name__} is in words; name a language model (--model FOLDER), or --model small to begin "
+                f"from nothing."
             )
         else:
             kind = "small"
@@ -169,7 +185,10 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
     generator = torch.Generator().manual_seed(seed)
     if kind == "tabular":
         if mdp is None:
-            raise ValueError(f"{type(task).__name__} is no token MDP, so it has no table; use --model small or name a language model.")
+            raise ValueError(
+                f"{type(task).__name__} is no token MDP, so it has no table; use --model small or name a language "
+                f"model."
+            )
         return TabularPolicy.random(mdp.tree, mdp.prompt_tokens, generator, scale=0.0)
     if kind == "ngram":
         return NgramPolicy.random(task.vocab_size, 1, generator, scale=0.0)
@@ -179,7 +198,9 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
 def _check_effect(config: ModelConfig, kind: str) -> None:
     for name in NO_EFFECT.get(kind, SHAPE):
         if getattr(config, name) != getattr(ModelConfig(), name):
-            raise ValueError(f"{name} is {getattr(config, name)}, which changes nothing about the model {kind!r}; leave it out.")
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, which changes nothing about the model {kind!r}; leave it out."
+            )
 
 
 def device_of(name: str) -> str:
@@ -203,7 +224,9 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
     device = device_of(config.device)
     if kind == "small":
         shape = {"width": config.width, "layers": config.layers, "heads": config.heads}
-        policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, **shape, seed=seed, dtype=config.dtype)
+        policy = small_transformer(
+            task.vocab_size, task.prompt_length + task.horizon, **shape, seed=seed, dtype=config.dtype
+        )
         policy.temperature = config.temperature
         return policy.to(device)
     tokenizer = getattr(task, "tokenizer", None)
@@ -214,12 +237,19 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
     )  # fmt: skip
     if policy.vocab_size < task.vocab_size:
         raise ValueError(
-            f"{kind} has {policy.vocab_size} tokens and {type(task).__name__} {task.vocab_size}; give the task the model's tokenizer."
+            f"{kind} has {policy.vocab_size} tokens and {type(task).__name__} {task.vocab_size}; give the task the "
+            f"model's tokenizer."
         )
     return policy
 
 
 def plain(config: Any) -> dict[str, Any]:
     """A config dataclass, or an estimator, as JSON; what is no plain value is left out."""
-    values = {each.name: getattr(config, each.name) for each in fields(config)} if is_dataclass(config) else vars(config)
-    return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}
+    values = (
+        {each.name: getattr(config, each.name) for each in fields(config)} if is_dataclass(config) else vars(config)
+    )
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, str | int | float | bool | list | tuple | None)
+    }

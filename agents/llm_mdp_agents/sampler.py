@@ -109,7 +109,9 @@ class TaskSampler:
             return self.task.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
         if hasattr(self.task, "token_rewards"):
             return torch.from_numpy(self.task.token_rewards(self.questions, tokens, mask))
-        raise ValueError(f"{type(self.task).__name__} has no token rewards; only token MDPs and Arithmetic know theirs.")
+        raise ValueError(
+            f"{type(self.task).__name__} has no token rewards; only token MDPs and Arithmetic know theirs."
+        )
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
         rows = kept_rows(evidence, groups)
@@ -119,7 +121,13 @@ class TaskSampler:
     def _options(self, temperature: float) -> dict[str, Any]:
         task = self.task
         stop = () if task.end_of_turn is None else (task.end_of_turn,)
-        return {"eos": task.eos, "horizon": task.horizon, "generator": self.generator, "temperature": temperature, "stop": stop}
+        return {
+            "eos": task.eos,
+            "horizon": task.horizon,
+            "generator": self.generator,
+            "temperature": temperature,
+            "stop": stop,
+        }
 
     def _score(self, questions: Sequence[Question], rollouts: Rollouts) -> Scores:
         self.cost.rewards += len(questions)
@@ -132,7 +140,12 @@ class TaskSampler:
         return torch.cat([function(*part).to(torch.float64) for part in zip(*parts)])
 
     def _converse(
-        self, questions: Sequence[Question], drawn: Rollouts, progress: list[Progress], temperature: float, greedy: bool = False
+        self,
+        questions: Sequence[Question],
+        drawn: Rollouts,
+        progress: list[Progress],
+        temperature: float,
+        greedy: bool = False,
     ) -> Rollouts:
         """Let the environment reply and the policy go on, turn by turn, until every response has ended."""
         if self.task.end_of_turn is None:
@@ -166,4 +179,6 @@ class TaskSampler:
 def streams(seed: list[int]) -> tuple[torch.Generator, np.random.Generator]:
     """Of responses and of questions."""
     tokens, questions = np.random.SeedSequence(seed).spawn(2)
-    return torch.Generator().manual_seed(int(tokens.generate_state(1, np.uint64)[0] >> 1)), np.random.default_rng(questions)
+    return torch.Generator().manual_seed(int(tokens.generate_state(1, np.uint64)[0] >> 1)), np.random.default_rng(
+        questions
+    )

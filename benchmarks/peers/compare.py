@@ -1,16 +1,19 @@
-"""TRL's GRPO and RLOO trainers and a loop by hand, on the same tiny Llama, prompts, batch and steps: CPU time and memory.
+"""TRL's GRPO and RLOO trainers and a loop by hand, on the same tiny Llama, prompts, batch and steps: CPU time and
+memory.
 
-    python benchmarks/peers/compare.py                       # both settings; 10 minutes and 10 GB of memory for every round of the long one
-    python benchmarks/peers/compare.py --setting short       # prompts of 8 tokens only
+    python benchmarks/peers/compare.py                       # both settings; 10 minutes and 10 GB of memory for every
+    round of the long one python benchmarks/peers/compare.py --setting short       # prompts of 8 tokens only
 
-64 prompts x 8 responses x 8 tokens a step, prompts of 8 or 256 tokens; one optimiser step a batch, no KL term, no second pass over a batch.
-The peer gets an environment of its own (.venv beside this file, made on the first call). Every run is a fresh process of one thread;
-contenders take turns; the first step of a run is not timed; figures are medians over the runs. CPU time is user and system time: pages of
-large tensors are asked of the kernel anew in every step. All begin with the same weights and generate the same number of tokens, or the
-comparison stops. Prints a table and writes benchmarks/results/peers.json, after every run anew.
+64 prompts x 8 responses x 8 tokens a step, prompts of 8 or 256 tokens; one optimiser step a batch, no KL term, no
+second pass over a batch. The peer gets an environment of its own (.venv beside this file, made on the first call).
+Every run is a fresh process of one thread; contenders take turns; the first step of a run is not timed; figures are
+medians over the runs. CPU time is user and system time: pages of large tensors are asked of the kernel anew in every
+step. All begin with the same weights and generate the same number of tokens, or the comparison stops. Prints a table
+and writes benchmarks/results/peers.json, after every run anew.
 
-TRL's settings are in trl_side.py. `trl_grpo` and `trl_rloo` store activations as the loop does; `trl_grpo_checkpointed` is TRL's default,
-which recomputes them. RLOO reads every batch twice, because it computes the old log-probabilities apart.
+TRL's settings are in trl_side.py. `trl_grpo` and `trl_rloo` store activations as the loop does; `trl_grpo_checkpointed`
+is TRL's default, which recomputes them. RLOO reads every batch twice, because it computes the old log-probabilities
+apart.
 """
 
 import argparse
@@ -67,7 +70,8 @@ def main() -> None:
 
 
 def install_peer() -> None:
-    """Make the peer's environment, unless it is there and was made from these requirements. torch first: see requirements.txt."""
+    """Make the peer's environment, unless it is there and was made from these requirements. torch first: see
+    requirements.txt."""
     stamp = PEER / "installed.txt"
     if stamp.exists() and stamp.read_text() == REQUIREMENTS.read_text():
         return
@@ -90,7 +94,9 @@ def run(contender: str, setting: str) -> dict:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
-    Console().print(f"{setting}, {contender}: {result['cpu_seconds']:.2f} CPU-s a step, {result['peak_memory'] / 2**20:,.0f} MiB")
+    Console().print(
+        f"{setting}, {contender}: {result['cpu_seconds']:.2f} CPU-s a step, {result['peak_memory'] / 2**20:,.0f} MiB"
+    )
     return result
 
 
@@ -102,16 +108,26 @@ def check_equal(runs: dict[str, dict[str, list[dict]]]) -> None:
         for name, result in named[1:]:
             for key in EQUAL:
                 if result[key] != first[key]:
-                    raise RuntimeError(f"{key} is {result[key]} in {name} and {first[key]} in {first_name}; the work must be the same.")
+                    raise RuntimeError(
+                        f"{key} is {result[key]} in {name} and {first[key]} in {first_name}; the work must be the same."
+                    )
             for package in ("torch", "transformers"):
                 if result["versions"][package] != first["versions"][package]:
-                    raise RuntimeError(f"{name} and {first_name} have different versions of {package}; pin the same in requirements.txt.")
+                    raise RuntimeError(
+                        f"{name} and {first_name} have different versions of {package}; pin the same in "
+                        f"requirements.txt."
+                    )
 
 
 def summary(contender: str, results: list[dict]) -> dict:
     """Medians over the runs."""
     figures = {key: median(result[key] for result in results) for key in FIGURES}
-    return {"contender": contender, "runs": len(results), **figures, "cpu_seconds_of_runs": [result["cpu_seconds"] for result in results]}
+    return {
+        "contender": contender,
+        "runs": len(results),
+        **figures,
+        "cpu_seconds_of_runs": [result["cpu_seconds"] for result in results],
+    }
 
 
 def write(runs: dict[str, dict[str, list[dict]]], output: Path) -> None:
@@ -119,7 +135,9 @@ def write(runs: dict[str, dict[str, list[dict]]], output: Path) -> None:
     for name, by_contender in runs.items():
         setting = SETTINGS[name]
         shape = {"setting": name, "prompt_length": setting.prompt_length, "timed_steps": setting.steps}
-        settings.append({**shape, "rows": [summary(contender, results) for contender, results in by_contender.items() if results]})
+        settings.append(
+            {**shape, "rows": [summary(contender, results) for contender, results in by_contender.items() if results]}
+        )
     work = {"prompts": PROMPTS, "group_size": GROUP_SIZE, "new_tokens": NEW_TOKENS, "baseline": BASELINE}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({**machine(runs), **work, "settings": settings}, indent=2) + "\n")

@@ -1,4 +1,5 @@
-"""One contender of this repository's environment: `python our_side.py CONTENDER SETTING` prints one line of JSON. Started by compare.py."""
+"""One contender of this repository's environment: `python our_side.py CONTENDER SETTING` prints one line of JSON.
+Started by compare.py."""
 
 import itertools
 import sys
@@ -66,7 +67,8 @@ CONTENDERS = {
     "our_grpo": train(GRPO.Config(group_size=GROUP_SIZE, reduction="token_mean"), GRPO),
     "our_rloo": train(RLOO.Config(group_size=GROUP_SIZE, clip_low=0.2), RLOO),
 }
-"""Each is a function of (model, prompts, steps, meter). GRPO with TRL's default reduction, every token of the batch alike."""
+"""Each is a function of (model, prompts, steps, meter). GRPO with TRL's default reduction, every token of the batch
+alike."""
 
 
 def main() -> None:

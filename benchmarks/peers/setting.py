@@ -1,4 +1,5 @@
-"""What all contenders share: model, prompts, reward, the optimiser's numbers, the way of measuring. Runs in both environments."""
+"""What all contenders share: model, prompts, reward, the optimiser's numbers, the way of measuring. Runs in both
+environments."""
 
 import json
 import platform
@@ -13,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB_SIZE = 64
 EOS = VOCAB_SIZE
-"""End and padding token; the model has no such token, so that every response runs to its full length and nothing is ever padded."""
+"""End and padding token; the model has no such token, so that every response runs to its full length and nothing is
+ever padded."""
 
 PROMPTS = 64
 GROUP_SIZE = 8
@@ -34,15 +36,27 @@ class Setting:
     """Processes of every contender."""
 
 
-SETTINGS = {setting.name: setting for setting in (Setting("short", 8, steps=5, rounds=3), Setting("long", 256, steps=1, rounds=2))}
+SETTINGS = {
+    setting.name: setting
+    for setting in (Setting("short", 8, steps=5, rounds=3), Setting("long", 256, steps=1, rounds=2))
+}
 
 
 def build_model() -> LlamaForCausalLM:
     """A Llama of 1.07 M parameters in float32, the same weights in every process."""
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None, tie_word_embeddings=False, attn_implementation="sdpa", dtype="float32",
-    )  # fmt: skip
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+        dtype="float32",
+    )
     torch.manual_seed(SEED)
     return LlamaForCausalLM(config)
 
@@ -53,12 +67,14 @@ def build_prompts(length: int) -> torch.Tensor:
 
 
 def response_reward(response: list[int]) -> float:
-    """Share of tokens from the lower half of the vocabulary: costs next to nothing, and every group has mixed rewards."""
+    """Share of tokens from the lower half of the vocabulary: costs next to nothing, and every group has mixed
+    rewards."""
     return sum(token < VOCAB_SIZE // 2 for token in response) / len(response)
 
 
 class Meter:
-    """CPU time and memory of a run. Call `start` before the first step, `responses` on every batch, `step` after every optimiser step."""
+    """CPU time and memory of a run. Call `start` before the first step, `responses` on every batch, `step` after every
+    optimiser step."""
 
     def __init__(self, model: torch.nn.Module):
         self.model = model
@@ -88,13 +104,18 @@ class Meter:
     def report(self, *packages: str) -> str:
         """One line of JSON. Memory in bytes; steps are those after the first.
 
-        Raises: RuntimeError if a batch or a step is missing, a response has another length, or the weights have not moved.
+        Raises: RuntimeError if a batch or a step is missing, a response has another length, or the weights have not
+            moved.
         """
         expected = PROMPTS * GROUP_SIZE * NEW_TOKENS
         if self.tokens != [expected] * len(self.cpu):
-            raise RuntimeError(f"{len(self.cpu)} steps generated {self.tokens} tokens; each must be one batch of {expected}.")
+            raise RuntimeError(
+                f"{len(self.cpu)} steps generated {self.tokens} tokens; each must be one batch of {expected}."
+            )
         if self.weights() == self.initial_weights:
-            raise RuntimeError(f"After {len(self.cpu)} steps the weights are the initial ones; the optimiser has done nothing.")
+            raise RuntimeError(
+                f"After {len(self.cpu)} steps the weights are the initial ones; the optimiser has done nothing."
+            )
         timed = len(self.cpu) - 1
         unit = 1 if platform.system() == "Darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -113,6 +134,7 @@ class Meter:
                 "parameters": self.parameters,
                 "initial_weights": self.initial_weights,
                 "threads": torch.get_num_threads(),
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers", *packages)},
+                "versions": {"python": platform.python_version()}
+                | {name: version(name) for name in ("torch", "transformers", *packages)},
             }
         )

@@ -1,4 +1,5 @@
-"""GRPO by hand, nothing else: `generate`, one forward, the clipped surrogate, AdamW. What a trainer's comfort is measured against."""
+"""GRPO by hand, nothing else: `generate`, one forward, the clipped surrogate, AdamW. What a trainer's comfort is
+measured against."""
 
 import torch
 from setting import BETAS, EOS, GROUP_SIZE, LEARNING_RATE, MAX_GRAD_NORM, NEW_TOKENS, Meter
@@ -6,7 +7,8 @@ from torch import Tensor, nn
 
 
 def train(model: nn.Module, prompts: Tensor, steps: int, meter: Meter) -> None:
-    """`steps` optimiser steps, each on GROUP_SIZE fresh responses to all prompts. Advantages as in TRL, mean over tokens."""
+    """`steps` optimiser steps, each on GROUP_SIZE fresh responses to all prompts. Advantages as in TRL, mean over
+    tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
     prompt = prompts.repeat_interleave(GROUP_SIZE, dim=0)
     meter.start()

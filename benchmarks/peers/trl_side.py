@@ -1,4 +1,5 @@
-"""One contender of the peer's environment: `python trl_side.py CONTENDER SETTING` prints one line of JSON. Started by compare.py."""
+"""One contender of the peer's environment: `python trl_side.py CONTENDER SETTING` prints one line of JSON. Started by
+compare.py."""
 
 import sys
 import tempfile
@@ -45,7 +46,9 @@ def main() -> None:
             model=model,
             reward_funcs=reward,
             args=config_class(**(common(folder, setting.steps + 1) | options)),
-            train_dataset=Dataset.from_dict({"prompt": [text(prompt) for prompt in build_prompts(setting.prompt_length).tolist()]}),
+            train_dataset=Dataset.from_dict(
+                {"prompt": [text(prompt) for prompt in build_prompts(setting.prompt_length).tolist()]}
+            ),
             processing_class=tokenizer(),
             callbacks=[Measure(meter)],
         )
@@ -56,7 +59,8 @@ def main() -> None:
 def common(folder: str, steps: int) -> dict:
     """One optimiser step on one generated batch, everything that is not training switched off.
 
-    TRL checkpoints activations by default, which runs every forward twice; off, a step does the work of the other contenders.
+    TRL checkpoints activations by default, which runs every forward twice; off, a step does the work of the other
+    contenders.
     """
     return {
         "output_dir": folder,

@@ -1,4 +1,5 @@
-"""Gymnasium environments of LLM-MDP. Importing this registers them: `gym.make("llm_mdp/Tabular-v0")`; see `registry`."""
+"""Gymnasium environments of LLM-MDP. Importing this registers them: `gym.make("llm_mdp/Tabular-v0")`; see
+`registry`."""
 
 import warnings
 
@@ -7,9 +8,20 @@ from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.token_env import TokenEnv
 from llm_mdp_envs.vector_env import ArrayTask, TokenVectorEnv
 
-__all__ = ["ArrayTask", "Question", "Registered", "Scores", "Task", "TokenEnv", "TokenVectorEnv", "register_all", "registered"]
+__all__ = [
+    "ArrayTask",
+    "Question",
+    "Registered",
+    "Scores",
+    "Task",
+    "TokenEnv",
+    "TokenVectorEnv",
+    "register_all",
+    "registered",
+]
 
-# `python -m llm_mdp_envs.registry` runs a module that this package has imported; harmless, as running it only writes a page.
+# `python -m llm_mdp_envs.registry` runs a module that this package has imported; harmless, as running it only writes a
+# page.
 warnings.filterwarnings("ignore", message="'llm_mdp_envs.registry' found in sys.modules", category=RuntimeWarning)
 
 register_all()

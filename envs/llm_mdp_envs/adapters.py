@@ -5,8 +5,8 @@
 - `CallableReward`: any function of two texts;
 - `as_trl_reward`, `trl_rows`: a task as a TRL reward function, with the rows to train on.
 
-reasoning-gym's data sets have a task of their own, `reasoning.ReasoningGym`. What these functions do with hostile text is their own
-affair: they run in this process, without a time limit.
+reasoning-gym's data sets have a task of their own, `reasoning.ReasoningGym`. What these functions do with hostile text
+is their own affair: they run in this process, without a time limit.
 """
 
 import asyncio
@@ -48,14 +48,16 @@ class RowTask(TextTask):
 
 
 class TRLReward(RowTask):
-    """TRL reward functions, f(prompts, completions, completion_ids, **columns) -> list[float | None], as the reward of an environment.
+    """TRL reward functions, f(prompts, completions, completion_ids, **columns) -> list[float | None], as the reward of
+    an environment.
 
-    Called as GRPOTrainer calls them: with all columns of the rows as lists; completions are texts where the prompt is a text and
-    [{"role": "assistant", "content": …}] where it is messages; `trainer_state` is None, `log_extra` and `log_metric` do nothing.
-    Arguments that a function does not have are left out. Coroutine functions are awaited.
+    Called as GRPOTrainer calls them: with all columns of the rows as lists; completions are texts where the prompt is a
+    text and [{"role": "assistant", "content": …}] where it is messages; `trainer_state` is None, `log_extra` and
+    `log_metric` do nothing. Arguments that a function does not have are left out. Coroutine functions are awaited.
 
-    The reward is Σ weight · value, each summand reported under its function's name. None means "does not apply" and adds nothing, as in
-    TRL; a response to which no function applies is an error unless `no_reward` says what it is worth. NaN and infinity are errors.
+    The reward is Σ weight · value, each summand reported under its function's name. None means "does not apply" and
+    adds nothing, as in TRL; a response to which no function applies is an error unless `no_reward` says what it is
+    worth. NaN and infinity are errors.
 
     Args:
         functions: one function or several, with different names.
@@ -77,14 +79,20 @@ class TRLReward(RowTask):
         functions = [functions] if callable(functions) else list(functions)
         weights = [1.0] * len(functions) if weights is None else list(weights)
         if not functions or len(weights) != len(functions):
-            raise ValueError(f"there are {len(functions)} reward functions and {len(weights)} weights; give one weight a function.")
+            raise ValueError(
+                f"there are {len(functions)} reward functions and {len(weights)} weights; give one weight a function."
+            )
         self.functions = dict(zip(map(name_of, functions), zip(functions, weights)))
         if len(self.functions) < len(functions):
-            raise ValueError(f"two reward functions have the same name among {', '.join(map(name_of, functions))}; rename one.")
+            raise ValueError(
+                f"two reward functions have the same name among {', '.join(map(name_of, functions))}; rename one."
+            )
         self.columns = sorted(set(self.rows[0]) - {"prompt", "completion", "completion_ids"})
         for number, row in enumerate(self.rows):
             if missing := set(self.columns) - set(row):
-                raise ValueError(f"rows[{number}] has no {missing.pop()!r}, which rows[0] has; all rows need the same columns.")
+                raise ValueError(
+                    f"rows[{number}] has no {missing.pop()!r}, which rows[0] has; all rows need the same columns."
+                )
         self.no_reward = no_reward
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
@@ -93,7 +101,8 @@ class TRLReward(RowTask):
             **columns,
             "prompts": [reply.question for reply in replies],
             "completions": [
-                reply.text if isinstance(reply.question, str) else [{"role": "assistant", "content": reply.text}] for reply in replies
+                reply.text if isinstance(reply.question, str) else [{"role": "assistant", "content": reply.text}]
+                for reply in replies
             ],
             "completion_ids": [list(reply.tokens) for reply in replies],
             "trainer_state": None,
@@ -111,20 +120,25 @@ class TRLReward(RowTask):
         row = int(np.flatnonzero(~applies)[0])
         if self.no_reward is None:
             raise ValueError(
-                f"{' and '.join(self.functions)} returned None for response {row}, so it has no reward; set no_reward to what it is worth."
+                f"{' and '.join(self.functions)} returned None for response {row}, so it has no reward; set no_reward "
+                f"to what it is worth."
             )
-        return Scores(np.where(applies, reward, self.no_reward), parts | {"no_reward": np.where(applies, 0.0, self.no_reward)})
+        return Scores(
+            np.where(applies, reward, self.no_reward), parts | {"no_reward": np.where(applies, 0.0, self.no_reward)}
+        )
 
 
 class VerlReward(RowTask):
-    """A verl `compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict` as the reward of an environment.
+    """A verl `compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict` as the reward of an
+    environment.
 
-    The reward is the number, or the "score" of the dict; what else the dict holds is no summand of it and is left out. None, NaN and
-    infinity are errors.
+    The reward is the number, or the "score" of the dict; what else the dict holds is no summand of it and is left out.
+    None, NaN and infinity are errors.
 
     Args:
         compute_score: called with keywords, once a response.
-        rows: as in verl's files: "prompt", "data_source", "reward_model" with a "ground_truth", and "extra_info" if there is any.
+        rows: as in verl's files: "prompt", "data_source", "reward_model" with a "ground_truth", and "extra_info" if
+            there is any.
     """
 
     needed = ("prompt", "data_source", "reward_model")
@@ -133,11 +147,15 @@ class VerlReward(RowTask):
         super().__init__(rows, **text_options)
         for number, row in enumerate(self.rows):
             if not isinstance(row["reward_model"], Mapping) or "ground_truth" not in row["reward_model"]:
-                raise ValueError(f'rows[{number}]["reward_model"] is {row["reward_model"]!r}; it must hold a "ground_truth".')
+                raise ValueError(
+                    f'rows[{number}]["reward_model"] is {row["reward_model"]!r}; it must hold a "ground_truth".'
+                )
         self.compute_score = compute_score
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
-        return Scores(np.array([self._grade_one(reply, number) for number, reply in enumerate(replies)], dtype=np.float64))
+        return Scores(
+            np.array([self._grade_one(reply, number) for number, reply in enumerate(replies)], dtype=np.float64)
+        )
 
     def _grade_one(self, reply: Reply, number: int) -> float:
         row, name = reply.secret, name_of(self.compute_score)
@@ -149,7 +167,9 @@ class VerlReward(RowTask):
         )
         if isinstance(score, Mapping):
             if "score" not in score:
-                raise ValueError(f"{name} returned a dict without \"score\" for response {number}: {', '.join(map(repr, score))}.")
+                raise ValueError(
+                    f'{name} returned a dict without "score" for response {number}: {", ".join(map(repr, score))}.'
+                )
             score = score["score"]
         return _finite(name, score, number)
 
@@ -175,8 +195,8 @@ class CallableReward(RowTask):
 
 
 def trl_rows(task: Task, n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows for `datasets.Dataset.from_list` and GRPOTrainer: "prompt", and "question_seed", from which `as_trl_reward` draws the same
-    question again. No answer is in them.
+    """Rows for `datasets.Dataset.from_list` and GRPOTrainer: "prompt", and "question_seed", from which `as_trl_reward`
+    draws the same question again. No answer is in them.
 
     Raises:
         ValueError: for a task of several turns.
@@ -189,8 +209,9 @@ def trl_rows(task: Task, n: int, seed: int = 0) -> list[dict[str, Any]]:
 def as_trl_reward(task: Task) -> Callable[..., list[float]]:
     """The score of a task as a TRL reward function, for rows made by `trl_rows`.
 
-    A `TextTask` grades the completions' text, whatever tokenizer the trainer uses; another task grades `completion_ids`, so the trainer
-    must use its vocabulary. Completions beyond the task's horizon are graded as far as the horizon by the latter.
+    A `TextTask` grades the completions' text, whatever tokenizer the trainer uses; another task grades
+    `completion_ids`, so the trainer must use its vocabulary. Completions beyond the task's horizon are graded as far as
+    the horizon by the latter.
 
     Raises:
         ValueError: for a task of several turns; when called: if the column "question_seed" is missing.
@@ -198,12 +219,16 @@ def as_trl_reward(task: Task) -> Callable[..., list[float]]:
     _check_one_turn(task)
     question = lru_cache(maxsize=65_536)(lambda number: _question(task, number))
 
-    def reward(prompts: list, completions: list, completion_ids: list[list[int]] | None = None, **columns: Any) -> list[float]:
+    def reward(
+        prompts: list, completions: list, completion_ids: list[list[int]] | None = None, **columns: Any
+    ) -> list[float]:
         if "question_seed" not in columns:
             raise ValueError(f'{reward.__name__} needs the column "question_seed"; train on trl_rows(task, n).')
         questions = [question(int(number)) for number in columns["question_seed"]]
         if isinstance(task, TextTask):
-            scores = task.grade([task.reply_to(one, text_of(completion)) for one, completion in zip(questions, completions)])
+            scores = task.grade(
+                [task.reply_to(one, text_of(completion)) for one, completion in zip(questions, completions)]
+            )
         else:
             if completion_ids is None:
                 raise ValueError(f"{reward.__name__} grades tokens; call it with completion_ids.")
@@ -234,7 +259,9 @@ def name_of(function: Callable) -> str:
 def _call(function: Callable, arguments: dict[str, Any]) -> Any:
     parameters = inspect.signature(function).parameters.values()
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-        arguments = {parameter.name: arguments[parameter.name] for parameter in parameters if parameter.name in arguments}
+        arguments = {
+            parameter.name: arguments[parameter.name] for parameter in parameters if parameter.name in arguments
+        }
     result = function(**arguments)
     if inspect.isawaitable(result):
         with ThreadPoolExecutor(1) as thread:  # of its own, for callers that already run an event loop (notebooks)
@@ -271,7 +298,10 @@ def _checked_row(row: Any, number: int, needed: tuple[str, ...]) -> Mapping[str,
     prompt = row["prompt"]
     is_chat = isinstance(prompt, list | tuple) and len(prompt) > 0 and all(map(_is_message, prompt))
     if not isinstance(prompt, str) and not is_chat:
-        raise ValueError(f'rows[{number}]["prompt"] is {prompt!r:.80}; it must be a text or a list of messages with "role" and "content".')
+        raise ValueError(
+            f'rows[{number}]["prompt"] is {prompt!r:.80}; it must be a text or a list of messages with "role" and '
+            f'"content".'
+        )
     return dict(row) | {"prompt": list(prompt) if is_chat else prompt}
 
 
@@ -281,7 +311,9 @@ def _is_message(message: Any) -> bool:
 
 def _check_one_turn(task: Task) -> None:
     if task.max_turns > 1:
-        raise ValueError(f"{type(task).__name__} has {task.max_turns} turns; a TRL reward function sees one response only.")
+        raise ValueError(
+            f"{type(task).__name__} has {task.max_turns} turns; a TRL reward function sees one response only."
+        )
 
 
 def _question(task: Task, seed: int) -> Question:

@@ -87,7 +87,9 @@ def describe(id: str, task: Task) -> Registered:
     tokens = np.full((1, task.horizon), 0 if task.eos is None else PAD, dtype=np.int64)
     tokens[0, 0] = 0 if task.eos is None else task.eos
     scores = task.score([task.question(np.random.default_rng(0))], tokens, tokens != PAD)
-    return Registered(id, type(task), task.max_turns, task.vocab_size, task.horizon, tuple(scores.parts), task.separates)
+    return Registered(
+        id, type(task), task.max_turns, task.vocab_size, task.horizon, tuple(scores.parts), task.separates
+    )
 
 
 def make_env(task: str, render_mode: str | None = None, **kwargs: Any) -> TokenEnv:
@@ -122,7 +124,9 @@ def make_task(path: str, **kwargs: Any) -> Task:
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for argument in kwargs:
             if argument not in parameters:
-                raise TypeError(f"{factory.__name__} has no argument {argument!r}; it takes {', '.join(parameters) or 'none'}.")
+                raise TypeError(
+                    f"{factory.__name__} has no argument {argument!r}; it takes {', '.join(parameters) or 'none'}."
+                )
     return factory(**kwargs)
 
 
@@ -142,7 +146,8 @@ def _what_is_missing(entry: Entry, error: Exception) -> str:
     return str(error) if named else f"{error}; pip install 'llm-mdp[{entry.extra}]'"
 
 
-# --- envs/README.md -----------------------------------------------------------------------------------------------------------
+# --- envs/README.md
+# -----------------------------------------------------------------------------------------------------------
 
 HEAD = """# Environments
 
@@ -196,7 +201,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=README)
     output = parser.parse_args().output
     if output == README and README.parent.name != "envs":
-        parser.error(f"this package is installed in {README.parent}, not in a checkout; say where to write with --output FILE")
+        parser.error(
+            f"this package is installed in {README.parent}, not in a checkout; say where to write with --output FILE"
+        )
     output.write_text(readme(), encoding="utf-8")
     print(f"Written to {output}")
 

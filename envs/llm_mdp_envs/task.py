@@ -1,8 +1,8 @@
-"""A task: what is asked, and what the answer is worth. Everything else (stepping, vectors, replay, turns) is made from it, so a new
-environment is one file with one class.
+"""A task: what is asked, and what the answer is worth. Everything else (stepping, vectors, replay, turns) is made from
+it, so a new environment is one file with one class.
 
-A task has no state. An episode is its question plus the tokens so far; the same question and tokens always give the same replies and
-the same score. That is what makes restarts from any prefix, replays and branches cost nothing.
+A task has no state. An episode is its question plus the tokens so far; the same question and tokens always give the
+same replies and the same score. That is what makes restarts from any prefix, replays and branches cost nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -30,9 +30,11 @@ class Scores:
     reward: np.ndarray
     """(N,) float64: the response-level reward RM(W)."""
     parts: dict[str, np.ndarray] = field(default_factory=dict)
-    """(N,) each: graded parts whose sum is the reward (Eq. 30), reported in `info` after the episode. Empty: nothing is revealed."""
+    """(N,) each: graded parts whose sum is the reward (Eq. 30), reported in `info` after the episode. Empty: nothing is
+    revealed."""
     details: dict[str, np.ndarray] = field(default_factory=dict)
-    """(N,) each: whatever else a person may want to know of a finished response (verdicts, say), reported in `info` beside the parts."""
+    """(N,) each: whatever else a person may want to know of a finished response (verdicts, say), reported in `info`
+    beside the parts."""
 
 
 class Task(ABC):
@@ -64,7 +66,8 @@ class Task(ABC):
 
         Args:
             tokens: (N, T) int64, -1 after the end.
-            mask: (N, T) bool, True where the policy chose the token, its end token included; False on what the environment wrote.
+            mask: (N, T) bool, True where the policy chose the token, its end token included; False on what the
+                environment wrote.
         """
 
     def reply(self, question: Question, tokens: Sequence[int]) -> tuple[int, ...] | None:

@@ -1,4 +1,5 @@
-"""Tasks in words: a question is a text, the response is a text, and any Hugging Face tokenizer stands between them and the tokens.
+"""Tasks in words: a question is a text, the response is a text, and any Hugging Face tokenizer stands between them and
+the tokens.
 
 A subclass says two things: what is asked (`draw`) and what a reply is worth (`grade`).
 """
@@ -56,7 +57,13 @@ class TextTask(Task):
     """
 
     def __init__(
-        self, tokenizer: Any = None, *, horizon: int = 256, prompt_length: int = 1024, chat: bool = False, system: str | None = None
+        self,
+        tokenizer: Any = None,
+        *,
+        horizon: int = 256,
+        prompt_length: int = 1024,
+        chat: bool = False,
+        system: str | None = None,
     ):
         for name, value in (("horizon", horizon), ("prompt_length", prompt_length)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -64,7 +71,8 @@ class TextTask(Task):
         self.tokenizer = load_tokenizer(tokenizer)
         if chat and not self.tokenizer.chat_template:
             raise ValueError(
-                "chat=True, but this tokenizer has no chat template; use chat=False, or set `tokenizer.chat_template` to a Jinja template."
+                "chat=True, but this tokenizer has no chat template; use chat=False, or set `tokenizer.chat_template` "
+                "to a Jinja template."
             )
         if system is not None and not chat:
             raise ValueError(f"system is {system!r}, but chat=False writes no messages; use chat=True.")
@@ -74,7 +82,8 @@ class TextTask(Task):
 
     @abstractmethod
     def draw(self, generator: np.random.Generator) -> tuple[str | list[dict], Any]:
-        """A question in words, or the messages of a chat ({"role": …, "content": …} each), and what `grade` needs to know about it."""
+        """A question in words, or the messages of a chat ({"role": …, "content": …} each), and what `grade` needs to
+        know about it."""
 
     @abstractmethod
     def grade(self, replies: Sequence[Reply]) -> Scores:
@@ -86,12 +95,14 @@ class TextTask(Task):
             if len(question.prompt) <= self.prompt_length:
                 return question
         raise ValueError(
-            f"{MOST_DRAWS} questions in a row were longer than prompt_length = {self.prompt_length} tokens, the last with"
+            f"{MOST_DRAWS} questions in a row were longer than prompt_length = {self.prompt_length} tokens, the last "
+            f"with"
             f" {len(question.prompt)}; raise prompt_length or use a tokenizer with a larger vocabulary."
         )
 
     def ask(self, question: str | list[dict], secret: Any = None) -> Question:
-        """A question of your own, for `reset(options={"question": …})`; `secret` is what `grade` needs to know, as from `draw`."""
+        """A question of your own, for `reset(options={"question": …})`; `secret` is what `grade` needs to know, as from
+        `draw`."""
         return Question(self.encode_question(question), Asked(question, secret))
 
     def encode_question(self, question: str | list[dict]) -> tuple[int, ...]:
@@ -125,7 +136,8 @@ class TextTask(Task):
         return Reply(question.secret.text, text, tuple(tokens), question.secret.secret)
 
     def response_text(self, tokens: Sequence[int]) -> str:
-        """What is graded: the response in words, without special tokens and without a tokenizer's cosmetic changes to spaces."""
+        """What is graded: the response in words, without special tokens and without a tokenizer's cosmetic changes to
+        spaces."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -151,14 +163,18 @@ def load_tokenizer(tokenizer: Any = None) -> Any:
         return byte_tokenizer()
     if not isinstance(tokenizer, str | Path):
         if not all(hasattr(tokenizer, name) for name in ("encode", "decode", "eos_token_id")):
-            raise ValueError(f"tokenizer is {tokenizer!r}; give a Hugging Face tokenizer, its name, its folder, or None.")
+            raise ValueError(
+                f"tokenizer is {tokenizer!r}; give a Hugging Face tokenizer, its name, its folder, or None."
+            )
         return tokenizer
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {str(tokenizer)!r}; give a folder with one, or None for bytes.") from error
+        raise ValueError(
+            f"no tokenizer could be loaded from {str(tokenizer)!r}; give a folder with one, or None for bytes."
+        ) from error
 
 
 CHAT_TEMPLATE = (
@@ -170,8 +186,8 @@ CHAT_TEMPLATE = (
 def byte_tokenizer() -> Any:
     """A tokenizer for any text that needs no download: token = byte, and the end token 256.
 
-    A `transformers.PreTrainedTokenizerFast`: 256 bytes, then `<|end|>` (256, ends a response and a turn), `<|pad|>` (257), and
-    `<|system|>`, `<|user|>`, `<|assistant|>` (258 … 260) for its chat template.
+    A `transformers.PreTrainedTokenizerFast`: 256 bytes, then `<|end|>` (256, ends a response and a turn), `<|pad|>`
+    (257), and `<|system|>`, `<|user|>`, `<|assistant|>` (258 … 260) for its chat template.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -179,14 +195,17 @@ def byte_tokenizer() -> Any:
     backend = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(_byte_letters())}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>", padding_side="left")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>", padding_side="left"
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in byte-level tokenizers: itself, or the next free one from U+0100 on."""
+    """The printable letter that stands for each byte in byte-level tokenizers: itself, or the next free one from U+0100
+    on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -1,10 +1,12 @@
 """The token environment: any `Task` as a Gymnasium environment whose action is the next token.
 
-State = prompt + response so far, transition = append, reward 0 until the end and RM(W) there. A task may offer four things more:
+State = prompt + response so far, transition = append, reward 0 until the end and RM(W) there. A task may offer four
+things more:
 
 - `from_prompt(tokens) -> Question`: allows `reset(options={"prompt": tokens})`;
-- `reveals_token_rewards = True` with `token_rewards(questions, tokens, mask) -> (N, T)`, whose sum is the reward: then every step pays
-  its own token, for comparison runs against agents that see the end only. Responses may be unfinished, and rewards look back only;
+- `reveals_token_rewards = True` with `token_rewards(questions, tokens, mask) -> (N, T)`, whose sum is the reward: then
+  every step pays its own token, for comparison runs against agents that see the end only. Responses may be unfinished,
+  and rewards look back only;
 - `close()`: ends what it holds, such as processes, when an environment is closed;
 - the array methods of `vector_env.ArrayTask`, which make thousands of episodes fast.
 """
@@ -23,7 +25,8 @@ from gymnasium.error import ResetNeeded
 from llm_mdp_envs.task import Question, Scores, Task
 
 FINISH = ("eos", "horizon", "environment")
-"""Why a response ended, in the order of `llm_mdp.sampling.evidence.Finish`: by its end token, by length, because the conversation was over."""
+"""Why a response ended, in the order of `llm_mdp.sampling.evidence.Finish`: by its end token, by length, because the
+conversation was over."""
 
 PAD = -1
 """Fills an observation before the prompt and after the response."""
@@ -55,10 +58,10 @@ class State:
 class TokenEnv(gymnasium.Env[np.ndarray, int]):
     """A task, token by token.
 
-    Observation: (prompt_length + horizon,) int64, the prompt padded on the left and the response padded on the right with -1.
-    Action: the next token, 0 … V-1. `terminated` at the end token, at the horizon or when the conversation is over; never `truncated`.
-    Info: `action_mask` (V,) int8 always; `mask` (horizon,) bool of the policy's own tokens where there are turns; at the end `finish`
-    and, if the task reports any, `parts` of the reward and other `details`.
+    Observation: (prompt_length + horizon,) int64, the prompt padded on the left and the response padded on the right
+    with -1. Action: the next token, 0 … V-1. `terminated` at the end token, at the horizon or when the conversation is
+    over; never `truncated`. Info: `action_mask` (V,) int8 always; `mask` (horizon,) bool of the policy's own tokens
+    where there are turns; at the end `finish` and, if the task reports any, `parts` of the reward and other `details`.
 
     Args:
         task: what is asked, and what answers are worth.
@@ -78,17 +81,20 @@ class TokenEnv(gymnasium.Env[np.ndarray, int]):
         self._question: Question | None = None
         self._progress = Progress()
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode.
 
         Args:
             seed: starts the generator of questions anew.
-            options: `{"question": Question}` or `{"prompt": tokens}` asks this one instead of drawing, and `"prefix": tokens` begins
-                with these response tokens. With turns, a prefix holds what the environment wrote; a reply that is missing at its end
-                is written now. Action masks do not apply to a prefix.
+            options: `{"question": Question}` or `{"prompt": tokens}` asks this one instead of drawing, and `"prefix":
+                tokens` begins with these response tokens. With turns, a prefix holds what the environment wrote; a
+                reply that is missing at its end is written now. Action masks do not apply to a prefix.
 
         Raises:
-            ValueError: unknown option; tokens outside the vocabulary; a prefix that has ended or that contradicts the environment.
+            ValueError: unknown option; tokens outside the vocabulary; a prefix that has ended or that contradicts the
+            environment.
         """
         super().reset(seed=seed)
         options = check_options(options, ("question", "prompt", "prefix"))
@@ -141,7 +147,8 @@ class TokenEnv(gymnasium.Env[np.ndarray, int]):
         return self._arrays()[1][0]
 
     def clone_state(self) -> State:
-        """The state of the episode and of the generator. Opaque: hand it to `restore_state`, as often as you like, not to an agent."""
+        """The state of the episode and of the generator. Opaque: hand it to `restore_state`, as often as you like, not
+        to an agent."""
         if self._question is None:
             raise ResetNeeded("clone_state was called before reset; call reset first.")
         return State(self._question, self._progress, deepcopy(self.np_random.bit_generator.state))
@@ -188,11 +195,13 @@ class TokenEnv(gymnasium.Env[np.ndarray, int]):
         return info | ({"mask": self.mask} if self.task.end_of_turn is not None else {})
 
 
-# --- how an episode goes on ---------------------------------------------------------------------------------------------------
+# --- how an episode goes on
+# ---------------------------------------------------------------------------------------------------
 
 
 def advance(task: Task, question: Question, progress: Progress, token: int) -> Progress:
-    """The response after one more token of the policy and, if that hands over the turn, the environment's reply (cut at the horizon)."""
+    """The response after one more token of the policy and, if that hands over the turn, the environment's reply (cut at
+    the horizon)."""
     tokens, mask, turns = (*progress.tokens, token), (*progress.mask, True), progress.turns
     if token == task.end_of_turn:
         turns += 1
@@ -208,13 +217,16 @@ def advance(task: Task, question: Question, progress: Progress, token: int) -> P
 
 
 def follow(task: Task, question: Question, tokens: Sequence[int], name: str = "the response") -> Progress:
-    """Replay a response, or the beginning of one, to learn whose its tokens are. A reply that is missing at its end is written.
+    """Replay a response, or the beginning of one, to learn whose its tokens are. A reply that is missing at its end is
+    written.
 
     Raises:
-        ValueError, TypeError: naming the place where a token is outside the vocabulary, comes after the end, or is not what the
-            environment writes there.
+        ValueError, TypeError: naming the place where a token is outside the vocabulary, comes after the end, or is not
+            what the environment writes there.
     """
-    given = tuple(whole_token(token, task.vocab_size, f"{name}[{place}]") for place, token in enumerate(_sequence(tokens, name)))
+    given = tuple(
+        whole_token(token, task.vocab_size, f"{name}[{place}]") for place, token in enumerate(_sequence(tokens, name))
+    )
     progress = Progress()
     while len(progress.tokens) < len(given):
         place = len(progress.tokens)
@@ -224,7 +236,8 @@ def follow(task: Task, question: Question, tokens: Sequence[int], name: str = "t
         for here in range(place, min(len(progress.tokens), len(given))):
             if progress.tokens[here] != given[here]:
                 raise ValueError(
-                    f"{name} has the token {given[here]} at place {here}, where the environment writes {progress.tokens[here]}; "
+                    f"{name} has the token {given[here]} at place {here}, where the environment writes "
+                    f"{progress.tokens[here]}; "
                     "it belongs to another question or another task."
                 )
     return progress
@@ -242,10 +255,14 @@ def check_scores(task: Task, scores: Scores, n: int) -> Scores:
     """Raise ValueError unless there is one finite reward a response."""
     if np.shape(scores.reward) != (n,):
         shape = np.shape(scores.reward)
-        raise ValueError(f"{type(task).__name__}.score gave rewards of shape {shape} for {n} responses; it must be ({n},).")
+        raise ValueError(
+            f"{type(task).__name__}.score gave rewards of shape {shape} for {n} responses; it must be ({n},)."
+        )
     if not np.isfinite(scores.reward).all():
         row = int(np.flatnonzero(~np.isfinite(scores.reward))[0])
-        raise ValueError(f"{type(task).__name__}.score gave response {row} the reward {scores.reward[row]}; rewards must be finite.")
+        raise ValueError(
+            f"{type(task).__name__}.score gave response {row} the reward {scores.reward[row]}; rewards must be finite."
+        )
     return scores
 
 
@@ -259,7 +276,8 @@ def reveals_token_rewards(task: Task) -> bool:
     return getattr(task, "reveals_token_rewards", False)
 
 
-# --- tokens and arrays --------------------------------------------------------------------------------------------------------
+# --- tokens and arrays
+# --------------------------------------------------------------------------------------------------------
 
 
 def observation_space(task: Task) -> spaces.Box:
@@ -293,7 +311,8 @@ def text_so_far(task: Task, question: Question | None, tokens: Sequence[int]) ->
     return f"{task.decode(question.prompt) if question else ''} ▸ {task.decode(tokens)}".strip()
 
 
-# --- what users may get wrong -------------------------------------------------------------------------------------------------
+# --- what users may get wrong
+# -------------------------------------------------------------------------------------------------
 
 
 def whole_token(token: Any, vocab_size: int, name: str) -> int:
@@ -317,7 +336,9 @@ def whole_token(token: Any, vocab_size: int, name: str) -> int:
 def check_allowed(mask: np.ndarray | None, token: int, name: str = "the action") -> None:
     """Raise ValueError if the action mask forbids this token."""
     if mask is not None and not mask[token]:
-        raise ValueError(f"{name} is {token}, which the action mask forbids here; info['action_mask'] is 1 for {_allowed(mask)}.")
+        raise ValueError(
+            f"{name} is {token}, which the action mask forbids here; info['action_mask'] is 1 for {_allowed(mask)}."
+        )
 
 
 def _allowed(mask: np.ndarray) -> str:
@@ -350,7 +371,9 @@ def check_question(task: Task, question: Any, name: str) -> Question:
 def check_render_mode(render_mode: str | None, metadata: dict[str, Any]) -> None:
     """Raise ValueError for a mode that the metadata do not list."""
     if render_mode is not None and render_mode not in metadata["render_modes"]:
-        raise ValueError(f"render_mode is {render_mode!r}; choose {', '.join(map(repr, metadata['render_modes']))} or None.")
+        raise ValueError(
+            f"render_mode is {render_mode!r}; choose {', '.join(map(repr, metadata['render_modes']))} or None."
+        )
 
 
 def _asked(task: Task, options: dict[str, Any]) -> Question | None:
@@ -367,7 +390,9 @@ def _asked(task: Task, options: dict[str, Any]) -> Question | None:
             "give options={'question': Question(prompt, secret)}."
         )
     prompt = _sequence(options["prompt"], "options['prompt']")
-    return task.from_prompt(tuple(whole_token(t, task.vocab_size, f"options['prompt'][{i}]") for i, t in enumerate(prompt)))
+    return task.from_prompt(
+        tuple(whole_token(t, task.vocab_size, f"options['prompt'][{i}]") for i, t in enumerate(prompt))
+    )
 
 
 def _sequence(tokens: Any, name: str) -> list[Any]:

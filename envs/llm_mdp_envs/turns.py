@@ -1,8 +1,8 @@
 """Conversations: a response that the policy and the environment write in turns.
 
-The policy hands over with `end_of_turn`; then the environment writes its reply. How an episode goes on (the turn limit, replies that
-the horizon cuts) is `token_env.advance`; here are whole conversations by it (`play`, `mask_of`, any task) and `TurnTask`, which
-makes a task out of one function, `outcome`: what a turn is answered, and what it is worth.
+The policy hands over with `end_of_turn`; then the environment writes its reply. How an episode goes on (the turn limit,
+replies that the horizon cuts) is `token_env.advance`; here are whole conversations by it (`play`, `mask_of`, any task)
+and `TurnTask`, which makes a task out of one function, `outcome`: what a turn is answered, and what it is worth.
 """
 
 from abc import abstractmethod
@@ -17,17 +17,19 @@ from llm_mdp_envs.token_env import Progress, advance, follow
 
 
 def mask_of(task: Task, question: Question, tokens: Sequence[int]) -> np.ndarray:
-    """(len(tokens),) bool: True where the policy wrote the token, found by replaying a response or the beginning of one.
+    """(len(tokens),) bool: True where the policy wrote the token, found by replaying a response or the beginning of
+    one.
 
     Raises:
-        ValueError: if no conversation on this question goes so: a token outside the vocabulary (padding too), a reply that the
-            environment would not have written, tokens after the end.
+        ValueError: if no conversation on this question goes so: a token outside the vocabulary (padding too), a reply
+            that the environment would not have written, tokens after the end.
     """
     return np.array(follow(task, question, tokens).mask[: len(tokens)], dtype=bool)
 
 
 def play(task: Task, question: Question, policy_turns: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The conversation in which the policy writes these turns, each closed with `end_of_turn` unless it ends with it or with `eos`.
+    """The conversation in which the policy writes these turns, each closed with `end_of_turn` unless it ends with it or
+    with `eos`.
 
     What would come after the end of the response is not played.
 
@@ -38,7 +40,9 @@ def play(task: Task, question: Question, policy_turns: Iterable[Sequence[int]]) 
         ValueError: if the task has no turns.
     """
     if task.end_of_turn is None:
-        raise ValueError(f"{type(task).__name__} has one turn only (its end_of_turn is None); play needs a task with turns.")
+        raise ValueError(
+            f"{type(task).__name__} has one turn only (its end_of_turn is None); play needs a task with turns."
+        )
     progress = Progress()
     for turn in policy_turns:
         closed = len(turn) > 0 and turn[-1] in (task.end_of_turn, task.eos)
@@ -59,7 +63,8 @@ class Turn:
 
 
 def split_turns(tokens: np.ndarray, mask: np.ndarray, closing: Sequence[int | None]) -> list[Turn]:
-    """The policy's turns in one response: the stretches where mask is True, their last token left out if it is one of `closing`.
+    """The policy's turns in one response: the stretches where mask is True, their last token left out if it is one of
+    `closing`.
 
     Args:
         tokens, mask: (T,). The end of the response closes its last turn.
@@ -73,7 +78,8 @@ def split_turns(tokens: np.ndarray, mask: np.ndarray, closing: Sequence[int | No
 
 
 def alternating_mask(tokens: np.ndarray, end_of_turn: int) -> np.ndarray:
-    """(..., T) bool: whose token is whose where replies, too, end with `end_of_turn` (as in `TurnTask`), the policy beginning."""
+    """(..., T) bool: whose token is whose where replies, too, end with `end_of_turn` (as in `TurnTask`), the policy
+    beginning."""
     ends = tokens == end_of_turn
     return (tokens >= 0) & ((ends.cumsum(-1) - ends) % 2 == 0)
 
@@ -91,8 +97,9 @@ class Outcome:
 class TurnTask(Task):
     """A conversation in words: token w is `words[w]`, and both sides end their turns with `end_of_turn`.
 
-    A subclass writes `question` and `outcome`. The reward of a turn is a function of the question and the conversation up to that
-    turn, so it is a hidden token reward on the turn's last token, and the response-level reward is their sum:
+    A subclass writes `question` and `outcome`. The reward of a turn is a function of the question and the conversation
+    up to that turn, so it is a hidden token reward on the turn's last token, and the response-level reward is their
+    sum:
 
         RM(W) = Σₖ r(turns before k, turn k)
 
@@ -107,7 +114,8 @@ class TurnTask(Task):
 
     @abstractmethod
     def outcome(self, question: Question, earlier: Sequence[tuple[int, ...]], turn: tuple[int, ...]) -> Outcome:
-        """What a turn leads to, given the policy's earlier ones. Turns are any words but `end_of_turn` and `eos`, or none at all."""
+        """What a turn leads to, given the policy's earlier ones. Turns are any words but `end_of_turn` and `eos`, or
+        none at all."""
 
     def reply(self, question, tokens):
         row = np.asarray(tokens)
@@ -124,7 +132,8 @@ class TurnTask(Task):
         return Scores(np.sum(list(parts.values()), axis=0), parts)
 
     def hidden_turn_rewards(self, question: Question, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """(T,) float64: the reward of every turn on its last policy token, 0 elsewhere; their sum is the response-level reward.
+        """(T,) float64: the reward of every turn on its last policy token, 0 elsewhere; their sum is the response-level
+        reward.
 
         For verifiers and comparison runs; no agent may see it.
 
@@ -144,7 +153,9 @@ class TurnTask(Task):
         """
         unknown = [word for word in text.split() if word not in self.words]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is not among the words of {type(self).__name__}; they are {' '.join(self.words)}.")
+            raise ValueError(
+                f"{unknown[0]!r} is not among the words of {type(self).__name__}; they are {' '.join(self.words)}."
+            )
         return tuple(self.words.index(word) for word in text.split())
 
     def decode(self, tokens):
@@ -178,7 +189,8 @@ class TurnTask(Task):
 
 
 def check_words(words: Sequence[str], place: str) -> None:
-    """Raise ValueError if these cannot be the words of a vocabulary: each distinct, none empty or with white space in it."""
+    """Raise ValueError if these cannot be the words of a vocabulary: each distinct, none empty or with white space in
+    it."""
     for word in words:
         if not isinstance(word, str) or word.split() != [word]:
             raise ValueError(f"{place} has the word {word!r}; a word is a string without white space, one token each.")

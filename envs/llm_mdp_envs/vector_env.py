@@ -1,7 +1,7 @@
 """Many token environments stepped as numpy arrays, and whole responses scored at once.
 
-Any `Task` will do: then questions, replies and action masks cost a Python call each. An `ArrayTask`, whose questions are rows of
-numbers, has no Python loop over environments anywhere.
+Any `Task` will do: then questions, replies and action masks cost a Python call each. An `ArrayTask`, whose questions
+are rows of numbers, has no Python loop over environments anywhere.
 """
 
 from abc import abstractmethod
@@ -160,10 +160,12 @@ class _Objects:
 
 
 class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """`num_envs` episodes of one task, stepped together; see `TokenEnv` for observations (here (N, prompt_length + horizon)) and infos.
+    """`num_envs` episodes of one task, stepped together; see `TokenEnv` for observations (here (N, prompt_length +
+    horizon)) and infos.
 
-    Autoreset is Gymnasium's default, NEXT_STEP: the step after an episode's end ignores its action, returns the first observation of the
-    next episode and reward 0. Infos are arrays over environments, each key with a mask `_key`, as Gymnasium's vector environments have it.
+    Autoreset is Gymnasium's default, NEXT_STEP: the step after an episode's end ignores its action, returns the first
+    observation of the next episode and reward 0. Infos are arrays over environments, each key with a mask `_key`, as
+    Gymnasium's vector environments have it.
 
     Args:
         task: what is asked, and what answers are worth.
@@ -174,7 +176,11 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         ValueError: num_envs below 1 or an unknown render mode.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["ansi"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(self, task: Task, num_envs: int = 1, render_mode: str | None = None):
         if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
@@ -196,25 +202,32 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._allowed: np.ndarray | None = None
         self._begun = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode in every environment.
 
         Args:
             seed: starts the one generator of all questions anew.
-            options: `{"questions": N Questions}` instead of drawing them; `{"prefixes": N sequences of tokens}` to begin with, as in
-                `TokenEnv.reset` (-1 at the end of a prefix is padding).
+            options: `{"questions": N Questions}` instead of drawing them; `{"prefixes": N sequences of tokens}` to
+                begin with, as in `TokenEnv.reset` (-1 at the end of a prefix is padding).
 
         Raises:
-            ValueError: unknown option, another number than N, or a prefix that has ended or contradicts the environment.
+            ValueError: unknown option, another number than N, or a prefix that has ended or contradicts the
+            environment.
         """
         super().reset(seed=seed)
         options = check_options(options, ("questions", "prefixes"))
         for name in options:
             if len(options[name]) != self.num_envs:
-                raise ValueError(f"options[{name!r}] has {len(options[name])} entries; there are {self.num_envs} environments.")
+                raise ValueError(
+                    f"options[{name!r}] has {len(options[name])} entries; there are {self.num_envs} environments."
+                )
         self._begun = False  # until everything below has gone well
         if "questions" in options:
-            questions = [check_question(self.task, q, f"options['questions'][{i}]") for i, q in enumerate(options["questions"])]
+            questions = [
+                check_question(self.task, q, f"options['questions'][{i}]") for i, q in enumerate(options["questions"])
+            ]
             prompts = self._asked.put(questions)
         else:
             prompts = self._asked.draw(self.np_random, np.arange(self.num_envs))
@@ -234,7 +247,8 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         Raises:
             ResetNeeded: before the first `reset`.
-            TypeError, ValueError: naming the environment whose action is no whole number, outside the vocabulary, or forbidden.
+            TypeError, ValueError: naming the environment whose action is no whole number, outside the vocabulary, or
+            forbidden.
         """
         if not self._begun:
             raise ResetNeeded("step was called before reset; call reset first.")
@@ -304,7 +318,8 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._length[number], self._turns[number] = length, progress.turns
 
     def _append(self, actions: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """Write the actions, and replies where turns end; returns (N,) why episodes end now, as an index of `FINISH` or GOES_ON."""
+        """Write the actions, and replies where turns end; returns (N,) why episodes end now, as an index of `FINISH` or
+        GOES_ON."""
         task = self.task
         self._last = self._length.copy()
         flat = self._text.reshape(-1)
@@ -372,14 +387,15 @@ def replay(task: Task, questions: Sequence[Question], token_rows: np.ndarray) ->
 
     Args:
         questions: N of them.
-        token_rows: (N, T) integers, T ≤ horizon, -1 after the end; with turns, what the environment wrote included (whose tokens are
-            whose is worked out again). Action masks do not apply.
+        token_rows: (N, T) integers, T ≤ horizon, -1 after the end; with turns, what the environment wrote included
+            (whose tokens are whose is worked out again). Action masks do not apply.
 
     Returns:
         Reward (N,) and parts.
 
     Raises:
-        ValueError, TypeError: naming the first response that is unfinished, goes on after its end, or contradicts the environment.
+        ValueError, TypeError: naming the first response that is unfinished, goes on after its end, or contradicts the
+        environment.
     """
     rows, n = np.asarray(token_rows), len(questions)
     if rows.ndim != 2 or len(rows) != n or rows.shape[1] > task.horizon:
@@ -388,7 +404,9 @@ def replay(task: Task, questions: Sequence[Question], token_rows: np.ndarray) ->
         raise TypeError(f"token_rows are {rows.dtype}; tokens are whole numbers.")
     tokens = np.full((len(rows), task.horizon), PAD, dtype=np.int64)
     tokens[:, : rows.shape[1]] = rows
-    mask = _mask_of_single_turns(task, tokens) if task.end_of_turn is None else _mask_by_replaying(task, questions, tokens)
+    mask = (
+        _mask_of_single_turns(task, tokens) if task.end_of_turn is None else _mask_by_replaying(task, questions, tokens)
+    )
     return check_scores(task, task.score(questions, tokens, mask), len(tokens))
 
 
@@ -397,7 +415,12 @@ def _mask_of_single_turns(task: Task, tokens: np.ndarray) -> np.ndarray:
     ends = np.zeros_like(mask) if task.eos is None else tokens == task.eos
     length = mask.sum(1)
     ended_before = np.cumsum(ends, axis=1) - ends > 0
-    wrong = (tokens < PAD) | (tokens >= task.vocab_size) | (mask & ended_before) | (mask != (np.arange(task.horizon) < length[:, None]))
+    wrong = (
+        (tokens < PAD)
+        | (tokens >= task.vocab_size)
+        | (mask & ended_before)
+        | (mask != (np.arange(task.horizon) < length[:, None]))
+    )
     unfinished = (length < task.horizon) & ~ends.any(1)
     for row in np.flatnonzero(wrong.any(1) | unfinished):
         _check_finished(follow(task, Question(()), _unpadded(tokens[row]), f"token_rows[{row}]"), row)
@@ -415,7 +438,9 @@ def _mask_by_replaying(task: Task, questions: Sequence[Question], tokens: np.nda
 
 def _check_finished(progress: Progress, row: int) -> None:
     if progress.finish is None:
-        raise ValueError(f"token_rows[{row}] has not ended after {len(progress.tokens)} tokens; only whole responses have a reward.")
+        raise ValueError(
+            f"token_rows[{row}] has not ended after {len(progress.tokens)} tokens; only whole responses have a reward."
+        )
 
 
 def _unpadded(tokens: Sequence[int]) -> list[int]:

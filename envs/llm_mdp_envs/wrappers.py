@@ -1,7 +1,8 @@
 """Token environments for Stable-Baselines3, whose networks take vectors of numbers, not token ids.
 
-    env = OneHot(gym.make("llm_mdp/Tabular-v0"))
-    stable_baselines3.PPO("MlpPolicy", env)                       # or sb3_contrib.MaskablePPO, which calls env.action_masks()
+env = OneHot(gym.make("llm_mdp/Tabular-v0"))
+stable_baselines3.PPO("MlpPolicy", env)                       # or sb3_contrib.MaskablePPO, which calls
+env.action_masks()
 """
 
 import gymnasium
@@ -27,7 +28,9 @@ class OneHot(gymnasium.ObservationWrapper[np.ndarray, int, np.ndarray], RecordCo
 
     def __init__(self, env: gymnasium.Env):
         if not isinstance(env.unwrapped, TokenEnv):
-            raise TypeError(f"OneHot wraps token environments, such as gym.make('llm_mdp/Tabular-v0'); this is {env.unwrapped!r}.")
+            raise TypeError(
+                f"OneHot wraps token environments, such as gym.make('llm_mdp/Tabular-v0'); this is {env.unwrapped!r}."
+            )
         RecordConstructorArgs.__init__(self)
         super().__init__(env)
         self.vocab_size = int(env.action_space.n)

@@ -1,4 +1,5 @@
-"""`llm-mdp`: the command line. The composition root: the only place that may import agents, and only when they are asked for."""
+"""`llm-mdp`: the command line. The composition root: the only place that may import agents, and only when they are
+asked for."""
 
 import importlib
 import importlib.util
@@ -26,11 +27,14 @@ PolicyKind = Literal["tabular", "ngram", "transformer"]
 class Verify:
     """Check which estimators of the policy gradient are unbiased, merely proportional, or biased, and why.
 
-    Without options: every claim of the ledger on several random token MDPs and policies. With --instance, or any of --vocab,
+    Without options: every claim of the ledger on several random token MDPs and policies. With --instance, or any of
+    --vocab,
     --horizon, --gamma: on that one.
     """
 
-    claims: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ID | FILE.py:CLASS | MODULE:CLASS ...]")] = ()
+    claims: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ID | FILE.py:CLASS | MODULE:CLASS ...]")
+    ] = ()
     """Ids of claims (default: all), or estimators of your own."""
     instance: Path | None = None
     """Read the token MDP, policy, reference and critic from this JSON file."""
@@ -85,12 +89,14 @@ class Eval:
 
 @dataclass(frozen=True)
 class Variance:
-    """How noisy each estimator is, and what a token of sampling buys: llm-mdp variance [ESTIMATOR …] [--env ENV] [options]."""
+    """How noisy each estimator is, and what a token of sampling buys: llm-mdp variance [ESTIMATOR …] [--env ENV]
+    [options]."""
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """A page of responses, every token shaded by the advantage that each estimator gave it: llm-mdp inspect [ENV] [options]."""
+    """A page of responses, every token shaded by the advantage that each estimator gave it: llm-mdp inspect [ENV]
+    [options]."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,10 @@ def version() -> int:
 
     import llm_mdp
 
-    print(f"llm-mdp {llm_mdp.__version__}, torch {torch.__version__}, numpy {numpy.__version__}, Python {sys.version.split()[0]}")
+    print(
+        f"llm-mdp {llm_mdp.__version__}, torch {torch.__version__}, numpy {numpy.__version__}, Python "
+        f"{sys.version.split()[0]}"
+    )
     return 0
 
 
@@ -183,14 +192,17 @@ def verify(command: Verify) -> int:
     instances = find_instances(command)
     if command.save_instance and len(instances) > 1:
         raise UsageError(
-            "--save-instance writes one instance, but this run has several; choose one with --vocab, --horizon, --gamma or --quick."
+            "--save-instance writes one instance, but this run has several; choose one with --vocab, --horizon, "
+            "--gamma or --quick."
         )
     problems = [Problem(instance, command.group_size, command.beta) for instance in instances]
     confidence = 1 - 0.01 / (len(claims) * len(problems))
 
     with progress(Console(stderr=True), len(claims) * len(problems)) as done:
         runs = [
-            run_ledger(problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=done)
+            run_ledger(
+                problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=done
+            )
             | {"command": command_line()}
             for problem in problems
         ]
@@ -224,7 +236,10 @@ def envs(command: Envs) -> int:
         console.print(f"[bold]{one.id:<26}[/] {figures if one.task else 'not available here'}")
         console.print(Padding(one.unavailable or one.separates, (0, 0, 0, 4)), style="dim", markup=False)
     if command.json:
-        write_text(command.json, json.dumps([{**vars(one), "task": one.task and one.task.__name__} for one in listed], indent=1) + "\n")
+        write_text(
+            command.json,
+            json.dumps([{**vars(one), "task": one.task and one.task.__name__} for one in listed], indent=1) + "\n",
+        )
     return 0
 
 
@@ -251,7 +266,8 @@ def find_claims(names: Sequence[str]) -> tuple["Claim", ...]:
 
 
 def own_claim(name: str) -> "Claim":
-    """A user's estimator, FILE.py:CLASS or MODULE:CLASS, as the claim that it is unbiased (or what its `expected` says)."""
+    """A user's estimator, FILE.py:CLASS or MODULE:CLASS, as the claim that it is unbiased (or what its `expected`
+    says)."""
     from llm_mdp.verify.claims import Claim, always
 
     estimator, attribute = load_estimator(name), name.rpartition(":")[2]
@@ -269,7 +285,11 @@ def load_estimator(name: str) -> "Estimator":
     place, _, attribute = name.rpartition(":")
     module = load_module(place)
     if not hasattr(module, attribute):
-        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__)
+        classes = sorted(
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        )
         raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(classes) or 'no class'}.")
     kind = getattr(module, attribute)
     try:
@@ -286,7 +306,9 @@ def load_module(place: str) -> Any:
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
-            raise UsageError(f"module {place!r} cannot be imported ({error}); a file is written FILE.py:CLASS.") from error
+            raise UsageError(
+                f"module {place!r} cannot be imported ({error}); a file is written FILE.py:CLASS."
+            ) from error
     path = Path(place)
     if not path.is_file():
         raise UsageError(f"there is no file {place}.")

@@ -1,4 +1,5 @@
-"""`llm-mdp inspect`: what a person types, made into a page of responses whose tokens show what each estimator made of them."""
+"""`llm-mdp inspect`: what a person types, made into a page of responses whose tokens show what each estimator made of
+them."""
 
 import json
 from collections.abc import Sequence
@@ -45,8 +46,8 @@ GAIN, LOSS, PAPER = (15, 118, 110), (194, 87, 12), (244, 242, 236)
 class InspectArguments:
     """See what each estimator makes of the same responses, token by token.
 
-    Writes one HTML page: responses with every token shaded by the weight that each estimator gives it, beside the hidden token reward and
-    the exact advantage where they are known.
+    Writes one HTML page: responses with every token shaded by the weight that each estimator gives it, beside the
+    hidden token reward and the exact advantage where they are known.
     """
 
     env: Annotated[str | None, tyro.conf.Positional] = None
@@ -57,20 +58,23 @@ class InspectArguments:
     env_args: tuple[str, ...] = ()
     """Arguments of the environment, such as digits=1 reward=outcome."""
     estimators: tuple[str, ...] = ()
-    """reinforce, rloo, remax, grpo, dr-grpo, trepo, trepo-paper, vineppo, gae, or FILE.py:CLASS; by default all that can be had."""
+    """reinforce, rloo, remax, grpo, dr-grpo, trepo, trepo-paper, vineppo, gae, or FILE.py:CLASS; by default all that
+    can be had."""
     group_size: int = 4
     """K, responses to each prompt."""
     prompts: int = 3
     """Number of prompts."""
     branches: int | None = None
-    """Where the exact advantage is not known, estimate it by this many draws from every prefix; 0: leave it out. By default 32, and 0
-    from ten million parameters on."""
+    """Where the exact advantage is not known, estimate it by this many draws from every prefix; 0: leave it out. By
+    default 32, and 0 from ten million parameters on."""
     samples: int = 4
     """M, draws from each boundary, of TRePO and VinePPO."""
     every: int | None = None
-    """Tokens from boundary to boundary of TRePO (VinePPO: twice as many); by default 1, and 8 from ten million parameters on."""
+    """Tokens from boundary to boundary of TRePO (VinePPO: twice as many); by default 1, and 8 from ten million
+    parameters on."""
     warm_start: int | None = None
-    """Supervised batches on the task's own answers first; by default 200 for a small transformer from scratch, where there are answers."""
+    """Supervised batches on the task's own answers first; by default 200 for a small transformer from scratch, where
+    there are answers."""
     seed: int = 0
     """Of prompts, responses and branches."""
     html: Path = Path("inspect.html")
@@ -94,7 +98,11 @@ def inspect(argv: Sequence[str]) -> int:
     subjects = find_subjects(arguments.estimators, own, Choices(task.horizon, arguments.samples, every, critic))
     _warm_up(policy, task, arguments)
     sampler = TaskSampler(
-        policy, task, torch.Generator().manual_seed(arguments.seed), np.random.default_rng([arguments.seed, 1]), arguments.prompts
+        policy,
+        task,
+        torch.Generator().manual_seed(arguments.seed),
+        np.random.default_rng([arguments.seed, 1]),
+        arguments.prompts,
     )
     with progress(Console(stderr=True), len(subjects)) as done:
         found = look(
@@ -102,9 +110,13 @@ def inspect(argv: Sequence[str]) -> int:
             hidden=mdp is not None or hasattr(task, "token_rewards"), critic=critic, draws=draws, progress=done,
         )  # fmt: skip
     document = {
-        "command": command_line(), "version": llm_mdp.__version__, "seed": arguments.seed, "task": _task_name(arguments, task),
-        "policy": _policy_name(arguments, policy), **found,
-    }  # fmt: skip
+        "command": command_line(),
+        "version": llm_mdp.__version__,
+        "seed": arguments.seed,
+        "task": _task_name(arguments, task),
+        "policy": _policy_name(arguments, policy),
+        **found,
+    }
     write_text(arguments.html, render_inspection(document))
     if arguments.json:
         write_text(arguments.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -141,7 +153,9 @@ def print_first(document: dict[str, Any], console: Console) -> None:
     """The first response in colours, a line an estimator, and how well each agrees with the truth."""
     group = document["groups"][0]
     response, rows = group["responses"][0], rows_of(document)
-    console.print(Text("Credit", style="bold").append(f"   {document['task']} · {document['policy']}", style="not bold dim"))
+    console.print(
+        Text("Credit", style="bold").append(f"   {document['task']} · {document['policy']}", style="not bold dim")
+    )
     console.print(Text(" ".join(group["prompt"].split())[-console.width :], style="dim"))
     console.print(Text(f"response 1 of {document['group_size']}, reward {response['reward']:.3f}"))
     for line in _lines(response["tokens"], document.get("eos"), rows, console.width):
@@ -171,10 +185,15 @@ def _lines(tokens: list[dict[str, Any]], eos: int | None, rows: list[Row], width
         while stop < len(columns) and used + columns[stop][0] + 1 <= width:
             used, stop = used + columns[stop][0] + 1, stop + 1
         part = columns[start:stop]
-        block = [Text(" " * label_width) + Text(" ").join(Text(head.center(room), style="bold") for room, head, _ in part)]
+        block = [
+            Text(" " * label_width) + Text(" ").join(Text(head.center(room), style="bold") for room, head, _ in part)
+        ]
         for k, row in enumerate(rows):
             cells = [Text(cells[k][0].center(room), style=_style(cells[k][1])) for room, _, cells in part]
-            block.append(Text(row.label.ljust(label_width), style="italic" if row.kind == "truth" else "") + Text(" ").join(cells))
+            block.append(
+                Text(row.label.ljust(label_width), style="italic" if row.kind == "truth" else "")
+                + Text(" ").join(cells)
+            )
         blocks.append(block)
         start = stop
     return blocks
@@ -198,8 +217,17 @@ def _check(arguments: InspectArguments) -> None:
     if arguments.run is not None and arguments.warm_start is not None:
         raise UsageError("--run brings a trained policy; leave --warm-start out.")
     if arguments.model.engine != "hf":
-        raise UsageError(f"--engine is {arguments.model.engine}, but a page of responses needs no other engine; leave it out.")
-    for name, least in (("prompts", 1), ("group_size", 2), ("samples", 1), ("every", 1), ("warm_start", 0), ("seed", 0)):
+        raise UsageError(
+            f"--engine is {arguments.model.engine}, but a page of responses needs no other engine; leave it out."
+        )
+    for name, least in (
+        ("prompts", 1),
+        ("group_size", 2),
+        ("samples", 1),
+        ("every", 1),
+        ("warm_start", 0),
+        ("seed", 0),
+    ):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
@@ -210,7 +238,9 @@ def _check(arguments: InspectArguments) -> None:
 def _policy_and_task(arguments: InspectArguments) -> tuple[Any, Any]:
     """What a run trained and its environment, or a policy as it is made and an environment."""
     env = arguments.env if arguments.run or arguments.env else DEFAULT_ENV
-    policy, task = load_policy_of_run(arguments.run, env, env_arguments(arguments.env_args), arguments.model, arguments.seed)
+    policy, task = load_policy_of_run(
+        arguments.run, env, env_arguments(arguments.env_args), arguments.model, arguments.seed
+    )
     return policy, scored(task, policy, arguments.seed, arguments.model.scored_by)
 
 

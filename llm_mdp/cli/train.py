@@ -1,4 +1,5 @@
-"""`llm-mdp train`, `llm-mdp eval`, `llm-mdp agents`: what a person types, made into calls of `run`, `evaluation` and the zoo."""
+"""`llm-mdp train`, `llm-mdp eval`, `llm-mdp agents`: what a person types, made into calls of `run`, `evaluation` and
+the zoo."""
 
 import ast
 import inspect
@@ -30,8 +31,8 @@ class NoOptions:
 class TrainArguments(Generic[C]):
     """Train a policy on an environment.
 
-    Everything has a default: `llm-mdp train trepo llm_mdp/Arithmetic-v0` trains a small transformer from scratch. What a run writes goes to
-    its folder: config, metrics, samples of responses, checkpoints, the model, and report.html.
+    Everything has a default: `llm-mdp train trepo llm_mdp/Arithmetic-v0` trains a small transformer from scratch. What
+    a run writes goes to its folder: config, metrics, samples of responses, checkpoints, the model, and report.html.
     """
 
     env: Annotated[str, tyro.conf.Positional]
@@ -42,7 +43,8 @@ class TrainArguments(Generic[C]):
     env_args: tuple[str, ...] = ()
     """Arguments of the environment, such as digits=1 reward=outcome."""
     warm_start: int | None = None
-    """Supervised batches on the task's own answers first; by default 200 for a small transformer from scratch, where there are answers."""
+    """Supervised batches on the task's own answers first; by default 200 for a small transformer from scratch, where
+    there are answers."""
     loggers: tuple[str, ...] = ("tensorboard",)
     """tensorboard, wandb, trackio (if installed), or none."""
     shard: bool = False
@@ -86,7 +88,8 @@ class EvalArguments:
 
 @dataclass(frozen=True)
 class AgentsArguments:
-    """List the agents: algorithm, paper, file, and the verdicts of the ledger about them, computed now on one instance."""
+    """List the agents: algorithm, paper, file, and the verdicts of the ledger about them, computed now on one
+    instance."""
 
     json: Path | None = None
     """Write the list to this file."""
@@ -116,7 +119,8 @@ def train(argv: Sequence[str]) -> int:
 
 
 def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
-    """The agent's name, the agent (its options, or FILE.py:CLASS again) and everything else that a command line chooses.
+    """The agent's name, the agent (its options, or FILE.py:CLASS again) and everything else that a command line
+    chooses.
 
     Raises:
         ValueError: if there is no such agent, or the config cannot be read.
@@ -172,13 +176,17 @@ def evaluate(argv: Sequence[str]) -> int:
         raise UsageError("--run brings its own model; leave the options of a model out.")
     if arguments.samples < 0:
         raise UsageError(f"--samples is {arguments.samples}; it must be at least 0.")
-    policy, task = load_policy_of_run(arguments.run, arguments.env, env_arguments(arguments.env_args), arguments.model, arguments.seed)
+    policy, task = load_policy_of_run(
+        arguments.run, arguments.env, env_arguments(arguments.env_args), arguments.model, arguments.seed
+    )
     figures = figures_of(policy, task, arguments.prompts, arguments.seed)
     shown = samples(policy, task, arguments.samples, arguments.seed) if arguments.samples else []
     console = Console(highlight=False)
     reward, low, high = (figures[f"eval/{name}"] for name in ("reward", "reward_low", "reward_high"))
     greedy = figures["eval/greedy_reward"]
-    console.print(f"reward {reward:.3f} (95 %: {low:.3f} … {high:.3f}, {arguments.prompts} prompts), greedy {greedy:.3f}")
+    console.print(
+        f"reward {reward:.3f} (95 %: {low:.3f} … {high:.3f}, {arguments.prompts} prompts), greedy {greedy:.3f}"
+    )
     if "eval/exact_reward" in figures:
         console.print(f"expected reward {figures['eval/exact_reward']:.6f}, exactly")
     for sample in shown:
@@ -262,8 +270,10 @@ def _finished(job: Any) -> int:
     first, last = evaluated[0], evaluated[-1]
     console = Console(highlight=False)
     console.print(
-        f"reward {first['eval/reward']:.3f} → [bold]{last['eval/reward']:.3f}[/], greedy {first['eval/greedy_reward']:.3f} → "
-        f"{last['eval/greedy_reward']:.3f}, in {last['step']} steps and {sum(each.get('tokens', 0) for each in run.metrics):,.0f} tokens"
+        f"reward {first['eval/reward']:.3f} → [bold]{last['eval/reward']:.3f}[/], greedy "
+        f"{first['eval/greedy_reward']:.3f} → "
+        f"{last['eval/greedy_reward']:.3f}, in {last['step']} steps and "
+        f"{sum(each.get('tokens', 0) for each in run.metrics):,.0f} tokens"
     )
     console.print(f"report: {run.folder}/report.html", soft_wrap=True)
     console.print(f"go on:  llm-mdp train --resume {run.folder} --steps {2 * last['step']}", soft_wrap=True)

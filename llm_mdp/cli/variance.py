@@ -1,7 +1,8 @@
-"""`llm-mdp variance`: how noisy every estimator is, and what a token of sampling buys, as a table, a page, JSON and CSV.
+"""`llm-mdp variance`: how noisy every estimator is, and what a token of sampling buys, as a table, a page, JSON and
+CSV.
 
-The work is cut into cells, each a JSON document that says all that its result depends on (`llm_mdp.variance.sweep`): one estimator on one setting,
-or all estimators on one task, where they share their draws.
+The work is cut into cells, each a JSON document that says all that its result depends on (`llm_mdp.variance.sweep`):
+one estimator on one setting, or all estimators on one task, where they share their draws.
 """
 
 import hashlib
@@ -29,14 +30,37 @@ from llm_mdp.variance.sweep import run_cells
 from llm_mdp_agents.resolve import ModelConfig
 
 AXES = {
-    "policy": "policy", "vocab": "vocab_size", "horizon": "horizon", "rewards": "rewards", "success": "success", "entropy": "entropy",
-    "length": "length", "prompts": "prompts", "gamma": "gamma",
-}  # fmt: skip
-"""Options that make settings, in the order in which they are multiplied out, and what a `Setting` and the results call them."""
+    "policy": "policy",
+    "vocab": "vocab_size",
+    "horizon": "horizon",
+    "rewards": "rewards",
+    "success": "success",
+    "entropy": "entropy",
+    "length": "length",
+    "prompts": "prompts",
+    "gamma": "gamma",
+}
+"""Options that make settings, in the order in which they are multiplied out, and what a `Setting` and the results call
+them."""
 TYPICAL = (
     Setting(name="every token counts", prompts=4, seed=1),
-    Setting(name="right or wrong, easy and hard prompts", policy="transformer", rewards="outcome", success=0.3, prompts=4, seed=1),
-    Setting(name="long, the beginning decides", policy="ngram", vocab_size=8, horizon=32, rewards="early", length=24.0, seed=1),
+    Setting(
+        name="right or wrong, easy and hard prompts",
+        policy="transformer",
+        rewards="outcome",
+        success=0.3,
+        prompts=4,
+        seed=1,
+    ),
+    Setting(
+        name="long, the beginning decides",
+        policy="ngram",
+        vocab_size=8,
+        horizon=32,
+        rewards="early",
+        length=24.0,
+        seed=1,
+    ),
 )
 """What is measured if nobody says what."""
 PROMPTS_AT_ONCE = 16
@@ -45,14 +69,17 @@ PROMPTS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class VarianceArguments:
-    """Which estimator of the policy gradient, with how many responses, positions and branches, for this policy, task and budget?
+    """Which estimator of the policy gradient, with how many responses, positions and branches, for this policy, task
+    and budget?
 
-    Every estimator is measured exactly where that is possible, else by sampling with intervals: its bias, its covariance and its cost, all
-    compared at equal cost. Without options: three typical settings. Options of a setting take several values: `--horizon 2 4 6` is a sweep.
-    With an environment (and a model): on that task.
+    Every estimator is measured exactly where that is possible, else by sampling with intervals: its bias, its
+    covariance and its cost, all compared at equal cost. Without options: three typical settings. Options of a setting
+    take several values: `--horizon 2 4 6` is a sweep. With an environment (and a model): on that task.
     """
 
-    estimators: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME | FILE.py:CLASS ...]")] = ()
+    estimators: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME | FILE.py:CLASS ...]")
+    ] = ()
     """Which estimators (default: ten of them; an unknown name lists them all), or your own."""
     budget: float = 2000.0
     """Generated tokens of a batch."""
@@ -84,14 +111,16 @@ class VarianceArguments:
     run: Path | None = None
     """Measure the policy that this run trained, on its environment."""
     warm_start: int | None = None
-    """Supervised batches on the task's own answers first, for a transformer from scratch (200, where there are answers)."""
+    """Supervised batches on the task's own answers first, for a transformer from scratch (200, where there are
+    answers)."""
     grid: Grid = Grid()
     estimates: int = 2000
     """Estimates that are drawn where enumeration is too much."""
     seed: int = 0
     """Of random settings and of draws."""
     out: Path = Path("variance")
-    """Folder of the results: report.html, results.json, results.csv, and the finished cells, which are not computed again."""
+    """Folder of the results: report.html, results.json, results.csv, and the finished cells, which are not computed
+    again."""
     jobs: int = 2
     """Processes."""
     backend: str = "loky"
@@ -132,7 +161,9 @@ def variance(argv: Sequence[str]) -> int:
     write_text(arguments.out / "report.html", render_variance_page(document))
     console = Console()
     print_variance(document, console)
-    console.print(f"page: {arguments.out / 'report.html'}   figures: results.json, results.csv", highlight=False, soft_wrap=True)
+    console.print(
+        f"page: {arguments.out / 'report.html'}   figures: results.json, results.csv", highlight=False, soft_wrap=True
+    )
     return 0
 
 
@@ -151,7 +182,10 @@ def check(arguments: VarianceArguments) -> None:
     if arguments.instance is not None and (axes or arguments.prompts):
         raise UsageError(f"--instance says everything about the setting; leave --{(axes or ['prompts'])[0]} out.")
     if task and (axes or arguments.instance is not None):
-        raise UsageError(f"--{(axes or ['instance'])[0]} is for token MDPs that are made here; leave it out, or leave out --env and --run.")
+        raise UsageError(
+            f"--{(axes or ['instance'])[0]} is for token MDPs that are made here; leave it out, or leave out --env and "
+            f"--run."
+        )
     if arguments.env is not None and arguments.run is not None:
         raise UsageError("--run brings its own environment; leave --env out.")
     if arguments.run is not None and arguments.model != ModelConfig():
@@ -161,13 +195,17 @@ def check(arguments: VarianceArguments) -> None:
     if arguments.warm_start is not None and arguments.warm_start < 0:
         raise UsageError(f"--warm-start is {arguments.warm_start}; it must be at least 0.")
     if task and arguments.model.engine != "hf":
-        raise UsageError(f"--engine is {arguments.model.engine}, but the model itself draws what is measured; leave it out.")
+        raise UsageError(
+            f"--engine is {arguments.model.engine}, but the model itself draws what is measured; leave it out."
+        )
     if not task:
         for name, given, default in (
             ("env-args", arguments.env_args, ()), ("model", arguments.model, ModelConfig()), ("warm-start", arguments.warm_start, None),
         ):  # fmt: skip
             if given != default:
-                raise UsageError(f"--{name} and other options of a model say something about a task; name one with --env.")
+                raise UsageError(
+                    f"--{name} and other options of a model say something about a task; name one with --env."
+                )
     if task and len(arguments.prompts) > 1:
         raise UsageError("--prompts is one number with --env: how many prompts are drawn.")
     if task and arguments.prompts and arguments.prompts[0] < 2:
@@ -229,12 +267,15 @@ def chosen(arguments: VarianceArguments, horizon: int, known_values: bool = True
         if ":" in candidate.name:
             load_estimator(candidate.name)
         elif candidate.given_values and not known_values:
-            raise UsageError(f"{candidate.name} needs values of states, which are known on token MDPs only; leave it out with --env.")
+            raise UsageError(
+                f"{candidate.name} needs values of states, which are known on token MDPs only; leave it out with --env."
+            )
     return listed
 
 
 def identity(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as JSON; an estimator of the user's with what its file says, so that an edited one is measured anew."""
+    """A candidate as JSON; an estimator of the user's with what its file says, so that an edited one is measured
+    anew."""
     return {**asdict(candidate), **source_of(candidate.name)}
 
 
@@ -264,17 +305,29 @@ def task_plan(arguments: VarianceArguments) -> Plan:
     if arguments.warm_start:
         check_answers(task)
     listed = chosen(arguments, task.horizon, known_values=False)
-    folders = [Path(each) for each in (model.model, model.scored_by) if each] if arguments.run is None else [arguments.run / "model"]
+    folders = (
+        [Path(each) for each in (model.model, model.scored_by) if each]
+        if arguments.run is None
+        else [arguments.run / "model"]
+    )
     document = {
-        "env": env, "env_arguments": env_arguments, "model": asdict(arguments.model), "run": arguments.run and str(arguments.run),
-        "warm_start": arguments.warm_start, **source_of(str(env)),
+        "env": env,
+        "env_arguments": env_arguments,
+        "model": asdict(arguments.model),
+        "run": arguments.run and str(arguments.run),
+        "warm_start": arguments.warm_start,
+        **source_of(str(env)),
         "written": max(map(written, folders)),
-    }  # fmt: skip
+    }
     cell = {
-        "name": str(env), "task": document, "candidates": [identity(candidate) for candidate in listed],
-        "prompts": (*arguments.prompts, 256 if arguments.model.model in ("auto", "small", "tabular", "ngram") else 32)[0],
+        "name": str(env),
+        "task": document,
+        "candidates": [identity(candidate) for candidate in listed],
+        "prompts": (*arguments.prompts, 256 if arguments.model.model in ("auto", "small", "tabular", "ngram") else 32)[
+            0
+        ],
         "seed": arguments.seed,
-    }  # fmt: skip
+    }
     name = str(env).rpartition(":")[2]
     words = f"{(arguments.run or Path(arguments.model.model)).name} on {name}, {cell['prompts']} prompts"
     known_axes = {"policy": Path(arguments.model.model).name, "vocab_size": task.vocab_size, "horizon": task.horizon}
@@ -341,7 +394,11 @@ def with_ratio(row: dict[str, Any], measured: Measurement, base: Measurement | N
     if base is None:
         return row | {"tokens_over_base": None}
     value, ends = measured.over(base)
-    intervals = row["intervals"] if ends is None else {**(row["intervals"] or {}), "tokens_over_base": [known(end) for end in ends]}
+    intervals = (
+        row["intervals"]
+        if ends is None
+        else {**(row["intervals"] or {}), "tokens_over_base": [known(end) for end in ends]}
+    )
     return row | {"tokens_over_base": known(value), "intervals": intervals}
 
 
@@ -362,7 +419,9 @@ def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:
     return policy, scored(task, policy, seed, model.scored_by)
 
 
-def make_document(arguments: VarianceArguments, plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def make_document(
+    arguments: VarianceArguments, plans: Sequence[Plan], results: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """All that the terminal, the page and the CSV are made of."""
     remaining, made = list(results), []
     for each in plans:
@@ -376,21 +435,35 @@ def make_document(arguments: VarianceArguments, plans: Sequence[Plan], results: 
         base = read_measurement(own[0]["base"]) if "rows" in own[0] else measured.get(label or "")
         rows = [
             {
-                "label": candidate.label, "estimator": candidate.name.rpartition(":")[2] or candidate.name, "options": candidate.options,
+                "label": candidate.label,
+                "estimator": candidate.name.rpartition(":")[2] or candidate.name,
+                "options": candidate.options,
                 "given_values": candidate.given_values,
                 **with_ratio(measured[candidate.label].row(arguments.budget), measured[candidate.label], base),
             }
             for candidate in each.listed
-        ]  # fmt: skip
+        ]
         frontier = on_frontier(rows)
-        made.append({
-            "name": each.name, "words": each.words,
-            "axes": {name: facts.get(name) if value is None else value for name, value in each.axes.items()},
-            "target": facts["target"], "base": label, **{name: facts[name] for name in ("J", "grad_norm", "expected_length")},
-            "budget": arguments.budget, "rows": [row | {"frontier": row["label"] in frontier} for row in rows],
-            "best": best_by_budget(rows, arguments.budget), "recommendation": recommendation(rows, arguments.budget),
-        })  # fmt: skip
+        made.append(
+            {
+                "name": each.name,
+                "words": each.words,
+                "axes": {name: facts.get(name) if value is None else value for name, value in each.axes.items()},
+                "target": facts["target"],
+                "base": label,
+                **{name: facts[name] for name in ("J", "grad_norm", "expected_length")},
+                "budget": arguments.budget,
+                "rows": [row | {"frontier": row["label"] in frontier} for row in rows],
+                "best": best_by_budget(rows, arguments.budget),
+                "recommendation": recommendation(rows, arguments.budget),
+            }
+        )
     several = [name for name in AXES if len(getattr(arguments, name)) > 1]
     sweep = AXES[several[0]] if len(several) == 1 else None
-    return {"version": __version__, "seed": arguments.seed, "budget": arguments.budget, "sweep": sweep, "settings": made}
-
+    return {
+        "version": __version__,
+        "seed": arguments.seed,
+        "budget": arguments.budget,
+        "sweep": sweep,
+        "settings": made,
+    }

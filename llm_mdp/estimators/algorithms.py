@@ -1,9 +1,9 @@
-"""The estimators that agents train with, in the paper's order: REINFORCE, RLOO, ReMax, GRPO, PPO, VinePPO, TRePO, MA-RLHF, R3HF,
-ABC, RTO, DPO, PRIME.
+"""The estimators that agents train with, in the paper's order: REINFORCE, RLOO, ReMax, GRPO, PPO, VinePPO, TRePO,
+MA-RLHF, R3HF, ABC, RTO, DPO, PRIME.
 
-One currency (credit -> values -> returns -> objective), three methods: `collect` has all the randomness and no gradient,
-`advantages` turns evidence into one weight a token, `loss` is differentiated by `logp` and sees no model. Index from the right:
-evidence may carry a leading dimension of worlds.
+One currency (credit -> values -> returns -> objective), three methods: `collect` has all the randomness and no
+gradient, `advantages` turns evidence into one weight a token, `loss` is differentiated by `logp` and sees no model.
+Index from the right: evidence may carry a leading dimension of worlds.
 """
 
 from dataclasses import dataclass, fields
@@ -14,7 +14,13 @@ from torch import Tensor
 
 from llm_mdp.estimators import credit, values
 from llm_mdp.estimators.boundaries import Boundary, EveryNTokens
-from llm_mdp.estimators.objectives import Reduction, clipped_surrogate, dpo_loss, policy_gradient, preference_probability
+from llm_mdp.estimators.objectives import (
+    Reduction,
+    clipped_surrogate,
+    dpo_loss,
+    policy_gradient,
+    preference_probability,
+)
 from llm_mdp.estimators.returns import gae, interpolate, return_to_go
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import Critic, Policy
@@ -44,7 +50,8 @@ class Estimator:
             if getattr(type(self), f.name, f.default) != f.default:
                 name = type(self).__name__
                 raise TypeError(
-                    f"{name} sets {f.name} in a way that dataclasses overlook; put @dataclass(frozen=True) above the class and write "
+                    f"{name} sets {f.name} in a way that dataclasses overlook; put @dataclass(frozen=True) above the "
+                    f"class and write "
                     f"`{f.name}: {type(f.default).__name__} = {getattr(type(self), f.name)!r}`."
                 )
 
@@ -55,7 +62,9 @@ class Estimator:
 
     def advantages(self, evidence: Evidence) -> Float[Tensor, "*worlds B T"]:
         """One weight for every token (or anything that broadcasts to that)."""
-        raise NotImplementedError(f"{type(self).__name__} has no `advantages`; return one weight for every token, shape (..., B, T).")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `advantages`; return one weight for every token, shape (..., B, T)."
+        )
 
     def loss(self, logp: Float[Tensor, "*worlds B T"], evidence: Evidence) -> Float[Tensor, "*worlds"]:
         """What is minimised; differentiated by logp. No sampling, no model."""
@@ -64,13 +73,21 @@ class Estimator:
             return policy_gradient(logp, advantage, rollouts.mask, self.reduction, self.reduction_constant)
         clip_high = self.clip_low if self.clip_high is None else self.clip_high
         return clipped_surrogate(
-            logp, rollouts.logp, advantage, rollouts.mask, self.clip_low, clip_high, self.reduction, self.reduction_constant
+            logp,
+            rollouts.logp,
+            advantage,
+            rollouts.mask,
+            self.clip_low,
+            clip_high,
+            self.reduction,
+            self.reduction_constant,
         )
 
 
 @dataclass(frozen=True)
 class REINFORCE(Estimator):
-    """Aₜ = RM(W) - b, b a constant such as a running mean of earlier rewards (Corollary 1, Eq. 27). Claim: `reinforce`, unbiased."""
+    """Aₜ = RM(W) - b, b a constant such as a running mean of earlier rewards (Corollary 1, Eq. 27). Claim: `reinforce`,
+    unbiased."""
 
     baseline: float = 0.0
 
@@ -80,7 +97,8 @@ class REINFORCE(Estimator):
 
 @dataclass(frozen=True)
 class RLOO(Estimator):
-    """Aₖ = rₖ - mean of the other K - 1 (Eq. 36-37). Claims: `rloo` unbiased; `paper=True`, Eq. 36 as printed, `rloo-eq36`."""
+    """Aₖ = rₖ - mean of the other K - 1 (Eq. 36-37). Claims: `rloo` unbiased; `paper=True`, Eq. 36 as printed,
+    `rloo-eq36`."""
 
     group_size: int = 4
     paper: bool = False
@@ -110,8 +128,8 @@ class ReMax(Estimator):
 class GRPO(Estimator):
     """Aₖ = (rₖ - mean r) / (std r + eps) over the group (Eq. 34-35), ddof 1.
 
-    Claims: `grpo` biased; `scale_by_std=False`: `grpo-mean`, (K-1)/K times the gradient; with reduction "sequence_mean":
-    `grpo-length`; without std and with reduction "constant": `dr-grpo`.
+    Claims: `grpo` biased; `scale_by_std=False`: `grpo-mean`, (K-1)/K times the gradient; with reduction
+    "sequence_mean": `grpo-length`; without std and with reduction "constant": `dr-grpo`.
     """
 
     group_size: int = 8
@@ -128,7 +146,8 @@ class GRPO(Estimator):
 
 @dataclass(frozen=True)
 class PPO(Estimator):
-    """GAE(λ) over a critic, RM(W) on the last token (Eq. 32-33). Claims: `gae-exact-*`, `gae-wrong-*`, `gae-discounted`."""
+    """GAE(λ) over a critic, RM(W) on the last token (Eq. 32-33). Claims: `gae-exact-*`, `gae-wrong-*`,
+    `gae-discounted`."""
 
     critic: Critic | None = None
     lam: float = 0.95
@@ -136,7 +155,9 @@ class PPO(Estimator):
 
     def collect(self, sampler):
         if self.critic is None:
-            raise ValueError(f"{type(self).__name__} needs a critic; give `critic=`, a function of (prompt, tokens, mask).")
+            raise ValueError(
+                f"{type(self).__name__} needs a critic; give `critic=`, a function of (prompt, tokens, mask)."
+            )
         rollouts = sampler.rollouts(self.group_size)
         return Evidence(rollouts, sampler.response_reward(rollouts), value=sampler.value(self.critic, rollouts))
 
@@ -149,7 +170,8 @@ class PPO(Estimator):
 
 @dataclass(frozen=True)
 class VinePPO(Estimator):
-    """Values of segment starts by fresh branches instead of a critic, segment-constant advantages (Kazemnejad et al. 2024).
+    """Values of segment starts by fresh branches instead of a critic, segment-constant advantages (Kazemnejad et al.
+    2024).
 
         Âₛ = v̂(next start) - v̂(start),   v̂ = mean RM of `samples` branches,   v̂(end) = RM(W)
 
@@ -162,17 +184,20 @@ class VinePPO(Estimator):
     greedy: bool = False
     """One greedy branch instead of `samples` drawn ones."""
     temperatures: tuple[float, ...] | None = None
-    """One for each of the `samples`, 0 for greedy; None: all 1, without which the values are those of another policy."""
+    """One for each of the `samples`, 0 for greedy; None: all 1, without which the values are those of another
+    policy."""
     group_baseline: bool = False
-    """The value of the prompt is the mean reward of the other responses to it, as in `RLOO`, and costs no branches; without later
-    boundaries this is RLOO."""
+    """The value of the prompt is the mean reward of the other responses to it, as in `RLOO`, and costs no branches;
+    without later boundaries this is RLOO."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}; a value needs at least 1 branch.")
         if self.group_baseline and self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}, but group_baseline=True needs other responses; make it 2 or more.")
+            raise ValueError(
+                f"group_size is {self.group_size}, but group_baseline=True needs other responses; make it 2 or more."
+            )
 
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
@@ -191,11 +216,15 @@ class VinePPO(Estimator):
         value, of_prompt = values.branch_mean(evidence.branches, evidence.rollouts), self.value_of_prompt(evidence)
         if of_prompt is None:
             return value
-        return torch.cat([torch.where(first_token(evidence.rollouts.mask), of_prompt, value[..., :-1]), value[..., -1:]], dim=-1)
+        return torch.cat(
+            [torch.where(first_token(evidence.rollouts.mask), of_prompt, value[..., :-1]), value[..., -1:]], dim=-1
+        )
 
     def value_of_prompt(self, evidence: Evidence) -> Float[Tensor, "*worlds B 1"] | None:
         """The prompt's value where no branches were drawn for it; None: they were."""
-        return values.leave_one_out(evidence.response_reward, self.group_size)[..., None] if self.group_baseline else None
+        return (
+            values.leave_one_out(evidence.response_reward, self.group_size)[..., None] if self.group_baseline else None
+        )
 
 
 @dataclass(frozen=True)
@@ -204,12 +233,13 @@ class TRePO(VinePPO):
 
         Âₛ = Û(next boundary) - Û(boundary),   Û = mean RM of `samples` branches,   Û(end) = RM(W)
 
-    Algorithm 1 as printed differs in two places, each with its certificate: `pooled=True` pools the draws of later steps into
-    the value of a step (Eq. 31; `trepo-eq31`), `interpolated=True` gives tokens outside D interpolated advantages
-    (`trepo-interpolated`). Both bias the gradient. `critic` replaces the draws by given values, the limit of many draws.
+    Algorithm 1 as printed differs in two places, each with its certificate: `pooled=True` pools the draws of later
+    steps into the value of a step (Eq. 31; `trepo-eq31`), `interpolated=True` gives tokens outside D interpolated
+    advantages (`trepo-interpolated`). Both bias the gradient. `critic` replaces the draws by given values, the limit of
+    many draws.
 
-    Claims: `trepo`, `trepo-segment`, `trepo-lambda` unbiased; `trepo-own-length` biased, its boundary is no stopping rule;
-    `trepo-greedy-values` biased: greedy draws estimate the value of another policy.
+    Claims: `trepo`, `trepo-segment`, `trepo-lambda` unbiased; `trepo-own-length` biased, its boundary is no stopping
+    rule; `trepo-greedy-values` biased: greedy draws estimate the value of another policy.
     """
 
     boundary: Boundary = EveryNTokens(1)
@@ -223,7 +253,9 @@ class TRePO(VinePPO):
         if self.pooled and self.critic is not None:
             raise ValueError("pooled=True pools draws, and critic= does without any; choose one.")
         if self.group_baseline and (self.pooled or self.critic is not None):
-            raise ValueError("group_baseline=True takes the place of draws at the prompt; leave pooled= and critic= out.")
+            raise ValueError(
+                "group_baseline=True takes the place of draws at the prompt; leave pooled= and critic= out."
+            )
 
     def collect(self, sampler):
         if self.critic is None:
@@ -245,7 +277,8 @@ class TRePO(VinePPO):
 
 @dataclass(frozen=True)
 class MARLHF(PPO):
-    """Macro actions of several tokens, one value a macro, GAE over macros (Chai et al. 2024). Claim: `ma-rlhf`, unbiased."""
+    """Macro actions of several tokens, one value a macro, GAE over macros (Chai et al. 2024). Claim: `ma-rlhf`,
+    unbiased."""
 
     boundary: Boundary = EveryNTokens(2)
 
@@ -281,7 +314,9 @@ class R3HF(TokenCredit):
 
     def collect(self, sampler):
         if self.prefix_score is None:
-            raise ValueError("R3HF needs a score of partial responses; give `prefix_score=`, a function of (prompt, tokens, mask).")
+            raise ValueError(
+                "R3HF needs a score of partial responses; give `prefix_score=`, a function of (prompt, tokens, mask)."
+            )
         rollouts = sampler.rollouts(self.group_size)
         reward = sampler.response_reward(rollouts)
         score = sampler.value(self.prefix_score, rollouts)
@@ -303,7 +338,9 @@ class ABC(TokenCredit):
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
         reward, mask = sampler.response_reward(rollouts), rollouts.mask
-        weights = mask.to(torch.float64) if self.attention is None else sampler.value(self.attention, rollouts)[..., :-1]
+        weights = (
+            mask.to(torch.float64) if self.attention is None else sampler.value(self.attention, rollouts)[..., :-1]
+        )
         return Evidence(rollouts, reward, token_reward=credit.attention_shares(reward, weights, mask, self.beta))
 
     def advantages(self, evidence):
@@ -328,7 +365,9 @@ class RTO(TokenCredit):
 
     def collect(self, sampler):
         if self.dpo_policy is None or self.reference is None:
-            raise ValueError("RTO needs the model trained by DPO and its reference; give `dpo_policy=` and `reference=`.")
+            raise ValueError(
+                "RTO needs the model trained by DPO and its reference; give `dpo_policy=` and `reference=`."
+            )
         rollouts = sampler.rollouts(self.group_size)
         logp, reference_logp = sampler.logp(self.dpo_policy, rollouts), sampler.logp(self.reference, rollouts)
         if self.paper:
@@ -340,12 +379,13 @@ class RTO(TokenCredit):
 
 @dataclass(frozen=True)
 class DPO(Estimator):
-    """The loss of preference pairs, two responses to a prompt drawn from the policy that is also the reference (Eq. 40).
+    """The loss of preference pairs, two responses to a prompt drawn from the policy that is also the reference (Eq.
+    40).
 
         ℓ = Σ over both orders of P(W ≻ W') [-log σ(β log π(W)/ref(W) - β log π(W')/ref(W'))]
 
-    P(W ≻ W') is `objectives.preference_probability` (Bradley-Terry). Labels are not drawn but averaged over, which is the expected loss of
-    drawn ones. Claim: `dpo-optimum`.
+    P(W ≻ W') is `objectives.preference_probability` (Bradley-Terry). Labels are not drawn but averaged over, which is
+    the expected loss of drawn ones. Claim: `dpo-optimum`.
     """
 
     group_size: int = 2
@@ -362,7 +402,8 @@ class DPO(Estimator):
         return Evidence(rollouts, sampler.response_reward(rollouts), reference_logp=rollouts.logp)
 
     def advantages(self, evidence):
-        """What the loss weighs log π of a response with, where policy and reference are the same: β (P(it wins) - P(it loses))."""
+        """What the loss weighs log π of a response with, where policy and reference are the same: β (P(it wins) - P(it
+        loses))."""
         wins = self._wins(evidence)
         return (self.beta * torch.stack([2 * wins - 1, 1 - 2 * wins], dim=-1)).flatten(-2)[..., None]
 
@@ -380,9 +421,11 @@ class DPO(Estimator):
 
 @dataclass(frozen=True)
 class PRIME(Estimator):
-    """Process rewards implicit in a model φ trained online on outcomes, plus a leave-one-out outcome (Eq. 44-45; Cui et al. 2025).
+    """Process rewards implicit in a model φ trained online on outcomes, plus a leave-one-out outcome (Eq. 44-45; Cui et
+    al. 2025).
 
-        Aₖₜ = Σₛ≥ₜ (q_ks - mean over the other responses of their mean q) + (oₖ - mean of the other o),   q = β log(φ/ref)
+        Aₖₜ = Σₛ≥ₜ (q_ks - mean over the other responses of their mean q) + (oₖ - mean of the other o),   q = β
+        log(φ/ref)
 
     The outcome is `response_reward > threshold`. Claim: `prime`, reported.
     """
@@ -396,9 +439,13 @@ class PRIME(Estimator):
 
     def collect(self, sampler):
         if self.process_model is None or self.reference is None:
-            raise ValueError("PRIME needs its process reward model and its reference; give `process_model=` and `reference=`.")
+            raise ValueError(
+                "PRIME needs its process reward model and its reference; give `process_model=` and `reference=`."
+            )
         rollouts = sampler.rollouts(self.group_size)
-        q = credit.implicit(sampler.logp(self.process_model, rollouts), sampler.logp(self.reference, rollouts), rollouts.mask, self.beta)
+        q = credit.implicit(
+            sampler.logp(self.process_model, rollouts), sampler.logp(self.reference, rollouts), rollouts.mask, self.beta
+        )
         return Evidence(rollouts, sampler.response_reward(rollouts), token_reward=q)
 
     def advantages(self, evidence):

@@ -1,7 +1,8 @@
 """Where segments begin: the set D of TRePO, the steps of VinePPO, the macro actions of MA-RLHF.
 
-A boundary is a *stopping rule* when whether step t begins a segment is decided by the prefix before t alone. Only then are
-segment advantages unbiased (`trepo-segment`); rules that look at the finished response are kept as named counter-examples.
+A boundary is a *stopping rule* when whether step t begins a segment is decided by the prefix before t alone. Only then
+are segment advantages unbiased (`trepo-segment`); rules that look at the finished response are kept as named
+counter-examples.
 """
 
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ class AtSteps:
 
 @dataclass(frozen=True)
 class FractionsOfLength:
-    """D = {floor(i len / parts) + 1}: parts of equal length. Not a stopping rule (`trepo-own-length`): it looks at the future."""
+    """D = {floor(i len / parts) + 1}: parts of equal length. Not a stopping rule (`trepo-own-length`): it looks at the
+    future."""
 
     parts: int = 2
     stopping_rule: ClassVar[bool] = False

@@ -1,6 +1,7 @@
 """From one reward for the response to rewards for its tokens.
 
-Theorem 1 says that none of this is needed for an unbiased gradient; these are what the surveyed methods do, each with its certificate.
+Theorem 1 says that none of this is needed for an unbiased gradient; these are what the surveyed methods do, each with
+its certificate.
 """
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from llm_mdp.mdp.hidden_rewards import last_token
 
 
-def terminal(response_reward: Float[Tensor, "*worlds B"], mask: Bool[Tensor, "*worlds B T"]) -> Float[Tensor, "*worlds B T"]:
+def terminal(
+    response_reward: Float[Tensor, "*worlds B"], mask: Bool[Tensor, "*worlds B T"]
+) -> Float[Tensor, "*worlds B T"]:
     """rₜ = RM(W) on the last policy token, 0 elsewhere (the zero-reward assumption)."""
     return torch.where(last_token(mask), response_reward[..., None], 0.0)
 
@@ -20,7 +23,8 @@ def prefix_difference(
 ) -> Float[Tensor, "*worlds B T"]:
     """rₜ = RM(sₜ₊₁) - RM(sₜ) on partial responses (R3HF, the paper's Eq. 43); the last one uses the final score RM(W).
 
-    Args: score: the reward model's score of the prefix before step t. Telescopes only because the last term is RM(W) itself.
+    Args: score: the reward model's score of the prefix before step t. Telescopes only because the last term is RM(W)
+        itself.
     Claim: `r3hf`, unbiased as return-to-go.
     """
     after = torch.where(last_token(mask), response_reward[..., None], score[..., 1:])
@@ -33,7 +37,8 @@ def attention_shares(
     mask: Bool[Tensor, "*worlds B T"],
     beta: float = 1.0,
 ) -> Float[Tensor, "*worlds B T"]:
-    """rₜ = β aₜ RM(W), plus (1 - β) RM(W) on the last token (ABC, Eq. 42; Chan et al. 2024); aₜ renormalised to sum to 1.
+    """rₜ = β aₜ RM(W), plus (1 - β) RM(W) on the last token (ABC, Eq. 42; Chan et al. 2024); aₜ renormalised to sum to
+    1.
 
     Claim: `abc-full-sum` unbiased, `abc-return-to-go` biased: aₜ depends on the whole response.
     """

@@ -20,7 +20,8 @@ def reduce(
     """From tokens to one number. Rows whose advantage is zero count in every denominator.
 
     - `sum`: Σₜ, then the mean over responses: the policy gradient itself.
-    - `sequence_mean`: mean over the tokens of each response, then over responses (GRPO). Claim: `length-normalised`, biased.
+    - `sequence_mean`: mean over the tokens of each response, then over responses (GRPO). Claim: `length-normalised`,
+      biased.
     - `token_mean`: Σ over the whole batch divided by its number of tokens (DAPO). Claim: `token-mean`, biased.
     - `constant`: Σₜ / constant, then the mean over responses (Dr. GRPO). Proportional.
     """
@@ -33,7 +34,9 @@ def reduce(
         return per_token.sum((-2, -1)) / mask.sum((-2, -1))
     if reduction == "constant":
         if constant is None or constant <= 0:
-            raise ValueError(f'reduction "constant" divides by a positive constant, usually the horizon; it is {constant!r}.')
+            raise ValueError(
+                f'reduction "constant" divides by a positive constant, usually the horizon; it is {constant!r}.'
+            )
         return per_token.sum(-1).mean(-1) / constant
     raise ValueError(f'reduction is {reduction!r}; choose "sum", "sequence_mean", "token_mean" or "constant".')
 
@@ -69,13 +72,15 @@ def clipped_surrogate(
     return -reduce(torch.minimum(ratio * advantage, clipped * advantage), mask, reduction, constant)
 
 
-def kl_estimate(logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor, "*worlds B T"], kind: KL) -> Float[Tensor, "*worlds B T"]:
+def kl_estimate(
+    logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor, "*worlds B T"], kind: KL
+) -> Float[Tensor, "*worlds B T"]:
     """Estimates of KL(π ‖ ref) from a sampled token (Schulman, "Approximating KL divergence"), x = log π/ref:
 
     k1 = x,   k2 = x² / 2,   k3 = e⁻ˣ - 1 + x.
 
-    Claim: unbiased as *numbers*, but their gradients are not: `kl-k1-loss` zero, `kl-k2-loss`, `kl-k3-loss`, `kl-k3-reward` biased;
-    only k1 in the reward is exact (`kl-k1-reward`).
+    Claim: unbiased as *numbers*, but their gradients are not: `kl-k1-loss` zero, `kl-k2-loss`, `kl-k3-loss`,
+    `kl-k3-reward` biased; only k1 in the reward is exact (`kl-k1-reward`).
     """
     x = logp - reference_logp
     if kind == "k1":
@@ -90,27 +95,35 @@ def kl_estimate(logp: Float[Tensor, "*worlds B T"], reference_logp: Float[Tensor
 def preference_probability(
     reward: Float[Tensor, "*pairs"], other_reward: Float[Tensor, "*pairs"], temperature: float = 1.0
 ) -> Float[Tensor, "*pairs"]:
-    """P(W ≻ W') = σ((RM(W) - RM(W')) / temperature)          (Bradley and Terry 1952; the paper's Eq. 40 has temperature 1)
+    """P(W ≻ W') = σ((RM(W) - RM(W')) / temperature)          (Bradley and Terry 1952; the paper's Eq. 40 has
+    temperature 1)
 
     Raises:
         ValueError: if the temperature is not a positive number, or a reward is not finite.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; it must be above 0 (close to 0, the larger reward nearly always wins).")
+        raise ValueError(
+            f"temperature is {temperature!r}; it must be above 0 (close to 0, the larger reward nearly always wins)."
+        )
     for rewards in (reward, other_reward):
         if not torch.isfinite(rewards).all():
             row = int((~torch.isfinite(rewards)).flatten().nonzero()[0])
-            raise ValueError(f"the reward of response {row} is {float(rewards.flatten()[row])}; preferences need finite rewards.")
+            raise ValueError(
+                f"the reward of response {row} is {float(rewards.flatten()[row])}; preferences need finite rewards."
+            )
     return torch.sigmoid((reward - other_reward) / temperature)
 
 
 def dpo_loss(
     chosen_log_ratio: Float[Tensor, "*pairs"], rejected_log_ratio: Float[Tensor, "*pairs"], beta: float
 ) -> Float[Tensor, "*pairs"]:
-    """-log σ(β log π(y_w)/ref(y_w) - β log π(y_l)/ref(y_l)), one number a pair (DPO, the paper's Eq. 40). Claim: `dpo-optimum`."""
+    """-log σ(β log π(y_w)/ref(y_w) - β log π(y_l)/ref(y_l)), one number a pair (DPO, the paper's Eq. 40). Claim:
+    `dpo-optimum`."""
     return -logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
 
 
-def outcome_cross_entropy(log_ratio: Float[Tensor, "*batch"], outcome: Float[Tensor, "*batch"], beta: float) -> Float[Tensor, "*batch"]:
+def outcome_cross_entropy(
+    log_ratio: Float[Tensor, "*batch"], outcome: Float[Tensor, "*batch"], beta: float
+) -> Float[Tensor, "*batch"]:
     """Cross-entropy of σ(β log φ(W)/ref(W)) and the outcome (PRIME, the paper's Eq. 45). Outcomes in [0, 1]."""
     return -(outcome * logsigmoid(beta * log_ratio) + (1 - outcome) * logsigmoid(-beta * log_ratio))

@@ -55,12 +55,15 @@ class KLEstimator(Estimator):
         if self.reference is None:
             raise ValueError(f"{type(self).__name__} needs the policy to stay close to; give `reference=`.")
         rollouts = sampler.rollouts(self.group_size)
-        return Evidence(rollouts, sampler.response_reward(rollouts), reference_logp=sampler.logp(self.reference, rollouts))
+        return Evidence(
+            rollouts, sampler.response_reward(rollouts), reference_logp=sampler.logp(self.reference, rollouts)
+        )
 
 
 @dataclass(frozen=True)
 class KLReward(KLEstimator):
-    """The penalty is a token reward, -kl(wₜ), and the policy gradient does the rest: Aₜ = -Σₖ≥ₜ klₖ. Claims: `kl-*-reward`."""
+    """The penalty is a token reward, -kl(wₜ), and the policy gradient does the rest: Aₜ = -Σₖ≥ₜ klₖ. Claims:
+    `kl-*-reward`."""
 
     def advantages(self, evidence):
         rollouts = evidence.rollouts
@@ -81,7 +84,8 @@ class KLLoss(KLEstimator):
 
 @dataclass(frozen=True)
 class SecondEpoch(Estimator):
-    """The second update on the same responses: clipped surrogate at θ + step_size · g(W), g the first update. A = RM(W)."""
+    """The second update on the same responses: clipped surrogate at θ + step_size · g(W), g the first update. A =
+    RM(W)."""
 
     clip_low: float | None = 0.2
     step_size: float = 0.5

@@ -18,13 +18,14 @@ def gae(
 
     Âₛ = Σₗ (γλ)ˡ δₛ₊ₗ,   δₛ = (rewards of segment s) + γ vₛ₊₁ - vₛ          (Schulman et al. 2016, Eq. 16)
 
-    A segment begins at every True of `boundary` and each of its tokens gets Âₛ; without `boundary` every token is a segment.
-    Tokens that the policy did not choose (mask False) are passed over; the value after the last policy token is 0.
+    A segment begins at every True of `boundary` and each of its tokens gets Âₛ; without `boundary` every token is a
+    segment. Tokens that the policy did not choose (mask False) are passed over; the value after the last policy token
+    is 0.
 
     Args: lam, gamma: in [0, 1]. gamma discounts from segment to segment.
     Raises: ValueError when lam or gamma is out of range, or when the first policy token is no boundary.
-    Claim: unbiased at the exact value for every lam, and for any prefix-only value at lam = 1, gamma = 1 (`gae-exact-*`,
-        `gae-wrong-1`); `trepo-segment`, `vineppo`, `ma-rlhf` over segments that a stopping rule marks.
+    Claim: unbiased at the exact value for every lam, and for any prefix-only value at lam = 1, gamma = 1
+        (`gae-exact-*`, `gae-wrong-1`); `trepo-segment`, `vineppo`, `ma-rlhf` over segments that a stopping rule marks.
     """
     for name, number in (("lam", lam), ("gamma", gamma)):
         if not 0 <= number <= 1:
@@ -59,10 +60,11 @@ def return_to_go(
 def interpolate(
     advantage: Float[Tensor, "*worlds B T"], boundary: Bool[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"]
 ) -> Float[Tensor, "*worlds B T"]:
-    """Algorithm 1, line 7: tokens outside D get the linear interpolation of the advantages at the boundaries on either side;
-    after the last boundary, its advantage.
+    """Algorithm 1, line 7: tokens outside D get the linear interpolation of the advantages at the boundaries on either
+    side; after the last boundary, its advantage.
 
-    Claim: `trepo-interpolated`, biased: what comes from the next segment is a martingale difference, which wₜ cannot move.
+    Claim: `trepo-interpolated`, biased: what comes from the next segment is a martingale difference, which wₜ cannot
+    move.
     """
     boundary = boundary & mask
     step = torch.arange(mask.shape[-1]).expand(boundary.shape)
@@ -79,7 +81,9 @@ def interpolate(
     return torch.where(mask, left + weight * (right - left), 0.0)
 
 
-def whiten(advantage: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], eps: float = 1e-8) -> Float[Tensor, "*worlds B T"]:
+def whiten(
+    advantage: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], eps: float = 1e-8
+) -> Float[Tensor, "*worlds B T"]:
     """(A - mean) / (std + eps) over all policy tokens of the batch, ddof 1. Claim: `remark-4-whitening`, biased."""
     count = mask.sum((-2, -1), keepdim=True)
     if bool((count < 2).any()):

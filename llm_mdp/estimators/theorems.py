@@ -1,4 +1,5 @@
-"""The paper's statements as estimators: exact values and hidden rewards in place of everything a trainer would have to estimate."""
+"""The paper's statements as estimators: exact values and hidden rewards in place of everything a trainer would have to
+estimate."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -89,7 +90,8 @@ class WithBaseline(Theorem1):
 
 @dataclass(frozen=True)
 class WithGreedyBaseline(Theorem1):
-    """Aₜ = U(W₀,ₜ) - U_greedy(W₀,ₜ₋₁): RM of the greedily completed prefix as baseline. Claim: `trepo-greedy-baseline`, unbiased."""
+    """Aₜ = U(W₀,ₜ) - U_greedy(W₀,ₜ₋₁): RM of the greedily completed prefix as baseline. Claim: `trepo-greedy-baseline`,
+    unbiased."""
 
     def collect(self, sampler):
         evidence = super().collect(sampler)
@@ -119,8 +121,8 @@ class ReturnToGo(WithValue):
 class MixedRewards(WithValue):
     """Remark 5, Eq. 30: part of the hidden rewards is observed per token (`token_model`), the rest only as one sum.
 
-    `merged`: all of it in one response-level reward, Aₜ = RM(W). Otherwise Aₜ = γᵗ⁻¹ Gₜ of the token-level part plus the whole of
-    the response-level part.
+    `merged`: all of it in one response-level reward, Aₜ = RM(W). Otherwise Aₜ = γᵗ⁻¹ Gₜ of the token-level part plus
+    the whole of the response-level part.
     """
 
     token_model: HiddenReward | None = None

@@ -11,7 +11,8 @@ from llm_mdp.sampling.evidence import Branches, Rollouts
 
 
 def groups(reward: Float[Tensor, "*worlds B"], group_size: int) -> Float[Tensor, "*worlds P K"]:
-    """Rows of one prompt, together. Raises ValueError for a group of one or a batch that is no whole number of groups."""
+    """Rows of one prompt, together. Raises ValueError for a group of one or a batch that is no whole number of
+    groups."""
     if group_size < 2:
         raise ValueError(f"group_size is {group_size}; a group baseline needs at least 2 responses to a prompt.")
     if reward.shape[-1] % group_size:
@@ -38,13 +39,15 @@ def leave_one_out(reward: Float[Tensor, "*worlds B"], group_size: int) -> Float[
 
 
 def paper_leave_one_out(reward: Float[Tensor, "*worlds B"], group_size: int) -> Float[Tensor, "*worlds B"]:
-    """Eq. 36 as printed: the sum over all K, itself included, divided by K - 1. Claim: `rloo-eq36`, shrinks the gradient."""
+    """Eq. 36 as printed: the sum over all K, itself included, divided by K - 1. Claim: `rloo-eq36`, shrinks the
+    gradient."""
     grouped = groups(reward, group_size)
     return (grouped.sum(-1, keepdim=True) / (group_size - 1)).expand_as(grouped).flatten(-2)
 
 
 def has_signal(reward: Float[Tensor, "*worlds B"], group_size: int) -> Bool[Tensor, "*worlds P"]:
-    """Do the rewards of a group differ, by more than the rounding (1e-12 of the largest) of sums that are equal on paper?"""
+    """Do the rewards of a group differ, by more than the rounding (1e-12 of the largest) of sums that are equal on
+    paper?"""
     grouped = groups(reward, group_size)
     return grouped.amax(-1) - grouped.amin(-1) > 1e-12 * grouped.abs().amax(-1)
 
@@ -60,11 +63,15 @@ def branch_mean(branches: Branches, rollouts: Rollouts) -> Float[Tensor, "*world
 
 
 def pooled_branches(
-    branches: Branches, response_reward: Float[Tensor, "*worlds B"], rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"]
+    branches: Branches,
+    response_reward: Float[Tensor, "*worlds B"],
+    rollouts: Rollouts,
+    boundary: Bool[Tensor, "*worlds B T"],
 ) -> Float[Tensor, "*worlds B T1"]:
     """Eq. 31 as printed: Ūₜ = average RM of all drawn W^(k), k ≥ t, and of W itself; RM(W) from the end on.
 
-    Claim: `trepo-eq31`, biased: W^(k) with k > t contains wₜ, so the baseline of step t is correlated with wₜ. Use `branch_mean`.
+    Claim: `trepo-eq31`, biased: W^(k) with k > t contains wₜ, so the baseline of step t is correlated with wₜ. Use
+    `branch_mean`.
     """
     total, count = _branch_sums(branches, rollouts)
     drawn = rollouts.mask & boundary

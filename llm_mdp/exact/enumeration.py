@@ -1,7 +1,7 @@
 """Every response of a small token MDP under one policy, and the two samplers that live on it.
 
-`ExactSampler` returns every outcome as a *world* with its probability; `TreeSampler` draws worlds, fast. An agent's `collect`
-cannot tell them from the sampler it trains with.
+`ExactSampler` returns every outcome as a *world* with its probability; `TreeSampler` draws worlds, fast. An agent's
+`collect` cannot tell them from the sampler it trains with.
 """
 
 import math
@@ -44,7 +44,8 @@ class Enumeration:
         tree = mdp.tree
         if tree.n_leaves * len(mdp.prompts) > MAX_LEAVES:
             raise TooLarge(
-                f"{tree.n_leaves * len(mdp.prompts):,} responses (vocab_size {tree.vocab_size}, horizon {tree.horizon}) are too many to "
+                f"{tree.n_leaves * len(mdp.prompts):,} responses (vocab_size {tree.vocab_size}, horizon "
+                f"{tree.horizon}) are too many to "
                 f"enumerate (at most {MAX_LEAVES:,}); take a smaller vocabulary or horizon."
             )
         self.mdp, self.policy, self.tree = mdp, policy, tree
@@ -123,7 +124,9 @@ class Enumeration:
     def _per_leaf(self, function) -> Tensor:
         """function(prompt, tokens, mask) of every response, stacked over prompts."""
         with torch.no_grad():
-            return torch.stack([function(p.expand(len(self.tokens), -1), self.tokens, self.mask) for p in self.prompt]).to(torch.float64)
+            return torch.stack(
+                [function(p.expand(len(self.tokens), -1), self.tokens, self.mask) for p in self.prompt]
+            ).to(torch.float64)
 
     @cached_property
     def response_reward(self) -> Float[Tensor, "P N"]:
@@ -173,7 +176,8 @@ class Enumeration:
 
 
 def scores_of(policy: Policy, mdp: TokenMDP) -> Float[Tensor, "E parameters"]:
-    """∇ log π(w | p) for every prompt, non-terminal prefix p (level by level) and token w, one backward pass for all (vectorised)."""
+    """∇ log π(w | p) for every prompt, non-terminal prefix p (level by level) and token w, one backward pass for all
+    (vectorised)."""
     assert isinstance(policy, nn.Module)
     parameters = list(policy.parameters())
     logits = node_logits(policy, mdp)
@@ -181,9 +185,13 @@ def scores_of(policy: Policy, mdp: TokenMDP) -> Float[Tensor, "E parameters"]:
     rows = []
     for start in range(0, len(logp), 256):
         chosen = torch.eye(len(logp), dtype=logp.dtype)[start : start + 256]
-        gradients = torch.autograd.grad(logp, parameters, chosen, retain_graph=True, is_grads_batched=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            logp, parameters, chosen, retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
         flat = [
-            torch.zeros(len(chosen), p.numel(), dtype=torch.float64) if g is None else g.reshape(len(chosen), -1).to(torch.float64)
+            torch.zeros(len(chosen), p.numel(), dtype=torch.float64)
+            if g is None
+            else g.reshape(len(chosen), -1).to(torch.float64)
             for g, p in zip(gradients, parameters)
         ]
         rows.append(torch.cat(flat, dim=1))
@@ -217,7 +225,8 @@ def _take(table: Shaped[Tensor, "N ..."], index: Int[Tensor, "*shape"]) -> Tenso
 
 
 class WorldSampler:
-    """Looks everything up in an enumeration. After `collect`: `weight` is the probability of each world (times `kept`)."""
+    """Looks everything up in an enumeration. After `collect`: `weight` is the probability of each world (times
+    `kept`)."""
 
     weight: Float[Tensor, "*worlds"]
 
@@ -229,7 +238,9 @@ class WorldSampler:
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> TreeRollouts:
         if self.asked:
-            raise ValueError("collect asked for rollouts twice; ask once, for a group that is large enough for every use.")
+            raise ValueError(
+                "collect asked for rollouts twice; ask once, for a group that is large enough for every use."
+            )
         self.asked = True
         e = self.enumeration
         prompt, leaf = self._worlds(group_size, temperature)
@@ -278,7 +289,9 @@ class WorldSampler:
             if temperature == 0:
                 reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
                 reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
-                parts.append(Branches(row, step, torch.where(here, reward, 0.0), greedy, self._drawn_tokens(reached, step, here)))
+                parts.append(
+                    Branches(row, step, torch.where(here, reward, 0.0), greedy, self._drawn_tokens(reached, step, here))
+                )
             else:
                 parts.append(self._branches(rollouts, row, step, here, temperature))
         branches = parts[0] if len(parts) == 1 else self._joined(parts)
@@ -288,14 +301,20 @@ class WorldSampler:
 
     def _joined(self, parts: list[Branches]) -> Branches:
         """One list of the branches that were drawn at several temperatures."""
-        row, step, reward, tokens = (torch.cat([getattr(part, name) for part in parts], -1) for name in ("row", "step", "reward", "tokens"))
+        row, step, reward, tokens = (
+            torch.cat([getattr(part, name) for part in parts], -1) for name in ("row", "step", "reward", "tokens")
+        )
         return Branches(row, step, reward, tokens=tokens)
 
-    def _drawn_tokens(self, leaf: Int[Tensor, "*worlds F"], step: Int[Tensor, " F"], drawn: Bool[Tensor, "*worlds F"]) -> Tensor:
+    def _drawn_tokens(
+        self, leaf: Int[Tensor, "*worlds F"], step: Int[Tensor, " F"], drawn: Bool[Tensor, "*worlds F"]
+    ) -> Tensor:
         """How many tokens of each response come from `step` on; 0 where nothing was drawn."""
         return torch.where(drawn, self.enumeration.length[leaf] - step, 0).double()
 
-    def _branches(self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor, temperature: float) -> Branches:
+    def _branches(
+        self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor, temperature: float
+    ) -> Branches:
         raise NotImplementedError
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, "W P"]) -> Evidence:
@@ -304,8 +323,9 @@ class WorldSampler:
 
 
 class ExactSampler(WorldSampler):
-    """Every outcome once: a chunk of `all_groups`. Branches come as conditional means with their variances (exact for estimators
-    that are affine in branch rewards) or, with `enumerate_branches`, as worlds of their own along a new leading axis."""
+    """Every outcome once: a chunk of `all_groups`. Branches come as conditional means with their variances (exact for
+    estimators that are affine in branch rewards) or, with `enumerate_branches`, as worlds of their own along a new
+    leading axis."""
 
     def __init__(self, enumeration: Enumeration, groups: "Groups", enumerate_branches: bool = False):
         super().__init__(enumeration)
@@ -314,18 +334,27 @@ class ExactSampler(WorldSampler):
     def _worlds(self, group_size, temperature):
         prompt, leaf = self.groups.which_prompt, self.groups.leaf
         if group_size != leaf.shape[-1]:
-            raise ValueError(f"collect asked for groups of {group_size}, but the estimator's group_size is {leaf.shape[-1]}.")
+            raise ValueError(
+                f"collect asked for groups of {group_size}, but the estimator's group_size is {leaf.shape[-1]}."
+            )
         probability = self.enumeration.leaf_logp(temperature).sum(-1).exp()
         self.weight = self.groups.weight * probability[prompt[:, None], leaf].prod(-1)
         return prompt, leaf
 
     def _joined(self, parts):
         if self.enumerate_branches:
-            raise ValueError("branches of several temperatures cannot be enumerated outcome by outcome; give them one, or use --sampled N.")
+            raise ValueError(
+                "branches of several temperatures cannot be enumerated outcome by outcome; give them one, or use "
+                "--sampled N."
+            )
         # Greedy branches have no variance.
-        variances = [torch.zeros_like(part.reward) if (v := getattr(part, "variance", None)) is None else v for part in parts]
+        variances = [
+            torch.zeros_like(part.reward) if (v := getattr(part, "variance", None)) is None else v for part in parts
+        ]
         joined = super()._joined(parts)
-        return TreeBranches(joined.row, joined.step, joined.reward, tokens=joined.tokens, variance=torch.cat(variances, dim=-1))
+        return TreeBranches(
+            joined.row, joined.step, joined.reward, tokens=joined.tokens, variance=torch.cat(variances, dim=-1)
+        )
 
     def _branches(self, rollouts, row, step, drawn, temperature):
         e = self.enumeration.at_temperature(temperature)
@@ -334,12 +363,14 @@ class ExactSampler(WorldSampler):
             variance = torch.where(drawn, self._at_prefix(e.values.variance, rollouts)[..., row, step], 0.0)
             tokens = torch.where(drawn, self._at_prefix(e.remaining, rollouts)[..., row, step], 0.0)
             return TreeBranches(row, step, mean, tokens=tokens, variance=variance)
-        # A branch has as many outcomes as there are leaves below its prefix: the same number for all prefixes of one length.
+        # A branch has as many outcomes as there are leaves below its prefix: the same number for all prefixes of one
+        # length.
         sizes = [e.tree.subtree_leaves[t] for t in step.tolist()]
         total = math.prod(sizes) * len(self.groups.leaf)
         if total > MAX_WORLDS:
             raise TooLarge(
-                f"{total:,} joint outcomes of {len(sizes)} branches are too many (at most {MAX_WORLDS:,}); take a smaller instance, "
+                f"{total:,} joint outcomes of {len(sizes)} branches are too many (at most {MAX_WORLDS:,}); take a "
+                f"smaller instance, "
                 "fewer branches, or --sampled N."
             )
         choice = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, 1, len(sizes))
@@ -371,7 +402,9 @@ class TreeSampler(WorldSampler):
         if len(mdp.prompts) > 1:
             prompt = torch.multinomial(mdp.prompt_probability, worlds, replacement=True, generator=self.generator)
         first = torch.zeros(worlds, group_size, dtype=torch.int64)
-        return prompt, self._draw(prompt[:, None].expand(first.shape), first, first + self.enumeration.tree.n_leaves, temperature)
+        return prompt, self._draw(
+            prompt[:, None].expand(first.shape), first, first + self.enumeration.tree.n_leaves, temperature
+        )
 
     def _draw(self, prompt: Tensor, first: Tensor, end: Tensor, temperature: float = 1.0) -> Int[Tensor, "*shape"]:
         """One leaf in [first, end) for every entry, with probability proportional to π."""
@@ -407,8 +440,11 @@ class Groups:
     weight: Float[Tensor, " W"]
 
 
-def all_groups(enumeration: Enumeration, group_size: int, ordered: bool = True, chunk: int = 200_000) -> Iterator[Groups]:
-    """Every group of responses to every prompt, in chunks. Unordered groups stand for all their K!/(Π multiplicities!) orders.
+def all_groups(
+    enumeration: Enumeration, group_size: int, ordered: bool = True, chunk: int = 200_000
+) -> Iterator[Groups]:
+    """Every group of responses to every prompt, in chunks. Unordered groups stand for all their K!/(Π multiplicities!)
+    orders.
 
     Raises:
         TooLarge: more than MAX_WORLDS groups.

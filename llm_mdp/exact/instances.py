@@ -1,12 +1,14 @@
-"""Instances: a token MDP with a policy, a reference policy and a critic, small enough to be written down in one JSON file.
+"""Instances: a token MDP with a policy, a reference policy and a critic, small enough to be written down in one JSON
+file.
 
     {"vocab_size": 3, "eos": 0, "horizon": 3, "gamma": 1.0,
      "nodes": [{"prefix": [], "logits": [0.1, -0.3, 0.7], "token_reward": [0.2, 1.1, -0.4],
                 "reference_logits": [0, 0, 0], "value": 0.3}, …]}
 
-One node for every non-terminal prefix, in any order. `eos` may be null (only the horizon ends a response). Optional: `gamma`
-(default 1), `reference_logits` (default 0, the uniform policy), `value` (default 0). With prompts other than the single empty
-one the file also has `"prompts": [{"tokens": [1], "probability": 0.4}, …]` and every node a `"prompt"`, its number there.
+One node for every non-terminal prefix, in any order. `eos` may be null (only the horizon ends a response). Optional:
+`gamma` (default 1), `reference_logits` (default 0, the uniform policy), `value` (default 0). With prompts other than
+the single empty one the file also has `"prompts": [{"tokens": [1], "probability": 0.4}, …]` and every node a
+`"prompt"`, its number there.
 """
 
 import difflib
@@ -34,7 +36,8 @@ MAX_NODES = 5_000_000
 """No instance has more nodes: beyond this a file is gigabytes long and enumeration is hopeless."""
 
 MAX_TOKENS = 100_000_000
-"""Nor is nodes × horizon larger than this, which bounds long, thin trees (two tokens, one of which ends the response)."""
+"""Nor is nodes × horizon larger than this, which bounds long, thin trees (two tokens, one of which ends the
+response)."""
 
 Node = tuple[int, tuple[int, ...]]
 """Prompt number and prefix."""
@@ -103,7 +106,8 @@ def default_node_order(tree: PrefixTree, n_prompts: int) -> tuple[Node, ...]:
 
 
 def check_size(tree: PrefixTree, n_prompts: int) -> None:
-    """Raise InstanceError if there are too many nodes to list (`MAX_NODES`, `MAX_TOKENS`), without counting them all."""
+    """Raise InstanceError if there are too many nodes to list (`MAX_NODES`, `MAX_TOKENS`), without counting them
+    all."""
     nodes = level = n_prompts
     limit = min(MAX_NODES, MAX_TOKENS // tree.horizon)
     for _ in range(tree.horizon - 1):
@@ -119,7 +123,8 @@ def check_size(tree: PrefixTree, n_prompts: int) -> None:
         )
 
 
-# --- made at random -----------------------------------------------------------------------------------------------------------
+# --- made at random
+# -----------------------------------------------------------------------------------------------------------
 
 
 def random_instance(
@@ -164,7 +169,8 @@ def _some_prompts(vocab_size: int, number: int) -> tuple[Prompt, ...]:
     return tuple(Prompt(tokens, (k + 1) / total) for k, tokens in enumerate(digits))
 
 
-# --- written ------------------------------------------------------------------------------------------------------------------
+# --- written
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def write_instance(instance: Instance, path: str | os.PathLike[str]) -> None:
@@ -184,7 +190,8 @@ def write_instance(instance: Instance, path: str | os.PathLike[str]) -> None:
 
 @torch.no_grad()
 def instance_to_dict(instance: Instance) -> dict[str, Any]:
-    """The content of the instance file. A policy that is not tabular is written as the logits that it has at every prefix.
+    """The content of the instance file. A policy that is not tabular is written as the logits that it has at every
+    prefix.
 
     Raises:
         InstanceError: if a number is not finite.
@@ -202,9 +209,13 @@ def instance_to_dict(instance: Instance) -> dict[str, Any]:
     content: dict[str, Any] = {"vocab_size": mdp.vocab_size, "eos": mdp.eos, "horizon": mdp.horizon, "gamma": mdp.gamma}
     named = mdp.prompts != (Prompt(),)
     if named:
-        content["prompts"] = [{"tokens": list(prompt.tokens), "probability": prompt.probability} for prompt in mdp.prompts]
+        content["prompts"] = [
+            {"tokens": list(prompt.tokens), "probability": prompt.probability} for prompt in mdp.prompts
+        ]
     content["nodes"] = [
-        ({"prompt": prompt} if named else {}) | {"prefix": list(prefix)} | {key: column[row] for key, column in columns.items()}
+        ({"prompt": prompt} if named else {})
+        | {"prefix": list(prefix)}
+        | {key: column[row] for key, column in columns.items()}
         for row, (prompt, prefix) in enumerate(instance.node_order)
     ]
     return content
@@ -215,10 +226,13 @@ def _check_written(key: str, table: Tensor, nodes: Sequence[Node]) -> None:
     if len(wrong):
         row = int(wrong[0, 0])
         number = table[tuple(wrong[0])].item()
-        raise InstanceError(f"{key} at {_node_name(nodes[row])} holds {number}; an instance file has finite numbers only.")
+        raise InstanceError(
+            f"{key} at {_node_name(nodes[row])} holds {number}; an instance file has finite numbers only."
+        )
 
 
-# --- read ---------------------------------------------------------------------------------------------------------------------
+# --- read
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_instance(path: str | os.PathLike[str]) -> Instance:
@@ -240,7 +254,12 @@ def instance_from_dict(content: dict[str, Any], name: str = "") -> Instance:
         InstanceError: in one sentence, what is wrong and where.
     """
     _check_keys(content, "the instance", ("vocab_size", "eos", "horizon", "nodes"), ("gamma", "prompts"))
-    vocab_size, eos, horizon, gamma = content["vocab_size"], content["eos"], content["horizon"], content.get("gamma", 1.0)
+    vocab_size, eos, horizon, gamma = (
+        content["vocab_size"],
+        content["eos"],
+        content["horizon"],
+        content.get("gamma", 1.0),
+    )
     try:
         check_shape(vocab_size, eos, horizon, gamma)
         prompts = _read_prompts(content["prompts"]) if "prompts" in content else (Prompt(),)
@@ -304,7 +323,9 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_repeated_keys)
     except json.JSONDecodeError as error:
-        raise InstanceError(f"line {error.lineno}, column {error.colno} is not JSON ({error.msg}); correct it there.") from None
+        raise InstanceError(
+            f"line {error.lineno}, column {error.colno} is not JSON ({error.msg}); correct it there."
+        ) from None
     except RecursionError:
         raise InstanceError("its lists or objects are nested too deeply; an instance file has three levels.") from None
     except InstanceError:
@@ -331,9 +352,13 @@ def _read_prompts(content: Any) -> tuple[Prompt, ...]:
         _check_keys(prompt, f"prompts[{number}]", ("tokens", "probability"), ())
         tokens, probability = prompt["tokens"], prompt["probability"]
         if not isinstance(tokens, list | tuple):
-            raise InstanceError(f"prompts[{number}]: tokens is {_shown(tokens)}; it must be a list of tokens, such as [1, 2].")
+            raise InstanceError(
+                f"prompts[{number}]: tokens is {_shown(tokens)}; it must be a list of tokens, such as [1, 2]."
+            )
         if not _finite(probability):
-            raise InstanceError(f"prompts[{number}]: probability is {_shown(probability)}; it must be a number in (0, 1].")
+            raise InstanceError(
+                f"prompts[{number}]: probability is {_shown(probability)}; it must be a number in (0, 1]."
+            )
         prompts.append(Prompt(tuple(tokens), float(probability)))
     return tuple(prompts)
 
@@ -357,7 +382,8 @@ def _read_nodes(content: Any, tree: PrefixTree, n_prompts: int) -> _Columns:
         raise InstanceError(
             f"nodes has no entry for {_node_name(_first_missing(number_of, tree, n_prompts), n_prompts)}"
             f"{f' and {missing - 1} more' if missing > 1 else ''}; "
-            f"every prefix of 0 … {tree.horizon - 1} tokens without the end token needs one, {n_prompts * tree.n_nodes} in all."
+            f"every prefix of 0 … {tree.horizon - 1} tokens without the end token needs one, "
+            f"{n_prompts * tree.n_nodes} in all."
         )
     return columns
 
@@ -366,7 +392,9 @@ def _read_node(node: dict[str, Any], tree: PrefixTree, n_prompts: int, columns: 
     prefix = _read_prefix(node["prefix"], tree)
     prompt = node.get("prompt", 0)
     if not isinstance(prompt, int) or isinstance(prompt, bool) or not 0 <= prompt < n_prompts:
-        raise InstanceError(f"prompt is {_shown(prompt)}; it must be the number of one of the prompts, 0 … {n_prompts - 1}.")
+        raise InstanceError(
+            f"prompt is {_shown(prompt)}; it must be the number of one of the prompts, 0 … {n_prompts - 1}."
+        )
     value = node.get("value", 0.0)
     if not _finite(value):
         raise InstanceError(f"value is {_shown(value)}; it must be a finite number.")
@@ -386,9 +414,13 @@ def _read_prefix(content: Any, tree: PrefixTree) -> tuple[int, ...]:
         raise InstanceError(f"prefix is {_shown(content)}; it must be a list of tokens, [] for the beginning.")
     for place, token in enumerate(content):
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < tree.vocab_size:
-            raise InstanceError(f"prefix[{place}] is {_shown(token)}; tokens are whole numbers 0 … {tree.vocab_size - 1}.")
+            raise InstanceError(
+                f"prefix[{place}] is {_shown(token)}; tokens are whole numbers 0 … {tree.vocab_size - 1}."
+            )
         if token == tree.eos:
-            raise InstanceError(f"prefix[{place}] is {token}, the end token; no node lies beyond it, so leave this node out.")
+            raise InstanceError(
+                f"prefix[{place}] is {token}, the end token; no node lies beyond it, so leave this node out."
+            )
     if len(content) >= tree.horizon:
         longest = f"with horizon {tree.horizon} a node has at most {tree.horizon - 1}"
         raise InstanceError(f"the prefix has {len(content)} tokens; {longest}, so leave it out or raise the horizon.")
@@ -399,7 +431,9 @@ def _read_row(key: str, content: Any, length: int) -> list[float]:
     if not isinstance(content, list | tuple):
         raise InstanceError(f"{key} is {_shown(content)}; it must be a list of {length} numbers, one for every token.")
     if len(content) != length:
-        raise InstanceError(f"{key} has {len(content)} entries; it must have {length}, one for every token of the vocabulary.")
+        raise InstanceError(
+            f"{key} has {len(content)} entries; it must have {length}, one for every token of the vocabulary."
+        )
     if not all(map(_finite, content)):
         place = next(place for place, number in enumerate(content) if not _finite(number))
         raise InstanceError(f"{key}[{place}] is {_shown(content[place])}; it must be a finite number.")
@@ -407,7 +441,8 @@ def _read_row(key: str, content: Any, length: int) -> list[float]:
 
 
 def _check_keys(content: Any, place: str, required: Collection[str], optional: Collection[str]) -> None:
-    """Raise InstanceError unless `content` is an object with all of the required keys and none beyond the optional ones."""
+    """Raise InstanceError unless `content` is an object with all of the required keys and none beyond the optional
+    ones."""
     if not isinstance(content, dict):
         raise InstanceError(f"{place} is {_shown(content)}; it must be an object with the keys {', '.join(required)}.")
     known = [*required, *optional]
@@ -422,7 +457,8 @@ def _check_keys(content: Any, place: str, required: Collection[str], optional: C
 
 
 def _finite(number: Any) -> bool:
-    """Whether it is a number, not a bool, and fits in a float64. False for NaN; exact for integers too long for a float."""
+    """Whether it is a number, not a bool, and fits in a float64. False for NaN; exact for integers too long for a
+    float."""
     return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
 
 
@@ -432,7 +468,8 @@ def _shown(content: Any) -> str:
 
 
 def _first_missing(present: Collection[Node], tree: PrefixTree, n_prompts: int) -> Node:
-    """The first node, in default order, that is not among the present ones. Never looks at more than len(present) + 1 nodes."""
+    """The first node, in default order, that is not among the present ones. Never looks at more than len(present) + 1
+    nodes."""
     for prompt in range(n_prompts):
         for level, size in enumerate(tree.level_sizes):
             for index in range(size):
@@ -443,7 +480,8 @@ def _first_missing(present: Collection[Node], tree: PrefixTree, n_prompts: int) 
     raise AssertionError("no node is missing")
 
 
-# --- nodes and levels ---------------------------------------------------------------------------------------------------------
+# --- nodes and levels
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _node_table(instance: Instance, levels: Sequence[Float[Tensor, "P W N"]]) -> Float[Tensor, "nodes W"]:
@@ -452,7 +490,9 @@ def _node_table(instance: Instance, levels: Sequence[Float[Tensor, "P W N"]]) ->
     shapes = [tuple(level.shape) for level in levels]
     expected = [(n_prompts, shapes[0][1] if shapes else 0, size) for size in sizes]
     if shapes != expected:
-        raise ValueError(f"levels have the shapes {shapes}; this tree needs (prompts, vocabulary, prefixes) = {expected}.")
+        raise ValueError(
+            f"levels have the shapes {shapes}; this tree needs (prompts, vocabulary, prefixes) = {expected}."
+        )
     rows = torch.cat([level.transpose(1, 2).reshape(-1, level.shape[1]) for level in levels])
     return rows[instance.node_rows]
 
@@ -476,6 +516,8 @@ def _check_part(mdp: TokenMDP, role: str, part: Any) -> None:
     """Raise InstanceError if a policy or value is over another vocabulary, tree or set of prompts than the MDP."""
     if isinstance(part, TabularPolicy | TabularValue):
         if part.tree != mdp.tree or not torch.equal(part.prompts, mdp.prompt_tokens):
-            raise InstanceError(f"{role} is a table over {part.tree}, not over the tree and prompts of the MDP ({mdp.tree}).")
+            raise InstanceError(
+                f"{role} is a table over {part.tree}, not over the tree and prompts of the MDP ({mdp.tree})."
+            )
     elif part.vocab_size != mdp.vocab_size:
         raise InstanceError(f"{role} has vocab_size {part.vocab_size}, the MDP {mdp.vocab_size}; they must be equal.")

@@ -1,15 +1,17 @@
-"""Exact J, ∇J, U and Var RM at horizons where no tree fits in memory, for policies and hidden rewards that look back a few tokens only.
+"""Exact J, ∇J, U and Var RM at horizons where no tree fits in memory, for policies and hidden rewards that look back a
+few tokens only.
 
-All prefixes of one length with the same last k tokens (k = the longer of the two orders, at least 1) have the same future, so
-the state is (step, context), not the prefix. With c the context before step t, c w the one after token w, and 0 after the end:
+All prefixes of one length with the same last k tokens (k = the longer of the two orders, at least 1) have the same
+future, so the state is (step, context), not the prefix. With c the context before step t, c w the one after token w,
+and 0 after the end:
 
     backward    V_t(c) = Σ_w π_t(w|c) Q_t(c, w),   Q_t(c, w) = r_t(c, w) + γ V_{t+1}(c w)
     forward     d_{t+1}(c') = Σ_{(c, w) → c'} d_t(c) π_t(w|c),   d_0 = the prompts
-    spread      S_t(c) = Σ_w π_t(w|c) [γ² S_{t+1}(c w) + (Q_t(c, w) - V_t(c))²],   the variance of what V_t is the mean of
-    gradient    ∂J/∂logit_t(c, w) = γᵗ d_t(c) π_t(w|c) (Q_t(c, w) - V_t(c)),   summed over what shares the parameter
+    spread      S_t(c) = Σ_w π_t(w|c) [γ² S_{t+1}(c w) + (Q_t(c, w) - V_t(c))²],   the variance of what V_t is the mean
+    of gradient    ∂J/∂logit_t(c, w) = γᵗ d_t(c) π_t(w|c) (Q_t(c, w) - V_t(c)),   summed over what shares the parameter
 
-Contexts are numbered as in `tree.context_code`: c w drops the most significant digit of c and appends w, so both directions are
-reshapes, c = (oldest, rest) and c w = (rest, w).
+Contexts are numbered as in `tree.context_code`: c w drops the most significant digit of c and appends w, so both
+directions are reshapes, c = (oldest, rest) and c w = (rest, w).
 """
 
 import math
@@ -118,7 +120,8 @@ class _Chain:
 
 @torch.no_grad()
 def ngram_gradient(policy: NgramPolicy, mdp: TokenMDP) -> tuple[float, Float[Tensor, "S C V"]]:
-    """J and dJ/dtable, in time proportional to horizon × contexts × vocabulary. Memory: one value for every step and context.
+    """J and dJ/dtable, in time proportional to horizon × contexts × vocabulary. Memory: one value for every step and
+    context.
 
     Args:
         policy: its table may have one row set for all steps or one for each (steps beyond the last share the last).
@@ -128,8 +131,8 @@ def ngram_gradient(policy: NgramPolicy, mdp: TokenMDP) -> tuple[float, Float[Ten
         J = Σ P(prompt) V₀(prompt), and a gradient of the shape of `policy.table`.
 
     Raises:
-        ValueError: if the reward looks back at the whole prefix, the policy has another vocabulary, there are more contexts
-            than memory can hold, or J is not finite.
+        ValueError: if the reward looks back at the whole prefix, the policy has another vocabulary, there are more
+            contexts than memory can hold, or J is not finite.
     """
     chain = _chain(policy, mdp)
     value, visits = chain.values(), chain.start()
@@ -166,9 +169,11 @@ def expected_length(policy: NgramPolicy, mdp: TokenMDP) -> float:
 
 @torch.no_grad()
 def with_expected_length(policy: NgramPolicy, mdp: TokenMDP, length: float) -> NgramPolicy:
-    """The policy with one constant added to every logit of the end token, such that a response has `length` tokens on average.
+    """The policy with one constant added to every logit of the end token, such that a response has `length` tokens on
+    average.
 
-    Every context ends more often the larger the constant, and goes on to the same tokens otherwise, so the length falls with it.
+    Every context ends more often the larger the constant, and goes on to the same tokens otherwise, so the length falls
+    with it.
 
     Args: length: in tokens, the end token included, between 1 and the horizon.
 
@@ -176,7 +181,9 @@ def with_expected_length(policy: NgramPolicy, mdp: TokenMDP, length: float) -> N
         ValueError: if no constant gives this length, or the policy does not fit the token MDP or memory.
     """
     if mdp.eos is None:
-        raise ValueError(f"the token MDP has no end token, so every response has {mdp.horizon} tokens; give it one (eos).")
+        raise ValueError(
+            f"the token MDP has no end token, so every response has {mdp.horizon} tokens; give it one (eos)."
+        )
     if not 1 < length < mdp.horizon:
         raise ValueError(f"length is {length!r}; it must be above 1 and below the horizon of {mdp.horizon} tokens.")
 
@@ -188,7 +195,9 @@ def with_expected_length(policy: NgramPolicy, mdp: TokenMDP, length: float) -> N
     high = DECIDED + 2 * float(policy.table.abs().nan_to_num(posinf=0.0).max())
     low = -high
     if not expected_length(shifted(low), mdp) > length > expected_length(shifted(high), mdp):
-        raise ValueError(f"no constant makes {length!r} tokens the expected length; the policy has logits that are not finite.")
+        raise ValueError(
+            f"no constant makes {length!r} tokens the expected length; the policy has logits that are not finite."
+        )
     while high - low > PRECISION:
         middle = (low + high) / 2
         low, high = (middle, high) if expected_length(shifted(middle), mdp) > length else (low, middle)
@@ -219,15 +228,17 @@ def ngram_critic(policy: NgramPolicy, mdp: TokenMDP, error: float = 0.0, seed: i
     """U(p) = E[RM(W) | W starts with p] = (reward collected in p) + γ^|p| V(p) as a critic.
 
     Args:
-        error: standard deviation, in units of RM, of a normal number that is added for every step and context: a critic that is wrong,
-            but by the prefix only.
+        error: standard deviation, in units of RM, of a normal number that is added for every step and context: a critic
+            that is wrong, but by the prefix only.
         seed: of these numbers.
 
     Raises:
         ValueError: as `ngram_gradient`, and if the error is negative or not finite.
     """
     if not (math.isfinite(error) and error >= 0):
-        raise ValueError(f"error is {error!r}; the standard deviation of a critic's error must be a number of at least 0.")
+        raise ValueError(
+            f"error is {error!r}; the standard deviation of a critic's error must be a number of at least 0."
+        )
     chain = _chain(policy, mdp)
     value = chain.values()
     finite(float(chain.start() @ value[0]))
@@ -245,7 +256,8 @@ def ngram_score_sums(
 ) -> Float[Tensor, "N parameters"]:
     """Weighted sums of scores, one a group of rows, without a graph:
 
-        Σ_{r in group} Σ_t weight[r, t] ∂log π(w_{r,t} | c_{r,t}) / ∂logit(s, c, w) = A(s, c, w) - π_s(w|c) Σ_w' A(s, c, w')
+        Σ_{r in group} Σ_t weight[r, t] ∂log π(w_{r,t} | c_{r,t}) / ∂logit(s, c, w) = A(s, c, w) - π_s(w|c) Σ_w' A(s, c,
+        w')
 
     with A(s, c, w) the sum of the weights of the tokens w that were drawn in context c of row set s.
 
@@ -254,8 +266,8 @@ def ngram_score_sums(
         group: 0 … N-1, which sum every row belongs to.
 
     Returns:
-        The sums in the order of `policy.table.flatten()`. Memory beyond them and the arguments: two numbers for every weight that is
-        not 0, and a few for each of `TOKENS_AT_ONCE` tokens.
+        The sums in the order of `policy.table.flatten()`. Memory beyond them and the arguments: two numbers for every
+        weight that is not 0, and a few for each of `TOKENS_AT_ONCE` tokens.
 
     Raises:
         ValueError: if a token with a weight is not of the vocabulary.
@@ -265,7 +277,9 @@ def ngram_score_sums(
     for rows, steps in zip(row.split(TOKENS_AT_ONCE), step.split(TOKENS_AT_ONCE)):
         token = tokens[rows, steps]
         if bool(((token < 0) | (token >= policy.vocab_size)).any()):
-            raise ValueError(f"a token outside the vocabulary 0 … {policy.vocab_size - 1} has a weight; give padding the weight 0.")
+            raise ValueError(
+                f"a token outside the vocabulary 0 … {policy.vocab_size - 1} has a weight; give padding the weight 0."
+            )
         place = (group[rows], *policy.table_row(prompt, tokens, rows, steps), token)
         counts.index_put_(place, weights[rows, steps].to(torch.float64), accumulate=True)
     counts.addcmul_(counts.sum(-1, keepdim=True), policy.table.softmax(-1), value=-1)
@@ -275,7 +289,9 @@ def ngram_score_sums(
 def finite(J: float) -> float:
     """J, or ValueError if it is not finite: one bad logit or reward that can be reached makes it so."""
     if not math.isfinite(J):
-        raise ValueError(f"J is {J}: some logits or rewards are not finite; look for them in the policy and the hidden reward.")
+        raise ValueError(
+            f"J is {J}: some logits or rewards are not finite; look for them in the policy and the hidden reward."
+        )
     return J
 
 
@@ -283,9 +299,13 @@ def _chain(policy: NgramPolicy, mdp: TokenMDP) -> _Chain:
     """The chain, or ValueError if there is none of a size that memory can hold."""
     reward = mdp.token_reward
     if reward.order is None or not hasattr(reward, "local"):
-        raise ValueError(f"{type(reward).__name__} depends on the whole prefix; use a hidden reward with a finite order.")
+        raise ValueError(
+            f"{type(reward).__name__} depends on the whole prefix; use a hidden reward with a finite order."
+        )
     if policy.vocab_size != mdp.vocab_size:
-        raise ValueError(f"The policy has {policy.vocab_size} tokens, the token MDP {mdp.vocab_size}; make one for this MDP.")
+        raise ValueError(
+            f"The policy has {policy.vocab_size} tokens, the token MDP {mdp.vocab_size}; make one for this MDP."
+        )
     order = max(policy.order, reward.order, 1)
     contexts = (mdp.vocab_size + 1) ** order
     if contexts * max(mdp.vocab_size, mdp.horizon + 1) > LARGEST_TABLE:

@@ -23,7 +23,8 @@ MAX_RESPONSES = 500
 def regularised_optimum(mdp: TokenMDP, reference: Policy, beta: float) -> TabularPolicy:
     """π* ∝ ref(W) exp(RM(W)/β), the maximiser of E RM - β KL(π ‖ ref), token by token.
 
-        log π*(w|p) = log ref(w|p) + γˡ r(p,w)/β + log Z(pw) - log Z(p),   Z(p) = E_ref[exp(RM to come / β) | p],  l = |p|
+        log π*(w|p) = log ref(w|p) + γˡ r(p,w)/β + log Z(pw) - log Z(p),   Z(p) = E_ref[exp(RM to come / β) | p],  l =
+        |p|
 
     Args: beta: above 0.
     """
@@ -44,8 +45,8 @@ def regularised_optimum(mdp: TokenMDP, reference: Policy, beta: float) -> Tabula
 def dpo_minimiser(reference: Enumeration, beta: float) -> Float[Tensor, "P N"]:
     """log π(W) of the minimiser of the population DPO loss, by Newton's method on h(W) = log π(W)/ref(W).
 
-    Pairs are drawn from the reference and labelled by Bradley-Terry, P(W ≻ W') = σ(RM(W) - RM(W')). Nothing of the closed form
-    (`regularised_optimum`) is used, so comparing the two is a test of it. Claim: `dpo-optimum`.
+    Pairs are drawn from the reference and labelled by Bradley-Terry, P(W ≻ W') = σ(RM(W) - RM(W')). Nothing of the
+    closed form (`regularised_optimum`) is used, so comparing the two is a test of it. Claim: `dpo-optimum`.
 
     Raises:
         TooLarge: more than MAX_RESPONSES responses to a prompt.
@@ -62,16 +63,21 @@ def dpo_minimiser(reference: Enumeration, beta: float) -> Float[Tensor, "P N"]:
         once = (logp + (h := _newton(loss, torch.zeros_like(logp)))).log_softmax(-1)
         again = (logp + _newton(loss, 1.01 * h)).log_softmax(-1)
         if float((once - again).abs().max()) > 1e-6:
-            raise NotConverged("two searches for the minimum end apart: rewards this far apart make preferences certain; scale them down.")
+            raise NotConverged(
+                "two searches for the minimum end apart: rewards this far apart make preferences certain; scale them "
+                "down."
+            )
         rows.append(once)
     return torch.stack(rows)
 
 
-def process_model(enumeration: Enumeration, reference: Policy, beta: float, threshold: float, label_noise: float = 0.05) -> TabularPolicy:
+def process_model(
+    enumeration: Enumeration, reference: Policy, beta: float, threshold: float, label_noise: float = 0.05
+) -> TabularPolicy:
     """PRIME's implicit process reward model φ at the optimum of its cross-entropy, for responses drawn from the policy.
 
-    The outcome 1[RM > threshold] is seen with `label_noise`: without it the optimum gives every failed response probability 0 and
-    token rewards of minus infinity.
+    The outcome 1[RM > threshold] is seen with `label_noise`: without it the optimum gives every failed response
+    probability 0 and token rewards of minus infinity.
 
     Raises:
         TooLarge: more than MAX_RESPONSES responses to a prompt.
@@ -80,7 +86,9 @@ def process_model(enumeration: Enumeration, reference: Policy, beta: float, thre
     reference_logp = Enumeration(enumeration.mdp, reference).leaf_logp().sum(-1)
     outcome = torch.where(enumeration.response_reward > threshold, 1 - label_noise, label_noise)
     h = torch.zeros_like(reference_logp, requires_grad=True)
-    optimiser = torch.optim.LBFGS([h], max_iter=2000, tolerance_grad=1e-11, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [h], max_iter=2000, tolerance_grad=1e-11, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> Tensor:
         optimiser.zero_grad()
@@ -94,7 +102,8 @@ def process_model(enumeration: Enumeration, reference: Policy, beta: float, thre
 
 
 def policy_of_responses(enumeration: Enumeration, logp: Float[Tensor, "P N"]) -> TabularPolicy:
-    """The token-by-token policy with these probabilities of whole responses: π(w|p) ∝ Σ over the responses that begin with pw."""
+    """The token-by-token policy with these probabilities of whole responses: π(w|p) ∝ Σ over the responses that begin
+    with pw."""
     tree = enumeration.tree
     levels = [torch.full(level.shape, -torch.inf, dtype=torch.float64) for level in enumeration.logits]
     index = tree.prefix_index(enumeration.tokens)
@@ -121,10 +130,13 @@ def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor,
         gradient = torch.func.grad(loss)(x)
         hessian = torch.autograd.functional.hessian(loss, x)
         assert isinstance(hessian, Tensor)
-        # Scaled to a unit diagonal: rare responses have tiny rows. The direction of the constant is made harmless, not solved for.
+        # Scaled to a unit diagonal: rare responses have tiny rows. The direction of the constant is made harmless, not
+        # solved for.
         scale = hessian.diagonal().clamp(min=1e-300).sqrt()
         null = scale / scale.norm()
-        step, singular = torch.linalg.solve_ex(hessian / scale[:, None] / scale + torch.outer(null, null), -gradient / scale)
+        step, singular = torch.linalg.solve_ex(
+            hessian / scale[:, None] / scale + torch.outer(null, null), -gradient / scale
+        )
         step = step / scale
         if singular or not torch.isfinite(step).all():
             break
@@ -135,12 +147,15 @@ def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor,
         x = x + size * step
         if float((size * step).abs().max()) < 1e-11:
             return x
-    raise NotConverged("Newton's method did not converge: rewards this far apart make preferences certain; scale them down.")
+    raise NotConverged(
+        "Newton's method did not converge: rewards this far apart make preferences certain; scale them down."
+    )
 
 
 def _check_pairs(enumeration: Enumeration) -> None:
     if enumeration.tree.n_leaves > MAX_RESPONSES:
         raise TooLarge(
-            f"{enumeration.tree.n_leaves:,} responses to a prompt are too many to fit a model to all of them or their pairs (at most "
+            f"{enumeration.tree.n_leaves:,} responses to a prompt are too many to fit a model to all of them or their "
+            f"pairs (at most "
             f"{MAX_RESPONSES}); take a smaller instance."
         )

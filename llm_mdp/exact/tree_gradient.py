@@ -1,7 +1,8 @@
 """Exact J, ∇J, values and variances of a token MDP, by dynamic programming on its tree of responses, level by level.
 
-Level l is one array (P, V, nˡ): prompt, next token, prefix (see `tree.py`). The children of a whole level by one token are
-one contiguous block of the next level, so a step of the recursion is a few whole-array operations and no index is gathered.
+Level l is one array (P, V, nˡ): prompt, next token, prefix (see `tree.py`). The children of a whole level by one token
+are one contiguous block of the next level, so a step of the recursion is a few whole-array operations and no index is
+gathered.
 
 With l = |p|, pw the prefix p followed by token w, and everything 0 beyond the end of a response:
 
@@ -35,7 +36,8 @@ BLOCK = 2**16
 
 @dataclass(frozen=True, eq=False)
 class TreeValues:
-    """What there is to know about every prefix p and every edge (p, w) of the tree, level by level; see `tree_values`."""
+    """What there is to know about every prefix p and every edge (p, w) of the tree, level by level; see
+    `tree_values`."""
 
     logp: list[Float[Tensor, "P V N"]]
     """log π(w | p)."""
@@ -69,14 +71,17 @@ def node_logits(policy: Policy, mdp: TokenMDP) -> list[Float[Tensor, "P V N"]]:
     tree = mdp.tree
     if isinstance(policy, TabularPolicy):
         if policy.tree != tree or not torch.equal(policy.prompts, mdp.prompt_tokens):
-            raise ValueError(f"This table was made for {policy.tree} and its prompts, not for those of {mdp}; make a new one.")
+            raise ValueError(
+                f"This table was made for {policy.tree} and its prompts, not for those of {mdp}; make a new one."
+            )
         return list(policy.levels)
     _check_size(mdp, numbers_per_edge=mdp.horizon)
     return [_level_logits(policy, mdp, level) for level in range(mdp.horizon)]
 
 
 def _level_logits(policy: Policy, mdp: TokenMDP, level: int) -> Float[Tensor, "P V N"]:
-    """The policy's logits after every prefix of one length. The last token it is given is a filler: logits look back only."""
+    """The policy's logits after every prefix of one length. The last token it is given is a filler: logits look back
+    only."""
     prefixes, prompts = mdp.tree.level_prefixes(level), mdp.prompt_tokens
     tokens = nn.functional.pad(prefixes, (0, 1), value=mdp.tree.continuing[0])
     logits = policy.logits(prompts.repeat_interleave(len(prefixes), dim=0), tokens.repeat(len(prompts), 1))[:, -1]
@@ -84,7 +89,9 @@ def _level_logits(policy: Policy, mdp: TokenMDP, level: int) -> Float[Tensor, "P
 
 
 @torch.no_grad()
-def tree_values(mdp: TokenMDP, logits_levels: list[Float[Tensor, "P V N"]], reward_levels: list[Float[Tensor, "P V N"]]) -> TreeValues:
+def tree_values(
+    mdp: TokenMDP, logits_levels: list[Float[Tensor, "P V N"]], reward_levels: list[Float[Tensor, "P V N"]]
+) -> TreeValues:
     """Values, reach probabilities and variances of the whole tree.
 
     The variance comes from the law of total variance, a sum of non-negative terms, never from E[RM²] - E[RM]²:
@@ -128,8 +135,11 @@ def _to_children(tree: PrefixTree, edges: Float[Tensor, "P V N"]) -> Float[Tenso
     return edges[:, tree.continuing].flatten(1)
 
 
-def _of_children(tree: PrefixTree, done: list[Float[Tensor, "P N1"]], like: Float[Tensor, "P V N"]) -> Float[Tensor, "P V N"]:
-    """The newest entry of `done`, which belongs to the prefixes of the next level, by edges; 0 where the response ends."""
+def _of_children(
+    tree: PrefixTree, done: list[Float[Tensor, "P N1"]], like: Float[Tensor, "P V N"]
+) -> Float[Tensor, "P V N"]:
+    """The newest entry of `done`, which belongs to the prefixes of the next level, by edges; 0 where the response
+    ends."""
     edges = torch.zeros_like(like)
     if done:
         edges[:, tree.continuing] = done[-1].unflatten(1, (tree.branching, -1))
@@ -173,13 +183,17 @@ def exact_gradient(policy: Policy, mdp: TokenMDP) -> tuple[float, list[Tensor]]:
     An `NgramPolicy` with a reward that looks back a few tokens goes through `ngram.py` where the tree would be large.
 
     Returns:
-        J, and one tensor for every parameter in the order of `policy.parameters()`, of its shape and dtype; 0 for parameters
-        that are frozen or do not matter.
+        J, and one tensor for every parameter in the order of `policy.parameters()`, of its shape and dtype; 0 for
+        parameters that are frozen or do not matter.
 
     Raises:
         ValueError: if the tree is too large for memory; if a table was made for another tree; if J is not finite.
     """
-    if isinstance(policy, NgramPolicy) and mdp.token_reward.order is not None and mdp.tree.n_leaves > TREE_WORTH_AVOIDING:
+    if (
+        isinstance(policy, NgramPolicy)
+        and mdp.token_reward.order is not None
+        and mdp.tree.n_leaves > TREE_WORTH_AVOIDING
+    ):
         J, grad = ngram_gradient(policy, mdp)
         return J, [grad]
     _check_size(mdp)
@@ -205,7 +219,8 @@ def _pull_back(logits: list[Tensor], grads: list[Tensor], parameters: list[nn.Pa
 def tree_gradient(
     mdp: TokenMDP, logits_levels: list[Float[Tensor, "P V N"]], reward_levels: list[Float[Tensor, "P V N"]]
 ) -> tuple[float, list[Float[Tensor, "P V N"]]]:
-    """J and dJ/dlogits at every node, as fast as memory allows: numpy, blocks that fit in cache, one pass over the last level.
+    """J and dJ/dlogits at every node, as fast as memory allows: numpy, blocks that fit in cache, one pass over the last
+    level.
 
         dJ/dlogit(p, w) = P(prompt) P(p | prompt) γˡ π(w|p) (Q(p, w) - V(p))
 
@@ -230,8 +245,11 @@ def tree_gradient(
     return finite(J), [torch.from_numpy(grad) for grad in grads]
 
 
-def _prompt_gradient(mdp: TokenMDP, logits: list[np.ndarray], rewards: list[np.ndarray], grads: list[np.ndarray], weight: float) -> float:
-    """V(prompt) of one prompt, levels (V, nˡ); fills `grads`, which keeps π of the short levels until their turn comes."""
+def _prompt_gradient(
+    mdp: TokenMDP, logits: list[np.ndarray], rewards: list[np.ndarray], grads: list[np.ndarray], weight: float
+) -> float:
+    """V(prompt) of one prompt, levels (V, nˡ); fills `grads`, which keeps π of the short levels until their turn
+    comes."""
     eos = mdp.vocab_size if mdp.eos is None else mdp.eos
     last, discount = mdp.horizon - 1, mdp.discount.tolist()
     width = min(max(1, BLOCK // mdp.vocab_size), mdp.tree.level_sizes[last])
@@ -292,10 +310,14 @@ def _check_levels(mdp: TokenMDP, levels: list[Float[Tensor, "P V N"]], name: str
     """Raise ValueError unless there is one (P, V, nˡ) a level."""
     expected = [(len(mdp.prompts), mdp.vocab_size, size) for size in mdp.tree.level_sizes]
     if len(levels) != mdp.horizon:
-        raise ValueError(f"{name} has {len(levels)} levels; this token MDP has one for each of its {mdp.horizon} steps.")
+        raise ValueError(
+            f"{name} has {len(levels)} levels; this token MDP has one for each of its {mdp.horizon} steps."
+        )
     for number, (level, shape) in enumerate(zip(levels, expected)):
         if tuple(level.shape) != shape:
-            raise ValueError(f"{name}[{number}] has shape {tuple(level.shape)}; (prompts, tokens, prefixes) is {shape} here.")
+            raise ValueError(
+                f"{name}[{number}] has shape {tuple(level.shape)}; (prompts, tokens, prefixes) is {shape} here."
+            )
 
 
 def _check_size(mdp: TokenMDP, numbers_per_edge: int = 1) -> None:
@@ -305,7 +327,9 @@ def _check_size(mdp: TokenMDP, numbers_per_edge: int = 1) -> None:
         leaves = mdp.tree.n_leaves
         count = f"{leaves:,}" if leaves < 10**15 else f"about 10^{math.log10(leaves):.0f}"
         raise ValueError(
-            f"The tree of {mdp.vocab_size} tokens and {mdp.horizon} steps has {count} leaves for each of {len(mdp.prompts)} "
-            "prompts, too many for memory; use a smaller vocabulary or horizon, or an NgramPolicy with a Markov hidden reward, "
+            f"The tree of {mdp.vocab_size} tokens and {mdp.horizon} steps has {count} leaves for each of "
+            f"{len(mdp.prompts)} "
+            "prompts, too many for memory; use a smaller vocabulary or horizon, or an NgramPolicy with a Markov hidden "
+            "reward, "
             "which needs no tree."
         )

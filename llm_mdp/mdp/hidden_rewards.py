@@ -1,7 +1,8 @@
-"""The library of hidden token rewards r(W₀,ₜ₋₁, wₜ). Each is a function of the past and the present token, never of the future.
+"""The library of hidden token rewards r(W₀,ₜ₋₁, wₜ). Each is a function of the past and the present token, never of the
+future.
 
-Rewards that look back at most `order` tokens are *Markov*: they also work in the polynomial-time dynamic programme of `ngram.py`
-at horizons where no tree fits in memory. `order = None` says that the whole prefix matters.
+Rewards that look back at most `order` tokens are *Markov*: they also work in the polynomial-time dynamic programme of
+`ngram.py` at horizons where no tree fits in memory. `order = None` says that the whole prefix matters.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +35,8 @@ class HiddenReward(ABC):
         for level, size in enumerate(tree.level_sizes):
             prefixes = tree.level_prefixes(level)[None, None].expand(len(prompts), tree.vocab_size, size, level)
             token = torch.arange(tree.vocab_size)[None, :, None, None].expand(len(prompts), tree.vocab_size, size, 1)
-            # Rewards may ask whether a token is the last one, so a token that does not end the response is followed by others.
+            # Rewards may ask whether a token is the last one, so a token that does not end the response is followed by
+            # others.
             ends = token == (PAD if tree.eos is None else tree.eos)
             rest = torch.where(ends, PAD, tree.continuing[0]).expand(*token.shape[:-1], tree.horizon - level - 1)
             tokens = torch.cat([prefixes, token, rest], dim=-1)
@@ -51,10 +53,14 @@ class TableReward(HiddenReward):
     table: list[Float[Tensor, "P V N"]]
 
     @staticmethod
-    def random(tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0) -> "TableReward":
+    def random(
+        tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0
+    ) -> "TableReward":
         """Independent normal rewards with standard deviation `scale`."""
         shapes = [(len(prompts), tree.vocab_size, size) for size in tree.level_sizes]
-        return TableReward(tree, prompts, [scale * torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes])
+        return TableReward(
+            tree, prompts, [scale * torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+        )
 
     def __call__(self, prompt, tokens, mask):
         which, index = prompt_index(prompt, self.prompts), self.tree.prefix_index(tokens)
@@ -68,7 +74,8 @@ class TableReward(HiddenReward):
 
 
 class MarkovReward(HiddenReward):
-    """A reward that depends on the last `order` tokens, the present token, the step, and whether the response ends here."""
+    """A reward that depends on the last `order` tokens, the present token, the step, and whether the response ends
+    here."""
 
     order: int = 0  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -80,7 +87,8 @@ class MarkovReward(HiddenReward):
         step: Int[Tensor, "*batch"],
         last: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch"]:
-        """Reward of one token. `window` has PAD before the beginning; `step` counts from 0; `last`: the response ends here."""
+        """Reward of one token. `window` has PAD before the beginning; `step` counts from 0; `last`: the response ends
+        here."""
 
     def __call__(self, prompt, tokens, mask):
         window = context(prompt, tokens, self.order)
@@ -101,7 +109,8 @@ class MarkovReward(HiddenReward):
 
 @dataclass(frozen=True, eq=False)
 class NgramReward(MarkovReward):
-    """A table over the last `order` tokens and the present one, shape ((V+1)^order, V); see `tree.context_code` for the rows."""
+    """A table over the last `order` tokens and the present one, shape ((V+1)^order, V); see `tree.context_code` for the
+    rows."""
 
     table: Float[Tensor, "C V"]
     order: int = 1
@@ -115,7 +124,8 @@ class NgramReward(MarkovReward):
         contexts = (self.table.shape[1] + 1) ** self.order
         if len(self.table) != contexts:
             raise ValueError(
-                f"table has {len(self.table)} rows; order {self.order} over {self.table.shape[1]} tokens has {contexts} contexts."
+                f"table has {len(self.table)} rows; order {self.order} over {self.table.shape[1]} tokens has "
+                f"{contexts} contexts."
             )
 
     def local(self, window, token, step, last):
@@ -154,7 +164,8 @@ class LengthCost(MarkovReward):
 
 @dataclass(frozen=True, eq=False)
 class PotentialReward(MarkovReward):
-    """Potential-based shaping: r = γ Φ(p w) - Φ(p), Φ a number for the last token, Φ = 0 at the end (Ng, Harada, Russell 1999).
+    """Potential-based shaping: r = γ Φ(p w) - Φ(p), Φ a number for the last token, Φ = 0 at the end (Ng, Harada,
+    Russell 1999).
 
     Its discounted sum telescopes to -Φ(w₀), a constant of the prompt: it changes token rewards but no gradient.
     `potential` has V + 1 entries; the last is for "nothing before".
@@ -171,7 +182,8 @@ class PotentialReward(MarkovReward):
 
 @dataclass(frozen=True, eq=False)
 class EndReward(MarkovReward):
-    """Another Markov reward, paid for the last token of a response only: an outcome that depends on how the response ends.
+    """Another Markov reward, paid for the last token of a response only: an outcome that depends on how the response
+    ends.
 
     The token carries part / γᵗ⁻¹, so that RM(W) is the part itself, whenever the response ends.
     """
@@ -196,7 +208,9 @@ class SparseReward(HiddenReward):
 
     def __post_init__(self) -> None:
         if () in self.rewards:
-            raise ValueError("SparseReward rewards the empty response; a reward belongs to a token, so name at least one.")
+            raise ValueError(
+                "SparseReward rewards the empty response; a reward belongs to a token, so name at least one."
+            )
 
     def __call__(self, prompt, tokens, mask):
         reward = torch.zeros(tokens.shape, dtype=torch.float64)
@@ -210,9 +224,11 @@ class SparseReward(HiddenReward):
 
 @dataclass(frozen=True)
 class LastTokenReward(HiddenReward):
-    """A response-level model as a token reward: all of it on the last token (the paper's zero-reward assumption, Remark 5).
+    """A response-level model as a token reward: all of it on the last token (the paper's zero-reward assumption, Remark
+    5).
 
-    `score(prompt, tokens, mask) -> (*batch,)` is RM(W); the token carries RM(W) / γᵗ⁻¹, so that the discounted sum is RM(W).
+    `score(prompt, tokens, mask) -> (*batch,)` is RM(W); the token carries RM(W) / γᵗ⁻¹, so that the discounted sum is
+    RM(W).
     """
 
     score: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -247,7 +263,8 @@ class ScaledReward(HiddenReward):
 
 @dataclass(frozen=True)
 class SumReward(HiddenReward):
-    """Several hidden rewards added: Remark 5's mix, Eq. 30, of token-level models and (as `LastTokenReward`) response-level ones."""
+    """Several hidden rewards added: Remark 5's mix, Eq. 30, of token-level models and (as `LastTokenReward`)
+    response-level ones."""
 
     parts: tuple[HiddenReward, ...]
 
@@ -271,7 +288,10 @@ class SumReward(HiddenReward):
 def _markov(reward: HiddenReward) -> MarkovReward:
     """The reward as one with `local`; the callers have looked at `order`."""
     if not hasattr(reward, "local"):
-        raise ValueError(f"{type(reward).__name__} depends on the whole prefix; the n-gram engine needs a reward with a finite order.")
+        raise ValueError(
+            f"{type(reward).__name__} depends on the whole prefix; the n-gram engine needs a reward with a finite "
+            f"order."
+        )
     return reward  # pyright: ignore[reportReturnType]
 
 

@@ -1,4 +1,5 @@
-"""The token MDP: generating a response token by token, with a hidden reward for every token and one observed reward at the end."""
+"""The token MDP: generating a response token by token, with a hidden reward for every token and one observed reward at
+the end."""
 
 import math
 from dataclasses import dataclass, field
@@ -22,10 +23,11 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class TokenMDP:
-    """Deterministic token MDP (the paper, §2.1): state = prompt + response so far, action = next token, transition = append.
+    """Deterministic token MDP (the paper, §2.1): state = prompt + response so far, action = next token, transition =
+    append.
 
-    A response ends at `eos` or after `horizon` tokens; both are termination. The hidden token reward r(W₀,ₜ₋₁, wₜ) is seen by
-    the verifier only; an agent sees the response-level reward
+    A response ends at `eos` or after `horizon` tokens; both are termination. The hidden token reward r(W₀,ₜ₋₁, wₜ) is
+    seen by the verifier only; an agent sees the response-level reward
 
         RM(W) = Σₜ γᵗ⁻¹ r(W₀,ₜ₋₁, wₜ)                                    (the paper, Theorem 1)
 
@@ -89,7 +91,9 @@ def check_shape(vocab_size: int, eos: int | None, horizon: int, gamma: float) ->
     if not _whole(horizon) or horizon < 1:
         raise ValueError(f"horizon is {horizon!r}; it must be a whole number of at least 1.")
     if eos is not None and (not _whole(eos) or not 0 <= eos < vocab_size):
-        raise ValueError(f"eos is {eos!r}, outside the vocabulary 0 … {vocab_size - 1}; use one of these tokens or None.")
+        raise ValueError(
+            f"eos is {eos!r}, outside the vocabulary 0 … {vocab_size - 1}; use one of these tokens or None."
+        )
     if not isinstance(gamma, int | float) or isinstance(gamma, bool) or not 0 < gamma <= 1:
         raise ValueError(f"gamma is {gamma!r}; the discount must be a number in (0, 1].")
 
@@ -101,8 +105,14 @@ def check_prompts(prompts: tuple[Prompt, ...], vocab_size: int) -> None:
     for number, prompt in enumerate(prompts):
         for token in prompt.tokens:
             if not _whole(token) or not 0 <= token < vocab_size:
-                raise ValueError(f"prompts[{number}] holds the token {token!r}, outside the vocabulary 0 … {vocab_size - 1}.")
-        if not isinstance(prompt.probability, int | float) or isinstance(prompt.probability, bool) or not 0 < prompt.probability <= 1:
+                raise ValueError(
+                    f"prompts[{number}] holds the token {token!r}, outside the vocabulary 0 … {vocab_size - 1}."
+                )
+        if (
+            not isinstance(prompt.probability, int | float)
+            or isinstance(prompt.probability, bool)
+            or not 0 < prompt.probability <= 1
+        ):
             raise ValueError(f"prompts[{number}] has probability {prompt.probability!r}; it must be in (0, 1].")
     if len({prompt.tokens for prompt in prompts}) < len(prompts):
         raise ValueError("two prompts have the same tokens; merge them into one and add their probabilities.")

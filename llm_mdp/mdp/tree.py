@@ -1,11 +1,12 @@
-"""The tree of responses: how prefixes and complete responses of a token MDP are numbered. Geometry only, no probabilities.
+"""The tree of responses: how prefixes and complete responses of a token MDP are numbered. Geometry only, no
+probabilities.
 
-A prefix of length l has no end token in it, so level l holds nˡ prefixes, n = V - 1 (n = V when no token ends a response).
-Two numberings, both closed forms:
+A prefix of length l has no end token in it, so level l holds nˡ prefixes, n = V - 1 (n = V when no token ends a
+response). Two numberings, both closed forms:
 
-- *prefix index* within level l: Σₛ rank(wₛ) nˢ, rank = position among the tokens that do not end. The last token is the most
-  significant digit, so the children of level l by token a are one contiguous block of level l + 1 (fast level-by-level
-  dynamic programming, "action-major").
+- *prefix index* within level l: Σₛ rank(wₛ) nˢ, rank = position among the tokens that do not end. The last token is the
+  most significant digit, so the children of level l by token a are one contiguous block of level l + 1 (fast
+  level-by-level dynamic programming, "action-major").
 - *leaf index*: lexicographic, so the complete responses below a prefix are contiguous (fast branching from any prefix).
 """
 
@@ -22,7 +23,8 @@ PAD = -1
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """Shape of the tree of responses over `vocab_size` tokens, ended by `eos` (None: by nothing) or by `horizon` tokens."""
+    """Shape of the tree of responses over `vocab_size` tokens, ended by `eos` (None: by nothing) or by `horizon`
+    tokens."""
 
     vocab_size: int
     eos: int | None
@@ -87,7 +89,11 @@ class PrefixTree:
         """All prefixes of one length, in prefix-index order."""
         index = torch.arange(self.branching**level)
         place = torch.tensor([self.branching**t for t in range(level)], dtype=torch.int64)
-        return torch.tensor(self.continuing)[(index[:, None] // place) % max(self.branching, 1)] if level else index[:, None][:, :0]
+        return (
+            torch.tensor(self.continuing)[(index[:, None] // place) % max(self.branching, 1)]
+            if level
+            else index[:, None][:, :0]
+        )
 
     @cached_property
     def leaves(self) -> Int[Tensor, "N T"]:
@@ -113,7 +119,8 @@ class PrefixTree:
         return below.cumsum(1) - below
 
     def first_leaf(self, tokens: Int[Tensor, "*batch T"]) -> Int[Tensor, "*batch T1"]:
-        """Index of the first leaf below the prefix before step t, t = 0 … T; at the end, the leaf of the response itself."""
+        """Index of the first leaf below the prefix before step t, t = 0 … T; at the end, the leaf of the response
+        itself."""
         steps = torch.arange(tokens.shape[-1])
         offset = torch.where(tokens >= 0, self.first_leaf_by_token[steps, tokens.clamp(min=0)], 0)
         return torch.cat([torch.zeros_like(offset[..., :1]), offset.cumsum(-1)], dim=-1)
@@ -139,7 +146,9 @@ def pad_prompts(prompts: list[tuple[int, ...]]) -> Int[Tensor, "P L"]:
     return torch.tensor(rows, dtype=torch.int64).reshape(len(prompts), width)
 
 
-def context(prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], order: int) -> Int[Tensor, "*batch T order"]:
+def context(
+    prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], order: int
+) -> Int[Tensor, "*batch T order"]:
     """The last `order` tokens before each step, prompt included, oldest first; PAD where there are fewer."""
     lead = torch.full((*tokens.shape[:-1], order), PAD)
     prompt = prompt.expand(*tokens.shape[:-1], prompt.shape[-1])
@@ -157,6 +166,8 @@ def context_code(window: Int[Tensor, "*batch order"], vocab_size: int) -> Int[Te
     return code
 
 
-def gather_levels(levels: list[Float[Tensor, "P ..."]], prompt: Int[Tensor, "*batch"], index: Int[Tensor, "*batch T"]) -> list[Tensor]:
+def gather_levels(
+    levels: list[Float[Tensor, "P ..."]], prompt: Int[Tensor, "*batch"], index: Int[Tensor, "*batch T"]
+) -> list[Tensor]:
     """One entry a step of a table kept level by level, prefixes on the last axis: levels[t][prompt, …, index[t]]."""
     return [level[prompt, ..., index[..., t]] for t, level in enumerate(levels[: index.shape[-1]])]

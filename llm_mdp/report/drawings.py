@@ -26,7 +26,8 @@ class Edge:
     """Σ γᵗ⁻¹ rₜ up to this token; RM(W) if it ends the response."""
     last: bool
     row: float
-    """Vertical place, in leaves from the top: of a leaf its number, of an inner edge the mean of those that follow it."""
+    """Vertical place, in leaves from the top: of a leaf its number, of an inner edge the mean of those that follow
+    it."""
 
 
 def prompt_count(instance: dict) -> int:
@@ -63,7 +64,10 @@ def tree_edges(instance: dict, prompt: int) -> list[Edge]:
             top = row + sum(edge.last for edge in edges)
             deeper = [] if last else below(path, share, total, top)
             middle = top if last else fmean(edge.row for edge in deeper if edge.prefix == path)
-            edges += [Edge(prefix, token, probability, reward, node["logits"][token], share, total, last, middle), *deeper]
+            edges += [
+                Edge(prefix, token, probability, reward, node["logits"][token], share, total, last, middle),
+                *deeper,
+            ]
         return edges
 
     return below((), 1.0, 0.0, 0.0)
@@ -95,9 +99,14 @@ class _TreeDrawing:
         return " ".join("eos" if token == self.eos else str(token) for token in tokens)
 
     def head(self) -> str:
-        steps = (f'<text x="{self.x(t) + self.step // 2}" y="20" text-anchor="middle">token {t + 1}</text>' for t in range(self.horizon))
+        steps = (
+            f'<text x="{self.x(t) + self.step // 2}" y="20" text-anchor="middle">token {t + 1}</text>'
+            for t in range(self.horizon)
+        )
         columns = ((0, "start", "response"), (150, "end", "RM"), (172, "start", "probability"))
-        titles = (f'<text x="{self.column + x}" y="20" text-anchor="{anchor}">{title}</text>' for x, anchor, title in columns)
+        titles = (
+            f'<text x="{self.column + x}" y="20" text-anchor="{anchor}">{title}</text>' for x, anchor, title in columns
+        )
         return f'<g class="head">{"".join([*steps, *titles])}</g>'
 
     def edge(self, edge: Edge, start: float, strongest: float) -> str:
@@ -110,12 +119,17 @@ class _TreeDrawing:
         )
         return (
             f'<g class="token"><title>{escape(tip)}</title><path class="hit" d="{path}"/><path class="edge" d="{path}" '
-            f'style="stroke:color-mix(in oklab, {hue}, var(--neutral));stroke-width:{max(0.8, 11 * edge.probability):.2f}"/>'
+            f'style="stroke:color-mix(in oklab, {hue}, '
+            f'var(--neutral));stroke-width:{max(0.8, 11 * edge.probability):.2f}"/>'
             f'<text x="{x + self.step - 24}" y="{y + 4}" text-anchor="middle">{self.words((edge.token,))}</text></g>'
         )
 
     def node(self, prefix: tuple[int, ...], node: dict, row: float, expected: float) -> str:
-        lists = {"logits": node["logits"], "probabilities": softmax(node["logits"]), "hidden rewards": node["token_reward"]}
+        lists = {
+            "logits": node["logits"],
+            "probabilities": softmax(node["logits"]),
+            "hidden rewards": node["token_reward"],
+        }
         tip = "\n".join(
             [f"prefix {self.words(prefix) or '(empty)'}", f"expected RM {number(expected)}"]
             + [f"{name} {', '.join(map(number, values))}" for name, values in lists.items()]
@@ -127,7 +141,8 @@ class _TreeDrawing:
     def leaf(self, leaf: Edge, likeliest: float) -> str:
         end, y, bar = self.x(len(leaf.prefix) + 1), self.y(leaf.row), max(1.0, 90 * leaf.reach / likeliest)
         return (
-            f'<g class="leaf"><path class="leader" d="M{end + 8} {y}H{self.column - 8}"/><circle cx="{end}" cy="{y}" r="3.5"/>'
+            f'<g class="leaf"><path class="leader" d="M{end + 8} {y}H{self.column - 8}"/><circle cx="{end}" cy="{y}" '
+            f'r="3.5"/>'
             f'<text x="{self.column}" y="{y + 4}">{self.words((*leaf.prefix, leaf.token))}</text>'
             f'<text x="{self.column + 150}" y="{y + 4}" text-anchor="end">{number(leaf.collected)}</text>'
             f'<rect x="{self.column + 172}" y="{y - 5}" width="{bar:.1f}" height="10" rx="2"/>'
@@ -138,7 +153,8 @@ class _TreeDrawing:
 def tree_svg(instance: dict, prompt: int) -> str:
     """The responses to one prompt as a tree: nodes are prefixes, edges are tokens, as thick as the token is probable.
 
-    The colour of an edge is its hidden token reward. On the right stands every response with its RM and its probability.
+    The colour of an edge is its hidden token reward. On the right stands every response with its RM and its
+    probability.
     """
     edges, nodes = tree_edges(instance, prompt), prompt_nodes(instance, prompt)
     leaves = [edge for edge in edges if edge.last]
@@ -149,11 +165,17 @@ def tree_svg(instance: dict, prompt: int) -> str:
     width, height = drawing.column + 335, drawing.top + drawing.line * len(leaves) + 6
     parts = [drawing.head()]
     # Thin edges first, so that thick ones lie on top of them and not the other way round where they part.
-    parts += [drawing.edge(edge, rows[edge.prefix], strongest) for edge in sorted(edges, key=lambda edge: edge.probability)]
+    parts += [
+        drawing.edge(edge, rows[edge.prefix], strongest) for edge in sorted(edges, key=lambda edge: edge.probability)
+    ]
     parts += [drawing.leaf(leaf, likeliest) for leaf in leaves]
-    parts += [drawing.node(prefix, node, rows[prefix], _expected_reward(leaves, prefix)) for prefix, node in nodes.items()]
+    parts += [
+        drawing.node(prefix, node, rows[prefix], _expected_reward(leaves, prefix)) for prefix, node in nodes.items()
+    ]
     size = f'viewBox="0 0 {width} {height}" width="{width}"'
-    return f'<svg class="tree" {size} role="img" aria-label="Tree of the {len(leaves)} responses">{"".join(parts)}</svg>'
+    return (
+        f'<svg class="tree" {size} role="img" aria-label="Tree of the {len(leaves)} responses">{"".join(parts)}</svg>'
+    )
 
 
 def _expected_reward(leaves: list[Edge], prefix: tuple[int, ...]) -> float:
@@ -212,13 +234,16 @@ def points(rows: list[tuple[Row, str]]) -> list[Point]:
             name, claim = max(known, key=lambda entry: entry[1]["relative_bias"])
             across = math.sqrt(max(claim["relative_bias"] ** 2 - (claim["scale"] - 1) ** 2, 0.0))
             certified = claim["relative_bias"] < EXACT or claim["verdict"] == "unbiased"
-            along, across = (1.0, 0.0) if certified else (claim["scale"], 0.0 if claim["verdict"] == "proportional" else across)
+            along, across = (
+                (1.0, 0.0) if certified else (claim["scale"], 0.0 if claim["verdict"] == "proportional" else across)
+            )
             found.append(Point(row, link, along, across, name))
     return found
 
 
 def plane_svg(rows: list[tuple[Row, str]]) -> str:
-    """Expected gradients relative to the true one: distance from the arrow's tip is relative bias, the angle is the cosine."""
+    """Expected gradients relative to the true one: distance from the arrow's tip is relative bias, the angle is the
+    cosine."""
     found = points(rows)
     places: dict[tuple[int, int], list[Point]] = {}
     for point in found:
@@ -228,9 +253,13 @@ def plane_svg(rows: list[tuple[Row, str]]) -> str:
     exact = [point.row.id for point in found if point.exact]
     origin, tip, floor = 14 - LEFT * UNIT, 14 + (1 - LEFT) * UNIT, 14 + TOP * UNIT
     width, height = (RIGHT - LEFT) * UNIT + 28, floor + 34
-    ticks = (f'<text class="scale" x="{14 + (t - LEFT) * UNIT:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>' for t in (0, 1, 2))
+    ticks = (
+        f'<text class="scale" x="{14 + (t - LEFT) * UNIT:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>'
+        for t in (0, 1, 2)
+    )
     arrow = (
-        f'<path class="axis" d="M14 {floor:g}H{width - 14:g}"/><path class="arrow" d="M{origin:g} {floor:g}H{tip - 12:g}"/>'
+        f'<path class="axis" d="M14 {floor:g}H{width - 14:g}"/><path class="arrow" d="M{origin:g} '
+        f'{floor:g}H{tip - 12:g}"/>'
         f'<path class="head" d="M{tip:g} {floor:g}l-20 -8v16z"/>'
         f'<text class="truth" x="{(origin + tip) / 2:g}" y="{floor + 24:g}" text-anchor="middle">true gradient</text>'
     )
@@ -262,7 +291,8 @@ def _mark(cluster: list[Point]) -> str:
     """One dot for all claims at one place, each described in the tooltip."""
     claims = [(point, dict(point.row.entries)[point.instance]) for point in cluster]
     tip = "\n\n".join(
-        f"{point.row.id}: {claim['verdict']}\nrelative bias {bias(claim['relative_bias'])}, scale {ratio(claim['scale'])}, "
+        f"{point.row.id}: {claim['verdict']}\nrelative bias {bias(claim['relative_bias'])}, scale "
+        f"{ratio(claim['scale'])}, "
         f"cosine {ratio(claim['cosine'])}\non {point.instance}" + ("\noutside the picture" if point.outside else "")
         for point, claim in claims
     )
@@ -282,7 +312,9 @@ def _labels(clusters: list[list[Point]], tip: float, floor: float) -> str:
     taken.append((14 - LEFT * UNIT, floor - 4, tip, floor + 4))
     taken += [(x - 26, y - 12, x + 26, y + 4) for x, y in (_ring_label(radius, tip, floor) for radius in RINGS)]
     right, parts = (RIGHT - LEFT) * UNIT + 26, []
-    for cluster in sorted(clusters, key=lambda c: (all(point.row.status != "contradiction" for point in c), c[0].across)):
+    for cluster in sorted(
+        clusters, key=lambda c: (all(point.row.status != "contradiction" for point in c), c[0].across)
+    ):
         point, name = cluster[0], cluster[0].row.id + (f" +{len(cluster) - 1}" if len(cluster) > 1 else "")
         length = 6.8 * len(name)
         for dx, dy, anchor in ((11, 4, "start"), (-11, 4, "end"), (0, -12, "middle"), (0, 20, "middle")):

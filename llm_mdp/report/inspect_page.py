@@ -1,7 +1,7 @@
 """Credit as one self-contained HTML page: every token of every response, shaded by what each estimator made of it.
 
-One table a response, a column a token, a row an estimator; the page's script wraps the tables to the reader's width, colours the running
-text by one estimator, and shows the figures of a token that is pointed at.
+One table a response, a column a token, a row an estimator; the page's script wraps the tables to the reader's width,
+colours the running text by one estimator, and shows the figures of a token that is pointed at.
 """
 
 import math
@@ -71,12 +71,18 @@ def tokens_of(document: Document) -> list[dict]:
 def rows_of(document: Document) -> list[Row]:
     """The rows of every table, the truth first. Raises ValueError if the document is none of `llm-mdp inspect`."""
     if not document.get("groups") or not document.get("estimators"):
-        raise ValueError("the document has no responses or no estimators; give the JSON that `llm-mdp inspect --json FILE` writes.")
+        raise ValueError(
+            "the document has no responses or no estimators; give the JSON that `llm-mdp inspect --json FILE` writes."
+        )
     tokens, rows = tokens_of(document), []
-    for kind, each in [("truth", each) for each in document["truth"]] + [("estimator", each) for each in document["estimators"]]:
+    for kind, each in [("truth", each) for each in document["truth"]] + [
+        ("estimator", each) for each in document["estimators"]
+    ]:
         sizes = [abs(value) for token in tokens if (value := row_value(each["name"], kind, token)) is not None]
         scale = colour_scale(sizes)
-        rows.append(Row(each["name"], each["label"], kind, scale, sum(size > scale * (1 + 1e-9) for size in sizes), len(sizes)))
+        rows.append(
+            Row(each["name"], each["label"], kind, scale, sum(size > scale * (1 + 1e-9) for size in sizes), len(sizes))
+        )
     return rows
 
 
@@ -93,7 +99,8 @@ def render_inspection(document: Document) -> str:
         document: the output of `llm-mdp inspect --json`; embedded in the page as it is.
 
     Raises:
-        ValueError: if the document is another one, or holds a number that JSON cannot (NaN, infinity), naming its place.
+        ValueError: if the document is another one, or holds a number that JSON cannot (NaN, infinity), naming its
+        place.
     """
     check_finite(document)
     rows = rows_of(document)
@@ -127,7 +134,13 @@ def token_label(token: dict, eos: int | None) -> str:
 
 
 def _facts(document: Document) -> str:
-    names = {"task": "task", "policy": "policy", "group_size": "responses to a prompt", "seed": "seed", "version": "llm-mdp"}
+    names = {
+        "task": "task",
+        "policy": "policy",
+        "group_size": "responses to a prompt",
+        "seed": "seed",
+        "version": "llm-mdp",
+    }
     facts = [(label, document[key]) for key, label in names.items() if document.get(key) is not None]
     shown = "".join(f"<div><dt>{label}</dt><dd>{escape(str(value))}</dd></div>" for label, value in facts)
     return f"<dl class=facts>{shown}</dl><p class=command><code>{escape(str(document.get('command', '')))}</code></p>"
@@ -140,7 +153,9 @@ def _advantage_label(document: Document) -> str | None:
 def _banner(document: Document) -> str:
     """Who comes closest to the truth, if that is known and more than chance."""
     label = _advantage_label(document)
-    ranked = sorted((each for each in document["estimators"] if each["agreement"] is not None), key=lambda each: -each["agreement"])
+    ranked = sorted(
+        (each for each in document["estimators"] if each["agreement"] is not None), key=lambda each: -each["agreement"]
+    )
     if label is None or not ranked:
         return ""
     count = sum(token["policy"] for token in tokens_of(document))
@@ -159,7 +174,8 @@ def _correlation(value: float) -> str:
 
 def _pick(row: Row) -> str:
     return (
-        f'<button type=button class="chip {row.kind}" data-row="{escape(row.name)}" data-scale="{row.scale!r}" aria-pressed=true>'
+        f'<button type=button class="chip {row.kind}" data-row="{escape(row.name)}" data-scale="{row.scale!r}" '
+        f"aria-pressed=true>"
         f"{escape(row.label)}</button>"
     )
 
@@ -169,14 +185,19 @@ def _estimators(document: Document, rows: list[Row]) -> str:
     label = _advantage_label(document)
     described = {("estimator", each["name"]): each for each in document["estimators"]}
     for each in document["truth"]:
-        described["truth", each["name"]] = {"words": _truth_words(each["name"], document), "verdict": None, "agreement": None}
+        described["truth", each["name"]] = {
+            "words": _truth_words(each["name"], document),
+            "verdict": None,
+            "agreement": None,
+        }
     lines = []
     for row in rows:
         each = described[row.kind, row.name]
         agreement = f"<td data-label=agreement>{_agreement(each['agreement'], row)}</td>" if label else ""
         lines.append(
             f'<tr class="{row.kind}"><th scope=row><b>{escape(row.label)}</b><span>{escape(each["words"])}</span></th>'
-            f"<td data-label=verdict>{_verdict(each['verdict'])}</td>{agreement}<td data-label=colours>{_ramp(row)}</td></tr>"
+            f"<td data-label=verdict>{_verdict(each['verdict'])}</td>{agreement}<td "
+            f"data-label=colours>{_ramp(row)}</td></tr>"
         )
     agreement = f"<th scope=col>agreement with the {escape(label)}</th>" if label else ""
     head = f"<th scope=col>estimator</th><th scope=col>verdict</th>{agreement}<th scope=col>colours</th>"
@@ -225,13 +246,15 @@ def _group(place: int, group: dict, document: Document, rows: list[Row]) -> str:
     equal = ", all rewards equal" if len(rewards) > 1 and max(rewards) == min(rewards) else ""
     responses = "".join(_response(place, k, response, document, rows) for k, response in enumerate(group["responses"]))
     return (
-        f"<section class=group><h2>Prompt {place + 1} <small>mean reward {_signed(sum(rewards) / len(rewards))}{equal}</small></h2>"
+        f"<section class=group><h2>Prompt {place + 1} <small>mean reward "
+        f"{_signed(sum(rewards) / len(rewards))}{equal}</small></h2>"
         f'<pre class=prompt>{prompt}</pre><div class=responses style="{_columns(document)}">{responses}</div></section>'
     )
 
 
 def _columns(document: Document) -> str:
-    """How wide the widest response is, and how many of them stand beside one another: as many as fit that leave no gap in a group."""
+    """How wide the widest response is, and how many of them stand beside one another: as many as fit that leave no gap
+    in a group."""
     responses = [response for group in document["groups"] for response in group["responses"]]
     widest = max(sum(map(_width, labels_of(response, document))) for response in responses)
     least = min(int(widest), LINE) + AROUND
@@ -297,9 +320,13 @@ def _table(tokens: list[dict], labels: list[str], start: int, stop: int, rows: l
 def _token(step: int, token: dict, label: str) -> str:
     starts, ends = (edge(token["text"].strip(" "), "\n") for edge in (str.startswith, str.endswith))
     kinds = {
-        "tok": True, "given": not token["policy"], "blank": not label.strip("␣"), "end": label == "eos" != token["text"],
-        "line-start": starts and not ends, "line-end": ends,
-    }  # fmt: skip
+        "tok": True,
+        "given": not token["policy"],
+        "blank": not label.strip("␣"),
+        "end": label == "eos" != token["text"],
+        "line-start": starts and not ends,
+        "line-end": ends,
+    }
     note = f"log π {_signed(token['logp'])}" if token["logp"] is not None else "written by the environment"
     # A space before a word stands in the running text only; in a column it would push the word aside.
     word = label.lstrip(" ")
@@ -327,6 +354,8 @@ def _terms(document: Document) -> str:
     if label is None:
         return ""
     return (
-        f"<dt>agreement</dt><dd>Pearson's correlation of the weights with the {escape(label)}, over all tokens that the policy chose on "
-        "this page. It is about these few responses; how noisy an estimator is on the whole, <code>llm-mdp variance</code> measures.</dd>"
+        f"<dt>agreement</dt><dd>Pearson's correlation of the weights with the {escape(label)}, over all tokens that "
+        f"the policy chose on "
+        "this page. It is about these few responses; how noisy an estimator is on the whole, <code>llm-mdp "
+        "variance</code> measures.</dd>"
     )

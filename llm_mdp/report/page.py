@@ -1,4 +1,5 @@
-"""The ledger as one self-contained HTML page, to send to a colleague: no network, no fonts, works without JavaScript too."""
+"""The ledger as one self-contained HTML page, to send to a colleague: no network, no fonts, works without JavaScript
+too."""
 
 import json
 import math
@@ -33,8 +34,8 @@ Instances = list[tuple[str, dict]]
 def render_page(document: Document) -> str:
     """The page of a ledger.
 
-    With several instances every figure is there once for all of them together and once for each ("views"); the page shows
-    one view at a time. Everything is rendered here; the page's script only sorts, filters and chooses the view.
+    With several instances every figure is there once for all of them together and once for each ("views"); the page
+    shows one view at a time. Everything is rendered here; the page's script only sorts, filters and chooses the view.
 
     Args:
         document: the output of `llm-mdp verify --json`, for one instance or several; embedded in the page as it is.
@@ -54,7 +55,9 @@ def render_page(document: Document) -> str:
         "planes": _each_view([plane_svg(_linked(view, rows)) for view in views]),
         "chips": _chips(rows),
         "table": _table(rows, views),
-        "instances": "".join(_instance(place, name, instance, views) for place, (name, instance) in enumerate(instances)),
+        "instances": "".join(
+            _instance(place, name, instance, views) for place, (name, instance) in enumerate(instances)
+        ),
         "json": embedded_json(document),
     }
     return filled("llm_mdp.report", "page_template.html", slots)
@@ -80,7 +83,8 @@ def check_finite(value: object, place: str = "the document") -> None:
 
 
 def embedded_json(document: Document) -> str:
-    """JSON that neither ends the script element it stands in nor opens another; still plain JSON, equal to the document."""
+    """JSON that neither ends the script element it stands in nor opens another; still plain JSON, equal to the
+    document."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -96,7 +100,10 @@ def _facts(instances: Instances) -> str:
 
 def _verdict_banner(rows: list[Row], instances: int) -> str:
     wrong = [(place, row) for place, row in enumerate(rows) if row.contradictions]
-    items = "".join(f'<li><a href="#claim-{place}">{escape(row.id)}</a> {escape(contradiction_text(row))}</li>' for place, row in wrong)
+    items = "".join(
+        f'<li><a href="#claim-{place}">{escape(row.id)}</a> {escape(contradiction_text(row))}</li>'
+        for place, row in wrong
+    )
     return (
         f'<div class="banner {"wrong" if wrong else "right"}"><p><strong>{escape(exit_meaning(rows))}</strong> '
         f"{escape(summary(rows, instances))}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
@@ -110,7 +117,8 @@ def _view_cards(views: list[Instances]) -> str:
     choices = [f"<strong>All {len(views[0])}</strong><span>ranges over the instances</span>"]
     choices += [_card_text(view[0]) for view in views[1:]]
     cards = "".join(
-        f'<label class=card><input type=radio name=view value="{view}"{" checked" if view == 0 else ""}>{choice}</label>'
+        f"<label class=card><input type=radio name=view "
+        f'value="{view}"{" checked" if view == 0 else ""}>{choice}</label>'
         for view, choice in enumerate(choices)
     )
     return f"<fieldset class=cards><legend>Instance</legend>{cards}</fieldset>"
@@ -145,7 +153,8 @@ def _chips(rows: list[Row]) -> str:
     if any(row.contradictions for row in rows):
         chips.append(("contradiction", "⚠ contradiction", "is-wrong"))
     return "".join(
-        f'<button type=button class="chip {kind}" data-verdict="{value}" aria-pressed=false>{label} <span class=count></span></button>'
+        f'<button type=button class="chip {kind}" data-verdict="{value}" aria-pressed=false>{label} <span '
+        f"class=count></span></button>"
         for value, label, kind in chips
     )
 
@@ -156,7 +165,10 @@ def _table(rows: list[Row], views: list[Instances]) -> str:
     bodies = []
     for title, members in grouped(rows):
         claims = "1 claim" if len(members) == 1 else f"{len(members)} claims"
-        bodies.append(f"<tbody class=group><tr><th colspan=6 scope=colgroup>{escape(title)} <small>{claims}</small></th></tr></tbody>")
+        bodies.append(
+            f"<tbody class=group><tr><th colspan=6 scope=colgroup>{escape(title)} "
+            f"<small>{claims}</small></th></tr></tbody>"
+        )
         bodies += [_claim(order[row.id], row, [view.get(row.id) for view in by_view], title) for row in members]
     return "".join(bodies)
 
@@ -247,11 +259,14 @@ def _trace_cell(span: Span) -> str:
 
 
 def _bar(text: str, span: Span, left: float, right: float, kind: str) -> str:
-    """The figure, and below it its range on a track from `left` to `right`; what lies outside ends at the edge, marked."""
+    """The figure, and below it its range on a track from `left` to `right`; what lies outside ends at the edge,
+    marked."""
     if span.low is None or span.high is None:
         return f"<span class=figure>{text}</span>"
     low, high = ((min(max(value, left), right) - left) / (right - left) * 100 for value in (span.low, span.high))
-    beyond = (" beyond-left" if span.low < left - EXACT else "") + (" beyond-right" if span.high > right + EXACT else "")
+    beyond = (" beyond-left" if span.low < left - EXACT else "") + (
+        " beyond-right" if span.high > right + EXACT else ""
+    )
     return (
         f'<span class=figure>{text}</span><span class="track {kind}{beyond}" aria-hidden=true '
         f'style="--low:{low:.1f};--high:{high:.1f}"><i></i></span>'
@@ -284,7 +299,8 @@ def _instances_of_claim(row: Row) -> str:
 
 
 def _instance(place: int, name: str, instance: dict, views: list[Instances]) -> str:
-    """What an instance is, and its trees if they can be read. Closed where there are several, for there they fill the page."""
+    """What an instance is, and its trees if they can be read. Closed where there are several, for there they fill the
+    page."""
     alone = len(views) == 1
     content = instance.get("instance") or {}
     names = {"vocab_size": "vocabulary", "eos": "end token", "horizon": "horizon", "gamma": "γ"}

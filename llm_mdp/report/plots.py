@@ -1,4 +1,5 @@
-"""Drawings by matplotlib as elements of a page: sized by the page, coloured by its CSS variables, so that they follow its theme."""
+"""Drawings by matplotlib as elements of a page: sized by the page, coloured by its CSS variables, so that they follow
+its theme."""
 
 import re
 import warnings
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 TONES = tuple(f"--tone-{k}" for k in range(1, 11))
 """Colours of ten things that are only different."""
 VARIABLES = ("--unbiased", "--proportional", "--biased", "--ink", "--faint", "--line", "--wrong", "--card", *TONES)
-# matplotlib writes colours as hexadecimal numbers; these stand for the page's own, which change with the reader's theme.
+# matplotlib writes colours as hexadecimal numbers; these stand for the page's own, which change with the reader's
+# theme.
 COLOUR = {name: f"#0a0b{k:02x}" for k, name in enumerate(VARIABLES)}
 
 LINE = 12.5
@@ -49,7 +51,8 @@ def name_x(axes: "Axes", name: str) -> None:
 
 
 def log_scale(axes: "Axes", which: Literal["x", "y"]) -> None:
-    """A logarithmic axis, its limits set, with a tick at every power of ten, and at 2 and 5 times that where there are few."""
+    """A logarithmic axis, its limits set, with a tick at every power of ten, and at 2 and 5 times that where there are
+    few."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
@@ -75,10 +78,11 @@ def short(name: str) -> str:
 
 
 def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Places at least `gap` apart and inside [low, high] if they fit, in the same order, as near to `wanted` as can be (least squares).
+    """Places at least `gap` apart and inside [low, high] if they fit, in the same order, as near to `wanted` as can be
+    (least squares).
 
-    Less k gap for the k-th, places that are apart are places that rise, and the nearest rising numbers are means of neighbours
-    (pool adjacent violators; Ayer et al. 1955).
+    Less k gap for the k-th, places that are apart are places that rise, and the nearest rising numbers are means of
+    neighbours (pool adjacent violators; Ayer et al. 1955).
 
     Args:
         wanted: (n,), in any order.
@@ -109,13 +113,31 @@ def label_ends(axes: "Axes", ends: list[tuple[float, str, str]], height: float) 
     wanted = np.array([to_fraction.transform((right, value))[1] for value, _, _ in ends])
     places = spread(wanted, LINE / (72 * height - 50), 0.0, 1.0)
     for (_, name, colour), start, place in zip(ends, wanted, places):
-        leader = {"color": COLOUR[colour], "linewidth": 0.7, "alpha": 0.7, "clip_on": False, "transform": axes.transAxes}
+        leader = {
+            "color": COLOUR[colour],
+            "linewidth": 0.7,
+            "alpha": 0.7,
+            "clip_on": False,
+            "transform": axes.transAxes,
+        }
         axes.plot([1.005, 1.02, 1.045, 1.055], [start, start, place, place], **leader)
-        axes.text(1.065, place, short(name), color=COLOUR[colour], fontsize=10, va="center", transform=axes.transAxes, parse_math=False)
+        axes.text(
+            1.065,
+            place,
+            short(name),
+            color=COLOUR[colour],
+            fontsize=10,
+            va="center",
+            transform=axes.transAxes,
+            parse_math=False,
+        )
 
 
-def label_points(axes: "Axes", points: list[tuple[float, float, str, str]], others: np.ndarray, size: tuple[float, float]) -> None:
-    """Names beside points, each where it covers the least of the other names and points; one that must cover a name is left out.
+def label_points(
+    axes: "Axes", points: list[tuple[float, float, str, str]], others: np.ndarray, size: tuple[float, float]
+) -> None:
+    """Names beside points, each where it covers the least of the other names and points; one that must cover a name is
+    left out.
 
     Args:
         points: (x, y, name, colour variable), the most important first; the limits of the axes must be set.
@@ -131,14 +153,29 @@ def label_points(axes: "Axes", points: list[tuple[float, float, str, str]], othe
         at = to_fraction.transform((x, y)) * extent
         name = short(name)
         wide = 5.9 * len(name)
-        corners = [(8, -5), (-8 - wide, -5), (-wide / 2, 7), (-wide / 2, -17), (6, 5), (6, -15), (-6 - wide, 5), (-6 - wide, -15)]
+        corners = [
+            (8, -5),
+            (-8 - wide, -5),
+            (-wide / 2, 7),
+            (-wide / 2, -17),
+            (6, 5),
+            (6, -15),
+            (-6 - wide, 5),
+            (-6 - wide, -15),
+        ]
         boxes = [(at[0] + dx, at[1] + dy, at[0] + dx + wide, at[1] + dy + 10) for dx, dy in corners]
-        free = [box for box in boxes if not any(_overlap(box, other) for other in taken) and box[0] >= 0 and box[2] <= extent[0]]
+        free = [
+            box
+            for box in boxes
+            if not any(_overlap(box, other) for other in taken) and box[0] >= 0 and box[2] <= extent[0]
+        ]
         if free:
             best = min(free, key=lambda box: sum(_overlap(box, (*dot - 3, *dot + 3)) for dot in dots))
             taken.append(best)
             place = (best[0] / extent[0], (best[1] + best[3]) / 2 / extent[1])
-            axes.text(*place, name, color=COLOUR[colour], fontsize=10, va="center", transform=axes.transAxes, parse_math=False)
+            axes.text(
+                *place, name, color=COLOUR[colour], fontsize=10, va="center", transform=axes.transAxes, parse_math=False
+            )
 
 
 def _overlap(one: tuple, other: tuple) -> bool:

@@ -41,7 +41,9 @@ def updated_text(document: Document, text: str) -> str:
         ValueError: if the two markers are not there exactly once, the beginning first.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the file needs the lines {BEGIN} and {END} once each, in this order; the table goes between them.")
+        raise ValueError(
+            f"the file needs the lines {BEGIN} and {END} once each, in this order; the table goes between them."
+        )
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     return f"{before}{BEGIN}\n\n{ledger_markdown(document)}\n\n{END}{after}"
 
@@ -61,7 +63,9 @@ def update_readme(document: Document, path: str | Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, or 1 if `--check` finds the file out of date."""
-    parser = argparse.ArgumentParser(prog="python -m llm_mdp.report.readme", description="Write the ledger into a README.")
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_mdp.report.readme", description="Write the ledger into a README."
+    )
     parser.add_argument("results", type=Path, help="what `llm-mdp verify --json FILE` wrote")
     parser.add_argument("readme", type=Path, help=f"file with the lines {BEGIN} and {END}")
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if the file is out of date")

@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 EXACT = 1e-9
-"""Relative bias below which an exact certificate says "unbiased"; smaller figures are rounding noise and shown as such."""
+"""Relative bias below which an exact certificate says "unbiased"; smaller figures are rounding noise and shown as
+such."""
 
 SYMBOLS = {
     "unbiased": "✓",
@@ -62,7 +63,8 @@ class Row:
 
     @property
     def status(self) -> str:
-        """`contradiction`, `as expected`, `without expectation`, or `undecided` (computed on no instance, or not settled)."""
+        """`contradiction`, `as expected`, `without expectation`, or `undecided` (computed on no instance, or not
+        settled)."""
         if self.contradictions:
             return "contradiction"
         if self.expected == "report":
@@ -71,7 +73,8 @@ class Row:
 
     @property
     def lead(self) -> dict:
-        """The claim's object whose words speak for the row: a contradiction if there is one, else a most frequent verdict."""
+        """The claim's object whose words speak for the row: a contradiction if there is one, else a most frequent
+        verdict."""
         candidates = self.contradictions or [entry for entry in self.entries if entry[1]["verdict"] == self.verdict]
         return candidates[0][1]
 
@@ -108,7 +111,9 @@ def named_instances(document: Document) -> list[tuple[str, dict]]:
     """The instances with distinct names. Raises ValueError if the document is no ledger."""
     instances = document.get("instances", [document])
     if not instances or not all("claims" in instance for instance in instances):
-        raise ValueError("the document has an instance without claims; give the JSON that `llm-mdp verify --json FILE` writes.")
+        raise ValueError(
+            "the document has an instance without claims; give the JSON that `llm-mdp verify --json FILE` writes."
+        )
     names = [instance.get("name") or "instance" for instance in instances]
     repeated = {name for name, count in Counter(names).items() if count > 1}
     distinct = [f"{name} #{place}" if name in repeated else name for place, name in enumerate(names, 1)]
@@ -203,8 +208,17 @@ def exit_meaning(rows: list[Row]) -> str:
 
 def setting(instances: list[tuple[str, dict]]) -> list[tuple[str, str]]:
     """(name, values) of what was checked and how, each value once."""
-    names = {"mode": "mode", "policy": "policy", "group_size": "group size", "beta": "β", "seed": "seed", "version": "llm-mdp"}
-    values = {name: dict.fromkeys(str(x[key]) for _, x in instances if x.get(key) is not None) for key, name in names.items()}
+    names = {
+        "mode": "mode",
+        "policy": "policy",
+        "group_size": "group size",
+        "beta": "β",
+        "seed": "seed",
+        "version": "llm-mdp",
+    }
+    values = {
+        name: dict.fromkeys(str(x[key]) for _, x in instances if x.get(key) is not None) for key, name in names.items()
+    }
     return [(name, ", ".join(distinct)) for name, distinct in values.items() if distinct]
 
 

@@ -47,7 +47,8 @@ NARROW_WIDTHS = (21, 18, 8, 11, 8, 9)
 def print_report(document: Document, console: Console) -> None:
     """Print every claim in its group, and at the end what it amounts to.
 
-    Figures of several instances: a narrow terminal shows the worst one (of the scale: its range), a wide one every range.
+    Figures of several instances: a narrow terminal shows the worst one (of the scale: its range), a wide one every
+    range.
 
     Args:
         document: the output of `llm-mdp verify --json`, for one instance or several.
@@ -73,8 +74,14 @@ def print_report(document: Document, console: Console) -> None:
 
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar that disappears at the end: `with progress(console, 54) as done: run_ledger(problem, progress=done)`."""
-    columns = (TextColumn("{task.description:<24}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    """A progress bar that disappears at the end: `with progress(console, 54) as done: run_ledger(problem,
+    progress=done)`."""
+    columns = (
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda claim: bar.update(task, advance=1, description=claim)
@@ -138,7 +145,9 @@ def _verdict(row: Row) -> Text:
 
 
 def _wide_table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False
+    )
     table.add_column("claim", width=22, overflow="fold", style="bold")
     table.add_column("verdict", width=18, overflow="fold")
     for name in ("relative bias", "scale", "cosine", "tr Cov"):

@@ -1,4 +1,5 @@
-"""Noise and cost as one self-contained HTML page, to send to a colleague: no network, no fonts, works without JavaScript too."""
+"""Noise and cost as one self-contained HTML page, to send to a colleague: no network, no fonts, works without
+JavaScript too."""
 
 from collections.abc import Callable
 from html import escape
@@ -8,7 +9,18 @@ import numpy as np
 
 from llm_mdp.report.drawings import class_name
 from llm_mdp.report.page import check_finite, embedded_json, filled
-from llm_mdp.report.plots import COLOUR, TONES, label_ends, label_points, log_scale, name_x, new_axes, short, tick, to_svg
+from llm_mdp.report.plots import (
+    COLOUR,
+    TONES,
+    label_ends,
+    label_points,
+    log_scale,
+    name_x,
+    new_axes,
+    short,
+    tick,
+    to_svg,
+)
 from llm_mdp.report.rows import SYMBOLS, bias, number, ratio
 from llm_mdp.report.variance_rows import (
     Document,
@@ -69,7 +81,8 @@ def render_variance_page(document: Document) -> str:
         document: the output of `llm-mdp variance --json`; embedded in the page as it is.
 
     Raises:
-        ValueError: if the document has no settings or a setting has no rows, or it holds a number that JSON cannot, naming its place.
+        ValueError: if the document has no settings or a setting has no rows, or it holds a number that JSON cannot,
+        naming its place.
     """
     check_finite(document)
     settings = settings_of(document)
@@ -124,11 +137,14 @@ def _advice(settings: list[dict]) -> str:
 def _chips(settings: list[dict]) -> str:
     rows = [row for setting in settings for row in setting["rows"]]
     present = {row["verdict"] for row in rows}
-    chips = [(verdict, f"{SYMBOLS[verdict]} {verdict}", class_name(verdict)) for verdict in SYMBOLS if verdict in present]
+    chips = [
+        (verdict, f"{SYMBOLS[verdict]} {verdict}", class_name(verdict)) for verdict in SYMBOLS if verdict in present
+    ]
     if any(row["frontier"] for row in rows):
         chips.append(("frontier", "★ frontier", "is-frontier"))
     return "".join(
-        f'<button type=button class="chip {kind}" data-kind="{value}" aria-pressed=false>{label}</button>' for value, label, kind in chips
+        f'<button type=button class="chip {kind}" data-kind="{value}" aria-pressed=false>{label}</button>'
+        for value, label, kind in chips
     )
 
 
@@ -137,17 +153,20 @@ def _setting(place: int, setting: dict, tones: dict[str, str], alone: bool, is_o
     figures = _figure(
         f"{name}: progress against budget",
         "Progress against budget",
-        "Improvement of the best step, relative to the exact gradient. Bold: best of all at that budget. Dashed: biased.",
+        "Improvement of the best step, relative to the exact gradient. Bold: best of all at that budget. Dashed: "
+        "biased.",
         lambda size: _progress_plot(setting, tones, size),
     ) + _figure(
         f"{name}: what a token buys",
         "What a token buys",
-        "Noise to signal of one estimate against its tokens. Diagonals: tokens to signal, lower left is better. Hollow: biased.",
+        "Noise to signal of one estimate against its tokens. Diagonals: tokens to signal, lower left is better. "
+        "Hollow: biased.",
         lambda size: _cost_plot(setting, tones, size),
     )
     advice = "" if alone else f"<p class=take>{escape(setting['recommendation'])}</p>"
     return (
-        f'<details class=setting id="setting-{place}"{" open" if is_open else ""}><summary><h2>{escape(name)}</h2></summary>'
+        f"<details class=setting "
+        f'id="setting-{place}"{" open" if is_open else ""}><summary><h2>{escape(name)}</h2></summary>'
         f"<p class=lede>{escape(setting['words'])}</p>{_list(dict(facts(setting)))}"
         f"{advice}<div class=figures>{figures}</div>{_best(setting, tones)}{_table(setting, tones)}</details>"
     )
@@ -156,7 +175,8 @@ def _setting(place: int, setting: dict, tones: dict[str, str], alone: bool, is_o
 def _best(setting: dict, tones: dict[str, str]) -> str:
     estimator_of = {row["label"]: row["estimator"] for row in setting["rows"]}
     items = "".join(
-        f'<li style="--tone: var({tones.get(estimator_of.get(best["label"], ""), "--faint")})"><b>{escape(best["label"])}</b>'
+        f'<li style="--tone: '
+        f'var({tones.get(estimator_of.get(best["label"], ""), "--faint")})"><b>{escape(best["label"])}</b>'
         f"<span>{escape(budgets(best))}</span></li>"
         for best in setting["best"]
     )
@@ -187,7 +207,8 @@ def _row(place: int, row: dict, columns: list, tones: dict[str, str]) -> str:
     samples = f"<small>{amount(row['samples'])} samples</small>" if row["samples"] else ""
     return (
         f'<tr data-order="{place}" data-kinds="{escape(kinds)}"><th scope=row data-sort="{escape(row["label"])}">'
-        f'<span class=name style="--tone: var({tones[row["estimator"]]})">{escape(row["label"])}</span>{star}{given}{samples}</th>'
+        f'<span class=name style="--tone: '
+        f'var({tones[row["estimator"]]})">{escape(row["label"])}</span>{star}{given}{samples}</th>'
         f'<td class=verdict data-label="verdict" data-sort="{rank}">{badge}</td>'
         f"{''.join(_cell(row, column) for column in columns)}</tr>"
     )
@@ -203,7 +224,9 @@ def _cell(row: dict, column: tuple) -> str:
     return f'<td data-label="{name}" data-sort="{exact}" title="{exact}">{bar}{write(row)}{more}</td>'
 
 
-def _figure(alt: str, title: str, words: str, draw: Callable[[Size], "Axes"], sizes: tuple[Size, Size] = (BROAD, NARROW)) -> str:
+def _figure(
+    alt: str, title: str, words: str, draw: Callable[[Size], "Axes"], sizes: tuple[Size, Size] = (BROAD, NARROW)
+) -> str:
     """A drawing twice, for a desk and for a phone; the page shows one."""
     kinds = zip(("broad", "narrow"), sizes)
     drawings = "".join(f"<div class={kind}>{to_svg(draw(size), alt, f'{alt} {kind}')}</div>" for kind, size in kinds)
@@ -285,13 +308,16 @@ def _cost_plot(setting: dict, tones: dict[str, str], size: Size) -> "Axes":
             _mark(axes, at, row["tokens_to_signal"] / at, row, colour, 6)
     best = [row for row in by_progress(rows) if row["frontier"]]
     named = best + [row for row in leaders(rows) if not row["frontier"]]
-    labels = [(row["tokens"], row["tokens_to_signal"] / row["tokens"], row["label"], tones[row["estimator"]]) for row in named]
+    labels = [
+        (row["tokens"], row["tokens_to_signal"] / row["tokens"], row["label"], tones[row["estimator"]]) for row in named
+    ]
     label_points(axes, labels, np.stack([x, y], axis=1), size)
     return axes
 
 
 def _diagonals(axes: "Axes", budget: float) -> None:
-    """Lines of equal tokens to signal at powers of ten, and at the budget, below which the signal of a batch exceeds its noise."""
+    """Lines of equal tokens to signal at powers of ten, and at the budget, below which the signal of a batch exceeds
+    its noise."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     ends, powers = np.array([left, right]), [10.0**k for k in range(-6, 16)]
     for each in [*powers, budget]:
@@ -319,11 +345,26 @@ def _sweep(document: Document, tones: dict[str, str]) -> str:
     if is_numeric_axis(document):
         chosen = dict(list(lines.items())[:CURVES])
         figures = "".join(
-            _figure(f"{title} against {name}", title, words, lambda size, key=key, log=log: _axis_plot(chosen, name, key, log, tones, size))
+            _figure(
+                f"{title} against {name}",
+                title,
+                words,
+                lambda size, key=key, log=log: _axis_plot(chosen, name, key, log, tones, size),
+            )
             for title, words, key, log in (
                 ("Tokens to signal", "Tokens at which signal equals noise. Lower is better.", "tokens_to_signal", True),
-                ("Progress at the budget", "Improvement of the best step, relative to the exact gradient.", "progress", False),
-                ("Relative bias", "A learning rate repairs scale (see the cosine), no budget the rest.", "relative_bias", False),
+                (
+                    "Progress at the budget",
+                    "Improvement of the best step, relative to the exact gradient.",
+                    "progress",
+                    False,
+                ),
+                (
+                    "Relative bias",
+                    "A learning rate repairs scale (see the cosine), no budget the rest.",
+                    "relative_bias",
+                    False,
+                ),
                 ("Tokens of one estimate", "What one estimate costs.", "tokens", True),
             )
         )
@@ -334,12 +375,18 @@ def _sweep(document: Document, tones: dict[str, str]) -> str:
     return f"<section><h2>Along the axis: {escape(name)}</h2><p class=lede>{escape(lede)}</p><div class=figures>{figures}</div></section>"
 
 
-def _axis_plot(lines: dict[str, list[Point]], name: str, key: str, log: bool, tones: dict[str, str], size: Size) -> "Axes":
+def _axis_plot(
+    lines: dict[str, list[Point]], name: str, key: str, log: bool, tones: dict[str, str], size: Size
+) -> "Axes":
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     axes = new_axes(*size)
     known = {name: [point for point in points if point.row[key] is not None] for name, points in lines.items()}
-    shown = {name: kept for name, points in known.items() if (kept := [point for point in points if point.row[key] > 0 or not log])}
+    shown = {
+        name: kept
+        for name, points in known.items()
+        if (kept := [point for point in points if point.row[key] > 0 or not log])
+    }
     at = np.array(sorted({point.at for points in lines.values() for point in points}), dtype=float)
     values = np.array([point.row[key] for points in shown.values() for point in points] or [1.0])
     if at[0] < at[-1]:
@@ -360,13 +407,19 @@ def _axis_plot(lines: dict[str, list[Point]], name: str, key: str, log: bool, to
     for estimator, points in shown.items():
         colour, heights = COLOUR[tones[estimator]], [point.row[key] for point in points]
         dashed = next((point.row for point in points if not _is_right(point.row)), points[0].row)
-        axes.plot([point.at for point in points], heights, linewidth=1.8, linestyle=_line(dashed), color=colour, clip_on=False)
+        axes.plot(
+            [point.at for point in points], heights, linewidth=1.8, linestyle=_line(dashed), color=colour, clip_on=False
+        )
         for point, height in zip(points, heights):
             _mark(axes, float(point.at), height, point.row, colour, 5)
             low, high = interval(point.row, key)
             if low is not None and high is not None:
-                axes.vlines(point.at, max(low, axes.get_ylim()[0]), high, color=colour, alpha=0.4, linewidth=2, clip_on=False)
-    label_ends(axes, [(points[-1].row[key], estimator, tones[estimator]) for estimator, points in shown.items()], size[1])
+                axes.vlines(
+                    point.at, max(low, axes.get_ylim()[0]), high, color=colour, alpha=0.4, linewidth=2, clip_on=False
+                )
+    label_ends(
+        axes, [(points[-1].row[key], estimator, tones[estimator]) for estimator, points in shown.items()], size[1]
+    )
     return axes
 
 

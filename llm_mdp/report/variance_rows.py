@@ -1,4 +1,5 @@
-"""What noise and cost amount to: the document of `llm-mdp variance` read for people, and as CSV. Shared by the terminal and the page."""
+"""What noise and cost amount to: the document of `llm-mdp variance` read for people, and as CSV. Shared by the terminal
+and the page."""
 
 import csv
 import json
@@ -16,9 +17,22 @@ Document = dict
 """Output of `llm-mdp variance --json`."""
 
 FIGURES = (
-    "tokens", "rewards", "seconds", "samples", "trace_covariance", "trace_covariance_of_draws", "relative_bias", "scale", "cosine",
-    "tokens_to_signal", "tokens_over_base", "estimates", "mean_squared_error", "signal_to_noise", "progress",
-)  # fmt: skip
+    "tokens",
+    "rewards",
+    "seconds",
+    "samples",
+    "trace_covariance",
+    "trace_covariance_of_draws",
+    "relative_bias",
+    "scale",
+    "cosine",
+    "tokens_to_signal",
+    "tokens_over_base",
+    "estimates",
+    "mean_squared_error",
+    "signal_to_noise",
+    "progress",
+)
 """The figures of a row, in the order of the CSV file."""
 INTERVALS = ("trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "tokens_over_base", "progress")
 """Those that have a confidence interval where they are sampled."""
@@ -34,13 +48,17 @@ class Point:
 
 
 def settings_of(document: Document) -> list[dict]:
-    """The settings. Raises ValueError if the document does not come from `llm-mdp variance`, or a setting has no rows."""
+    """The settings. Raises ValueError if the document does not come from `llm-mdp variance`, or a setting has no
+    rows."""
     settings = document.get("settings")
     if not settings:
         raise ValueError("the document has no settings; give the JSON that `llm-mdp variance --json FILE` writes.")
     for setting in settings:
         if not setting.get("rows"):
-            raise ValueError(f"the setting {setting.get('name')!r} has no rows; give the JSON that `llm-mdp variance --json FILE` writes.")
+            raise ValueError(
+                f"the setting {setting.get('name')!r} has no rows; give the JSON that `llm-mdp variance --json FILE` "
+                f"writes."
+            )
     return settings
 
 
@@ -67,7 +85,8 @@ def worth_showing(rows: list[dict], most: int = MOST) -> list[dict]:
 
 
 def prominent(document: Document) -> list[str]:
-    """The estimators, those first that are best somewhere (most often first), then by their progress where it is largest."""
+    """The estimators, those first that are best somewhere (most often first), then by their progress where it is
+    largest."""
     wins: Counter[str] = Counter()
     largest: dict[str, float] = {}
     for setting in settings_of(document):
@@ -80,7 +99,8 @@ def prominent(document: Document) -> list[str]:
 
 
 def along_axis(document: Document) -> dict[str, list[Point]]:
-    """For each estimator its best row in every setting that has a value on the axis of the sweep, in the order of a numeric axis."""
+    """For each estimator its best row in every setting that has a value on the axis of the sweep, in the order of a
+    numeric axis."""
     found: dict[str, list[Point]] = {name: [] for name in prominent(document)}
     for setting in settings_of(document):
         at = setting["axes"].get(document["sweep"])
@@ -158,14 +178,23 @@ def facts(setting: dict) -> list[tuple[str, str]]:
 def write_csv(document: Document, path: Path) -> None:
     """One line a row of every setting, with every digit; an empty cell is what is not known or infinite.
 
-    Columns: the setting and its axes (`axis_…`), the estimator and its options (`option_…`), the figures of `FIGURES`, the ends
-    of the confidence intervals (`…_low`, `…_high`), and whether the row is on the frontier.
+    Columns: the setting and its axes (`axis_…`), the estimator and its options (`option_…`), the figures of `FIGURES`,
+    the ends of the confidence intervals (`…_low`, `…_high`), and whether the row is on the frontier.
     """
     settings = settings_of(document)
     about = ("name", "budget", "target", "J", "grad_norm", "expected_length")
     axes = list(dict.fromkeys(axis for setting in settings for axis in setting["axes"]))
-    options = list(dict.fromkeys(option for setting in settings for row in setting["rows"] for option in row["options"]))
-    header = ["setting", *about[1:], *(f"axis_{axis}" for axis in axes), "label", "estimator", *(f"option_{option}" for option in options)]
+    options = list(
+        dict.fromkeys(option for setting in settings for row in setting["rows"] for option in row["options"])
+    )
+    header = [
+        "setting",
+        *about[1:],
+        *(f"axis_{axis}" for axis in axes),
+        "label",
+        "estimator",
+        *(f"option_{option}" for option in options),
+    ]
     header += ["verdict", *FIGURES, *(f"{key}_{end}" for key in INTERVALS for end in ("low", "high")), "frontier"]
     with Path(path).open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
@@ -176,7 +205,9 @@ def write_csv(document: Document, path: Path) -> None:
                 chosen = [_cell(row["options"].get(option)) for option in options]
                 ends = [end for key in INTERVALS for end in interval(row, key)]
                 figures = [row[key] for key in FIGURES]
-                lines.writerow([*shared, row["label"], row["estimator"], *chosen, row["verdict"], *figures, *ends, row["frontier"]])
+                lines.writerow(
+                    [*shared, row["label"], row["estimator"], *chosen, row["verdict"], *figures, *ends, row["frontier"]]
+                )
 
 
 def _cell(value: object) -> object:

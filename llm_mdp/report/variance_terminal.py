@@ -65,7 +65,9 @@ def print_variance(document: Document, console: Console) -> None:
 
 
 def _heading(setting: dict) -> Text:
-    text = Text(setting["name"], style="bold").append(f"   {setting['words']}" if setting["words"] else "", style="not bold")
+    text = Text(setting["name"], style="bold").append(
+        f"   {setting['words']}" if setting["words"] else "", style="not bold"
+    )
     return text.append("\n" + " · ".join(f"{name} {value}" for name, value in facts(setting)), style="not bold dim")
 
 
@@ -84,14 +86,19 @@ def _rows(setting: dict, width: int) -> Padding:
 
 
 def _narrow_table(rows: list[dict], base: bool) -> Table:
-    """Intervals below their figures. Where the true gradient is not known, tokens over the base's, which are, in place of reward calls."""
+    """Intervals below their figures. Where the true gradient is not known, tokens over the base's, which are, in place
+    of reward calls."""
     table = Table.grid(padding=(0, 1, 0, 0))
     for name, width in NARROW:
         table.add_column(width=width, overflow="fold", justify="left" if name in ("estimator", "") else "right")
     names = [OVER if base and name == "reward\ncalls" else name for name, _ in NARROW]
     table.add_row(*(Text(name, style="bold") for name in names))
     for row in rows:
-        figures = [(number(row["tokens"]), ""), _over_base(row) if base else (number(row["rewards"]), ""), *_figures(row)]
+        figures = [
+            (number(row["tokens"]), ""),
+            _over_base(row) if base else (number(row["rewards"]), ""),
+            *_figures(row),
+        ]
         table.add_row(_name(row), _symbol(row), *(_joined(figure, more, "\n") for figure, more in figures))
     return table
 

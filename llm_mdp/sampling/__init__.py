@@ -1,1 +1,2 @@
-"""What was sampled: evidence, policies, the sampler that all randomness comes from, draws that several estimators share."""
+"""What was sampled: evidence, policies, the sampler that all randomness comes from, draws that several estimators
+share."""

@@ -1,7 +1,8 @@
 """What was sampled, and nothing else: the only things that an estimator may see.
 
 Dimensions, always in this order: worlds `...`, rows B (P prompts × K responses, rows of one prompt adjacent), time T.
-Training has no world dimension; exact verification has one world for every outcome. Code that indexes from the right serves both.
+Training has no world dimension; exact verification has one world for every outcome. Code that indexes from the right
+serves both.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -32,9 +33,11 @@ class Rollouts:
     tokens: Int[Tensor, "*worlds B T"]
     """Response tokens, PAD after the end."""
     mask: Bool[Tensor, "*worlds B T"]
-    """True where the policy chose the token, the end token included; False on padding and on what an environment wrote."""
+    """True where the policy chose the token, the end token included; False on padding and on what an environment
+    wrote."""
     logp: Float[Tensor, "*worlds B T"]
-    """log-probability under the distribution that was actually sampled (temperature included); 0 where mask is False."""
+    """log-probability under the distribution that was actually sampled (temperature included); 0 where mask is
+    False."""
     finish: Int[Tensor, "*worlds B"]
     """A `Finish`."""
 
@@ -46,7 +49,8 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Branches:
-    """Extra responses drawn afresh from prefixes of the rollouts, as one flat list: entry f continues `row[f]` before `step[f]`."""
+    """Extra responses drawn afresh from prefixes of the rollouts, as one flat list: entry f continues `row[f]` before
+    `step[f]`."""
 
     row: Int[Tensor, " F"]
     step: Int[Tensor, " F"]
@@ -55,7 +59,8 @@ class Branches:
     """Response-level reward of the branch. Arbitrary where the response ended before `step`."""
     greedy: bool = False
     tokens: Float[Tensor, "*worlds F"] | None = None
-    """Tokens drawn for each (their expectation where `reward` is one), 0 where the response ended before `step`; None: not counted."""
+    """Tokens drawn for each (their expectation where `reward` is one), 0 where the response ended before `step`; None:
+    not counted."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,14 @@ def take_rows(evidence: Evidence, rows: Int[Tensor, " N"]) -> Evidence:
     branches = evidence.branches
     if branches is not None:
         if branches.reward.dim() > 1:
-            raise ValueError("the rows of worlds that have branches cannot be chosen; choose among rows before branching.")
+            raise ValueError(
+                "the rows of worlds that have branches cannot be chosen; choose among rows before branching."
+            )
         place = torch.full((len(evidence.response_reward),), -1).index_copy(0, rows, torch.arange(len(rows)))
         kept = place[branches.row] >= 0
-        branches = replace(_each_branch(branches, lambda tensor: tensor[kept]), row=place[branches.row[kept]], step=branches.step[kept])
+        branches = replace(
+            _each_branch(branches, lambda tensor: tensor[kept]), row=place[branches.row[kept]], step=branches.step[kept]
+        )
     return replace(_each_tensor(evidence, pick), branches=branches)
 
 
@@ -103,8 +112,8 @@ def take_world(evidence: Evidence, world: int) -> Evidence:
 def as_worlds(evidence: Evidence, group_size: int) -> Evidence:
     """The groups of one batch, of group_size rows each, as worlds: every group by itself, as verification sees it.
 
-    Branches become one list for all worlds: draw m from before step t of response k, in the order in which they were drawn; where a
-    world has no draws from there, `reward` and `tokens` are 0.
+    Branches become one list for all worlds: draw m from before step t of response k, in the order in which they were
+    drawn; where a world has no draws from there, `reward` and `tokens` are 0.
 
     Raises:
         ValueError: if two groups have different numbers of draws from the same place, which one list cannot hold.
@@ -122,7 +131,9 @@ def as_worlds(evidence: Evidence, group_size: int) -> Evidence:
         drawn = torch.zeros(rows // group_size, len(row), dtype=torch.bool).index_put(place, torch.tensor(True))
         same = (row[1:] == row[:-1]) & (step[1:] == step[:-1])
         if bool((drawn[:, 1:] != drawn[:, :-1])[:, same].any()):
-            raise ValueError("some groups have more branches from a place than others; draw the same number from every boundary.")
+            raise ValueError(
+                "some groups have more branches from a place than others; draw the same number from every boundary."
+            )
 
         def spread(values: Tensor) -> Tensor:
             return torch.zeros(rows // group_size, len(row), dtype=values.dtype).index_put(place, values)
@@ -154,7 +165,8 @@ def _each_tensor(evidence: Evidence, function) -> Evidence:
 
 
 def join(parts: list[Evidence]) -> Evidence:
-    """The rows of several batches of one horizon as one batch, prompts padded to the longest; for groups of processes that share a loss.
+    """The rows of several batches of one horizon as one batch, prompts padded to the longest; for groups of processes
+    that share a loss.
 
     Raises:
         ValueError: without a batch, for worlds, and if some batches have a part (values, branches, …) that others lack.
@@ -165,7 +177,10 @@ def join(parts: list[Evidence]) -> Evidence:
     present = [[name for name in optional if getattr(part, name) is not None] for part in parts]
     for number, (names, part) in enumerate(zip(present, parts)):
         if names != present[0]:
-            raise ValueError(f"batch {number} has {', '.join(names)}, and batch 0 {', '.join(present[0])}; join batches of one estimator.")
+            raise ValueError(
+                f"batch {number} has {', '.join(names)}, and batch 0 {', '.join(present[0])}; join batches of one "
+                f"estimator."
+            )
         if part.response_reward.dim() != 1:
             raise ValueError(f"batch {number} has a dimension of worlds; join batches of one world, see take_world.")
     width = max(part.rollouts.prompt.shape[-1] for part in parts)
@@ -181,7 +196,15 @@ def join(parts: list[Evidence]) -> Evidence:
     drawn = [part.branches for part in parts if part.branches is not None]
     if not drawn:
         return joined
-    row, step = torch.cat([each.row + first for each, first in zip(drawn, firsts)]), torch.cat([each.step for each in drawn])
+    row, step = (
+        torch.cat([each.row + first for each, first in zip(drawn, firsts)]),
+        torch.cat([each.step for each in drawn]),
+    )
     counted = [each.tokens for each in drawn if each.tokens is not None]
     tokens = torch.cat(counted) if len(counted) == len(drawn) else None
-    return replace(joined, branches=replace(drawn[0], row=row, step=step, reward=torch.cat([each.reward for each in drawn]), tokens=tokens))
+    return replace(
+        joined,
+        branches=replace(
+            drawn[0], row=row, step=step, reward=torch.cat([each.reward for each in drawn]), tokens=tokens
+        ),
+    )

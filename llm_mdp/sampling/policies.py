@@ -1,4 +1,5 @@
-"""Policies π(wₜ | W₀,ₜ₋₁): the protocol that tables, n-gram tables and language models share, and the two kinds of table."""
+"""Policies π(wₜ | W₀,ₜ₋₁): the protocol that tables, n-gram tables and language models share, and the two kinds of
+table."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,12 +14,14 @@ from llm_mdp.sampling.evidence import Finish, Rollouts
 
 @runtime_checkable
 class Policy(Protocol):
-    """What everything here asks of a policy. It is also a `torch.nn.Module`: its parameters are what gradients are taken by."""
+    """What everything here asks of a policy. It is also a `torch.nn.Module`: its parameters are what gradients are
+    taken by."""
 
     vocab_size: int
 
     def logits(self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"]) -> Float[Tensor, "*batch T V"]:
-        """Logits of every step: entry t scores the token at t from the prompt and tokens[:t] only. Anything after the end."""
+        """Logits of every step: entry t scores the token at t from the prompt and tokens[:t] only. Anything after the
+        end."""
         ...
 
     def sample(
@@ -38,16 +41,22 @@ class Policy(Protocol):
 
         Args:
             prefix: how the responses begin, PAD on the right where one is shorter (logp 0 there: given, not drawn).
-            greedy: take the most probable token (ties: the lowest id) instead of drawing; logp is still that of the policy.
-            stop: tokens that end the drawing as `eos` does, but do not end a response that begins with them (ends of turns).
+            greedy: take the most probable token (ties: the lowest id) instead of drawing; logp is still that of the
+                policy.
+            stop: tokens that end the drawing as `eos` does, but do not end a response that begins with them (ends of
+                turns).
         """
         ...
 
 
 def token_logp(
-    logits: Float[Tensor, "*batch T V"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"], temperature: float = 1.0
+    logits: Float[Tensor, "*batch T V"],
+    tokens: Int[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"],
+    temperature: float = 1.0,
 ) -> Float[Tensor, "*batch T"]:
-    """log-probabilities of given tokens, 0 where mask is False. The temperature divides the logits, as it does when sampling."""
+    """log-probabilities of given tokens, 0 where mask is False. The temperature divides the logits, as it does when
+    sampling."""
     logp = (logits / temperature).log_softmax(-1)
     return torch.where(mask, logp.gather(-1, tokens.clamp(min=0)[..., None])[..., 0], 0.0)
 
@@ -74,9 +83,11 @@ def branch_of(
     samples: int,
     **options: Any,
 ) -> Rollouts:
-    """`samples` fresh responses from the prefix tokens[row, :step] of every (row, step): F · samples rows, those of one prefix adjacent.
+    """`samples` fresh responses from the prefix tokens[row, :step] of every (row, step): F · samples rows, those of one
+    prefix adjacent.
 
-    Args: options: as for `Policy.sample`. The policy's own `branch` is asked if it has one (language models reuse their caches).
+    Args: options: as for `Policy.sample`. The policy's own `branch` is asked if it has one (language models reuse their
+        caches).
     """
     if (own := getattr(policy, "branch", None)) is not None:
         return own(prompt, tokens, row, step, samples, **options)
@@ -89,16 +100,16 @@ def prefixes_of(tokens: Int[Tensor, "B T"], row: Int[Tensor, " F"], step: Int[Te
 
 
 def draw_tokens(logp: Float[Tensor, "N V"], generator: torch.Generator) -> Int[Tensor, " N"]:
-    """One token a row by the inverse of its cumulative distribution, from one uniform number a row that is drawn on the CPU: the same seed
-    gives the same tokens on every device."""
+    """One token a row by the inverse of its cumulative distribution, from one uniform number a row that is drawn on the
+    CPU: the same seed gives the same tokens on every device."""
     uniform = torch.rand(len(logp), 1, generator=generator, dtype=torch.float64).to(logp.device)
     cumulative = logp.double().exp().cumsum(-1)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
 
 
 class PolicyModule(nn.Module):
-    """Base of the policies in this package: token-by-token sampling from `logits`. Override `next_logits` or `sample` where there is a
-    faster way."""
+    """Base of the policies in this package: token-by-token sampling from `logits`. Override `next_logits` or `sample`
+    where there is a faster way."""
 
     vocab_size: int
     kind: str = "own"
@@ -108,7 +119,11 @@ class PolicyModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no `logits`.")
 
     def forward(
-        self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"], temperature: float = 1.0
+        self,
+        prompt: Int[Tensor, "*batch L"],
+        tokens: Int[Tensor, "*batch T"],
+        mask: Bool[Tensor, "*batch T"],
+        temperature: float = 1.0,
     ) -> Float[Tensor, "*batch T"]:
         """`logp_of`: what training differentiates, as a module's forward, so that wrappers (DDP, FSDP) see it."""
         return logp_of(self, prompt, tokens, mask, temperature)
@@ -116,8 +131,8 @@ class PolicyModule(nn.Module):
     def next_logits(
         self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], row: Int[Tensor, " N"], step: Int[Tensor, " N"]
     ) -> Float[Tensor, "N V"]:
-        """Logits of the token at every (row, step): what `sample` asks of one step of the rows that go on. Here the whole prefix is read
-        anew, which makes long responses quadratic."""
+        """Logits of the token at every (row, step): what `sample` asks of one step of the rows that go on. Here the
+        whole prefix is read anew, which makes long responses quadratic."""
         return self.logits(prompt[row], tokens[row, : int(step.max()) + 1])[torch.arange(len(row)), step]
 
     @torch.no_grad()
@@ -166,10 +181,14 @@ class TabularPolicy(PolicyModule):
         self.levels = nn.ParameterList([nn.Parameter(level.to(torch.float64)) for level in levels])
 
     @classmethod
-    def random(cls, tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0) -> "TabularPolicy":
+    def random(
+        cls, tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0
+    ) -> "TabularPolicy":
         """Independent normal logits with standard deviation `scale` (0: the uniform policy)."""
         shapes = [(len(prompts), tree.vocab_size, size) for size in tree.level_sizes]
-        return cls(tree, prompts, [scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes])
+        return cls(
+            tree, prompts, [scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        )
 
     def logits(self, prompt, tokens):
         which, index = prompt_index(prompt, self.prompts), self.tree.prefix_index(tokens)
@@ -189,7 +208,8 @@ class NgramPolicy(PolicyModule):
         self.order, self.vocab_size = order, table.shape[-1]
         if table.shape[1] != (self.vocab_size + 1) ** order:
             raise ValueError(
-                f"table has {table.shape[1]} contexts; order {order} over {self.vocab_size} tokens has {(self.vocab_size + 1) ** order}."
+                f"table has {table.shape[1]} contexts; order {order} over {self.vocab_size} tokens has "
+                f"{(self.vocab_size + 1) ** order}."
             )
         self.table = nn.Parameter(table.to(torch.float64))
 
@@ -232,17 +252,23 @@ class AtTemperature(PolicyModule):
 
 
 class TabularValue:
-    """A number for every prefix, as a critic: value[…, t] belongs to the prefix before step t, 0 from the end on. levels[l]: (P, nˡ)."""
+    """A number for every prefix, as a critic: value[…, t] belongs to the prefix before step t, 0 from the end on.
+    levels[l]: (P, nˡ)."""
 
     def __init__(self, tree: PrefixTree, prompts: Int[Tensor, "P L"], levels: list[Float[Tensor, "P N"]]):
         self.tree, self.prompts, self.levels = tree, prompts, levels
 
     @classmethod
-    def random(cls, tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0) -> "TabularValue":
+    def random(
+        cls, tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0
+    ) -> "TabularValue":
         return cls(
             tree,
             prompts,
-            [scale * torch.randn((len(prompts), size), generator=generator, dtype=torch.float64) for size in tree.level_sizes],
+            [
+                scale * torch.randn((len(prompts), size), generator=generator, dtype=torch.float64)
+                for size in tree.level_sizes
+            ],
         )
 
     def __call__(

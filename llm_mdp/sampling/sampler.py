@@ -1,7 +1,7 @@
 """The sampler: the only source of randomness that an estimator has.
 
-The same `collect` runs in training and in verification; only the sampler differs. `PolicySampler` (here) draws with a generator;
-`enumeration.ExactSampler` returns every outcome as a world with its probability.
+The same `collect` runs in training and in verification; only the sampler differs. `PolicySampler` (here) draws with a
+generator; `enumeration.ExactSampler` returns every outcome as a world with its probability.
 """
 
 from collections import Counter
@@ -64,14 +64,17 @@ class Sampler(Protocol):
 
 
 class PolicySampler:
-    """Draws from a policy on a TokenMDP with an explicit generator: `prompts_per_batch` prompts by their probabilities."""
+    """Draws from a policy on a TokenMDP with an explicit generator: `prompts_per_batch` prompts by their
+    probabilities."""
 
     def __init__(self, policy: Policy, mdp: TokenMDP, generator: torch.Generator, prompts_per_batch: int = 1):
         self.policy, self.mdp, self.generator, self.prompts_per_batch = policy, mdp, generator, prompts_per_batch
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
         mdp = self.mdp
-        which = torch.multinomial(mdp.prompt_probability, self.prompts_per_batch, replacement=True, generator=self.generator)
+        which = torch.multinomial(
+            mdp.prompt_probability, self.prompts_per_batch, replacement=True, generator=self.generator
+        )
         return self.policy.sample(
             mdp.prompt_tokens[which],
             group_size,
@@ -125,7 +128,9 @@ def kept_rows(evidence: Evidence, groups: Bool[Tensor, " P"]) -> Int[Tensor, " N
         NothingKept: if none does.
     """
     if not groups.any():
-        raise NothingKept(f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal.")
+        raise NothingKept(
+            f"none of {len(groups)} groups is kept; draw more prompts a batch, or keep groups without signal."
+        )
     return groups.repeat_interleave(len(evidence.response_reward) // len(groups)).nonzero()[:, 0]
 
 
@@ -135,14 +140,19 @@ def draw_branches(
     temperatures: dict[float, int],
     draw: Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]],
 ) -> Branches:
-    """Branches from every boundary: draw(row, step, number, temperature) gives rewards and numbers of tokens of `number` from each."""
+    """Branches from every boundary: draw(row, step, number, temperature) gives rewards and numbers of tokens of
+    `number` from each."""
     row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
     drawn = [(draw(row, step, number, temperature), number) for temperature, number in temperatures.items()]
     reward, tokens = (torch.cat([pair[k].reshape(len(row), number) for pair, number in drawn], dim=1) for k in (0, 1))
     each = reward.shape[1]
     return Branches(
-        row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), set(temperatures) == {0.0}, tokens.flatten().double()
-    )  # fmt: skip
+        row.repeat_interleave(each),
+        step.repeat_interleave(each),
+        reward.flatten(),
+        set(temperatures) == {0.0},
+        tokens.flatten().double(),
+    )
 
 
 def check_temperatures(samples: int, greedy: bool, temperatures: tuple[float, ...] | None) -> dict[float, int]:

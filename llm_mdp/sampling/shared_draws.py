@@ -1,4 +1,5 @@
-"""Samplers around samplers: one that counts what an estimator's draws cost, and one that lets many estimators see the same draws."""
+"""Samplers around samplers: one that counts what an estimator's draws cost, and one that lets many estimators see the
+same draws."""
 
 from dataclasses import replace
 from typing import Any
@@ -58,7 +59,8 @@ class Meter:
         return getattr(self.sampler, name)
 
     def cost(self, group_size: int) -> tuple[Float[Tensor, "*worlds"], Float[Tensor, "*worlds"]]:
-        """Generated tokens (or their expectation, where branches were summed up by theirs) and reward calls of every group.
+        """Generated tokens (or their expectation, where branches were summed up by theirs) and reward calls of every
+        group.
 
         Returns:
             One number a world; without worlds one for every group of `group_size` rows.
@@ -80,12 +82,12 @@ class Meter:
 
 
 class Replay:
-    """One batch, drawn once, for many estimators: each sees `group_size` of the responses to every prompt, the first ones or, with `part`
-    k, the k-th ones after them.
+    """One batch, drawn once, for many estimators: each sees `group_size` of the responses to every prompt, the first
+    ones or, with `part` k, the k-th ones after them.
 
-    Branches from a place are drawn when somebody first asks for them and kept, so estimators that branch from the same places share their
-    draws (draw m is the same for all). Differences between estimators then are differences of the estimators. Every estimator's own cost is
-    still what a `Meter` around this sampler counts.
+    Branches from a place are drawn when somebody first asks for them and kept, so estimators that branch from the same
+    places share their draws (draw m is the same for all). Differences between estimators then are differences of the
+    estimators. Every estimator's own cost is still what a `Meter` around this sampler counts.
 
     Args:
         sampler: a sampler of batches (no worlds); its latest rollouts must stay this batch's.
@@ -116,13 +118,17 @@ class Replay:
         first = self.part * group_size
         if first + group_size > self.largest:
             raise ValueError(
-                f"group {self.part + 1} of {group_size} responses was asked for, but {self.largest} a prompt were drawn; draw more."
+                f"group {self.part + 1} of {group_size} responses was asked for, but {self.largest} a prompt were "
+                f"drawn; draw more."
             )
         return torch.arange(len(self.reward)).unflatten(0, (-1, self.largest))[:, first : first + group_size].flatten()
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
         if temperature != 1:
-            raise ValueError(f"the batch was drawn at temperature 1, and this estimator asks for {temperature}; measure it on its own.")
+            raise ValueError(
+                f"the batch was drawn at temperature 1, and this estimator asks for {temperature}; measure it on its "
+                f"own."
+            )
         self._seen = self.rows(group_size)
         return take_rows(Evidence(self.batch, self.reward), self._seen).rollouts
 
@@ -185,10 +191,15 @@ class Replay:
     def _rows_of(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
         """The numbers, in the batch, of the latest rollouts that were handed out or kept."""
         if len(rollouts.tokens) != len(self._seen):
-            raise ValueError(f"{len(rollouts.tokens)} responses are not the {len(self._seen)} that were handed out last; pass those on.")
+            raise ValueError(
+                f"{len(rollouts.tokens)} responses are not the {len(self._seen)} that were handed out last; pass those "
+                f"on."
+            )
         return self._seen
 
 
 def _together(one: Branches, two: Branches) -> Branches:
-    row, step, reward, tokens = (torch.cat([getattr(one, name), getattr(two, name)]) for name in ("row", "step", "reward", "tokens"))
+    row, step, reward, tokens = (
+        torch.cat([getattr(one, name), getattr(two, name)]) for name in ("row", "step", "reward", "tokens")
+    )
     return replace(one, row=row, step=step, reward=reward, tokens=tokens)

@@ -1,17 +1,22 @@
-"""How to split a token budget between more responses, more positions and more branches (TRePO, with RLOO as the case without branches).
+"""How to split a token budget between more responses, more positions and more branches (TRePO, with RLOO as the case
+without branches).
 
-A group of K responses to a prompt, cut at the steps D, with M branches from every cut, and the mean of the other responses as the value
-of the prompt (`group_baseline`). Two facts make the search short:
+A group of K responses to a prompt, cut at the steps D, with M branches from every cut, and the mean of the other
+responses as the value of the prompt (`group_baseline`). Two facts make the search short:
 
-1. Branches are independent given the responses and the estimate is affine in their rewards, so with base v₀ (many branches) and noise v₁
+1. Branches are independent given the responses and the estimate is affine in their rewards, so with base v₀ (many
+  branches) and noise v₁
    (one branch), response tokens ℓ and branch tokens β (one branch from every cut),
 
-       tr Cov = v₀ + v₁ / M,   tokens = K (ℓ + M β),   tokens to signal ∝ (v₀ + v₁ / M)(ℓ + M β),   least at M* = √(v₁ ℓ / (v₀ β))
+       tr Cov = v₀ + v₁ / M,   tokens = K (ℓ + M β),   tokens to signal ∝ (v₀ + v₁ / M)(ℓ + M β),   least at M* = √(v₁ ℓ
+       / (v₀ β))
 
-   whatever the budget: it decides how many prompts are asked, not how each is treated (optimal two-stage sampling, Cochran 1977, §10).
-2. The estimate is a U-statistic of order 2 in the responses, h(W, W') = ½ [X + X' - RM(W') Y - RM(W) Y'], Y the score of the first segment
-   and X the rest; so with P the variance between prompts, a = Var(X - U(w₀) Y) of one response whose prompt's value is known, and b that of
-   a pair,
+   whatever the budget: it decides how many prompts are asked, not how each is treated (optimal two-stage sampling,
+   Cochran 1977, §10).
+2. The estimate is a U-statistic of order 2 in the responses, h(W, W') = ½ [X + X' - RM(W') Y - RM(W) Y'], Y the score
+  of the first segment
+   and X the rest; so with P the variance between prompts, a = Var(X - U(w₀) Y) of one response whose prompt's value is
+   known, and b that of a pair,
 
        tr Cov(K) = P + [(K - 2) a + 2 b] / (K (K - 1))                      (Hoeffding 1948)
 
@@ -48,7 +53,8 @@ class Split:
     group_size: int
     """K ≥ 2."""
     steps: tuple[int, ...]
-    """D, where responses are cut, 0-based policy tokens; the first token begins a segment anyway and is not among them."""
+    """D, where responses are cut, 0-based policy tokens; the first token begins a segment anyway and is not among
+    them."""
     lam: float
     """λ of GAE over segments."""
 
@@ -82,7 +88,8 @@ class Price:
         return self.base + self.noise / samples
 
     def samples(self, most: float = math.inf) -> int:
-        """The whole number of branches, at least 1, that makes (tokens × trace) least, with at most so many tokens a prompt."""
+        """The whole number of branches, at least 1, that makes (tokens × trace) least, with at most so many tokens a
+        prompt."""
         if not self.split.steps or self.branches <= 0:
             return 1
         gain, loss = self.noise * self.responses, self.base * self.branches
@@ -91,7 +98,9 @@ class Price:
             best = min(best, (most - self.responses) / self.branches)
         below = max(1, math.floor(best))
         # One fewer, too: rounding may put the tokens of the whole number above `most`.
-        return min({max(1, below - 1), below, below + 1}, key=lambda m: (self.tokens(m) > most, self.tokens(m) * self.trace(m)))
+        return min(
+            {max(1, below - 1), below, below + 1}, key=lambda m: (self.tokens(m) > most, self.tokens(m) * self.trace(m))
+        )
 
 
 @dataclass(frozen=True)
@@ -121,13 +130,15 @@ class Allocation:
             return f"{self.prompts} prompts x {self.split.group_size} responses, no branches (RLOO)"
         cuts = ", ".join(str(step + 1) for step in self.split.steps)
         return (
-            f"{self.prompts} prompts x {self.split.group_size} responses, {self.samples} branch{'es' if self.samples > 1 else ''} before "
+            f"{self.prompts} prompts x {self.split.group_size} responses, {self.samples} "
+            f"branch{'es' if self.samples > 1 else ''} before "
             f"token{'s' if len(self.split.steps) > 1 else ''} {cuts}, λ = {self.split.lam:g}"
         )
 
 
 def allocate(budget: float, prices: Iterable[Price], size: float) -> Allocation:
-    """The split and the number of branches with the fewest tokens to signal, among those of which a budget affords one prompt.
+    """The split and the number of branches with the fewest tokens to signal, among those of which a budget affords one
+    prompt.
 
     Args:
         budget: B, generated tokens of a batch.
@@ -148,9 +159,14 @@ def allocate(budget: float, prices: Iterable[Price], size: float) -> Allocation:
     affordable = [(price, samples) for price, samples in options if price.tokens(samples) <= budget]
     if not affordable:
         least = min(price.tokens(1) for price in listed)
-        raise ValueError(f"a budget of {budget:g} tokens is too small: the cheapest group costs {least:.1f} tokens on average; raise it.")
+        raise ValueError(
+            f"a budget of {budget:g} tokens is too small: the cheapest group costs {least:.1f} tokens on average; "
+            f"raise it."
+        )
     # Fewer branches and smaller groups where the figures are the same.
-    price, samples = min(affordable, key=lambda pair: (pair[0].tokens(pair[1]) * pair[0].trace(pair[1]), pair[0].tokens(pair[1])))
+    price, samples = min(
+        affordable, key=lambda pair: (pair[0].tokens(pair[1]) * pair[0].trace(pair[1]), pair[0].tokens(pair[1]))
+    )
     tokens, trace = price.tokens(samples), price.trace(samples)
     signal = trace * tokens / size
     return Allocation(price.split, samples, int(budget // tokens), tokens, signal, progress(1.0, signal, budget))
@@ -188,33 +204,44 @@ def exact_prices(
         TooLarge: if the pairs of responses cannot be enumerated.
     """
     if min(group_sizes) < 2:
-        raise ValueError(f"group_sizes holds {min(group_sizes)}; the value of the prompt is the mean of other responses, so at least 2.")
+        raise ValueError(
+            f"group_sizes holds {min(group_sizes)}; the value of the prompt is the mean of other responses, so at "
+            f"least 2."
+        )
     between = between_prompts(enumeration)
     for steps in cut_sets(enumeration.mdp.horizon) if cuts is None else cuts:
         for lam in lams if steps else lams[:1]:
             pair = exact_moments(Split(2, steps, lam).estimator(1), enumeration)
-            one = exact_moments(KnownPrompt(boundary=AtSteps(steps), samples=1, lam=lam, critic=enumeration.exact_u), enumeration)
+            one = exact_moments(
+                KnownPrompt(boundary=AtSteps(steps), samples=1, lam=lam, critic=enumeration.exact_u), enumeration
+            )
             for size in group_sizes:
                 yield _extended(Split(size, steps, lam), pair, one, between, enumeration.expected_length)
 
 
 def _extended(split: Split, pair: Moments, one: Moments, between: float, length: float) -> Price:
-    """From K = 2 and one response whose prompt's value is known to any K; noise of draws and the rest follow the same law."""
+    """From K = 2 and one response whose prompt's value is known to any K; noise of draws and the rest follow the same
+    law."""
     size = split.group_size
 
     def law(a: float, b: float) -> float:
         return ((size - 2) * a + 2 * b) / (size * (size - 1))
 
     noise = law(one.draws or 0.0, pair.draws or 0.0)
-    base = between + law(one.trace_covariance - (one.draws or 0.0) - between, pair.trace_covariance - (pair.draws or 0.0) - between)
+    base = between + law(
+        one.trace_covariance - (one.draws or 0.0) - between, pair.trace_covariance - (pair.draws or 0.0) - between
+    )
     return Price(split, base, noise, size * length, size * (pair.tokens / 2 - length))
 
 
 def between_prompts(enumeration: Enumeration) -> float:
-    """P, the trace of the covariance of ∇J(prompt) over prompts: what is left when every prompt's own gradient is known."""
+    """P, the trace of the covariance of ∇J(prompt) over prompts: what is left when every prompt's own gradient is
+    known."""
     e = enumeration
     weight = (e.probability * e.response_reward)[..., None] * e.mask
-    by_edge = torch.zeros(e.n_prompts, e.n_edges, dtype=torch.float64).scatter_add_(1, e.edge.flatten(1), weight.flatten(1))
+    by_edge = torch.zeros(e.n_prompts, e.n_edges, dtype=torch.float64).scatter_add_(
+        1, e.edge.flatten(1), weight.flatten(1)
+    )
     gradients = by_edge @ e.scores
     mean = e.mdp.prompt_probability @ gradients
     return float(e.mdp.prompt_probability @ (gradients - mean).square().sum(-1))
@@ -222,7 +249,8 @@ def between_prompts(enumeration: Enumeration) -> float:
 
 @dataclass(frozen=True)
 class KnownPrompt(VinePPO):
-    """One response whose prompt's value is known, Û(w₀) = U(w₀) by `critic`, branches from later cuts: what a large group comes to."""
+    """One response whose prompt's value is known, Û(w₀) = U(w₀) by `critic`, branches from later cuts: what a large
+    group comes to."""
 
     critic: Critic | None = None
 
@@ -230,7 +258,9 @@ class KnownPrompt(VinePPO):
         rollouts = sampler.rollouts(self.group_size)
         assert self.critic is not None
         branches = sampler.branches(rollouts, self.boundary(rollouts) & ~first_token(rollouts.mask), self.samples)
-        return Evidence(rollouts, sampler.response_reward(rollouts), value=sampler.value(self.critic, rollouts), branches=branches)
+        return Evidence(
+            rollouts, sampler.response_reward(rollouts), value=sampler.value(self.critic, rollouts), branches=branches
+        )
 
     def value_of_prompt(self, evidence):
         assert evidence.value is not None
@@ -238,7 +268,8 @@ class KnownPrompt(VinePPO):
 
 
 def fitted_price(split: Split, samples: int, few: Spread, many: Spread) -> Price:
-    """A price from two measurements of a split: with one branch from every cut, and with `samples` ≥ 2 (without cuts: twice the same)."""
+    """A price from two measurements of a split: with one branch from every cut, and with `samples` ≥ 2 (without cuts:
+    twice the same)."""
     if not split.steps:
         return Price(split, few.trace, 0.0, few.tokens, 0.0)
     branches = (many.tokens - few.tokens) / (samples - 1)

@@ -1,7 +1,7 @@
 """From measurements to an answer: which estimator for which budget, and in one sentence why.
 
-Only what a trainer can buy with tokens competes. Estimators that were given values of states (an exact critic) are shown, for they say
-what such values would be worth, but their price is not in the tokens.
+Only what a trainer can buy with tokens competes. Estimators that were given values of states (an exact critic) are
+shown, for they say what such values would be worth, but their price is not in the tokens.
 """
 
 import math
@@ -27,7 +27,8 @@ def competing(rows: Sequence[Row]) -> list[Row]:
 
 
 def on_frontier(rows: Sequence[Row]) -> set[str]:
-    """Labels of the competing rows than which no other has both at least the cosine and at most the tokens to signal."""
+    """Labels of the competing rows than which no other has both at least the cosine and at most the tokens to
+    signal."""
 
     def key(row: Row) -> tuple[float, float]:
         # Cosines that are equal but for rounding are equal.
@@ -37,12 +38,16 @@ def on_frontier(rows: Sequence[Row]) -> set[str]:
     return {
         row["label"]
         for row in listed
-        if not any(other is not row and key(other) != key(row) and all(a >= b for a, b in zip(key(other), key(row))) for other in listed)
+        if not any(
+            other is not row and key(other) != key(row) and all(a >= b for a, b in zip(key(other), key(row)))
+            for other in listed
+        )
     }
 
 
 def best_by_budget(rows: Sequence[Row], budget: float) -> list[dict[str, Any]]:
-    """Ranges of budgets in tokens, from a single estimate to 1,000 times `budget`, with the label that makes most progress in each."""
+    """Ranges of budgets in tokens, from a single estimate to 1,000 times `budget`, with the label that makes most
+    progress in each."""
     listed = competing(rows)
     if not listed:
         return []
@@ -60,15 +65,22 @@ def best_by_budget(rows: Sequence[Row], budget: float) -> list[dict[str, Any]]:
 
 
 def recommendation(rows: Sequence[Row], budget: float) -> str:
-    """One sentence: what to take with this budget, what the next best would cost, and what values of states would be worth."""
-    listed = sorted((row for row in competing(rows) if row["tokens"] <= budget), key=lambda row: progress_of(row, budget), reverse=True)
+    """One sentence: what to take with this budget, what the next best would cost, and what values of states would be
+    worth."""
+    listed = sorted(
+        (row for row in competing(rows) if row["tokens"] <= budget),
+        key=lambda row: progress_of(row, budget),
+        reverse=True,
+    )
     if not competing(rows):
         return "All of these were given values of states, whose price is not in the tokens; name one that draws what it needs."
     if not listed:
         least = min(row["tokens"] for row in competing(rows))
         return f"{budget:,.0f} tokens do not pay for a single estimate; the cheapest takes {least:,.0f}."
     if not progress_of(listed[0], budget) > 0:
-        return f"With {budget:,.0f} tokens a batch no estimator shows a signal here; draw more tokens, or measure longer."
+        return (
+            f"With {budget:,.0f} tokens a batch no estimator shows a signal here; draw more tokens, or measure longer."
+        )
     best, best_progress = listed[0], progress_of(listed[0], budget)
     biased = " (biased: its ceiling is below 1)" if best["verdict"] == "biased" else ""
     number = int(budget // best["tokens"])
@@ -83,7 +95,11 @@ def recommendation(rows: Sequence[Row], budget: float) -> str:
             parts.append(f"{rival['label']} does as well ({progress_of(rival, budget):.2f})")
         else:
             needed = budget_for(rival, best_progress)
-            price = f"needs {needed / budget:.2g} times the tokens for that" if math.isfinite(needed) else "never gets there"
+            price = (
+                f"needs {needed / budget:.2g} times the tokens for that"
+                if math.isfinite(needed)
+                else "never gets there"
+            )
             parts.append(f"the next best, {rival['label']}, {price}")
     given = max((row for row in rows if row["given_values"]), key=lambda row: progress_of(row, budget), default=None)
     if given is not None and progress_of(given, budget) > best_progress + EVEN:
@@ -91,7 +107,9 @@ def recommendation(rows: Sequence[Row], budget: float) -> str:
         parts.append(f"exact values of states, if a critic could learn them, would give {worth:.2f} ({given['label']})")
     low, high = (best["intervals"] or {}).get("progress") or (best_progress, best_progress)
     if high - low > UNSURE:
-        parts.append(f"{best['samples']} draws leave it between {low:.2f} and {high:.2f}, so draw more before you rely on it")
+        parts.append(
+            f"{best['samples']} draws leave it between {low:.2f} and {high:.2f}, so draw more before you rely on it"
+        )
     return "; ".join(parts) + "."
 
 

@@ -1,7 +1,8 @@
 """The estimators that `llm-mdp variance` compares, by name, and the grid of their options.
 
-A candidate is a name with options, plain enough for JSON; `build` makes the core estimator of it. Options: `group_size` K; `positions` |D|,
-boundaries in a response of full length, evenly spaced; `branches` M from each; `lam` λ; `critic_error` σ, what a critic is off by.
+A candidate is a name with options, plain enough for JSON; `build` makes the core estimator of it. Options: `group_size`
+K; `positions` |D|, boundaries in a response of full length, evenly spaced; `branches` M from each; `lam` λ;
+`critic_error` σ, what a critic is off by.
 """
 
 import difflib
@@ -67,21 +68,33 @@ def _boundary(setup: Setup, positions: int) -> AtSteps:
 
 def _critic(setup: Setup, critic_error: float = 0.0) -> Critic:
     if setup.critic is None:
-        raise NeedsExactValues("a critic's values are known on token MDPs only; leave out ppo, ma-rlhf and the theorems here.")
+        raise NeedsExactValues(
+            "a critic's values are known on token MDPs only; leave out ppo, ma-rlhf and the theorems here."
+        )
     return setup.critic(critic_error)
 
 
 def _trepo(setup: Setup, group_size: int, positions: int, branches: int, lam: float) -> Estimator:
-    return TRePO(group_size, boundary=_boundary(setup, positions), samples=branches, lam=lam, group_baseline=group_size > 1)
+    return TRePO(
+        group_size, boundary=_boundary(setup, positions), samples=branches, lam=lam, group_baseline=group_size > 1
+    )
 
 
 def _trepo_paper(setup: Setup, positions: int, branches: int) -> Estimator:
-    return TRePO(boundary=_boundary(setup, positions), samples=branches, pooled=True, interpolated=True, temperatures=ramp(branches))
+    return TRePO(
+        boundary=_boundary(setup, positions),
+        samples=branches,
+        pooled=True,
+        interpolated=True,
+        temperatures=ramp(branches),
+    )
 
 
 def _optimal(setup: Setup) -> Estimator:
     if setup.optimal_baseline is None:
-        raise NeedsExactValues("the optimal baseline is known on small token MDPs only; leave theorem-2-optimal out here.")
+        raise NeedsExactValues(
+            "the optimal baseline is known on small token MDPs only; leave theorem-2-optimal out here."
+        )
     return WithBaseline(critic=_critic(setup), baseline=setup.optimal_baseline)
 
 
@@ -90,53 +103,89 @@ ORACLE: dict[str, Any] = {"known": _unbiased, "given_values": True}
 KINDS: dict[str, Kind] = {
     "reinforce": Kind(lambda setup: REINFORCE(), "RM(W), no baseline", known=_unbiased),
     "reinforce-mean": Kind(
-        lambda setup: REINFORCE(baseline=setup.J or 0.0), "RM(W) less its expectation, what a running mean becomes: one shared baseline",
+        lambda setup: REINFORCE(baseline=setup.J or 0.0),
+        "RM(W) less its expectation, what a running mean becomes: one shared baseline",
         known=_unbiased,
     ),
-    "rloo": Kind(lambda setup, group_size: RLOO(group_size=group_size), "RM less the mean of the others", ("group_size",), known=_unbiased),
+    "rloo": Kind(
+        lambda setup, group_size: RLOO(group_size=group_size),
+        "RM less the mean of the others",
+        ("group_size",),
+        known=_unbiased,
+    ),
     "remax": Kind(lambda setup: ReMax(), "RM less that of the greedy response", known=_unbiased),
-    "grpo": Kind(lambda setup, group_size: GRPO(group_size=group_size), "(RM - mean) / std of the group", ("group_size",)),
+    "grpo": Kind(
+        lambda setup, group_size: GRPO(group_size=group_size), "(RM - mean) / std of the group", ("group_size",)
+    ),
     "dr-grpo": Kind(
-        lambda setup, group_size: GRPO(group_size=group_size, scale_by_std=False, reduction="constant", reduction_constant=setup.horizon),
-        "RM - mean of the group, over the horizon", ("group_size",), known=lambda **options: "proportional",
+        lambda setup, group_size: GRPO(
+            group_size=group_size, scale_by_std=False, reduction="constant", reduction_constant=setup.horizon
+        ),
+        "RM - mean of the group, over the horizon",
+        ("group_size",),
+        known=lambda **options: "proportional",
     ),
     "grpo-length": Kind(
-        lambda setup, group_size: GRPO(group_size=group_size, reduction="sequence_mean"), "grpo over the response's own length",
+        lambda setup, group_size: GRPO(group_size=group_size, reduction="sequence_mean"),
+        "grpo over the response's own length",
         ("group_size",),
     ),
     "ppo": Kind(
-        lambda setup, lam, critic_error: PPO(critic=_critic(setup, critic_error), lam=lam), "GAE(λ) with a critic off by σ",
-        ("lam", "critic_error"), (0.0, 0.95, 1.0), _by_critic, True,
+        lambda setup, lam, critic_error: PPO(critic=_critic(setup, critic_error), lam=lam),
+        "GAE(λ) with a critic off by σ",
+        ("lam", "critic_error"),
+        (0.0, 0.95, 1.0),
+        _by_critic,
+        True,
     ),
     "ma-rlhf": Kind(
         lambda setup, positions, lam, critic_error: MARLHF(
             critic=_critic(setup, critic_error), boundary=_boundary(setup, positions), lam=lam
         ),
-        "GAE(λ) over macro actions with a critic off by σ", ("positions", "lam", "critic_error"), (0.95,), _by_critic, True,
+        "GAE(λ) over macro actions with a critic off by σ",
+        ("positions", "lam", "critic_error"),
+        (0.95,),
+        _by_critic,
+        True,
     ),
     "vineppo": Kind(
         lambda setup, positions, branches: VinePPO(boundary=_boundary(setup, positions), samples=branches),
-        "differences of branch means", ("positions", "branches"), known=_unbiased,
+        "differences of branch means",
+        ("positions", "branches"),
+        known=_unbiased,
     ),
     "trepo": Kind(
-        _trepo, "the same with GAE(λ); from K = 2 on the prompt's value is the mean of the other responses",
-        ("group_size", "positions", "branches", "lam"), (0.0, 0.5), _unbiased,
+        _trepo,
+        "the same with GAE(λ); from K = 2 on the prompt's value is the mean of the other responses",
+        ("group_size", "positions", "branches", "lam"),
+        (0.0, 0.5),
+        _unbiased,
     ),
-    "trepo-paper": Kind(_trepo_paper, "Algorithm 1 as printed: pooled, interpolated, temperatures from 0", ("positions", "branches")),
+    "trepo-paper": Kind(
+        _trepo_paper, "Algorithm 1 as printed: pooled, interpolated, temperatures from 0", ("positions", "branches")
+    ),
     "theorem-1": Kind(lambda setup: Theorem1(critic=_critic(setup)), "U(W₀,ₜ) itself, exactly", **ORACLE),
     "theorem-2": Kind(
         lambda setup: Theorem2(critic=_critic(setup)), "U(W₀,ₜ) - U(W₀,ₜ₋₁), exactly: many draws everywhere", **ORACLE
     ),
     "theorem-2-optimal": Kind(_optimal, "U(W₀,ₜ) less the optimal baseline of the state, exactly", **ORACLE),
-    "value-baseline": Kind(lambda setup: PPO(critic=_critic(setup), lam=1.0), "RM less the exact value of the state", **ORACLE),
-}  # fmt: skip
+    "value-baseline": Kind(
+        lambda setup: PPO(critic=_critic(setup), lam=1.0), "RM less the exact value of the state", **ORACLE
+    ),
+}
 
 DEFAULT = ("reinforce", "reinforce-mean", "rloo", "remax", "grpo", "dr-grpo", "ppo", "vineppo", "trepo", "trepo-paper")
 """What `llm-mdp variance` compares when nobody says what."""
 SHORT = {"group_size": "K", "positions": "D", "branches": "M", "lam": "λ", "critic_error": "σ"}
 
 
-LIMITS = (("group_sizes", 1, None), ("positions", 1, None), ("branches", 1, None), ("lams", 0, 1), ("critic_errors", 0, None))
+LIMITS = (
+    ("group_sizes", 1, None),
+    ("positions", 1, None),
+    ("branches", 1, None),
+    ("lams", 0, 1),
+    ("critic_errors", 0, None),
+)
 """Least and largest value of each option of a grid."""
 
 
@@ -169,7 +218,12 @@ class Grid:
         """What to try of an option."""
         if option == "lam":
             return kind.lams if self.lams is None else self.lams
-        given = {"group_size": self.group_sizes, "positions": self.positions, "branches": self.branches, "critic_error": self.critic_errors}
+        given = {
+            "group_size": self.group_sizes,
+            "positions": self.positions,
+            "branches": self.branches,
+            "critic_error": self.critic_errors,
+        }
         return given[option]
 
 
@@ -214,7 +268,8 @@ class Candidate:
 
 
 def candidates(names: Iterable[str], grid: Grid, horizon: int) -> list[Candidate]:
-    """Every name with every combination of its options; positions beyond the horizon are left out, for they are all the same.
+    """Every name with every combination of its options; positions beyond the horizon are left out, for they are all the
+    same.
 
     Raises:
         ValueError: for a name that nobody knows, or an option out of range for one of the names.
@@ -224,7 +279,11 @@ def candidates(names: Iterable[str], grid: Grid, horizon: int) -> list[Candidate
         if name not in KINDS:
             if ":" not in name:
                 close = difflib.get_close_matches(name, KINDS, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(KINDS)}, or write FILE.py:CLASS."
+                hint = (
+                    f"did you mean {close[0]}?"
+                    if close
+                    else f"choose among {', '.join(KINDS)}, or write FILE.py:CLASS."
+                )
                 raise ValueError(f"there is no estimator {name!r}; {hint}")
             found.append(Candidate(name))
             continue
@@ -237,10 +296,15 @@ def candidates(names: Iterable[str], grid: Grid, horizon: int) -> list[Candidate
                 options["positions"] = min(options["positions"], horizon)
             found.append(Candidate(name, options))
         if len(found) == before:
-            raise ValueError(f"{name} compares responses to a prompt, and --group-sizes are {grid.group_sizes}; give one of at least 2.")
+            raise ValueError(
+                f"{name} compares responses to a prompt, and --group-sizes are {grid.group_sizes}; give one of at "
+                f"least 2."
+            )
     distinct = [candidate for place, candidate in enumerate(found) if candidate not in found[:place]]
     by_label: dict[str, Candidate] = {}
     for candidate in distinct:
         if (other := by_label.setdefault(candidate.label, candidate)) is not candidate:
-            raise ValueError(f"{other.name} and {candidate.name} are both called {candidate.label}; rename one of the classes.")
+            raise ValueError(
+                f"{other.name} and {candidate.name} are both called {candidate.label}; rename one of the classes."
+            )
     return distinct

@@ -1,15 +1,17 @@
 """What a token of sampling buys: covariance, bias and cost of an estimator, and what follows from them at equal cost.
 
-One *estimate* g is a group of K responses to one prompt with its branches; it costs c generated tokens and scatters with v = tr Cov g.
-A budget of B tokens buys n = B / c independent estimates, whose mean ĝ has the covariance v / n. Then
+One *estimate* g is a group of K responses to one prompt with its branches; it costs c generated tokens and scatters
+with v = tr Cov g. A budget of B tokens buys n = B / c independent estimates, whose mean ĝ has the covariance v / n.
+Then
 
     mean squared error    E|ĝ - ∇J|² = |E g - ∇J|² + v / n
-    signal to noise       |E g|² / (v / n) = B / q,    q = v c / |E g|²    (*tokens to signal*: at B = q signal equals noise)
-    progress              <E g, ∇J>² / (|∇J|² E|ĝ|²) = cos² / (1 + q / B)
+    signal to noise       |E g|² / (v / n) = B / q,    q = v c / |E g|²    (*tokens to signal*: at B = q signal equals
+    noise) progress              <E g, ∇J>² / (|∇J|² E|ĝ|²) = cos² / (1 + q / B)
 
-Progress is what the best step along ĝ gains, over what the best step along ∇J gains, where J is equally smooth in all directions:
-the largest of η <E ĝ, ∇J> - (L/2) η² E|ĝ|² over η is <E g, ∇J>² / (2 L E|ĝ|²), and |∇J|² / (2 L) for the exact gradient. It does not
-depend on the estimator's scale, which a learning rate can undo; its ceiling is the cosine, its pace is q. Two numbers say all.
+Progress is what the best step along ĝ gains, over what the best step along ∇J gains, where J is equally smooth in all
+directions: the largest of η <E ĝ, ∇J> - (L/2) η² E|ĝ|² over η is <E g, ∇J>² / (2 L E|ĝ|²), and |∇J|² / (2 L) for the
+exact gradient. It does not depend on the estimator's scale, which a learning rate can undo; its ceiling is the cosine,
+its pace is q. Two numbers say all.
 """
 
 import math
@@ -40,7 +42,8 @@ NUMBERS = 20_000_000
 
 
 def progress(cosine: float, tokens_to_signal: float | None, budget: float) -> float:
-    """cos |cos| / (1 + q / B): negative where the estimate points away from ∇J; 0 where there is no signal (q None or infinite).
+    """cos |cos| / (1 + q / B): negative where the estimate points away from ∇J; 0 where there is no signal (q None or
+    infinite).
 
     Args: budget: B > 0, generated tokens.
     """
@@ -133,15 +136,20 @@ class Measurement:
     def over(self, base: "Measurement") -> tuple[float, tuple[float, float] | None]:
         """Tokens to signal over those of another, and the ratio's interval (None if both are exact).
 
-        Where both come from the same draws their bootstrap samples are paired, and what they share (the length of ∇J, hard prompts) is not
-        in the interval of the ratio.
+        Where both come from the same draws their bootstrap samples are paired, and what they share (the length of ∇J,
+        hard prompts) is not in the interval of the ratio.
         """
         value = _ratio(self.spread, base.spread)
         if not self.replicates and not base.replicates:
             return value, None
-        ours, theirs = self.replicates or (self.spread,) * len(base.replicates), base.replicates or (base.spread,) * len(self.replicates)
+        ours, theirs = (
+            self.replicates or (self.spread,) * len(base.replicates),
+            base.replicates or (base.spread,) * len(self.replicates),
+        )
         tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile([_ratio(one, other) for one, other in zip(ours, theirs)], [tail, 1 - tail], method="inverted_cdf")
+        low, high = np.quantile(
+            [_ratio(one, other) for one, other in zip(ours, theirs)], [tail, 1 - tail], method="inverted_cdf"
+        )
         return value, (float(low), float(high))
 
     def document(self) -> dict[str, Any]:
@@ -169,14 +177,18 @@ class Measurement:
             "mean_squared_error": known(spread.mean_squared_error(budget)),
             "signal_to_noise": budget / spread.tokens_to_signal if spread.tokens_to_signal > 0 else None,
             "progress": spread.progress(budget),
-            "intervals": intervals and {name: [known(end) for end in ends] for name, ends in intervals.items() if ends is not None},
+            "intervals": intervals
+            and {name: [known(end) for end in ends] for name, ends in intervals.items() if ends is not None},
             "samples": self.samples,
         }
 
 
 def read_measurement(document: dict[str, Any]) -> Measurement:
     """What `Measurement.document` wrote."""
-    spreads = {"spread": Spread(**document["spread"]), "replicates": tuple(Spread(**one) for one in document["replicates"])}
+    spreads = {
+        "spread": Spread(**document["spread"]),
+        "replicates": tuple(Spread(**one) for one in document["replicates"]),
+    }
     return Measurement(**{**document, **spreads})
 
 
@@ -205,24 +217,32 @@ def exact_measurement(
     check_target(target)
     moments = exact_moments(estimator, enumeration)
     if not moments.tokens > 0:
-        raise ValueError(f"what {type(estimator).__name__} draws is not counted, so it has no place at equal cost; verify it instead.")
+        raise ValueError(
+            f"what {type(estimator).__name__} draws is not counted, so it has no place at equal cost; verify it "
+            f"instead."
+        )
     mean, certificate = moments.mean, certify(moments, target, magnitude)
     # What differs from the true gradient by rounding is the true gradient.
     mean = target if certificate.verdict == "unbiased" else mean
     signal = float(mean @ mean) if certificate.cosine else 0.0
-    spread = Spread(moments.tokens, moments.rewards, moments.trace_covariance, signal, float(mean @ target), float(target @ target))
+    spread = Spread(
+        moments.tokens, moments.rewards, moments.trace_covariance, signal, float(mean @ target), float(target @ target)
+    )
     return Measurement(spread, certificate.verdict, moments.draws)
 
 
 def check_target(target: Float[Tensor, " parameters"]) -> None:
     """Raise ValueError if there is no gradient to measure by."""
     if not float(target.norm()) > 0:
-        raise ValueError("the true gradient is zero here, so nothing can be measured relative to it; take another policy or reward.")
+        raise ValueError(
+            "the true gradient is zero here, so nothing can be measured relative to it; take another policy or reward."
+        )
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Independent estimates of the gradient, one for every prompt drawn; or the means of several by disjoint groups of responses to it."""
+    """Independent estimates of the gradient, one for every prompt drawn; or the means of several by disjoint groups of
+    responses to it."""
 
     gradient: Float[Tensor, "N d"]
     """The estimates (means of them), or sketches with about the same inner products."""
@@ -264,7 +284,9 @@ def kept_estimates(parts: Sequence[tuple[Tensor, Tensor, Tensor]], kept: Sequenc
     """
     (gradient, tokens, rewards), keep = (torch.cat(each) for each in zip(*parts)), torch.cat(list(kept))
     if not keep.any():
-        raise NothingKept(f"the estimator left out every one of {len(keep)} groups; draw more, or take another setting.")
+        raise NothingKept(
+            f"the estimator left out every one of {len(keep)} groups; draw more, or take another setting."
+        )
     number = int(keep.sum())
     if number < len(keep):
         tokens, rewards = (each.sum().expand(number) / number for each in (tokens, rewards))
@@ -281,13 +303,15 @@ def sampled_measurement(
 ) -> Measurement:
     """All figures from independent estimates, with bootstrap intervals.
 
-    Means enter squares without their noise: E|ḡ|² = |E g|² + tr Cov ḡ, so what the estimates say of the latter comes off.
+    Means enter squares without their noise: E|ḡ|² = |E g|² + tr Cov ḡ, so what the estimates say of the latter comes
+    off.
 
     Args:
         target: ∇J; or
-        reference: where it is not known, estimates by an unbiased estimator, paired with these (from the same draws, one by one).
-        known: what is true of the estimator on every instance (its claim in the ledger). Figures then need not rediscover it: they have the
-            true direction, and if unbiased the true length, and less noise.
+        reference: where it is not known, estimates by an unbiased estimator, paired with these (from the same draws,
+            one by one).
+        known: what is true of the estimator on every instance (its claim in the ledger). Figures then need not
+            rediscover it: they have the true direction, and if unbiased the true length, and less noise.
 
     Raises:
         ValueError: fewer than two estimates, or neither or both of target and reference.
@@ -298,7 +322,8 @@ def sampled_measurement(
     drawn = torch.from_numpy(generator.multinomial(number, even[0].numpy(), size=REPLICATES) / number)
     whole = _sums(even, estimates, target, reference)
     again = _sums(drawn, estimates, target, reference)
-    # A bootstrap sample has the noise of the draws twice; around their own mean its deviations are those of the estimate.
+    # A bootstrap sample has the noise of the draws twice; around their own mean its deviations are those of the
+    # estimate.
     replicates = whole + again - again.mean(0)
     measured = tuple(_spread(row, known) for row in replicates.tolist())
     verdict = known or ("undecided" if target is None else _verdict(estimates, target))
@@ -329,7 +354,9 @@ def _check_estimates(estimates: Estimates, target: Float[Tensor, " d"] | None, r
     if number < 2:
         raise ValueError(f"{number} estimate has no spread; draw at least 2.")
     if reference is not None and len(reference.square) != number:
-        raise ValueError(f"the reference has {len(reference.square)} estimates and not {number}; draw both from the same prompts.")
+        raise ValueError(
+            f"the reference has {len(reference.square)} estimates and not {number}; draw both from the same prompts."
+        )
     if target is not None:
         check_target(target)
     return number
@@ -353,7 +380,9 @@ def _verdict(estimates: Estimates, target: Float[Tensor, " d"]) -> str:
     return certify_means(means, target, each, each * PARTS, 0.99).verdict
 
 
-def _noise(weight: Float[Tensor, "R N"], gradient: Float[Tensor, "N d"], mean: Float[Tensor, "R d"]) -> Float[Tensor, " R"]:
+def _noise(
+    weight: Float[Tensor, "R N"], gradient: Float[Tensor, "N d"], mean: Float[Tensor, "R d"]
+) -> Float[Tensor, " R"]:
     """What the noise of N estimates adds to the squared length of their mean: tr Cov / N."""
     return (weight @ gradient.square().sum(-1) - mean.square().sum(-1)) / (weight.shape[1] - 1)
 
@@ -373,5 +402,8 @@ def _sums(
         other = weight @ reference.gradient
         product = (estimates.gradient * reference.gradient).sum(-1)
         shared = (weight @ product - (mean * other).sum(-1)) * number / (number - 1)
-        dot, size = (mean * other).sum(-1) - shared / number, other.square().sum(-1) - _noise(weight, reference.gradient, other)
+        dot, size = (
+            (mean * other).sum(-1) - shared / number,
+            other.square().sum(-1) - _noise(weight, reference.gradient, other),
+        )
     return torch.stack([weight @ estimates.tokens, weight @ estimates.rewards, trace, signal, dot, size], dim=-1)

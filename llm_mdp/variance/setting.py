@@ -1,6 +1,8 @@
-"""Settings: token MDPs and policies that differ along named axes, on which estimators are compared, and the measurements themselves.
+"""Settings: token MDPs and policies that differ along named axes, on which estimators are compared, and the
+measurements themselves.
 
-A `Setting` is plain JSON; `make_world` makes what is measured on: a tree that is enumerated, or an n-gram chain of any length.
+A `Setting` is plain JSON; `make_world` makes what is measured on: a tree that is enumerated, or an n-gram chain of any
+length.
 """
 
 import math
@@ -17,7 +19,13 @@ from torch import Tensor
 from llm_mdp.estimators.algorithms import Estimator
 from llm_mdp.exact.enumeration import MAX_EDGES, Enumeration, TooLarge
 from llm_mdp.exact.instances import Instance, random_instance, read_instance
-from llm_mdp.exact.ngram_gradient import expected_length, ngram_critic, ngram_score_sums, reward_moments, with_expected_length
+from llm_mdp.exact.ngram_gradient import (
+    expected_length,
+    ngram_critic,
+    ngram_score_sums,
+    reward_moments,
+    with_expected_length,
+)
 from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
 from llm_mdp.mdp.hidden_rewards import EndReward, HiddenReward, MarkovReward, NgramReward, PositionReward, TableReward
 from llm_mdp.mdp.token_mdp import TokenMDP, check_shape
@@ -63,8 +71,8 @@ class Setting:
     horizon: int = 4
     """T, longest response."""
     rewards: Rewards = "dense"
-    """dense: a random number for every token; sparse: for one in ten; early: in the first quarter only; outcome: 1 or 0 for a whole
-    response, at its end."""
+    """dense: a random number for every token; sparse: for one in ten; early: in the first quarter only; outcome: 1 or 0
+    for a whole response, at its end."""
     success: float | None = None
     """Probability that the policy earns the outcome 1 (about, on a table); None: 0.5."""
     entropy: float | None = None
@@ -89,22 +97,32 @@ class Setting:
             raise ValueError(f"prompts is {self.prompts}; there must be at least 1.")
         if self.policy != "ngram" and self.is_long:
             raise ValueError(
-                f"a vocabulary of {self.vocab_size}, a horizon of {self.horizon} and {self.prompts} prompt(s) make more than {MAX_EDGES:,} "
-                "(prefix, token) pairs, too many to enumerate; make one of them smaller, or take the policy ngram, which needs no tree."
+                f"a vocabulary of {self.vocab_size}, a horizon of {self.horizon} and {self.prompts} prompt(s) make "
+                f"more than {MAX_EDGES:,} "
+                "(prefix, token) pairs, too many to enumerate; make one of them smaller, or take the policy ngram, "
+                "which needs no tree."
             )
         if self.rewards not in REWARDS:
             raise ValueError(f"rewards is {self.rewards!r}; choose {', '.join(REWARDS)}.")
         if self.success is not None and (self.rewards != "outcome" or not 0 < self.success < 1):
-            raise ValueError(f"success is {self.success} with {self.rewards} rewards; it is for outcome rewards, and must be in (0, 1).")
+            raise ValueError(
+                f"success is {self.success} with {self.rewards} rewards; it is for outcome rewards, and must be in (0, "
+                f"1)."
+            )
         if self.success is not None and self.policy == "ngram":
             raise ValueError("success cannot be chosen for n-gram policies; leave it out, or take --policy tabular.")
         if self.entropy is not None and not 0 < self.entropy < math.log(self.vocab_size):
             most = math.log(self.vocab_size)
-            raise ValueError(f"entropy is {self.entropy}; over {self.vocab_size} tokens it must be between 0 and {most:.3f}.")
+            raise ValueError(
+                f"entropy is {self.entropy}; over {self.vocab_size} tokens it must be between 0 and {most:.3f}."
+            )
         if self.length is not None and self.policy != "ngram":
             raise ValueError(f"length is {self.length}; it can be chosen for n-gram policies only.")
         if self.length is not None and not 1 < self.length < self.horizon:
-            raise ValueError(f"length is {self.length}; an expected length is above 1 and below the horizon of {self.horizon} tokens.")
+            raise ValueError(
+                f"length is {self.length}; an expected length is above 1 and below the horizon of {self.horizon} "
+                f"tokens."
+            )
         if self.policy == "ngram" and self.prompts > 1:
             raise ValueError(f"prompts is {self.prompts}; n-gram settings have one.")
         if self.entropy is not None and self.policy == "transformer":
@@ -200,7 +218,9 @@ class TreeWorld:
                 return exact_measurement(estimator, self.enumeration, self.target, self.problem.magnitude("reward"))
             except TooLarge:
                 pass
-        return sampled_measurement(tree_estimates(estimator, self.enumeration, number, seed), self.target, seed=seed, known=known)
+        return sampled_measurement(
+            tree_estimates(estimator, self.enumeration, number, seed), self.target, seed=seed, known=known
+        )
 
 
 def mean_entropy(enumeration: Enumeration) -> float:
@@ -220,7 +240,9 @@ class NgramWorld:
         self.target = gradient.flatten().detach()
         self.moments = reward_moments(policy, mdp)
         noise = stream(0, "critic").initial_seed()
-        self.setup = Setup(mdp.horizon, J, lambda error: ngram_critic(policy, mdp, error * math.sqrt(self.moments[1]), seed=noise))
+        self.setup = Setup(
+            mdp.horizon, J, lambda error: ngram_critic(policy, mdp, error * math.sqrt(self.moments[1]), seed=noise)
+        )
 
     def facts(self) -> dict[str, Any]:
         length = expected_length(self.policy, self.mdp)
@@ -235,7 +257,9 @@ class NgramWorld:
         return sampled_measurement(estimates, self.target, seed=seed, known=known)
 
 
-def chain_estimates(estimator: Estimator, policy: NgramPolicy, mdp: TokenMDP, number: int, generator: torch.Generator) -> Estimates:
+def chain_estimates(
+    estimator: Estimator, policy: NgramPolicy, mdp: TokenMDP, number: int, generator: torch.Generator
+) -> Estimates:
     """Draws on a chain of any length, every group weighed by itself, `TOKENS` tokens in memory at a time."""
     groups = max(1, TOKENS // mdp.horizon // estimator.group_size)
     parts, kept = [], []
@@ -260,21 +284,26 @@ def _chain_gradients(estimator: Estimator, policy: NgramPolicy, evidence: Eviden
     evidence = as_worlds(evidence, estimator.group_size)
     rollouts = evidence.rollouts
     with torch.enable_grad():
-        weights = loss_weights(estimator, evidence, logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask).detach())
+        weights = loss_weights(
+            estimator, evidence, logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask).detach()
+        )
     group = torch.arange(len(weights)).repeat_interleave(estimator.group_size)
     prompt, tokens, weights = (part.flatten(0, 1) for part in (rollouts.prompt, rollouts.tokens, weights))
     return ngram_score_sums(policy, prompt, tokens, weights, group)
 
 
 def chain_entropy(policy: NgramPolicy, mdp: TokenMDP) -> float:
-    """Entropy of the policy, nats a token, over the contexts that it visits: J for a reward of H(π(·|c)), over the expected length."""
+    """Entropy of the policy, nats a token, over the contexts that it visits: J for a reward of H(π(·|c)), over the
+    expected length."""
     logp = policy.table.detach()[0].log_softmax(-1)
     entropy = -(logp.exp() * logp).sum(-1, keepdim=True).expand(-1, policy.vocab_size)
     paid = replace(mdp, token_reward=NgramReward(entropy, policy.order), gamma=1.0)
     return reward_moments(policy, paid)[0] / expected_length(policy, mdp)
 
 
-def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] | None = None) -> TreeWorld | NgramWorld:
+def make_world(
+    setting: Setting, transformer: Callable[[TokenMDP, int], Policy] | None = None
+) -> TreeWorld | NgramWorld:
     """Make the token MDP and the policy.
 
     Args: transformer: makes the policy of that name from a token MDP and a seed.
@@ -300,7 +329,9 @@ def make_world(setting: Setting, transformer: Callable[[TokenMDP, int], Policy] 
     if setting.rewards == "sparse":
         instance = replace(instance, mdp=replace(mdp, token_reward=sparse_reward(instance, generator)))
     elif setting.rewards == "early":
-        instance = replace(instance, mdp=replace(mdp, token_reward=early_reward(mdp.vocab_size, mdp.horizon, generator)))
+        instance = replace(
+            instance, mdp=replace(mdp, token_reward=early_reward(mdp.vocab_size, mdp.horizon, generator))
+        )
     elif setting.rewards == "outcome":
         reward = outcome_reward(instance, 0.5 if setting.success is None else setting.success, generator)
         instance = replace(instance, mdp=replace(mdp, token_reward=reward))
@@ -330,8 +361,8 @@ def sparse_reward(instance: Instance, generator: torch.Generator) -> HiddenRewar
 
 
 def outcome_reward(instance: Instance, success: float, generator: torch.Generator) -> HiddenReward:
-    """1 / γᵗ⁻¹ for the last token of randomly chosen responses; RM is then 1 or 0. The policy is right with about this probability over all
-    prompts, the first of which is the easiest and the last the hardest."""
+    """1 / γᵗ⁻¹ for the last token of randomly chosen responses; RM is then 1 or 0. The policy is right with about this
+    probability over all prompts, the first of which is the easiest and the last the hardest."""
     mdp, tree = instance.mdp, instance.mdp.tree
     e = Enumeration(mdp, instance.policy)
     levels = [torch.zeros(e.n_prompts, tree.vocab_size, size, dtype=torch.float64) for size in tree.level_sizes]
@@ -347,17 +378,27 @@ def outcome_reward(instance: Instance, success: float, generator: torch.Generato
 
 
 def successes(success: float, prompt_probability: Float[Tensor, " P"]) -> list[float]:
-    """Probabilities of being right whose mean over prompts is `success`; the odds of the easiest are e³ = 20 times those of the hardest."""
-    ease = torch.linspace(1.5, -1.5, len(prompt_probability), dtype=torch.float64) if len(prompt_probability) > 1 else torch.zeros(1)
+    """Probabilities of being right whose mean over prompts is `success`; the odds of the easiest are e³ = 20 times
+    those of the hardest."""
+    ease = (
+        torch.linspace(1.5, -1.5, len(prompt_probability), dtype=torch.float64)
+        if len(prompt_probability) > 1
+        else torch.zeros(1)
+    )
     low, high = -50.0, 50.0
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(prompt_probability @ (middle + ease).sigmoid().double()) < success else (low, middle)
+        low, high = (
+            (middle, high)
+            if float(prompt_probability @ (middle + ease).sigmoid().double()) < success
+            else (low, middle)
+        )
     return (high + ease).sigmoid().tolist()
 
 
 def _subset(probability: Float[Tensor, " N"], wanted: float, generator: torch.Generator) -> Int[Tensor, " R"]:
-    """Randomly chosen responses whose probabilities sum to about `wanted`: in random order, all that fit; from the smaller side."""
+    """Randomly chosen responses whose probabilities sum to about `wanted`: in random order, all that fit; from the
+    smaller side."""
     order = torch.randperm(len(probability), generator=generator)
     missing, chosen, others = min(wanted, 1 - wanted), [], []
     for leaf, chance in zip(order.tolist(), probability[order].tolist()):
@@ -392,7 +433,9 @@ def _bisected(entropy_of: Callable[[float], float], entropy: float) -> float:
     while entropy_of(high) > entropy:
         high *= 2
         if high > 1e6:
-            raise ValueError(f"entropy is {entropy}, which this policy does not reach however large its logits; choose a larger one.")
+            raise ValueError(
+                f"entropy is {entropy}, which this policy does not reach however large its logits; choose a larger one."
+            )
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if entropy_of(middle) > entropy else (low, middle)
@@ -412,7 +455,10 @@ def chain_of(setting: Setting) -> tuple[NgramPolicy, TokenMDP]:
     elif setting.rewards == "outcome":
         reward = EndReward(NgramReward((table.table > 0).double()), setting.gamma)
     mdp = TokenMDP(setting.vocab_size, 0, setting.horizon, reward, setting.gamma)
-    length, logits = setting.horizon / 2 if setting.length is None and setting.horizon > 16 else setting.length, policy.table.detach()
+    length, logits = (
+        setting.horizon / 2 if setting.length is None and setting.horizon > 16 else setting.length,
+        policy.table.detach(),
+    )
 
     def scaled(factor: float) -> NgramPolicy:
         policy = NgramPolicy(factor * logits, 1)

@@ -1,10 +1,12 @@
 """Sweeps: one function on many cells, in parallel, on one machine or on many, and never the same cell twice.
 
-    results = run_cells(measure, [{"name": "rloo", "group_size": k, "seed": 0} for k in (2, 4, 8)], folder=Path("sweep"), jobs=8)
+    results = run_cells(measure, [{"name": "rloo", "group_size": k, "seed": 0} for k in (2, 4, 8)],
+    folder=Path("sweep"), jobs=8)
 
 Every finished cell is a file of the folder at once, so a sweep that was stopped, by whatever, goes on where it was:
 
-    {"cell": {"name": "rloo", "group_size": 2, "seed": 0}, "function": "my_module:measure", "version": null, "llm_mdp": "0.1.0",
+    {"cell": {"name": "rloo", "group_size": 2, "seed": 0}, "function": "my_module:measure", "version": null, "llm_mdp":
+    "0.1.0",
      "result": {…}}
 
 What decides a result is in the cell, its seed included; then the result is the same on every backend.
@@ -75,30 +77,33 @@ def run_cells(
 ) -> list[Result]:
     """The function's result for each cell, in the order of the cells. Equal cells are computed once.
 
-    With a folder, finished cells are read from it and new ones written to it as they finish, whole or not at all. Another
-    function, another `function.version` or another version of LLM-MDP makes it another cell; a changed function of the same
-    version does not, so raise its `version`. A function of a script is known as `__main__:name`: give each script its own folder.
+    With a folder, finished cells are read from it and new ones written to it as they finish, whole or not at all.
+    Another function, another `function.version` or another version of LLM-MDP makes it another cell; a changed function
+    of the same version does not, so raise its `version`. A function of a script is known as `__main__:name`: give each
+    script its own folder.
 
-    After a cell has failed no further one is begun, but those in flight are finished and kept. An interrupted sweep loses the
-    cells in flight.
+    After a cell has failed no further one is begun, but those in flight are finished and kept. An interrupted sweep
+    loses the cells in flight.
 
     Args:
-        function: makes a JSON object from a cell; at the top level of a module, unless `jobs` is 1 and there is no folder.
+        function: makes a JSON object from a cell; at the top level of a module, unless `jobs` is 1 and there is no
+            folder.
         cells: JSON objects; `name` is what `progress` is told.
         folder: where finished cells are kept; made if it does not exist.
-        jobs: how many cells at once. One: in this process, whatever the backend, with its torch threads. More: in workers, with
-            one torch thread each, so the last digits of sums over large tensors may differ from those of a process with several.
-            A running Dask cluster uses all of its threads instead.
-        backend: one of `BACKENDS`. Ray connects to the cluster in RAY_ADDRESS, or uses the one that this process is connected
-            to, or else starts one here; Dask to that in DASK_SCHEDULER_ADDRESS, or else starts one here, for which a script needs
-            its `if __name__ == "__main__":`. Workers on other machines need this package, and the module of the function,
-            installed in the same versions.
+        jobs: how many cells at once. One: in this process, whatever the backend, with its torch threads. More: in
+            workers, with one torch thread each, so the last digits of sums over large tensors may differ from those of
+            a process with several. A running Dask cluster uses all of its threads instead.
+        backend: one of `BACKENDS`. Ray connects to the cluster in RAY_ADDRESS, or uses the one that this process is
+            connected to, or else starts one here; Dask to that in DASK_SCHEDULER_ADDRESS, or else starts one here, for
+            which a script needs its `if __name__ == "__main__":`. Workers on other machines need this package, and the
+            module of the function, installed in the same versions.
         progress: called with `cell.get("name", "")` as each cell is finished, those found in the folder first.
 
     Raises:
         ValueError: for an argument out of range, before any cell is computed.
         ImportError: if the package that the backend needs is not installed.
-        SweepError: if a cell fails (chained from its own error), or returns something other than a JSON object, or if a worker is lost.
+        SweepError: if a cell fails (chained from its own error), or returns something other than a JSON object, or if a
+        worker is lost.
     """
     _check_arguments(function, folder, jobs, backend)
     identities = [_identity(function, cell, f"cells[{number}]") for number, cell in enumerate(cells)]
@@ -126,14 +131,19 @@ def _check_arguments(function: Callable[[Cell], Result], folder: Path | None, jo
     if jobs > 1 and package is not None and importlib.util.find_spec(package) is None:
         raise ImportError(f'the backend {backend} needs the package {package}: pip install "llm-mdp[cluster]"')
     if _name(function) is None and (jobs > 1 or folder is not None):
-        raise ValueError(f"{function!r} cannot be imported by its name, as workers and kept cells need; define it at the top of a module.")
+        raise ValueError(
+            f"{function!r} cannot be imported by its name, as workers and kept cells need; define it at the top of a "
+            f"module."
+        )
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be a folder for the finished cells ({error.strerror}); name another one.") from None
+        raise ValueError(
+            f"{folder} cannot be a folder for the finished cells ({error.strerror}); name another one."
+        ) from None
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{folder} cannot be written; name another folder for the finished cells.")
 
@@ -141,7 +151,8 @@ def _make(folder: Path) -> None:
 def _finish(
     function: Callable[[Cell], Result], identities: dict[str, Identity], folder: Path | None, jobs: int, backend: str
 ) -> Generator[tuple[str, Result]]:
-    """The results of cells by key: first those in the folder, then the others, in the order in which they come, once they are in it."""
+    """The results of cells by key: first those in the folder, then the others, in the order in which they come, once
+    they are in it."""
     missing, failed = {}, None
     for key, identity in identities.items():
         result = None if folder is None else _read(_file(folder, key), identity)
@@ -159,10 +170,13 @@ def _finish(
             yield key, outcome
     if failed is not None:
         key, why = failed
-        raise SweepError(f"the cell {_shown(missing[key])} failed ({why.message}); correct it and run the sweep again.") from why.error
+        raise SweepError(
+            f"the cell {_shown(missing[key])} failed ({why.message}); correct it and run the sweep again."
+        ) from why.error
 
 
-# --- cells and their files ----------------------------------------------------------------------------------------------------
+# --- cells and their files
+# ----------------------------------------------------------------------------------------------------
 
 
 def _name(function: Callable[[Cell], Result]) -> str | None:
@@ -208,7 +222,8 @@ def _plain_object(content: Any, place: str) -> dict[str, Any]:
 
 
 def _plain(content: Any, place: str) -> Any:
-    """As it is read from JSON, so that nothing depends on whether it was. Raises ValueError naming what JSON cannot hold."""
+    """As it is read from JSON, so that nothing depends on whether it was. Raises ValueError naming what JSON cannot
+    hold."""
     _check_plain(content, place)
     return json.loads(json.dumps(content))
 
@@ -225,7 +240,10 @@ def _check_plain(content: Any, place: str) -> None:
     elif isinstance(content, float) and not math.isfinite(content):
         raise ValueError(f"{place} is {content}, which JSON does not have; write None for it.")
     elif content is not None and not isinstance(content, str | int | float):
-        raise ValueError(f"{place} is {_shown(content)}; it must be a number, a string, True, False, None, or a list or dict of these.")
+        raise ValueError(
+            f"{place} is {_shown(content)}; it must be a number, a string, True, False, None, or a list or dict of "
+            f"these."
+        )
 
 
 def _shown(content: Any) -> str:
@@ -237,7 +255,8 @@ def _cut(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:200]} … {text[-100:]}"
 
 
-# --- computing them -----------------------------------------------------------------------------------------------------------
+# --- computing them
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _compute(function: Callable[[Cell], Result], cells: dict[str, Cell], jobs: int, backend: str) -> Generator[Outcome]:
@@ -254,7 +273,9 @@ def _compute(function: Callable[[Cell], Result], cells: dict[str, Cell], jobs: i
             return
 
 
-def _compute_in_workers(function: Callable[[Cell], Result], cells: dict[str, Cell], jobs: int, backend: str) -> Generator[Outcome]:
+def _compute_in_workers(
+    function: Callable[[Cell], Result], cells: dict[str, Cell], jobs: int, backend: str
+) -> Generator[Outcome]:
     import joblib
 
     # Named, for a function that a worker cannot import is then an error like any other. A script's is sent as it is.
@@ -277,7 +298,9 @@ def _compute_in_workers(function: Callable[[Cell], Result], cells: dict[str, Cel
                     failed = failed or isinstance(outcome, Failure)
                     yield key, outcome
             except Exception as error:
-                raise SweepError(f"a worker of the backend {backend} was lost ({_in_words(error)}); run the sweep again.") from error
+                raise SweepError(
+                    f"a worker of the backend {backend} was lost ({_in_words(error)}); run the sweep again."
+                ) from error
             finally:
                 # After an interruption this ends the workers; joblib warns that they were not done.
                 with warnings.catch_warnings(action="ignore"):
@@ -303,7 +326,8 @@ def _outcome(function: Callable[[Cell], Result] | str, cell: Cell) -> Result | F
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one with the same words if it does not come through pickling, with its traceback as a note, which does."""
+    """The error, or one with the same words if it does not come through pickling, with its traceback as a note, which
+    does."""
     note = "in the worker:\n" + "".join(traceback.format_exception(error))
     try:
         error = pickle.loads(pickle.dumps(error))
@@ -340,7 +364,8 @@ def _ray(jobs: int) -> Iterator[Any]:
     from ray.util.multiprocessing.pool import ResultThread
 
     class Workers(RayBackend):
-        """Ray's backend inherits from joblib's pool of processes, which cannot hand on results one by one; Ray's own pool can."""
+        """Ray's backend inherits from joblib's pool of processes, which cannot hand on results one by one; Ray's own
+        pool can."""
 
         supports_return_generator = True
 
@@ -368,7 +393,8 @@ def _dask(jobs: int) -> Iterator[Any]:
     from joblib._dask import DaskDistributedBackend
 
     class Workers(DaskDistributedBackend):
-        """joblib hears from Dask of cells that came back only, and would wait for ever for one whose worker was lost."""
+        """joblib hears from Dask of cells that came back only, and would wait for ever for one whose worker was
+        lost."""
 
         def submit(self, func: Any, callback: Any = None) -> Any:
             future = super().submit(func, callback)
@@ -384,5 +410,7 @@ def _dask(jobs: int) -> Iterator[Any]:
             client.run(pkgutil.resolve_name, "llm_mdp:__version__")
         except ImportError as error:
             # Dask restarts such a worker for ever.
-            raise ImportError(f"a worker of the Dask cluster at {address} cannot import llm_mdp ({error}); install it there.") from error
+            raise ImportError(
+                f"a worker of the Dask cluster at {address} cannot import llm_mdp ({error}); install it there."
+            ) from error
         yield Workers(client=client)

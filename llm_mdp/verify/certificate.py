@@ -1,7 +1,7 @@
 """Exact and sampled certificates: is the expected gradient of an estimator's loss the true policy gradient?
 
-The loss sees the model only through `logp`, so the derivative by `logp` of every world (tiny tensors) times the score of each
-token is that world's gradient: exact mean and covariance without Monte-Carlo noise.
+The loss sees the model only through `logp`, so the derivative by `logp` of every world (tiny tensors) times the score
+of each token is that world's gradient: exact mean and covariance without Monte-Carlo noise.
 """
 
 import math
@@ -53,8 +53,8 @@ class Certificate:
     """Upper confidence bound on the relative bias."""
     confidence: float | None = None
     draws: float | None = None
-    """The part of an exact `trace_covariance` that is noise of branch draws and would go with more of them; None: no branches were
-    summed up by their variances."""
+    """The part of an exact `trace_covariance` that is noise of branch draws and would go with more of them; None: no
+    branches were summed up by their variances."""
 
     @property
     def statement(self) -> str:
@@ -73,7 +73,8 @@ class Moments:
     root_mean_square: float
     draws: float | None = None
     tokens: float = 0.0
-    """Expected number of tokens that one estimate generates, branches included; of kept groups, with what was left out at their charge."""
+    """Expected number of tokens that one estimate generates, branches included; of kept groups, with what was left out
+    at their charge."""
     rewards: float = 0.0
     """Expected number of responses that are scored for it."""
 
@@ -83,7 +84,8 @@ def exact_certificate(
 ) -> Certificate:
     """Exact bias, scale, cosine and trace of the covariance against the true gradient `target`.
 
-    Args: magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`); less than 1e-13 of it is rounding.
+    Args: magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`); less than 1e-13 of it is
+        rounding.
 
     Raises:
         TooLarge: when there are too many worlds; a sampled certificate remains.
@@ -143,7 +145,8 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
 
 
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
-    """The whole covariance matrix of the estimator; branches are enumerated outcome by outcome, so keep the instance small."""
+    """The whole covariance matrix of the estimator; branches are enumerated outcome by outcome, so keep the instance
+    small."""
     if isinstance(estimator, SecondEpoch):
         gradients, weight = second_epoch_gradients(estimator, enumeration)
         centred = gradients - weight @ gradients
@@ -156,7 +159,10 @@ def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, 
         derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
         edge = edges(evidence, enumeration).expand(derivative.shape)
         for w, a, e in zip(weight.split(4096), derivative.flatten(0, -3).split(4096), edge.flatten(0, -3).split(4096)):
-            gradient = torch.zeros(len(w), len(scores), dtype=torch.float64).scatter_add_(1, e.flatten(1), a.flatten(1)) @ scores
+            gradient = (
+                torch.zeros(len(w), len(scores), dtype=torch.float64).scatter_add_(1, e.flatten(1), a.flatten(1))
+                @ scores
+            )
             mean += w @ gradient
             second += gradient.T @ (w[:, None] * gradient)
         total += float(weight.sum())
@@ -166,8 +172,8 @@ def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, 
 def _worlds(
     estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None
 ) -> Iterator[tuple[Meter, Evidence]]:
-    """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups without order where the estimator has
-    none, branch means where they suffice."""
+    """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups without order
+    where the estimator has none, branch means where they suffice."""
     ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
     if enumerate_branches is None:
         enumerate_branches = not _affine_in_branches(estimator, enumeration)
@@ -184,7 +190,9 @@ def token_weights(
     return loss_weights(estimator, evidence, logp.expand(*worlds, *logp.shape[-2:]))
 
 
-def loss_weights(estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "*worlds B T"]:
+def loss_weights(
+    estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "*worlds B T"]
+) -> Float[Tensor, "*worlds B T"]:
     """-∂loss/∂logp of every world at these log-probabilities."""
     worlds, logp = logp.shape[:-2], logp.clone().requires_grad_()
     loss = estimator.loss(logp, evidence)
@@ -197,7 +205,9 @@ def loss_weights(estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "
         raise ValueError("loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).")
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
     if not torch.isfinite(gradient).all():
-        raise ValueError("the loss has a derivative that is not finite; look for a division by a group's zero std or length.")
+        raise ValueError(
+            "the loss has a derivative that is not finite; look for a division by a group's zero std or length."
+        )
     return torch.where(evidence.rollouts.mask, -gradient, 0.0)
 
 
@@ -214,13 +224,17 @@ def squared_norms(
     flat_a, flat_e = a.reshape(-1, a.shape[-1]), e.reshape(-1, e.shape[-1])
     chunk = max(1, 4_000_000 // flat_a.shape[-1] ** 2)
     norms = [
-        torch.einsum("wi,wij,wj->w", w, gram[i[:, :, None], i[:, None, :]], w) for w, i in zip(flat_a.split(chunk), flat_e.split(chunk))
+        torch.einsum("wi,wij,wj->w", w, gram[i[:, :, None], i[:, None, :]], w)
+        for w, i in zip(flat_a.split(chunk), flat_e.split(chunk))
     ]
     return torch.cat(norms).reshape(a.shape[:-1])
 
 
-def _branch_noise(estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor, edge: Tensor) -> Tensor:
-    """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in them."""
+def _branch_noise(
+    estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor, edge: Tensor
+) -> Tensor:
+    """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in
+    them."""
     noise = torch.zeros(base.shape[:-2], dtype=torch.float64)
     branches = evidence.branches
     if not isinstance(branches, TreeBranches) or branches.variance is None:
@@ -244,7 +258,9 @@ class _ProbeSampler(ExactSampler):
         generator = torch.Generator().manual_seed(1)
         rewards = self.enumeration.response_reward.flatten()
         one, two = (rewards[torch.randint(len(rewards), drawn.shape, generator=generator)] for _ in range(2))
-        return TreeBranches(row, step, self.left * one + (1 - self.left) * two, tokens=torch.zeros(drawn.shape, dtype=torch.float64))
+        return TreeBranches(
+            row, step, self.left * one + (1 - self.left) * two, tokens=torch.zeros(drawn.shape, dtype=torch.float64)
+        )
 
 
 def _some_groups(
@@ -261,7 +277,8 @@ def _some_groups(
 
 
 def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
-    """Does permuting the responses of a group only permute their weights, and keep the same groups? Tried on random groups."""
+    """Does permuting the responses of a group only permute their weights, and keep the same groups? Tried on random
+    groups."""
     sampler, evidence = _some_groups(estimator, enumeration)
     if evidence.branches is not None or sampler.drawn is not None:
         return False
@@ -290,14 +307,20 @@ def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
             return False
         tried.append(token_weights(estimator, evidence, enumeration, sampler.weight.shape))
     one, two, middle = tried
-    return torch.allclose(middle, (one + two) / 2, rtol=1e-10, atol=1e-12 * float(one.abs().max() + two.abs().max() + 1))
+    return torch.allclose(
+        middle, (one + two) / 2, rtol=1e-10, atol=1e-12 * float(one.abs().max() + two.abs().max() + 1)
+    )
 
 
-def second_epoch_gradients(estimator: SecondEpoch, enumeration: Enumeration) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
-    """The second update of every world, at the parameters that its own first update gave, and the worlds' probabilities."""
+def second_epoch_gradients(
+    estimator: SecondEpoch, enumeration: Enumeration
+) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
+    """The second update of every world, at the parameters that its own first update gave, and the worlds'
+    probabilities."""
     if enumeration.tree.n_leaves > MAX_UPDATED:
         raise TooLarge(
-            f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one (at most {MAX_UPDATED:,}); "
+            f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one (at most "
+            f"{MAX_UPDATED:,}); "
             "take a smaller instance."
         )
     scorer = _Scorer(enumeration.policy)
@@ -324,7 +347,10 @@ def second_epoch_gradients(estimator: SecondEpoch, enumeration: Enumeration) -> 
 def flatten_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Float[Tensor, " parameters"]:
     """One vector, in the order of the parameters; None stands for zeros."""
     return torch.cat(
-        [torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double() for g, p in zip(gradients, parameters)]
+        [
+            torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double()
+            for g, p in zip(gradients, parameters)
+        ]
     )
 
 

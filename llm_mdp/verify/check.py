@@ -47,7 +47,9 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
         raise EstimatorError(f"{estimator.__name__} is a class; give an object: {estimator.__name__}().")
     for method in ("collect", "advantages", "loss"):
         if not callable(getattr(estimator, method, None)):
-            raise EstimatorError(f"{name} has no method `{method}`; subclass llm_mdp.estimators.algorithms.Estimator, which brings it.")
+            raise EstimatorError(
+                f"{name} has no method `{method}`; subclass llm_mdp.estimators.algorithms.Estimator, which brings it."
+            )
     group_size = getattr(estimator, "group_size", None)
     if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
         raise EstimatorError(f"{name}.group_size is {group_size!r}; it must be a whole number of at least 1.")
@@ -72,7 +74,9 @@ def _check_answers(estimator: Any, twin: Any, enumeration: Enumeration) -> None:
     except (ValueError, RuntimeError) as error:
         raise EstimatorError(f"{name}.loss: {error}") from error
     if not torch.equal(weights, token_weights(twin, again, enumeration, weight)):
-        raise EstimatorError(f"{name} gave two answers to the same samples; draw all randomness from the sampler inside `collect`.")
+        raise EstimatorError(
+            f"{name} gave two answers to the same samples; draw all randomness from the sampler inside `collect`."
+        )
     _check_worlds(estimator, evidence, weights, enumeration)
     _check_prompts(estimator, evidence)
     _check_padding(estimator, evidence)
@@ -84,14 +88,19 @@ def _collect(estimator: Estimator, enumeration: Enumeration) -> tuple[Evidence, 
     sampler = ExactSampler(enumeration, _some_groups(enumeration, estimator.group_size))
     evidence = estimator.collect(sampler)
     if not isinstance(evidence, Evidence):
-        raise EstimatorError(f"{name}.collect returned {type(evidence).__name__}; return an llm_mdp.sampling.evidence.Evidence.")
+        raise EstimatorError(
+            f"{name}.collect returned {type(evidence).__name__}; return an llm_mdp.sampling.evidence.Evidence."
+        )
     if not isinstance(evidence.rollouts, TreeRollouts):
-        raise EstimatorError(f"{name}.collect made its own rollouts; pass on what sampler.rollouts(group_size) returned.")
+        raise EstimatorError(
+            f"{name}.collect made its own rollouts; pass on what sampler.rollouts(group_size) returned."
+        )
     return evidence, tuple(sampler.weight.shape)
 
 
 def _some_groups(enumeration: Enumeration, group_size: int, most: int = 300) -> Groups:
-    """All groups of responses to the first prompt if they are few, else some to every prompt at random (the same ones every time)."""
+    """All groups of responses to the first prompt if they are few, else some to every prompt at random (the same ones
+    every time)."""
     leaves = enumeration.tree.n_leaves
     if leaves**group_size <= most:
         return next(iter(all_groups(enumeration, group_size)))
@@ -107,7 +116,9 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
         return
     advantage = estimator.advantages(evidence)
     if not isinstance(advantage, Tensor):
-        raise EstimatorError(f"{name}.advantages returned {type(advantage).__name__}; return a tensor of shape (..., B, T).")
+        raise EstimatorError(
+            f"{name}.advantages returned {type(advantage).__name__}; return a tensor of shape (..., B, T)."
+        )
     if not advantage.is_floating_point():
         raise EstimatorError(f"{name}.advantages returned dtype {advantage.dtype}; return floating-point numbers.")
     try:
@@ -122,7 +133,8 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
     at_tokens = torch.where(evidence.rollouts.mask, advantage, 0.0)
     if not torch.isfinite(at_tokens).all():
         raise EstimatorError(
-            f"{name}.advantages holds {at_tokens[~torch.isfinite(at_tokens)][0].item()}; look for a division by a zero std or length."
+            f"{name}.advantages holds {at_tokens[~torch.isfinite(at_tokens)][0].item()}; look for a division by a zero "
+            f"std or length."
         )
     if advantage.requires_grad:
         raise EstimatorError(f"{name}.advantages carries a gradient; advantages are constants, use .detach().")
@@ -136,13 +148,15 @@ def _check_worlds(estimator: Estimator, evidence: Evidence, weights: Tensor, enu
         loss, gradient = _loss_and_gradient(estimator, logp[world], alone)
         if loss.dim() != 0 or not torch.allclose(-gradient, weights[world], rtol=1e-9, atol=1e-12):
             raise EstimatorError(
-                f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so reduce over "
+                f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so "
+                f"reduce over "
                 "the last ones only, e.g. response_reward.mean(-1, keepdim=True) instead of response_reward.mean()."
             )
 
 
 def _check_prompts(estimator: Any, evidence: Evidence) -> None:
-    """The responses to one prompt must have the same advantages alone and beside those to another: training has many in a batch."""
+    """The responses to one prompt must have the same advantages alone and beside those to another: training has many in
+    a batch."""
     core = getattr(estimator, "estimator", estimator)
     if type(core).loss is not Estimator.loss or getattr(core, "whole_batch", False):
         return
@@ -157,7 +171,8 @@ def _check_prompts(estimator: Any, evidence: Evidence) -> None:
     apart = torch.cat([estimator.advantages(part).expand(shape) for part in parts])
     if not torch.allclose(together, apart, rtol=1e-9, atol=1e-12):
         raise EstimatorError(
-            f"{name} mixes prompts: the advantages of a prompt's responses change when another is in the batch; {BY_PROMPT}, or set "
+            f"{name} mixes prompts: the advantages of a prompt's responses change when another is in the batch; "
+            f"{BY_PROMPT}, or set "
             "`whole_batch = True` on the class if that is meant."
         )
 
@@ -168,7 +183,9 @@ BY_PROMPT = "group rewards by prompt with llm_mdp.estimators.values.groups(rewar
 def _as_in_training(evidence: Evidence) -> Evidence:
     """Without what only trees know of their rollouts and branches."""
     plain = {part.name: getattr(evidence.rollouts, part.name) for part in fields(Rollouts)}
-    branches = evidence.branches and Branches(**{part.name: getattr(evidence.branches, part.name) for part in fields(Branches)})
+    branches = evidence.branches and Branches(
+        **{part.name: getattr(evidence.branches, part.name) for part in fields(Branches)}
+    )
     return replace(evidence, rollouts=Rollouts(**plain), branches=branches)
 
 
@@ -198,16 +215,25 @@ def _check_padding(estimator: Estimator, evidence: Evidence) -> None:
     _, after = _loss_and_gradient(estimator, wider.logp, padded)
     if not torch.allclose(after[..., :-2], before, rtol=1e-9, atol=1e-12):
         raise EstimatorError(
-            f"{type(estimator).__name__} depends on padding: its weights change when the batch is padded to a longer width; "
+            f"{type(estimator).__name__} depends on padding: its weights change when the batch is padded to a longer "
+            f"width; "
             "count policy tokens with rollouts.mask, not with the width of a tensor."
         )
 
 
 METHODS = ("collect", "advantages", "loss", "make_estimator", "prepare", "fit")
 ATTRIBUTES = {
-    "name": str, "paper": str, "claims": tuple, "config": object, "policy": nn.Module, "behaviour": nn.Module, "models": dict,
-    "optimizers": dict, "numbers": dict, "generator": torch.Generator,
-}  # fmt: skip
+    "name": str,
+    "paper": str,
+    "claims": tuple,
+    "config": object,
+    "policy": nn.Module,
+    "behaviour": nn.Module,
+    "models": dict,
+    "optimizers": dict,
+    "numbers": dict,
+    "generator": torch.Generator,
+}
 """What a trainer asks of an agent."""
 
 
@@ -215,8 +241,8 @@ def check_agent(agent: Any, config: Any = None, seed: int = 0) -> None:
     """Raise AgentError, in one sentence, if an agent could not be verified, trained or resumed.
 
     Args:
-        agent: a class, tried on a random instance with three tokens and horizon 3, or an object on a task with an `mdp` small enough to
-            enumerate. An object stays as it was: copies are tried.
+        agent: a class, tried on a random instance with three tokens and horizon 3, or an object on a task with an `mdp`
+            small enough to enumerate. An object stays as it was: copies are tried.
         config: options to make a class with; by default `agent.Config()`.
         seed: of what is drawn.
     """
@@ -226,7 +252,10 @@ def check_agent(agent: Any, config: Any = None, seed: int = 0) -> None:
     _check_form(agent)
     mdp = getattr(getattr(agent, "task", None), "mdp", None)
     if not isinstance(mdp, TokenMDP):
-        raise AgentError(f"{name}.task has no token MDP; make the agent on one, such as llm_mdp_envs.tasks.synthetic.Tabular, to check it.")
+        raise AgentError(
+            f"{name}.task has no token MDP; make the agent on one, such as llm_mdp_envs.tasks.synthetic.Tabular, to "
+            f"check it."
+        )
     _check_training(copy.deepcopy(agent), mdp, seed)
     try:
         _check_answers(copy.deepcopy(agent), copy.deepcopy(agent), Enumeration(mdp, agent.behaviour))
@@ -238,12 +267,19 @@ def _made(agent: type, config: Any, seed: int) -> Any:
     """An object of the class on a small instance."""
     options = getattr(agent, "Config", None)
     if options is None:
-        raise AgentError(f"{agent.__name__} has no `Config`; write a frozen dataclass of its options and set `Config` to it.")
+        raise AgentError(
+            f"{agent.__name__} has no `Config`; write a frozen dataclass of its options and set `Config` to it."
+        )
     instance = random_instance(3, 3, gamma=0.9, n_prompts=2, seed=seed)
     mdp = instance.mdp
     # What `llm_mdp_envs.tasks.synthetic.TokenMDPTask` says of itself; the core does not import environments.
     task = SimpleNamespace(
-        mdp=mdp, vocab_size=mdp.vocab_size, eos=mdp.eos, horizon=mdp.horizon, prompt_length=mdp.prompt_tokens.shape[1], end_of_turn=None
+        mdp=mdp,
+        vocab_size=mdp.vocab_size,
+        eos=mdp.eos,
+        horizon=mdp.horizon,
+        prompt_length=mdp.prompt_tokens.shape[1],
+        end_of_turn=None,
     )
     try:
         return agent(options() if config is None else config, instance.policy, task, seed)
@@ -259,26 +295,37 @@ def _check_form(agent: Any) -> None:
     for attribute, kind in ATTRIBUTES.items():
         value = getattr(agent, attribute, None)
         if value is None:
-            raise AgentError(f"{name} has no `{attribute}`; set it, or subclass llm_mdp_agents.base.Agent, which brings most of them.")
+            raise AgentError(
+                f"{name} has no `{attribute}`; set it, or subclass llm_mdp_agents.base.Agent, which brings most of "
+                f"them."
+            )
         if not isinstance(value, kind):
             raise AgentError(f"{name}.{attribute} is of type {type(value).__name__}; it must be a {kind.__name__}.")
     config = agent.config
     if not is_dataclass(config) or not config.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
-        raise AgentError(f"{type(config).__name__} is not a frozen dataclass; put @dataclass(frozen=True) above the options of {name}.")
+        raise AgentError(
+            f"{type(config).__name__} is not a frozen dataclass; put @dataclass(frozen=True) above the options of "
+            f"{name}."
+        )
     known = {claim.id for claim in CLAIMS}
     for claim in agent.claims:
         if claim not in known:
-            raise AgentError(f"{name}.claims has {claim!r}, which is no row of the ledger; `llm-mdp verify` lists their ids.")
+            raise AgentError(
+                f"{name}.claims has {claim!r}, which is no row of the ledger; `llm-mdp verify` lists their ids."
+            )
     group_size = getattr(agent, "group_size", None)
     if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
         raise AgentError(f"{name}.group_size is {group_size!r}; it must be a whole number of at least 1.")
     for model in agent.optimizers:
         if model not in agent.models:
-            raise AgentError(f"{name}.optimizers has {model!r}, but there is no such model; both go by the same name (`add_model`).")
+            raise AgentError(
+                f"{name}.optimizers has {model!r}, but there is no such model; both go by the same name (`add_model`)."
+            )
 
 
 def _check_training(agent: Any, mdp: TokenMDP, seed: int) -> None:
-    """Two batches as in training: randomness from generators only, the policy left to the trainer, metrics that can be logged."""
+    """Two batches as in training: randomness from generators only, the policy left to the trainer, metrics that can be
+    logged."""
     name, twin = type(agent).__name__, copy.deepcopy(agent)
     before, state = _weights_of(agent.policy), _global_randomness()
     batches = []
@@ -289,31 +336,46 @@ def _check_training(agent: Any, mdp: TokenMDP, seed: int) -> None:
         for _ in range(2):
             evidence = one.collect(sampler)
             if not isinstance(evidence, Evidence):
-                raise AgentError(f"{name}.collect returned {type(evidence).__name__}; return an llm_mdp.sampling.evidence.Evidence.")
+                raise AgentError(
+                    f"{name}.collect returned {type(evidence).__name__}; return an llm_mdp.sampling.evidence.Evidence."
+                )
             _check_untouched(f"{name}.collect", one.policy, before)
             metrics = one.fit(evidence)
             if not isinstance(metrics, dict) or not all(isinstance(value, Real) for value in metrics.values()):
-                raise AgentError(f"{name}.fit returned {metrics!r}; return a dict of numbers to log, {{}} if there are none.")
+                raise AgentError(
+                    f"{name}.fit returned {metrics!r}; return a dict of numbers to log, {{}} if there are none."
+                )
             _check_untouched(f"{name}.fit", one.policy, before)
             batches.append(evidence)
     for which, now in _global_randomness().items():
         if now != state[which]:
             raise AgentError(
-                f"{name} draws from the global generator of {which}; draw from the sampler, or from the agent's own `generator`."
+                f"{name} draws from the global generator of {which}; draw from the sampler, or from the agent's own "
+                f"`generator`."
             )
     half = len(batches) // 2
     for one, other in zip(batches[:half], batches[half:]):
-        if not torch.equal(one.rollouts.tokens, other.rollouts.tokens) or not torch.equal(one.response_reward, other.response_reward):
-            raise AgentError(f"{name} collects other evidence for the same seeds; draw from the sampler and the agent's own `generator`.")
+        if not torch.equal(one.rollouts.tokens, other.rollouts.tokens) or not torch.equal(
+            one.response_reward, other.response_reward
+        ):
+            raise AgentError(
+                f"{name} collects other evidence for the same seeds; draw from the sampler and the agent's own "
+                f"`generator`."
+            )
     for number, value in agent.numbers.items():
         if isinstance(value, Tensor) or not isinstance(value, Real):
-            raise AgentError(f"{name}.numbers[{number!r}] is of type {type(value).__name__}; checkpoints hold plain numbers: float(…).")
+            raise AgentError(
+                f"{name}.numbers[{number!r}] is of type {type(value).__name__}; checkpoints hold plain numbers: "
+                f"float(…)."
+            )
 
 
 def _check_untouched(place: str, policy: nn.Module, before: dict[str, Tensor]) -> None:
     for parameter, value in policy.state_dict().items():
         if not torch.equal(value, before[parameter]):
-            raise AgentError(f"{place} changes the policy ({parameter}); the trainer alone updates it, by the gradient of `loss`.")
+            raise AgentError(
+                f"{place} changes the policy ({parameter}); the trainer alone updates it, by the gradient of `loss`."
+            )
 
 
 def _weights_of(policy: nn.Module) -> dict[str, Tensor]:
@@ -323,7 +385,11 @@ def _weights_of(policy: nn.Module) -> dict[str, Tensor]:
 def _global_randomness() -> dict[str, Any]:
     """The states of the generators that belong to nobody."""
     numbers = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    return {"torch": torch.get_rng_state().tolist(), "numpy": (numbers["key"].tolist(), numbers["pos"]), "random": random.getstate()}
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": (numbers["key"].tolist(), numbers["pos"]),
+        "random": random.getstate(),
+    }
 
 
 def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
@@ -335,7 +401,10 @@ def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
         raise PolicyError(f"{name} is not a torch.nn.Module with parameters; there is nothing to take a gradient by.")
     for method in ("logits", "sample"):
         if not callable(getattr(policy, method, None)):
-            raise PolicyError(f"{name} has no method `{method}`; subclass llm_mdp.sampling.policies.PolicyModule, which brings `sample`.")
+            raise PolicyError(
+                f"{name} has no method `{method}`; subclass llm_mdp.sampling.policies.PolicyModule, which brings "
+                f"`sample`."
+            )
     generator = torch.Generator().manual_seed(seed)
     prompt = mdp.prompt_tokens
     drawn = policy.sample(prompt, 8, eos=mdp.eos, horizon=mdp.horizon, generator=generator)
@@ -344,11 +413,14 @@ def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
     expected = (*drawn.tokens.shape, mdp.vocab_size)
     if tuple(logits.shape) != expected:
         raise PolicyError(
-            f"{name}.logits has shape {tuple(logits.shape)}; for tokens of shape {tuple(drawn.tokens.shape)} it must be {expected}."
+            f"{name}.logits has shape {tuple(logits.shape)}; for tokens of shape {tuple(drawn.tokens.shape)} it must "
+            f"be {expected}."
         )
     alive = drawn.mask
     if not torch.isfinite(logits[alive].logsumexp(-1)).all():
-        raise PolicyError(f"{name}.logits holds numbers that are not finite; every state needs at least one possible token.")
+        raise PolicyError(
+            f"{name}.logits holds numbers that are not finite; every state needs at least one possible token."
+        )
     if not logits.requires_grad:
         raise PolicyError(f"{name}.logits has no gradient; do not detach, and do not compute it under torch.no_grad().")
     for step in range(mdp.horizon):
@@ -357,16 +429,24 @@ def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
         moved = (policy.logits(rows, changed)[:, step] - logits[:, step]).detach()
         if float(moved[alive[:, step]].abs().max() if alive[:, step].any() else 0) > 1e-6:
             raise PolicyError(
-                f"{name}.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step {step} sees later tokens."
+                f"{name}.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step {step} "
+                f"sees later tokens."
             )
     scored = logp_of(policy, rows, drawn.tokens, drawn.mask)
     if not torch.allclose(scored.to(drawn.logp.dtype), drawn.logp, atol=1e-5):
-        raise PolicyError(f"{name}.sample reports log-probabilities that differ from those of its logits; score what was sampled.")
+        raise PolicyError(
+            f"{name}.sample reports log-probabilities that differ from those of its logits; score what was sampled."
+        )
     again = policy.sample(prompt, 8, eos=mdp.eos, horizon=mdp.horizon, generator=torch.Generator().manual_seed(seed))
     if not torch.equal(again.tokens, drawn.tokens):
-        raise PolicyError(f"{name}.sample gives other responses for the same seed; use the generator it is given and no other.")
+        raise PolicyError(
+            f"{name}.sample gives other responses for the same seed; use the generator it is given and no other."
+        )
     ended = torch.zeros(len(rows), dtype=torch.bool)
     for step in range(mdp.horizon):
         if bool((drawn.mask[:, step] & ended).any()) or bool((~drawn.mask[:, step] & ~ended).any()):
-            raise PolicyError(f"{name}.sample has a wrong mask at step {step}: True up to the end token, it included, and False after it.")
+            raise PolicyError(
+                f"{name}.sample has a wrong mask at step {step}: True up to the end token, it included, and False "
+                f"after it."
+            )
         ended = ended | (drawn.tokens[:, step] == (PAD if mdp.eos is None else mdp.eos))

@@ -1,17 +1,41 @@
-"""The ledger: who says what about which estimator, and the verdict expected (`../shared/CLAIMS.md` of the founding documents).
+"""The ledger: who says what about which estimator, and the verdict expected (`../shared/CLAIMS.md` of the founding
+documents).
 
-A claim of "unbiased" or "proportional" is for all instances. A claim of "biased" is that a counter-example is easy to find; on
-instances where theory says that the bias cannot show (short horizons, gamma = 1, no end token) the expectation says so.
+A claim of "unbiased" or "proportional" is for all instances. A claim of "biased" is that a counter-example is easy to
+find; on instances where theory says that the bias cannot show (short horizons, gamma = 1, no end token) the expectation
+says so.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_mdp.estimators.algorithms import ABC, GRPO, MARLHF, PPO, PRIME, R3HF, REINFORCE, RLOO, RTO, Estimator, ReMax, TRePO, VinePPO
+from llm_mdp.estimators.algorithms import (
+    ABC,
+    GRPO,
+    MARLHF,
+    PPO,
+    PRIME,
+    R3HF,
+    REINFORCE,
+    RLOO,
+    RTO,
+    Estimator,
+    ReMax,
+    TRePO,
+    VinePPO,
+)
 from llm_mdp.estimators.boundaries import EveryNTokens, FractionsOfLength
 from llm_mdp.estimators.practices import KLLoss, KLReward, MaskedTruncated, SecondEpoch, Tempered, ZeroStdFiltered
-from llm_mdp.estimators.theorems import Lemma1, MixedRewards, ReturnToGo, Theorem1, Theorem2, Whitened, WithGreedyBaseline
+from llm_mdp.estimators.theorems import (
+    Lemma1,
+    MixedRewards,
+    ReturnToGo,
+    Theorem1,
+    Theorem2,
+    Whitened,
+    WithGreedyBaseline,
+)
 from llm_mdp.mdp.hidden_rewards import ScaledReward
 from llm_mdp.verify.problem import Problem, Target
 
@@ -35,7 +59,8 @@ class Claim:
     target: Target = "reward"
 
     def expected(self, problem: Problem) -> str:
-        """The verdict expected, "report" where it cannot show on this instance for want of dimensions, rewards or a gradient."""
+        """The verdict expected, "report" where it cannot show on this instance for want of dimensions, rewards or a
+        gradient."""
         verdict = self.expect(problem)
         if verdict == "biased" and not problem.generic:
             return "report"
@@ -81,7 +106,8 @@ def _group(p: Problem, **options) -> dict:
 D = EveryNTokens(2)
 
 CLAIMS: tuple[Claim, ...] = (
-    # --- theorems -----------------------------------------------------------------------------------------------------------
+    # --- theorems
+    # -----------------------------------------------------------------------------------------------------------
     Claim(
         "lemma-1", "theorems", "Aₜ = γᵗ⁻¹ Q(W₀,ₜ₋₁, wₜ) gives ∇J", "Lemma 1, Eq. 4", always("unbiased"),
         "the policy gradient theorem for deterministic transitions",
@@ -163,7 +189,8 @@ CLAIMS: tuple[Claim, ...] = (
         lambda p: PPO(critic=p.exact_u, lam=1.0, gamma=0.9),
         repair="γ = 1 whenever the reward comes once, at the end",
     ),
-    # --- algorithms ---------------------------------------------------------------------------------------------------------
+    # --- algorithms
+    # ---------------------------------------------------------------------------------------------------------
     Claim(
         "reinforce", "algorithms", "REINFORCE: RM(W) ∇log π(W)", "Corollary 1; Williams 1992", always("unbiased"),
         "Corollary 1", lambda p: REINFORCE(),
@@ -188,7 +215,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "grpo", "algorithms", "GRPO: (RMₖ - mean)/(std + 1e-4)", "Eq. 34-35; Shao et al. 2024", biased_from(1),
-        "the std is correlated with RMₖ; easy and hard groups are weighed up (two-valued rewards, one prompt: the direction is right)",
+        "the std is correlated with RMₖ; easy and hard groups are weighed up (two-valued rewards, one prompt: the "
+        "direction is right)",
         lambda p: GRPO(**_group(p)),
         repair="drop the std (grpo-mean, rloo)",
     ),
@@ -279,7 +307,8 @@ CLAIMS: tuple[Claim, ...] = (
         "dpo-optimum", "algorithms", "the minimiser of the population DPO loss is ref exp(RM/β)/Z", "Eq. 40; Rafailov et al. 2023", always("holds"),
         "minimised by Newton's method over all pairs, compared with the closed form",
     ),
-    # --- practices ----------------------------------------------------------------------------------------------------------
+    # --- practices
+    # ----------------------------------------------------------------------------------------------------------
     Claim(
         "kl-k1-reward", "practices", "KL penalty k1 = log π/ref as a token reward", "target ∇KL(π‖ref)", always("unbiased"),
         "KL is the expected sum of k1, and E ∇k1 = 0", lambda p: KLReward(reference=p.instance.reference, kind="k1"), target="kl",

@@ -35,8 +35,8 @@ def run_ledger(
         progress: called with the id of each claim when it is done.
 
     Returns:
-        {"name", "policy", "J", "grad_norm", "gradient", "instance", "claims": {id: {…}}, …}; `gradient` follows the instance's nodes,
-        V entries each, for a table, and the order of the policy's parameters otherwise.
+        {"name", "policy", "J", "grad_norm", "gradient", "instance", "claims": {id: {…}}, …}; `gradient` follows the
+        instance's nodes, V entries each, for a table, and the order of the policy's parameters otherwise.
 
     Raises:
         TooLarge: the instance cannot be enumerated at all.
@@ -86,7 +86,11 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
     try:
         if claim.build is None:
             return row | _optimum(problem)
-        estimator, target, magnitude = claim.build(problem), problem.target(claim.target), problem.magnitude(claim.target)
+        estimator, target, magnitude = (
+            claim.build(problem),
+            problem.target(claim.target),
+            problem.magnitude(claim.target),
+        )
         if sampled is None:
             certificate = exact_certificate(estimator, problem.enumeration, target, magnitude)
         else:
@@ -95,7 +99,9 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
             )
     except (TooLarge, NothingKept, NotConverged) as error:
         return row | {"reason": f"not computed: {error}"}
-    figures = {name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")}
+    figures = {
+        name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
+    }
     if certificate.samples is not None:
         figures |= {"samples": certificate.samples, "bound": certificate.bound, "confidence": certificate.confidence}
         figures |= {"certificate": certificate.statement}
@@ -109,7 +115,8 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
 def holds(certificate: Certificate, expected: str) -> bool | None:
     """Is this what was expected? None: a sample too small to say.
 
-    A sample can refute "unbiased" and "proportional". It cannot refute "biased": the bias may be smaller than it resolves.
+    A sample can refute "unbiased" and "proportional". It cannot refute "biased": the bias may be smaller than it
+    resolves.
     """
     if expected == "report" or certificate.verdict == expected:
         return True
@@ -118,7 +125,12 @@ def holds(certificate: Certificate, expected: str) -> bool | None:
     if certificate.verdict == "undecided" or expected == "biased":
         return None
     # "biased" here may be a bias of scale only, whose direction the sample does not resolve.
-    if expected == "proportional" and certificate.verdict == "biased" and certificate.cosine is not None and certificate.cosine > 0.99:
+    if (
+        expected == "proportional"
+        and certificate.verdict == "biased"
+        and certificate.cosine is not None
+        and certificate.cosine > 0.99
+    ):
         return None
     return False
 

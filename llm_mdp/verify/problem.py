@@ -34,7 +34,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
-            raise ValueError(f"--group-size is {self.group_size}; group baselines need at least 2 responses to a prompt.")
+            raise ValueError(
+                f"--group-size is {self.group_size}; group baselines need at least 2 responses to a prompt."
+            )
         if not self.beta > 0:
             raise ValueError(f"--beta is {self.beta}; it must be above 0.")
 
@@ -94,8 +96,8 @@ class Problem:
         return Enumeration(self.instance.mdp, self.instance.reference).leaf_logp().sum(-1)
 
     def magnitude(self, kind: Target) -> float:
-        """Root mean square of X(W) ∇log π(W), the terms that estimators add up: X = RM and the log-probabilities that implicit
-        rewards are differences of, times β; for KL the log-probabilities alone."""
+        """Root mean square of X(W) ∇log π(W), the terms that estimators add up: X = RM and the log-probabilities that
+        implicit rewards are differences of, times β; for KL the log-probabilities alone."""
         return self._magnitudes[kind]
 
     @cached_property

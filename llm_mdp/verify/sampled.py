@@ -1,7 +1,8 @@
 """Sampled certificates: where worlds are too many to enumerate, or to watch the exact figures being approached.
 
-Draws come in batches whose means are kept and nothing else, so 10⁷ responses need no more memory than 10⁴. From the means m of
-the batches follow the estimate, its error, and a statement of *equivalence*: "relative bias below x with 99 % confidence".
+Draws come in batches whose means are kept and nothing else, so 10⁷ responses need no more memory than 10⁴. From the
+means m of the batches follow the estimate, its error, and a statement of *equivalence*: "relative bias below x with 99
+% confidence".
 """
 
 import math
@@ -17,7 +18,15 @@ from llm_mdp.exact.enumeration import Enumeration, ExactSampler, TreeSampler, al
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept, PolicySampler
-from llm_mdp.verify.certificate import ROUNDING, WITHIN, Certificate, edges, flatten_gradients, second_epoch_gradients, token_weights
+from llm_mdp.verify.certificate import (
+    ROUNDING,
+    WITHIN,
+    Certificate,
+    edges,
+    flatten_gradients,
+    second_epoch_gradients,
+    token_weights,
+)
 
 BATCHES = 200
 CHUNK = 20_000
@@ -36,11 +45,13 @@ def sampled_certificate(
 ) -> Certificate:
     """Certificate from `responses` drawn responses (rounded to whole groups and batches).
 
-    Estimators of one response without branches are drawn as multinomial counts of the enumerated responses: the distribution of
-    the batch mean is the same as that of a loop over samples, at a cost that does not grow with their number.
+    Estimators of one response without branches are drawn as multinomial counts of the enumerated responses: the
+    distribution of the batch mean is the same as that of a loop over samples, at a cost that does not grow with their
+    number.
 
     Args:
-        confidence: of the bound on the relative bias and of the verdict; for k certificates to hold together take 1 - 0.01 / k.
+        confidence: of the bound on the relative bias and of the verdict; for k certificates to hold together take 1 -
+            0.01 / k.
 
     Raises:
         ValueError: fewer responses than two batches of one group.
@@ -48,7 +59,8 @@ def sampled_certificate(
     groups = max(1, responses // (estimator.group_size * BATCHES))
     if responses < 2 * estimator.group_size * BATCHES:
         raise ValueError(
-            f"--sampled {responses} is too few; {estimator.group_size} a group need at least {2 * estimator.group_size * BATCHES}."
+            f"--sampled {responses} is too few; {estimator.group_size} a group need at least "
+            f"{2 * estimator.group_size * BATCHES}."
         )
     if isinstance(estimator, SecondEpoch):
         means = _counted(*second_epoch_gradients(estimator, enumeration), groups, seed)
@@ -102,7 +114,9 @@ def certify_means(
     centred = means - mean
     inner = centred @ centred.T / (count - 1)
     trace, square = float(inner.trace()), inner @ inner
-    radius = normal_radius(trace / count, float(square.trace()) / count**2, float((square * inner).sum()) / count**3, confidence)
+    radius = normal_radius(
+        trace / count, float(square.trace()) / count**2, float((square * inner).sum()) / count**3, confidence
+    )
     # The covariance itself is estimated, from `count` batches: Student's correction to first order.
     radius *= math.sqrt(1 + (_chi_square_quantile(1, confidence) + 1) / (2 * (count - 1)))
     size, bias = float(target.norm()), float((mean - target).norm())
@@ -121,7 +135,9 @@ def certify_means(
     else:
         verdict = "biased"
     cosine = along / mean_size if mean_size > floor else 0.0
-    return Certificate(verdict, bias / size, along / size, cosine, covariance, responses, (bias + radius) / size, confidence)
+    return Certificate(
+        verdict, bias / size, along / size, cosine, covariance, responses, (bias + radius) / size, confidence
+    )
 
 
 def pull_back(weights: Float[Tensor, "batches E"], enumeration: Enumeration) -> Float[Tensor, "batches parameters"]:
@@ -150,11 +166,15 @@ def _edge_table(estimator: Estimator, enumeration: Enumeration) -> tuple[Float[T
     edge = torch.cat(indices)
     world = torch.arange(len(edge))[:, None].expand(edge.shape)
     place = torch.stack([world.flatten(), edge.flatten()])
-    table = torch.sparse_coo_tensor(place, torch.cat(weights).flatten(), (len(edge), enumeration.n_edges), check_invariants=False)
+    table = torch.sparse_coo_tensor(
+        place, torch.cat(weights).flatten(), (len(edge), enumeration.n_edges), check_invariants=False
+    )
     return table.coalesce(), torch.cat(probability)
 
 
-def _counted(table: Float[Tensor, "W n"], probability: Float[Tensor, " W"], groups: int, seed: int) -> Float[Tensor, "batches n"]:
+def _counted(
+    table: Float[Tensor, "W n"], probability: Float[Tensor, " W"], groups: int, seed: int
+) -> Float[Tensor, "batches n"]:
     """Batch means from multinomial counts of the worlds."""
     generator, chance = np.random.Generator(np.random.Philox(key=seed)), probability.numpy()
     counts = torch.from_numpy(generator.multinomial(groups, chance / chance.sum(), size=BATCHES) / groups)
@@ -164,7 +184,10 @@ def _counted(table: Float[Tensor, "W n"], probability: Float[Tensor, " W"], grou
 def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Float[Tensor, "batches E"]:
     """Batch means over edges from drawn worlds, at most `CHUNK` in memory."""
     generator, worlds = torch.Generator().manual_seed(seed), groups * BATCHES
-    sums, kept = torch.zeros(BATCHES * enumeration.n_edges, dtype=torch.float64), torch.zeros(BATCHES, dtype=torch.float64)
+    sums, kept = (
+        torch.zeros(BATCHES * enumeration.n_edges, dtype=torch.float64),
+        torch.zeros(BATCHES, dtype=torch.float64),
+    )
     for start in range(0, worlds, CHUNK):
         sampler = TreeSampler(enumeration, min(CHUNK, worlds - start), generator)
         evidence = estimator.collect(sampler)
@@ -177,9 +200,12 @@ def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: in
         place = edges(evidence, enumeration) + (batch * enumeration.n_edges)[:, None, None]
         sums.index_add_(0, place.flatten(), derivative.flatten())
     if not kept.any():
-        raise NothingKept(f"the estimator left out every one of {worlds} groups; draw more responses or another instance.")
+        raise NothingKept(
+            f"the estimator left out every one of {worlds} groups; draw more responses or another instance."
+        )
     sums = sums.view(BATCHES, -1)
-    # The ratio of the totals, and around it what each batch adds to first order: a batch of its own may have kept nothing.
+    # The ratio of the totals, and around it what each batch adds to first order: a batch of its own may have kept
+    # nothing.
     ratio = sums.sum(0) / kept.sum()
     return ratio + (sums - ratio * kept[:, None]) / kept.mean()
 

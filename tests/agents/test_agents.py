@@ -42,14 +42,19 @@ def sampler(agent: Agent, prompts: int = 4, seed: int = 0) -> PolicySampler:
     return PolicySampler(agent.behaviour, TASK.mdp, torch.Generator().manual_seed(seed), prompts)
 
 
-# --- options ------------------------------------------------------------------------------------------------------------------
+# --- options
+# ------------------------------------------------------------------------------------------------------------------
 
 BAD = [
     ("rloo", {"group_size": 1}, r"group_size is 1; this agent needs at least 2 responses to a prompt\."),
     ("trepo", {"group_size": 0}, r"group_size is 0; this agent needs at least 1 responses to a prompt\."),
     ("ppo", {"clip_low": -0.1}, r"clip_low is -0\.1; it must be above 0, or None for no clipping\."),
     ("rloo", {"kl": -1.0}, r"kl is -1\.0; the weight of the penalty is at least 0\."),
-    ("rloo", {"kl_in": "loss", "kl": 0.1}, r'kl_estimator "k1" in the loss has no gradient \(claim kl-k1-loss\); put it into the reward'),
+    (
+        "rloo",
+        {"kl_in": "loss", "kl": 0.1},
+        r'kl_estimator "k1" in the loss has no gradient \(claim kl-k1-loss\); put it into the reward',
+    ),
     ("rloo", {"kl_in": "rewards"}, r"kl_in is 'rewards'; choose 'reward', 'loss'\."),
     ("ppo", {"kl_estimator": "k4"}, r"kl_estimator is 'k4'; choose 'k1', 'k2', 'k3'\."),
     ("reinforce", {"decay": 1.0}, r"decay is 1\.0; it must be in \[0, 1\)\."),
@@ -59,19 +64,31 @@ BAD = [
     ("grpo", {"overlong": "drop"}, r"overlong is 'drop'; choose 'keep', 'mask', 'punish'\."),
     ("trepo", {"variant": "papr"}, r"variant is 'papr'; choose 'repaired', 'paper'\."),
     ("vineppo", {"boundary": "sentences"}, r"boundary is 'sentences'; choose 'every', 'separators', 'random'\."),
-    ("vineppo", {"boundary": "separators"}, r'boundary is "separators", but there are none; give token ids in `separators`\.'),
+    (
+        "vineppo",
+        {"boundary": "separators"},
+        r'boundary is "separators", but there are none; give token ids in `separators`\.',
+    ),
     ("ma-rlhf", {"positions": 0}, r"positions is 0; draw at least 1\."),
     ("trepo", {"every": 0}, r"n is 0; a segment has at least 1 token\."),
     ("trepo", {"samples": 0}, r"samples is 0; a value needs at least 1 branch\."),
     ("ppo", {"lam": 1.5}, r"lam is 1\.5; it must be in \[0, 1\]\."),
     ("ma-rlhf", {"lam": -0.1}, r"lam is -0\.1; it must be in \[0, 1\]\."),
-    ("ppo", {"critic": "/no/such/folder"}, r"no reward model or critic could be loaded from '/no/such/folder'; name a model"),
+    (
+        "ppo",
+        {"critic": "/no/such/folder"},
+        r"no reward model or critic could be loaded from '/no/such/folder'; name a model",
+    ),
     ("dpo", {"group_size": 3}, r"group_size is 3; preferences come in pairs, so it must be even\."),
     ("dpo", {"beta": 0.0}, r"beta is 0\.0; it must be above 0\."),
     ("iterative-dpo", {"preference_temperature": -1.0}, r"preference_temperature is -1\.0; it must be above 0\."),
     ("iterative-dpo", {"refresh": 0}, r"refresh is 0; an iteration has at least 1 batch\."),
     ("dpo", {"kl": 0.1}, r"kl is 0\.1, but DPO is held to its reference by beta; leave kl at 0\."),
-    ("dpo", {"clip_low": 0.2}, r"clip_low or clip_high is given, but the loss of DPO has no ratio to clip; leave them out\."),
+    (
+        "dpo",
+        {"clip_low": 0.2},
+        r"clip_low or clip_high is given, but the loss of DPO has no ratio to clip; leave them out\.",
+    ),
     ("rto", {"beta": -0.5}, r"beta is -0\.5; it must be above 0\."),
     ("prime", {"beta": 0.0}, r"beta is 0\.0; it must be above 0\."),
     ("abc", {"beta": 1.2}, r"beta is 1\.2; it must be in \[0, 1\]\."),
@@ -126,7 +143,11 @@ def test_a_variant_fills_in_what_was_not_given_and_nothing_else(variant, expecte
 
 def test_variants_reach_the_estimator():
     estimator = make("grpo", variant="dr-grpo").estimator
-    assert (estimator.reduction, estimator.reduction_constant, estimator.scale_by_std) == ("constant", TASK.horizon, False)
+    assert (estimator.reduction, estimator.reduction_constant, estimator.scale_by_std) == (
+        "constant",
+        TASK.horizon,
+        False,
+    )
     assert make("grpo", variant="dapo", overlong_tokens=2).estimator.overlong_tokens == 2
     assert make("grpo").estimator.reduction_constant is None
 
@@ -140,13 +161,21 @@ def test_variants_reach_the_estimator():
         ("ma-rlhf", {"every": 3}, {"lam": 0.95, "boundary": EveryNTokens(3)}),
         ("vineppo", {}, {"samples": 9, "boundary": EveryNTokens(2), "lam": 0.0, "greedy": False, "temperatures": None}),
         ("vineppo", {"boundary": "separators", "separators": (1, 2)}, {"boundary": AfterTokens((1, 2))}),
-        ("trepo", {}, {"samples": 2, "boundary": EveryNTokens(1), "pooled": False, "interpolated": False, "temperatures": None}),
+        (
+            "trepo",
+            {},
+            {"samples": 2, "boundary": EveryNTokens(1), "pooled": False, "interpolated": False, "temperatures": None},
+        ),
         ("trepo", {"lam": 0.5, "samples": 7}, {"samples": 7, "lam": 0.5}),
         ("dpo", {"beta": 0.3, "preference_temperature": 2.0}, {"beta": 0.3, "preference_temperature": 2.0}),
         ("rto", {"beta": 0.3, "paper": True}, {"beta": 0.3, "paper": True, "group_baseline": True}),
         ("rto", {"group_size": 1}, {"paper": False, "group_baseline": False}),
         ("abc", {"beta": 0.3}, {"beta": 0.3, "to_go": False, "group_baseline": True}),
-        ("prime", {"threshold": 0.1, "outcome_weight": 2.0, "beta": 0.3}, {"threshold": 0.1, "outcome_weight": 2.0, "beta": 0.3}),
+        (
+            "prime",
+            {"threshold": 0.1, "outcome_weight": 2.0, "beta": 0.3},
+            {"threshold": 0.1, "outcome_weight": 2.0, "beta": 0.3},
+        ),
     ],
 )
 def test_options_reach_the_estimator(name, options, expected):
@@ -174,24 +203,34 @@ def test_truncated_responses_are_masked_out_of_the_advantages_only():
     assert torch.equal(masked[~cut], kept[~cut]), "their rewards count in the mean and the std"
 
 
-# --- what agents remember -----------------------------------------------------------------------------------------------------
+# --- what agents remember
+# -----------------------------------------------------------------------------------------------------
 
 REMEMBERING = {
-    "vineppo": {"boundary": "random", "positions": 1}, "trepo": {"boundary": "random", "positions": 1},
-    "ma-rlhf": {"boundary": "random", "positions": 1, "kl": 0.1}, "iterative-dpo": {"refresh": 3}, "rto": {"dpo_batches": 3},
-    "rloo": {"kl": 0.1}, "ppo": {"critic_warm_up": 2}, "abc": {"reward_model_warm_up": 2}, "r3hf": {"reward_model_warm_up": 2},
-}  # fmt: skip
+    "vineppo": {"boundary": "random", "positions": 1},
+    "trepo": {"boundary": "random", "positions": 1},
+    "ma-rlhf": {"boundary": "random", "positions": 1, "kl": 0.1},
+    "iterative-dpo": {"refresh": 3},
+    "rto": {"dpo_batches": 3},
+    "rloo": {"kl": 0.1},
+    "ppo": {"critic_warm_up": 2},
+    "abc": {"reward_model_warm_up": 2},
+    "r3hf": {"reward_model_warm_up": 2},
+}
 
 
 def trainer(name: str, seed: int) -> Trainer:
     policy = table(seed)
     agent = make(name, seed, policy=policy, **REMEMBERING.get(name, {}))
-    return Trainer(agent, TASK, policy, TrainConfig(prompts_per_step=4, seed=seed, schedule="linear", steps=12, signal_every=0))
+    return Trainer(
+        agent, TASK, policy, TrainConfig(prompts_per_step=4, seed=seed, schedule="linear", steps=12, signal_every=0)
+    )
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_training_goes_on_from_its_state_bit_by_bit(name):
-    """Ten steps at once, and five, then five more in objects that were made with other seeds: all that counts is in the state."""
+    """Ten steps at once, and five, then five more in objects that were made with other seeds: all that counts is in the
+    state."""
     whole = trainer(name, 0)
     whole.prepare()
     for _ in range(5):
@@ -343,7 +382,10 @@ def test_rto_trains_its_dpo_model_and_leaves_policy_and_reference_alone():
 @pytest.mark.parametrize("name", AGENTS)
 def test_models_begin_alike_for_one_seed_and_leave_the_global_generator_alone(name):
     state = torch.get_rng_state()
-    one, again = make(name, policy=table(), **REMEMBERING.get(name, {})), make(name, policy=table(), **REMEMBERING.get(name, {}))
+    one, again = (
+        make(name, policy=table(), **REMEMBERING.get(name, {})),
+        make(name, policy=table(), **REMEMBERING.get(name, {})),
+    )
     one.collect(sampler(one))
     assert torch.equal(torch.get_rng_state(), state)
     for model, module in one.models.items():
@@ -365,10 +407,19 @@ def test_an_estimator_of_one_s_own_is_an_agent():
     Trainer(agent, TASK, policy, TrainConfig(prompts_per_step=2)).step()
 
 
-# --- conversations ------------------------------------------------------------------------------------------------------------
+# --- conversations
+# ------------------------------------------------------------------------------------------------------------
 
-CONVERSATIONS = {"guess the number": lambda: GuessNumber(highest=5, max_turns=3), "consultation": lambda: Consultation(max_turns=3)}
-BRIEF = {"rto": {"dpo_batches": 2}, "ppo": {"critic_warm_up": 1}, "ma-rlhf": {"critic_warm_up": 1}, "prime": {"threshold": 0.1}}
+CONVERSATIONS = {
+    "guess the number": lambda: GuessNumber(highest=5, max_turns=3),
+    "consultation": lambda: Consultation(max_turns=3),
+}
+BRIEF = {
+    "rto": {"dpo_batches": 2},
+    "ppo": {"critic_warm_up": 1},
+    "ma-rlhf": {"critic_warm_up": 1},
+    "prime": {"threshold": 0.1},
+}
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
@@ -421,7 +472,11 @@ def test_evidence_of_another_order_gives_the_same_loss():
         rows = torch.tensor([4, 5, 0, 1, 2, 3])
         names = [f.name for f in dataclasses.fields(evidence.rollouts)]
         rollouts = replace(evidence.rollouts, **{key: getattr(evidence.rollouts, key)[rows] for key in names})
-        parts = {key: value[rows] for key in ("token_reward", "value", "reference_logp") if (value := getattr(evidence, key)) is not None}
+        parts = {
+            key: value[rows]
+            for key in ("token_reward", "value", "reference_logp")
+            if (value := getattr(evidence, key)) is not None
+        }
         moved = replace(evidence, rollouts=rollouts, response_reward=evidence.response_reward[rows], **parts)
         if evidence.branches is not None:
             place = torch.argsort(rows)
@@ -441,9 +496,18 @@ def test_a_reward_model_can_take_the_place_of_the_environments_reward(tmp_path):
 
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = AutoModelForSequenceClassification.from_config(LlamaConfig(vocab_size=16, num_labels=1, pad_token_id=None, **shape))
+    model = AutoModelForSequenceClassification.from_config(
+        LlamaConfig(vocab_size=16, num_labels=1, pad_token_id=None, **shape)
+    )
     model.save_pretrained(tmp_path)
-    run = train("rloo", "Arithmetic", ModelConfig(width=16, layers=1, scored_by=str(tmp_path)), steps=1, warm_start=0, progress=False)
+    run = train(
+        "rloo",
+        "Arithmetic",
+        ModelConfig(width=16, layers=1, scored_by=str(tmp_path)),
+        steps=1,
+        warm_start=0,
+        progress=False,
+    )
     source = TaskSampler(run.policy, run.task, torch.Generator().manual_seed(1), np.random.default_rng(1), 5)
     rollouts = source.rollouts(2)
     expected = SequenceScorer(model, None).final(rollouts.prompt, rollouts.tokens)
@@ -451,7 +515,8 @@ def test_a_reward_model_can_take_the_place_of_the_environments_reward(tmp_path):
     assert float(expected.detach().std()) > 1e-3
 
 
-# --- a budget of tokens ---------------------------------------------------------------------------------------------------------
+# --- a budget of tokens
+# ---------------------------------------------------------------------------------------------------------
 
 
 def budgeted(budget: float = 600.0, seed: int = 0, task: TokenMDPTask | None = None, **options) -> Trainer:
@@ -523,7 +588,10 @@ def test_a_budget_that_cannot_be_is_refused_before_any_step():
         make("trepo", budget=-5.0)
     with pytest.raises(ValueError, match=sentences["paper"]):
         make("trepo", budget=100.0, variant="paper")
-    with pytest.raises(ValueError, match=r"^prompts_per_step is 8, but the agent's budget decides how many prompts are asked; leave one"):
+    with pytest.raises(
+        ValueError,
+        match=r"^prompts_per_step is 8, but the agent's budget decides how many prompts are asked; leave one",
+    ):
         Trainer(make("trepo", budget=100.0), Credit(2, 6), table(0, Credit(2, 6)), TrainConfig(prompts_per_step=8))
     whole = budgeted(11.0)
     before = [parameter.clone() for parameter in whole.policy.parameters()]

@@ -1,4 +1,5 @@
-"""Every agent as the trainer runs it: the expectation of its first step's gradient against the exact one, and the trainer's own step.
+"""Every agent as the trainer runs it: the expectation of its first step's gradient against the exact one, and the
+trainer's own step.
 
 No clipping matters on a first update, and there is no LoRA, no accumulation and, unless a test says so, no KL penalty.
 """
@@ -73,7 +74,8 @@ def replaced(agent: Agent, **models: torch.nn.Module) -> Agent:
     return agent
 
 
-# --- verdicts -----------------------------------------------------------------------------------------------------------------
+# --- verdicts
+# -----------------------------------------------------------------------------------------------------------------
 
 SEGMENTS = {"boundary": "separators", "separators": (1,)}
 DRAWN = {"boundary": "random", "positions": 1}
@@ -160,7 +162,8 @@ def test_scales_that_theory_states(kind):
 
 
 def test_algorithm_1_as_printed_has_all_three_of_its_biases():
-    """Pooled draws, interpolated advantages, temperatures from 0 to 1; leaving out any one gives another expectation."""
+    """Pooled draws, interpolated advantages, temperatures from 0 to 1; leaving out any one gives another
+    expectation."""
     p = problem()
     found = exact_moments(make("trepo", p, group_size=2, variant="paper", every=2, samples=3), p.enumeration).mean
     printed = {"pooled": True, "interpolated": True, "temperatures": (0.0, 0.5, 1.0)}
@@ -243,7 +246,8 @@ def test_training_the_other_models_keeps_the_verdict(name, kind):
         assert certificate(agent, p).verdict == U
 
 
-# --- models trained by DPO ----------------------------------------------------------------------------------------------------
+# --- models trained by DPO
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
@@ -254,7 +258,10 @@ def test_rto_is_unbiased_at_the_dpo_optimum_only(kind, group_size):
     optimal = {"dpo": p.dpo_policy, "reference": p.instance.reference}
     assert certificate(replaced(make("rto", p, **options), **optimal), p).verdict == U
     assert certificate(replaced(make("rto", p, paper=True, **options), **optimal), p).verdict == B
-    assert certificate(replaced(make("rto", p, **options), **(optimal | {"dpo": problem().instance.policy})), p).verdict == B
+    assert (
+        certificate(replaced(make("rto", p, **options), **(optimal | {"dpo": problem().instance.policy})), p).verdict
+        == B
+    )
 
     fresh = certificate(make("rto", p, **options), p)
     assert fresh.scale == 0 and fresh.trace_covariance == 0, "a copy of the reference has no rewards to give"
@@ -297,7 +304,8 @@ def responses(horizon: int, vocab_size: int, eos: int) -> list[list[int]]:
 
 
 def dpo_gradient(p: Problem, policy, reference, drawing, beta: float, temperature: float) -> torch.Tensor:
-    """-∇ of the population loss by plain loops: pairs of `drawing`, labels by Bradley-Terry, log-ratios to `reference`."""
+    """-∇ of the population loss by plain loops: pairs of `drawing`, labels by Bradley-Terry, log-ratios to
+    `reference`."""
     mdp, total = p.instance.mdp, torch.zeros((), dtype=torch.float64)
     every = responses(mdp.horizon, mdp.vocab_size, mdp.eos)
 
@@ -311,7 +319,9 @@ def dpo_gradient(p: Problem, policy, reference, drawing, beta: float, temperatur
         ratio, chance, reward = [], [], []
         for tokens in every:
             row = torch.tensor([tokens])
-            reward.append(float(mdp.response_reward(torch.tensor([start]), row, torch.ones_like(row, dtype=torch.bool))))
+            reward.append(
+                float(mdp.response_reward(torch.tensor([start]), row, torch.ones_like(row, dtype=torch.bool)))
+            )
             with torch.no_grad():
                 chance.append(float(logp(drawing, start, tokens).exp()))
                 fixed = logp(reference, start, tokens)
@@ -351,7 +361,8 @@ def test_dpo_on_a_transformer_descends_the_population_loss():
 
 @pytest.mark.parametrize("reference", ["stays", "moves", "plain DPO"])
 def test_dpo_descends_the_population_loss_where_the_policy_has_moved(reference):
-    """Pairs of the drawing policy, ratios to the reference, derivative by the policy: three different policies if the reference stays."""
+    """Pairs of the drawing policy, ratios to the reference, derivative by the policy: three different policies if the
+    reference stays."""
     instance = random_instance(3, 2, gamma=0.9, n_prompts=2, seed=3)
     mdp, policy = instance.mdp, instance.policy
     p = Problem(instance)
@@ -379,17 +390,27 @@ def test_dpo_descends_the_population_loss_where_the_policy_has_moved(reference):
         evidence = agent.collect(sampler)
         logp = of_rows(now.leaf_logp(), evidence.rollouts).clone().requires_grad_()
         (derivative,) = torch.autograd.grad(agent.loss(logp, evidence) @ sampler.weight, logp)
-        mean.index_add_(0, edges(evidence, now).flatten(), -torch.where(evidence.rollouts.mask, derivative, 0.0).flatten())
+        mean.index_add_(
+            0, edges(evidence, now).flatten(), -torch.where(evidence.rollouts.mask, derivative, 0.0).flatten()
+        )
     expected = dpo_gradient(p, policy, held, drawing, 0.4, 0.7)
     assert float((now.scores.T @ mean - expected).norm()) < 1e-12 and float(expected.norm()) > 1e-3
 
 
-# --- the penalty --------------------------------------------------------------------------------------------------------------
+# --- the penalty
+# --------------------------------------------------------------------------------------------------------------
 
 UNBIASED_AGENTS = {
-    "reinforce": {"group_size": 1}, "rloo": {"group_size": 2}, "remax": {}, "ppo": {"lam": 1.0}, "vineppo": {}, "trepo": {"group_size": 1},
-    "ma-rlhf": {"lam": 1.0}, "abc": {"group_size": 2}, "r3hf": {},
-}  # fmt: skip
+    "reinforce": {"group_size": 1},
+    "rloo": {"group_size": 2},
+    "remax": {},
+    "ppo": {"lam": 1.0},
+    "vineppo": {},
+    "trepo": {"group_size": 1},
+    "ma-rlhf": {"lam": 1.0},
+    "abc": {"group_size": 2},
+    "r3hf": {},
+}
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
@@ -414,7 +435,9 @@ def test_other_penalties_are_biased(name, place, kind):
 
 def test_the_reference_is_the_policy_before_training_and_stays():
     p = problem()
-    policy = TabularPolicy(p.instance.mdp.tree, p.instance.mdp.prompt_tokens, [level.detach() for level in p.instance.policy.levels])
+    policy = TabularPolicy(
+        p.instance.mdp.tree, p.instance.mdp.prompt_tokens, [level.detach() for level in p.instance.policy.levels]
+    )
     task = TokenMDPTask(p.instance.mdp)
     agent = AGENTS["rloo"](AGENTS["rloo"].Config(group_size=2, kl=0.3), policy, task)
     before = [level.detach().clone() for level in policy.levels]
@@ -425,7 +448,8 @@ def test_the_reference_is_the_policy_before_training_and_stays():
     assert all(torch.equal(level, old) for level, old in zip(agent.models["reference"].levels, before))
 
 
-# --- the trainer itself -------------------------------------------------------------------------------------------------------
+# --- the trainer itself
+# -------------------------------------------------------------------------------------------------------
 
 
 def copy_of(policy: TabularPolicy) -> TabularPolicy:
@@ -442,10 +466,20 @@ def step_gradient(agent: Agent, policy, task: TokenMDPTask, **options) -> torch.
 
 
 STEPS: dict[str, dict] = {
-    "reinforce": {"group_size": 2}, "rloo": {"group_size": 3}, "remax": {}, "grpo": {"group_size": 3}, "ppo": {}, "vineppo": {"samples": 2},
-    "trepo": {"variant": "paper", "group_size": 1}, "ma-rlhf": {}, "dpo": {}, "iterative-dpo": {}, "abc": {"group_size": 2, "to_go": True},
-    "r3hf": {}, "prime": {"group_size": 2, "kl": 0.3},
-}  # fmt: skip
+    "reinforce": {"group_size": 2},
+    "rloo": {"group_size": 3},
+    "remax": {},
+    "grpo": {"group_size": 3},
+    "ppo": {},
+    "vineppo": {"samples": 2},
+    "trepo": {"variant": "paper", "group_size": 1},
+    "ma-rlhf": {},
+    "dpo": {},
+    "iterative-dpo": {},
+    "abc": {"group_size": 2, "to_go": True},
+    "r3hf": {},
+    "prime": {"group_size": 2, "kl": 0.3},
+}
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -484,7 +518,9 @@ def test_parts_of_a_batch_never_change_its_gradient(name, reduction):
             agent = AGENTS[name](AGENTS[name].Config(group_size=4, reduction=reduction, kl=0.1), policy, task)
         else:
             constant = 3 if reduction == "constant" else None
-            agent = Plain(REINFORCE(group_size=3, reduction=reduction, reduction_constant=constant, baseline=0.1), policy, task)
+            agent = Plain(
+                REINFORCE(group_size=3, reduction=reduction, reduction_constant=constant, baseline=0.1), policy, task
+            )
         options = {"prompts_per_step": 5, "micro_batch": micro_batch, "signal_every": signal_every}
         found[micro_batch, signal_every] = step_gradient(agent, policy, task, **options)
     whole = found[None, 0]

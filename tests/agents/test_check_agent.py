@@ -43,7 +43,8 @@ def made(agent: type[Agent], **options) -> Agent:
     return agent(agent.Config(**options), policy, task)
 
 
-# --- agents that are fine -----------------------------------------------------------------------------------------------------
+# --- agents that are fine
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -72,7 +73,11 @@ def test_options_pass(name, options):
 def test_an_estimator_of_one_s_own_passes_as_an_agent():
     instance = random_instance(3, 3)
     check_agent(Plain(GRPO(group_size=8), instance.policy, TokenMDPTask(instance.mdp)))
-    check_agent(Plain(GRPO(group_size=8), NgramPolicy.random(3, 1, torch.Generator().manual_seed(0)), TokenMDPTask(instance.mdp)))
+    check_agent(
+        Plain(
+            GRPO(group_size=8), NgramPolicy.random(3, 1, torch.Generator().manual_seed(0)), TokenMDPTask(instance.mdp)
+        )
+    )
 
 
 def test_large_groups_are_no_obstacle_for_estimators_either():
@@ -97,7 +102,8 @@ def test_an_agent_and_its_policy_stay_as_they_were():
     assert not agent.optimizers["critic"].state and torch.equal(agent.generator.get_state(), state)
 
 
-# --- agents that are not ------------------------------------------------------------------------------------------------------
+# --- agents that are not
+# ------------------------------------------------------------------------------------------------------
 
 
 class NoConfig:
@@ -280,7 +286,8 @@ BROKEN = {
     NoPrepare: f"NoPrepare has no method `prepare`; {BASE}",
     NoFit: f"NoFit has no method `fit`; {BASE}",
     NoEstimator: (
-        "NoEstimator(config, policy, task, seed) fails: NoEstimator has no `make_estimator`; return the core estimator that it trains with."
+        "NoEstimator(config, policy, task, seed) fails: NoEstimator has no `make_estimator`; return the core estimator "
+        "that it trains with."
     ),
     NoName: "NoName has no `name`; set it, or subclass llm_mdp_agents.base.Agent, which brings most of them.",
     ListOfClaims: "ListOfClaims.claims is of type list; it must be a tuple.",
@@ -288,12 +295,14 @@ BROKEN = {
     ThawedConfig: "Thawed is not a frozen dataclass; put @dataclass(frozen=True) above the options of ThawedConfig.",
     NoClass: "Config is not a frozen dataclass; put @dataclass(frozen=True) above the options of NoClass.",
     OtherArguments: (
-        "OtherArguments(config, policy, task, seed) fails: OtherArguments.__init__() takes 2 positional arguments but 5 were given"
+        "OtherArguments(config, policy, task, seed) fails: OtherArguments.__init__() takes 2 positional arguments but "
+        "5 were given"
     ),
     StrayOptimizer: "StrayOptimizer.optimizers has 'critic', but there is no such model; both go by the same name (`add_model`).",
     FitTrainsThePolicy: "FitTrainsThePolicy.fit changes the policy (levels.1); the trainer alone updates it, by the gradient of `loss`.",
     PrepareTrainsThePolicy: (
-        "PrepareTrainsThePolicy.prepare changes the policy (levels.0); the trainer alone updates it, by the gradient of `loss`."
+        "PrepareTrainsThePolicy.prepare changes the policy (levels.0); the trainer alone updates it, by the gradient "
+        "of `loss`."
     ),
     FitForgetsItsMetrics: "FitForgetsItsMetrics.fit returned None; return a dict of numbers to log, {} if there are none.",
     FitReturnsWords: "FitReturnsWords.fit returned {'loss': 'small'}; return a dict of numbers to log, {} if there are none.",
@@ -326,7 +335,9 @@ def test_a_broken_agent_is_told_what_is_wrong(agent):
 
 
 def test_tensors_among_the_metrics_are_refused():
-    with pytest.raises(AgentError, match=r"^FitReturnsTensors\.fit returned \{'loss': tensor\(.*\)\}; return a dict of numbers to log"):
+    with pytest.raises(
+        AgentError, match=r"^FitReturnsTensors\.fit returned \{'loss': tensor\(.*\)\}; return a dict of numbers to log"
+    ):
         check_agent(FitReturnsTensors)
 
 
@@ -338,7 +349,10 @@ def test_the_sound_one_passes():
 def test_an_object_on_a_task_without_token_mdp_cannot_be_checked():
     task = Arithmetic()
     agent = RLOOAgent(RLOOConfig(), NgramPolicy.random(task.vocab_size, 1, torch.Generator().manual_seed(0)), task)
-    with pytest.raises(AgentError, match=r"^RLOO\.task has no token MDP; make the agent on one, such as llm_mdp_envs\.synthetic\.Tabular"):
+    with pytest.raises(
+        AgentError,
+        match=r"^RLOO\.task has no token MDP; make the agent on one, such as llm_mdp_envs\.synthetic\.Tabular",
+    ):
         check_agent(agent)
 
 

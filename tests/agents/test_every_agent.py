@@ -1,7 +1,9 @@
-"""Every agent of the zoo learns: from the uniform policy to at least 95 % of the way to the optimum of its objective, over three seeds.
+"""Every agent of the zoo learns: from the uniform policy to at least 95 % of the way to the optimum of its objective,
+over three seeds.
 
-The task is `Tabular` with its defaults (four tokens, at most four of them, a random reward for every prefix), the policy a table, so
-nothing but the algorithm can be in the way. All runs have 16 prompts a batch (64 for RTO) and AdamW; the table says the rest.
+The task is `Tabular` with its defaults (four tokens, at most four of them, a random reward for every prefix), the
+policy a table, so nothing but the algorithm can be in the way. All runs have 16 prompts a batch (64 for RTO) and AdamW;
+the table says the rest.
 """
 
 from collections.abc import Callable
@@ -94,7 +96,9 @@ RUNS = {
     "trepo": Run("trepo", 100_000, options={"group_size": 2, "samples": 4}),
     "ma-rlhf": Run("ma-rlhf", 45_000, options={"group_size": 8}, costly=True),
     "dpo": Run("dpo", 90_000, 120, 0.1, {"beta": 1.0, "group_size": 16}, penalised(1.0)),
-    "iterative-dpo": Run("iterative-dpo", 42_000, 90, 0.1, {"beta": 1.0, "reference": "stays", "group_size": 8}, penalised(1.0)),
+    "iterative-dpo": Run(
+        "iterative-dpo", 42_000, 90, 0.1, {"beta": 1.0, "reference": "stays", "group_size": 8}, penalised(1.0)
+    ),
     "iterative-dpo, reference moves": Run("iterative-dpo", 40_000, 80, 0.1, {"beta": 0.5, "group_size": 8}),
     "rto": Run("rto", 360_000, 40, 0.1, {"dpo_batches": 800, "dpo_learning_rate": 0.02}, prompts=64, costly=True),
     "abc": Run("abc", 45_000, costly=True),
@@ -102,7 +106,9 @@ RUNS = {
     "prime": Run("prime", 40_000, options={"process_learning_rate": 0.01}, objective=success),
     "rloo, kl": Run("rloo", 40_000, options={"kl": 1.0}, objective=penalised(1.0)),
     "trepo, kl": Run("trepo", 200_000, options={"kl": 1.0, "group_size": 4, "samples": 4}, objective=penalised(1.0)),
-    "ppo, kl": Run("ppo", 45_000, options={"kl": 1.0, "lam": 1.0, "group_size": 8}, objective=penalised(1.0), costly=True),
+    "ppo, kl": Run(
+        "ppo", 45_000, options={"kl": 1.0, "lam": 1.0, "group_size": 8}, objective=penalised(1.0), costly=True
+    ),
 }
 
 CASES = [

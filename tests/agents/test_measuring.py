@@ -1,4 +1,5 @@
-"""Covariance and cost on tasks and language models: streamed gradients against exact figures and against autograd, draw by draw."""
+"""Covariance and cost on tasks and language models: streamed gradients against exact figures and against autograd, draw
+by draw."""
 
 import math
 from collections.abc import Sequence
@@ -51,7 +52,8 @@ def uniform(task: TokenMDPTask) -> TabularPolicy:
     return TabularPolicy.random(task.mdp.tree, task.mdp.prompt_tokens, torch.Generator(), scale=0.0)
 
 
-# --- sketches -----------------------------------------------------------------------------------------------------------------
+# --- sketches
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def parameters(*sizes: int) -> list[nn.Parameter]:
@@ -121,7 +123,8 @@ def test_inner_products_of_sketches_scatter_as_the_documentation_says(alike):
     assert float(errors.std()) < 1.2 * math.sqrt(2 / WIDTH)
 
 
-# --- one prompt at a time -----------------------------------------------------------------------------------------------------
+# --- one prompt at a time
+# -----------------------------------------------------------------------------------------------------
 
 EXACT: dict[str, Estimator] = {
     "rloo K=2": RLOO(2),
@@ -142,11 +145,16 @@ def drawn() -> dict[str, Estimates]:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_streamed_estimates_have_the_exact_mean_cost_and_scatter(name):
-    """On a table, where all outcomes can be listed: the mean over prompts is E g coordinate by coordinate, up to 4.5 deviations."""
+    """On a table, where all outcomes can be listed: the mean over prompts is E g coordinate by coordinate, up to 4.5
+    deviations."""
     p, estimates = problem(), drawn()[name]
     moments = exact_moments(EXACT[name], p.enumeration)
     number = len(estimates.square)
-    for found, expected in ((estimates.gradient, moments.mean), (estimates.tokens, moments.tokens), (estimates.rewards, moments.rewards)):
+    for found, expected in (
+        (estimates.gradient, moments.mean),
+        (estimates.tokens, moments.tokens),
+        (estimates.rewards, moments.rewards),
+    ):
         error = found.mean(0) - expected
         assert (error.abs() <= 4.5 * found.std(0) / number**0.5 + 1e-9).all()
     exact = exact_measurement(EXACT[name], p.enumeration, p.target("reward"), p.magnitude("reward"))
@@ -164,7 +172,9 @@ def own_gradient(estimator: Estimator, policy, evidence) -> Tensor:
     rollouts = evidence.rollouts
     loss = estimator.loss(logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask), evidence)
     gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
-    return -torch.cat([torch.zeros(p.numel()).double() if g is None else g.flatten() for p, g in zip(policy.parameters(), gradients)])
+    return -torch.cat(
+        [torch.zeros(p.numel()).double() if g is None else g.flatten() for p, g in zip(policy.parameters(), gradients)]
+    )
 
 
 TASKS = {"token MDP": TASK, "arithmetic": Arithmetic(digits=1)}
@@ -183,7 +193,9 @@ GROUPS: dict[str, Estimator] = {
 def test_a_transformer_s_streamed_gradients_are_autograd_s_own(task):
     """Of every group's own loss; with eight responses to a prompt an estimator of two has four disjoint groups."""
     task = TASKS[task]
-    policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, width=8, layers=1, heads=2, seed=1, dtype="float64")
+    policy = small_transformer(
+        task.vocab_size, task.prompt_length + task.horizon, width=8, layers=1, heads=2, seed=1, dtype="float64"
+    )
     assert sum(p.numel() for p in policy.parameters()) <= WIDTH
     found, batch = shared_estimates(GROUPS, policy, sampler(policy, task, prompts=3), 8, sketch_of(policy))
     replay = Replay(sampler(policy, task, prompts=3), 8)
@@ -210,7 +222,9 @@ def test_a_transformer_s_streamed_gradients_are_autograd_s_own(task):
 
 def test_a_large_model_s_sketches_have_the_inner_products_of_its_gradients():
     task = Arithmetic(digits=1)
-    policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, width=32, layers=2, heads=2, dtype="float64")
+    policy = small_transformer(
+        task.vocab_size, task.prompt_length + task.horizon, width=32, layers=2, heads=2, dtype="float64"
+    )
     assert sum(p.numel() for p in policy.parameters()) > 2 * WIDTH
     listed = {"rloo": RLOO(4)}
     found, _ = shared_estimates(listed, policy, sampler(policy, task), 4, sketch_of(policy))
@@ -245,12 +259,15 @@ def counted(monkeypatch) -> dict[str, list[int]]:
 
 
 def test_a_group_without_signal_costs_no_pass_and_has_no_gradient(monkeypatch):
-    """Rewards 0 and 1: prompts whose responses all have the same reward are not read at all, equal pairs have no backward pass."""
+    """Rewards 0 and 1: prompts whose responses all have the same reward are not read at all, equal pairs have no
+    backward pass."""
     reward = LastTokenReward(lambda prompt, tokens, mask: (tokens == 1).any(-1).double())
     task = TokenMDPTask(replace(random_instance(3, 2, n_prompts=2, seed=1).mdp, token_reward=reward))
     calls = counted(monkeypatch)
     policy = uniform(task)
-    found, batch = shared_estimates({"two": RLOO(2), "four": RLOO(4)}, policy, sampler(policy, task, 60, 1), 4, sketch_of(policy))
+    found, batch = shared_estimates(
+        {"two": RLOO(2), "four": RLOO(4)}, policy, sampler(policy, task, 60, 1), 4, sketch_of(policy)
+    )
     rewards = batch.response_reward.view(60, 4)
     silent, equal = (rewards == rewards[:, :1]).all(1), rewards[:, ::2] == rewards[:, 1::2]
     assert 3 < int(silent.sum()) < 57 and int((equal.all(1) & ~silent).sum()) > 0
@@ -268,12 +285,17 @@ def test_costs_are_those_of_the_estimator_and_not_of_the_batch():
     for estimator in (RLOO(3), TRePO(3, samples=2), ReMax(3)):
         source = sampler(policy, prompts=20)
         estimates = shared_estimates({"it": estimator}, policy, source, 3, sketch_of(policy))[0]["it"]
-        assert float(estimates.tokens.sum()) == source.cost.tokens and float(estimates.rewards.sum()) == source.cost.rewards
+        assert (
+            float(estimates.tokens.sum()) == source.cost.tokens
+            and float(estimates.rewards.sum()) == source.cost.rewards
+        )
     source = sampler(policy, prompts=20)
     listed = {"rloo": RLOO(2), "few": TRePO(2, samples=1), "many": TRePO(2, samples=3)}
     found, batch = shared_estimates(listed, policy, source, 4, sketch_of(policy))
     length = batch.rollouts.length.view(20, 4).double()
-    assert torch.equal(found["rloo"].tokens, length.sum(1) / 2) and torch.equal(found["rloo"].rewards, torch.full((20,), 2.0).double())
+    assert torch.equal(found["rloo"].tokens, length.sum(1) / 2) and torch.equal(
+        found["rloo"].rewards, torch.full((20,), 2.0).double()
+    )
     # Branches of "few" are among those of "many", and are drawn once; every pair of the four has some.
     assert 2 * float(found["many"].tokens.sum()) == source.cost.tokens
     assert 2 * float(found["many"].rewards.sum()) == source.cost.rewards
@@ -283,13 +305,18 @@ def test_what_cannot_share_a_batch_is_said_in_a_sentence():
     policy = INSTANCE.policy
     with pytest.raises(ValueError, match=r"^big wants 5 responses to a prompt, and 4 are drawn; draw more\.$"):
         shared_estimates({"big": RLOO(5)}, policy, sampler(policy), 4, sketch_of(policy))
-    outcome = replace(INSTANCE.mdp, token_reward=LastTokenReward(lambda prompt, tokens, mask: (tokens[..., 0] == 1).double()))
+    outcome = replace(
+        INSTANCE.mdp, token_reward=LastTokenReward(lambda prompt, tokens, mask: (tokens[..., 0] == 1).double())
+    )
     sentence = r"^dapo leaves groups out, which cannot be compared on shared draws; measure it on a token MDP\.$"
     with pytest.raises(ValueError, match=sentence):
-        shared_estimates({"dapo": ZeroStdFiltered(2)}, policy, sampler(policy, TokenMDPTask(outcome), 30), 2, sketch_of(policy))
+        shared_estimates(
+            {"dapo": ZeroStdFiltered(2)}, policy, sampler(policy, TokenMDPTask(outcome), 30), 2, sketch_of(policy)
+        )
 
 
-# --- a task -------------------------------------------------------------------------------------------------------------------
+# --- a task
+# -------------------------------------------------------------------------------------------------------------------
 
 LISTED: dict[str, Estimator] = {name: EXACT[name] for name in ("rloo K=2", "grpo", "trepo")}
 KNOWN = {"rloo K=2": "unbiased", "trepo": "unbiased"}
@@ -298,7 +325,9 @@ KNOWN = {"rloo K=2": "unbiased", "trepo": "unbiased"}
 def timeless(found) -> dict:
     """All figures of a task but those of clocks."""
     measured, facts = found
-    figures = {name: replace(each, seconds=None).document() for name, each in (measured | {"base": facts["base"]}).items()}
+    figures = {
+        name: replace(each, seconds=None).document() for name, each in (measured | {"base": facts["base"]}).items()
+    }
     return figures | {name: value for name, value in facts.items() if name != "base"}
 
 
@@ -313,7 +342,9 @@ def test_facts_of_a_task_are_those_of_the_token_mdp():
     p, e = problem(), problem().enumeration
     chance = INSTANCE.mdp.prompt_probability[:, None] * e.probability
     assert facts["target"] == "rloo K=4" and "rloo K=4" not in measured and facts["entropy"] is None
-    assert facts["J"] == pytest.approx(p.gradient[0], abs=4.5 * float((chance * e.response_reward**2).sum()) ** 0.5 / 4000**0.5)
+    assert facts["J"] == pytest.approx(
+        p.gradient[0], abs=4.5 * float((chance * e.response_reward**2).sum()) ** 0.5 / 4000**0.5
+    )
     assert facts["expected_length"] == pytest.approx(float((chance * e.length).sum()), abs=0.04)
     assert facts["success"] is None, "rewards are not right or wrong here"
     sums = Arithmetic(digits=1, reward="outcome")
@@ -327,13 +358,22 @@ def test_facts_of_a_task_are_those_of_the_token_mdp():
         assert each.spread.tokens == pytest.approx(exact.spread.tokens, rel=0.03)
         assert each.spread.cosine == pytest.approx(exact.spread.cosine, abs=0.05)
         low, high = each.interval("tokens_to_signal")
-        assert 2 * low - each.spread.tokens_to_signal <= exact.spread.tokens_to_signal <= 2 * high - each.spread.tokens_to_signal
+        assert (
+            2 * low - each.spread.tokens_to_signal
+            <= exact.spread.tokens_to_signal
+            <= 2 * high - each.spread.tokens_to_signal
+        )
 
 
 def test_the_one_that_stands_for_the_truth_is_the_largest_group():
     measured, facts = measured_task(20, listed={"rloo K=3": RLOO(3), "reinforce": REINFORCE()})
-    assert facts["target"] == "rloo K=3" and measured["rloo K=3"] == facts["base"] and facts["base"].verdict == "unbiased"
-    assert (measured["rloo K=3"].spread.cosine, measured["rloo K=3"].spread.relative_bias) in {(1.0, 0.0), (0.0, math.inf)}
+    assert (
+        facts["target"] == "rloo K=3" and measured["rloo K=3"] == facts["base"] and facts["base"].verdict == "unbiased"
+    )
+    assert (measured["rloo K=3"].spread.cosine, measured["rloo K=3"].spread.relative_bias) in {
+        (1.0, 0.0),
+        (0.0, math.inf),
+    }
     assert measured_task(5, listed={"reinforce": REINFORCE()})[1]["target"] == "rloo K=2"
 
 
@@ -361,7 +401,8 @@ def test_a_spread_needs_two_prompts():
         measured_task(1)
 
 
-# --- a pilot ------------------------------------------------------------------------------------------------------------------
+# --- a pilot
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def pilot(task: TokenMDPTask, prompts: int, budget: float = 3000.0, seed: int = 0, **options):
@@ -369,7 +410,9 @@ def pilot(task: TokenMDPTask, prompts: int, budget: float = 3000.0, seed: int = 
     return pilot_allocation(budget, policy, sampler(policy, task, prompts, seed), task.horizon, seed=seed, **options)
 
 
-def exact_tokens_to_signal(task: TokenMDPTask, group_size: int, steps: Sequence[int], lam: float, samples: int) -> float:
+def exact_tokens_to_signal(
+    task: TokenMDPTask, group_size: int, steps: Sequence[int], lam: float, samples: int
+) -> float:
     p = Problem(replace(instance_of(task), policy=uniform(task)))
     (price,) = exact_prices(p.enumeration, (group_size,), [tuple(steps)], (lam,))
     return price.trace(samples) * price.tokens(samples) / float(p.target("reward").square().sum())
@@ -380,7 +423,9 @@ def test_where_only_the_first_token_counts_a_pilot_cuts_early():
     task = Credit(vocab_size=2, horizon=6)
     found = pilot(task, 32, cuts=[(), (3,), (1, 3, 4)])
     assert found.split.steps == (1, 3, 4) and found.split.lam == 0.0 and found.samples == 1
-    chosen, whole = (exact_tokens_to_signal(task, found.split.group_size, steps, 0.0, 1) for steps in (found.split.steps, ()))
+    chosen, whole = (
+        exact_tokens_to_signal(task, found.split.group_size, steps, 0.0, 1) for steps in (found.split.steps, ())
+    )
     assert chosen < 0.8 * whole
     # A response of six tokens and one from each of three cuts, with 5, 3 and 2 tokens to come.
     assert found.tokens == pytest.approx(found.split.group_size * (6 + 5 + 3 + 2))
@@ -401,7 +446,10 @@ def test_where_every_token_counts_a_pilot_chooses_about_the_best(seed):
     found = pilot(task, 200)
     options = [(size, steps, lam) for size in (2, 4, 8) for steps in ((), (1,), (1, 2)) for lam in (0.0, 0.5)]
     best = min(exact_tokens_to_signal(task, *option, samples) for option in options for samples in (1, 2, 3))
-    assert exact_tokens_to_signal(task, found.split.group_size, found.split.steps, found.split.lam, found.samples) < 1.15 * best
+    assert (
+        exact_tokens_to_signal(task, found.split.group_size, found.split.steps, found.split.lam, found.samples)
+        < 1.15 * best
+    )
 
 
 def test_a_pilot_draws_branches_once_for_all_splits():
@@ -415,7 +463,9 @@ def test_a_pilot_draws_branches_once_for_all_splits():
 
 def test_a_pilot_without_any_signal_says_so():
     task = Credit(vocab_size=2, horizon=3)
-    silent = TokenMDPTask(replace(task.mdp, token_reward=LastTokenReward(lambda prompt, tokens, mask: torch.ones(tokens.shape[:-1]))))
+    silent = TokenMDPTask(
+        replace(task.mdp, token_reward=LastTokenReward(lambda prompt, tokens, mask: torch.ones(tokens.shape[:-1])))
+    )
     sentence = (
         r"^the 8 responses to every prompt of the pilot batch have the same reward, so nothing tells one split from another; take more "
         r"prompts or an easier task, or leave budget out\.$"

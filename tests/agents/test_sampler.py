@@ -1,4 +1,5 @@
-"""`TaskSampler`: on token MDPs it is `PolicySampler`; in conversations it lets the environment speak; and it counts what it costs."""
+"""`TaskSampler`: on token MDPs it is `PolicySampler`; in conversations it lets the environment speak; and it counts
+what it costs."""
 
 import numpy as np
 import pytest
@@ -32,8 +33,12 @@ CONVERSATIONS = {
 }
 
 
-def sampler(seed: int = 0, prompts: int = 1, task: Task = TASK, policy: Policy = INSTANCE.policy, **options) -> TaskSampler:
-    return TaskSampler(policy, task, torch.Generator().manual_seed(seed), np.random.default_rng(seed), prompts, **options)
+def sampler(
+    seed: int = 0, prompts: int = 1, task: Task = TASK, policy: Policy = INSTANCE.policy, **options
+) -> TaskSampler:
+    return TaskSampler(
+        policy, task, torch.Generator().manual_seed(seed), np.random.default_rng(seed), prompts, **options
+    )
 
 
 class Chosen(TokenMDPTask):
@@ -58,7 +63,8 @@ def both(seed: int, prompts: int, group_size: int) -> tuple[PolicySampler, Rollo
     return one, first, other, other.rollouts(group_size)
 
 
-# --- one turn: the core's sampler -----------------------------------------------------------------------------------------------
+# --- one turn: the core's sampler
+# -----------------------------------------------------------------------------------------------
 
 
 def test_equal_seeds_give_what_the_core_s_sampler_gives():
@@ -76,7 +82,11 @@ def test_equal_seeds_give_the_branches_of_the_core_s_sampler(options):
     one, first, other, second = both(seed=5, prompts=4, group_size=2)
     boundary = EveryNTokens(2)(first)
     expected, found = one.branches(first, boundary, **options), other.branches(second, boundary, **options)
-    assert torch.equal(expected.row, found.row) and torch.equal(expected.step, found.step) and expected.greedy == found.greedy
+    assert (
+        torch.equal(expected.row, found.row)
+        and torch.equal(expected.step, found.step)
+        and expected.greedy == found.greedy
+    )
     torch.testing.assert_close(expected.reward, found.reward, rtol=1e-12, atol=1e-12)
 
 
@@ -136,7 +146,9 @@ def test_hidden_rewards_are_known_for_some_tasks_only():
     task = GuessNumber()
     policy = NgramPolicy.random(task.vocab_size, 0, torch.Generator().manual_seed(0))
     source = sampler(task=task, policy=policy)
-    with pytest.raises(ValueError, match="GuessNumber has no token rewards; only token MDPs and Arithmetic know theirs"):
+    with pytest.raises(
+        ValueError, match="GuessNumber has no token rewards; only token MDPs and Arithmetic know theirs"
+    ):
         source.hidden_reward(source.rollouts(1))
 
 
@@ -145,7 +157,8 @@ def test_a_batch_has_a_prompt():
         sampler(prompts=0)
 
 
-# --- several temperatures -------------------------------------------------------------------------------------------------------
+# --- several temperatures
+# -------------------------------------------------------------------------------------------------------
 
 
 def value_by_hand(prompt: torch.Tensor, prefix: tuple[int, ...], temperature: float) -> float:
@@ -211,7 +224,9 @@ def test_a_ramp_of_temperatures_in_training_is_the_one_that_is_verified():
     exact = estimator.collect(world)
     expected = world.weight @ estimator.advantages(exact)[:, 0]
     groups = 20_000
-    source = TaskSampler(instance.policy, TokenMDPTask(instance.mdp), torch.Generator().manual_seed(0), np.random.default_rng(0), groups)
+    source = TaskSampler(
+        instance.policy, TokenMDPTask(instance.mdp), torch.Generator().manual_seed(0), np.random.default_rng(0), groups
+    )
     advantage = estimator.advantages(estimator.collect(source))
     assert ((advantage.mean(0) - expected).abs() < 4.5 * advantage.std(0) / groups**0.5).all()
     assert float(expected.abs().max()) > 0.01, "greedy values differ from the policy's own"
@@ -220,11 +235,14 @@ def test_a_ramp_of_temperatures_in_training_is_the_one_that_is_verified():
 def test_temperatures_that_do_not_fit_are_refused():
     source = sampler()
     rollouts = source.rollouts(1)
-    with pytest.raises(ValueError, match=r"temperatures are \(0\.0, 1\.0\) for 3 branches; give one of at least 0 to each"):
+    with pytest.raises(
+        ValueError, match=r"temperatures are \(0\.0, 1\.0\) for 3 branches; give one of at least 0 to each"
+    ):
         source.branches(rollouts, rollouts.mask, 3, temperatures=(0.0, 1.0))
 
 
-# --- conversations --------------------------------------------------------------------------------------------------------------
+# --- conversations
+# --------------------------------------------------------------------------------------------------------------
 
 
 def talker(task: Task, seed: int = 0) -> NgramPolicy:
@@ -347,7 +365,12 @@ def test_branches_of_a_conversation_average_to_its_value():
     assert len(checked) >= 6
 
 
-# --- cost -----------------------------------------------------------------------------------------------------------------------
+# --- cost
+#
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_cost_counts_the_policy_s_tokens_and_the_scored_responses():

@@ -24,7 +24,9 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 def folder(tmp_path_factory):
     """Where a reader of the README would stand: their own file, and the instance that an earlier command saved."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "my_file.py").write_text("\n".join(block for block in PYTHON if "Estimator" in block or "BestOfGroup" in block))
+    (folder / "my_file.py").write_text(
+        "\n".join(block for block in PYTHON if "Estimator" in block or "BestOfGroup" in block)
+    )
     run(next(command for command in COMMANDS if "--save-instance" in command), folder)
     return folder
 
@@ -52,7 +54,9 @@ def test_command(command, folder):
 
 @pytest.mark.parametrize("number", [n for n, block in enumerate(PYTHON) if "BestOfGroup" not in block])
 def test_python(number, folder):
-    done = subprocess.run([sys.executable, "-c", PYTHON[number]], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", PYTHON[number]], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,5 @@
-"""`llm-mdp train`, `eval`, `agents` as a person types them: what they print and write, and what they say when they cannot."""
+"""`llm-mdp train`, `eval`, `agents` as a person types them: what they print and write, and what they say when they
+cannot."""
 
 import ast
 import json
@@ -90,7 +91,10 @@ def test_a_config_gives_the_same_run_again(llm_mdp, here):
     assert config_of(first)["env"]["arguments"] == {"horizon": 3, "eos": None}
     assert llm_mdp("train --config runs/grpo-tabular-1/config.json --seed 6 --steps 2")[0] == 0
     other = config_of(here / "runs" / "grpo-tabular-3")
-    assert other["train"] == {**config_of(first)["train"], "seed": 6, "steps": 2} and other["agent"] == config_of(first)["agent"]
+    assert (
+        other["train"] == {**config_of(first)["train"], "seed": 6, "steps": 2}
+        and other["agent"] == config_of(first)["agent"]
+    )
     assert timeless(here / "runs" / "grpo-tabular-3")[1] != timeless(first)[1]
 
 
@@ -136,7 +140,10 @@ def test_every_option_of_every_agent_is_a_flag_and_stands_in_the_config(name, ca
         _, agent, arguments = read_train([name, "Tabular", *words])
         assert agent == replace(default, **wanted) != default, option
         document = json.loads(json.dumps(Setup(agent, arguments.env, {}, arguments.model, arguments.train).document()))
-        assert document["agent"]["name"] == name and document["agent"].keys() == {"name", *(each.name for each in fields(agent))}
+        assert document["agent"]["name"] == name and document["agent"].keys() == {
+            "name",
+            *(each.name for each in fields(agent)),
+        }
         assert document["agent"][option] == (list(value) if isinstance(value, tuple) else value)
         assert read_setup(document).agent == agent
     capsys.readouterr()
@@ -155,10 +162,16 @@ def test_every_option_of_models_and_training_is_a_flag_and_stands_in_the_config(
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_every_agent_trains_by_its_name(name, llm_mdp, here):
-    status, _, complaints = llm_mdp(f"train {name} Tabular --steps 1 {SHORT} --warm-start 0 --env-args horizon=2 --name run")
+    status, _, complaints = llm_mdp(
+        f"train {name} Tabular --steps 1 {SHORT} --warm-start 0 --env-args horizon=2 --name run"
+    )
     assert (status, complaints) == (0, "")
     config = config_of(here / "runs" / "run")
-    assert read_setup(config).agent == AGENTS[name].Config() and config["run"] == {"warm_start": 0, "loggers": ["none"], "shard": False}
+    assert read_setup(config).agent == AGENTS[name].Config() and config["run"] == {
+        "warm_start": 0,
+        "loggers": ["none"],
+        "shard": False,
+    }
 
 
 OWN = '''
@@ -196,15 +209,24 @@ def test_an_estimator_of_ones_own(llm_mdp, here):
         ("xyz Tabular", "there is no agent 'xyz'; choose one of reinforce, rloo,"),
         ("rloo Tabula", "there is no environment 'Tabula'; did you mean Tabular?"),
         ("rloo xyz", "there is no environment 'xyz'; `llm-mdp envs` lists them."),
-        ("rloo Tabular --env-args digits=1", "llm_mdp/Tabular-v0: Tabular has no argument 'digits'; it takes vocab_size"),
+        (
+            "rloo Tabular --env-args digits=1",
+            "llm_mdp/Tabular-v0: Tabular has no argument 'digits'; it takes vocab_size",
+        ),
         ("rloo Tabular --env-args digits", "--env-args has 'digits'; write NAME=VALUE, such as digits=1."),
         ("rloo Tabular --env-args vocab_size=1", "vocab_size is 1; it must be a whole number of at least 2."),
         ("rloo Tabular --loggers paper", "'paper' is not a logger; choose from tensorboard, wandb, trackio and none."),
         ("rloo Tabular --loggers none tensorboard", "loggers are none, tensorboard; none stands alone."),
         ("rloo Tabular --warm-start 5", "Tabular has no answers to learn from;"),
         ("rloo Tabular --model ./nowhere", "there is no nowhere;"),
-        ("rloo Tabular --lora-rank 4", "lora_rank is 4, which changes nothing about the model 'tabular'; leave it out."),
-        ("rloo Tabular --model small --device abacus", "device is 'abacus', which is not here; give cpu, cuda, cuda:1 … or auto."),
+        (
+            "rloo Tabular --lora-rank 4",
+            "lora_rank is 4, which changes nothing about the model 'tabular'; leave it out.",
+        ),
+        (
+            "rloo Tabular --model small --device abacus",
+            "device is 'abacus', which is not here; give cpu, cuda, cuda:1 … or auto.",
+        ),
         ("rloo Arithmetic --model tabular", "Arithmetic is no token MDP, so it has no table;"),
         ("rloo ReasoningGym", "ReasoningGym is in words; name a language model (--model FOLDER), or --model small"),
         ("trepo Tabular --samples 0", "samples is 0;"),
@@ -260,9 +282,13 @@ def test_train_without_anything_says_how(llm_mdp, here):
 def test_a_run_that_meets_a_nan_ends_with_status_1(llm_mdp, here):
     # 16 responses are a batch of the run; what checks estimators has others.
     method = "    def loss(self, logp, evidence):\n        loss = super().loss(logp, evidence)\n"
-    (here / "own.py").write_text(OWN + method + "        return loss / 0 if evidence.response_reward.shape == (16,) else loss\n")
+    (here / "own.py").write_text(
+        OWN + method + "        return loss / 0 if evidence.response_reward.shape == (16,) else loss\n"
+    )
     status, _, complaints = llm_mdp(f"train own.py:Mine Tabular --steps 3 {SHORT}")
-    assert status == 1 and complaints.startswith("llm-mdp: step 1: the loss is not finite, and nothing was updated. The batch is in runs/")
+    assert status == 1 and complaints.startswith(
+        "llm-mdp: step 1: the loss is not finite, and nothing was updated. The batch is in runs/"
+    )
     assert (here / "runs" / "mine-tabular-1" / "failed").is_dir()
 
 
@@ -298,7 +324,9 @@ def test_words_with_a_small_transformer(env, llm_mdp, here):
 
 @pytest.mark.parametrize("adapters", ["", "--lora-rank 4 --lora-alpha 8"])
 def test_words_with_a_language_model(adapters, llm_mdp, here, language_model):
-    status, _, complaints = llm_mdp(f"train rloo ReasoningGym --model {language_model} {adapters} {WORDS} --env-args horizon=5 --name run")
+    status, _, complaints = llm_mdp(
+        f"train rloo ReasoningGym --model {language_model} {adapters} {WORDS} --env-args horizon=5 --name run"
+    )
     assert (status, complaints) == (0, "")
     whole = timeless("runs/run")
     assert llm_mdp("train --resume runs/run/checkpoints/step-000001")[0] == 0
@@ -325,7 +353,9 @@ def test_eval(llm_mdp, here):
     assert status == 0 and len(figures.pop("samples")) == 2 and figures == {name: last[name] for name in figures}
     assert f"expected reward {last['eval/exact_reward']:.6f}, exactly" in said and said.count("→") == 2
     status, said, _ = llm_mdp("eval Arithmetic --model small --width 16 --heads 2 --prompts 4 --samples 0")
-    assert status == 0 and re.fullmatch(r"reward \d.\d{3} \(95 %: -?\d.\d{3} … \d.\d{3}, 4 prompts\), greedy \d.\d{3}\n", said)
+    assert status == 0 and re.fullmatch(
+        r"reward \d.\d{3} \(95 %: -?\d.\d{3} … \d.\d{3}, 4 prompts\), greedy \d.\d{3}\n", said
+    )
 
 
 @pytest.mark.parametrize(
@@ -361,7 +391,9 @@ def test_agents(llm_mdp, here):
     assert status == 0 and [each["name"] for each in listed] == list(AGENTS) and all(name in said for name in AGENTS)
     for each in listed:
         agent = AGENTS[each["name"]]
-        assert each["paper"] == agent.paper and tuple(each["claims"]) == agent.claims and (ROOT / each["file"]).is_file()
+        assert (
+            each["paper"] == agent.paper and tuple(each["claims"]) == agent.claims and (ROOT / each["file"]).is_file()
+        )
         assert each["options"] == [option.name for option in fields(agent.Config)]
     verdicts = {claim: verdict for each in listed for claim, verdict in each["claims"].items()}
     assert (verdicts["rloo"], verdicts["rloo-eq36"], verdicts["trepo-eq31"]) == ("unbiased", "proportional", "biased")
@@ -392,7 +424,13 @@ def test_figures_are_dropped_from_the_right(room, said):
 def test_the_progress_line_fits_the_terminal(columns, here):
     words = f"train rloo Arithmetic --steps 4 {SHORT} --warm-start 60 --width 16 --heads 2 --layers 1"
     master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "COLUMNS": str(columns),
+        "LINES": "40",
+        "TERM": "xterm-256color",
+        "OMP_NUM_THREADS": "1",
+    }
     program = [sys.executable, "-m", "llm_mdp.cli", *words.split()]
     with subprocess.Popen(program, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
@@ -404,12 +442,16 @@ def test_the_progress_line_fits_the_terminal(columns, here):
             pass
         os.close(master)
     assert process.returncode == 0
-    lines = [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())) if line.strip()]
+    lines = [
+        line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())) if line.strip()
+    ]
     bars = [line for line in lines if "━" in line]
     assert all(len(line) <= columns and "…" not in line for line in bars)
     assert any(re.match(r"warm start ━.* \d+/60 \S+ loss \d", line) for line in bars)
     assert any(re.match(r"training ━.* 4/4 \S+ reward \d\S*  eval \d", line) for line in bars)
-    assert not any(re.match(r"preparing .*\d/60", line) for line in bars), "one stage's count stands under another's name"
+    assert not any(re.match(r"preparing .*\d/60", line) for line in bars), (
+        "one stage's count stands under another's name"
+    )
     assert [line.split(" ")[0] for line in lines[-3:]] == ["reward", "report:", "go"]
 
 
@@ -418,7 +460,11 @@ def test_the_progress_line_fits_the_terminal(columns, here):
 
 def loaded_by(code: str) -> set[str]:
     program = f"{code}\nimport sys\nprint(sorted({{name.split('.')[0] for name in sys.modules}}))"
-    return set(ast.literal_eval(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout))
+    return set(
+        ast.literal_eval(
+            subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        )
+    )
 
 
 HEAVY = {"torch", "transformers", "peft", "gymnasium", "matplotlib", "tensorboard", "accelerate", "numpy", "rich"}
@@ -431,7 +477,13 @@ def test_the_command_line_starts_without_what_training_needs(code):
 
 def test_the_zoo_is_loaded_when_it_is_asked_for():
     assert "torch" in loaded_by("import llm_mdp_agents\nllm_mdp_agents.train")
-    assert not loaded_by("from llm_mdp_agents import command") & {"transformers", "peft", "matplotlib", "tensorboard", "accelerate"}
+    assert not loaded_by("from llm_mdp_agents import command") & {
+        "transformers",
+        "peft",
+        "matplotlib",
+        "tensorboard",
+        "accelerate",
+    }
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         __import__("llm_mdp_agents").trian  # noqa: B018
 
@@ -470,5 +522,8 @@ def test_a_run_with_a_budget_goes_on_from_a_checkpoint_as_if_nothing_had_happene
 def test_a_budget_that_is_too_small_is_one_line_and_no_step(llm_mdp, here):
     status, said, complaints = llm_mdp(f"train trepo Credit --budget 11 --name none {BUDGET}")
     assert (status, said) == (2, "")
-    assert complaints == "llm-mdp: a budget of 11 tokens is too small: the cheapest group costs 12.0 tokens on average; raise it.\n"
+    assert (
+        complaints
+        == "llm-mdp: a budget of 11 tokens is too small: the cheapest group costs 12.0 tokens on average; raise it.\n"
+    )
     assert not load_metrics(here / "runs" / "none")

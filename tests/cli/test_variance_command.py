@@ -1,4 +1,5 @@
-"""`llm-mdp variance` as a person types it: what is measured, what is written, what is never computed twice, and what is refused."""
+"""`llm-mdp variance` as a person types it: what is measured, what is written, what is never computed twice, and what is
+refused."""
 
 import csv
 import functools
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from llm_mdp.cli import __main__ as cli
+from llm_mdp.cli import variance as variance_command
 from llm_mdp.cli.variance import AXES, TYPICAL, VarianceArguments, check, plan
 from llm_mdp.estimators.algorithms import RLOO
 from llm_mdp.exact.instances import random_instance, write_instance
@@ -23,7 +25,6 @@ from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, candidates
 from llm_mdp.variance.measurement import exact_measurement
 from llm_mdp.variance.setting import Setting, make_world
 from llm_mdp.verify.problem import Problem
-from llm_mdp.cli import variance as variance_command
 from llm_mdp_agents.measuring import measure_task
 from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
 
@@ -82,13 +83,16 @@ def same(row: dict, expected: dict, rel: float = 1e-9) -> None:
     for name, value in expected.items():
         if name in ("seconds", "intervals"):
             continue
-        assert row[name] == (value if isinstance(value, str) or value is None else pytest.approx(value, rel=rel, abs=1e-12)), name
+        assert row[name] == (
+            value if isinstance(value, str) or value is None else pytest.approx(value, rel=rel, abs=1e-12)
+        ), name
     for name, ends in (expected["intervals"] or {}).items():
         for end, value in zip(row["intervals"][name], ends, strict=True):
             assert end == (None if value is None else pytest.approx(value, rel=rel, abs=1e-12)), name
 
 
-# --- what is measured ---------------------------------------------------------------------------------------------------------
+# --- what is measured
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_without_options_three_typical_settings_and_every_default_candidate():
@@ -100,11 +104,15 @@ def test_without_options_three_typical_settings_and_every_default_candidate():
         assert {candidate.name for candidate in each.listed} == set(DEFAULT)
         assert len(each.cells) == 1 + len(each.listed) and each.cells[0]["facts"]
     shifted = list(plan(VarianceArguments(seed=5)))
-    assert [cell["setting"]["seed"] for each in shifted for cell in each.cells[:1]] == [setting.seed + 5 for setting in TYPICAL]
+    assert [cell["setting"]["seed"] for each in shifted for cell in each.cells[:1]] == [
+        setting.seed + 5 for setting in TYPICAL
+    ]
 
 
 def test_axes_multiply():
-    arguments = VarianceArguments(("rloo",), vocab=(2, 3), horizon=(2, 3), rewards=("dense", "outcome"), gamma=(0.5,), grid=Grid((2,)))
+    arguments = VarianceArguments(
+        ("rloo",), vocab=(2, 3), horizon=(2, 3), rewards=("dense", "outcome"), gamma=(0.5,), grid=Grid((2,))
+    )
     plans = list(plan(arguments))
     wanted = list(product((2, 3), (2, 3), ("dense", "outcome")))
     assert [(each.axes["vocab_size"], each.axes["horizon"], each.axes["rewards"]) for each in plans] == wanted
@@ -116,9 +124,16 @@ def test_axes_multiply():
 @pytest.mark.parametrize("axis", AXES)
 def test_every_axis_reaches_the_setting(axis):
     values = {
-        "policy": "ngram", "vocab": 3, "horizon": 3, "rewards": "sparse", "success": 0.3, "entropy": 0.4, "length": 2.0, "prompts": 3,
+        "policy": "ngram",
+        "vocab": 3,
+        "horizon": 3,
+        "rewards": "sparse",
+        "success": 0.3,
+        "entropy": 0.4,
+        "length": 2.0,
+        "prompts": 3,
         "gamma": 0.5,
-    }  # fmt: skip
+    }
     needed = {"success": {"rewards": ("outcome",)}, "length": {"policy": ("ngram",)}}.get(axis, {})
     (each,) = plan(VarianceArguments(("reinforce",), **{axis: (values[axis],)}, **needed))
     assert each.cells[0]["setting"][{"vocab": "vocab_size"}.get(axis, axis)] == values[axis]
@@ -127,7 +142,9 @@ def test_every_axis_reaches_the_setting(axis):
 def test_the_rows_are_those_of_the_measuring_functions(variance):
     """Exact ones and drawn ones, on a tree: by `Setting` and `make_world`, and once more by enumeration itself."""
     names = "rloo grpo remax trepo vineppo theorem-2"
-    assert variance(f"{names} {SMALL} --prompts 2 --gamma 0.9 --seed 3 --budget 700 --group-sizes 2 3 --lams 0.5")[0] == 0
+    assert (
+        variance(f"{names} {SMALL} --prompts 2 --gamma 0.9 --seed 3 --budget 700 --group-sizes 2 3 --lams 0.5")[0] == 0
+    )
     (setting,) = document()["settings"]
     world = make_world(Setting(vocab_size=2, horizon=2, prompts=2, gamma=0.9, seed=3))
     listed = candidates(names.split(), Grid((2, 3), lams=(0.5,)), 2)
@@ -139,12 +156,19 @@ def test_the_rows_are_those_of_the_measuring_functions(variance):
     exact = exact_measurement(RLOO(3), p.enumeration, p.target("reward"), p.magnitude("reward"))
     same(rows_of(setting)["rloo K=3"], exact.row(700))
     assert (setting["target"], setting["budget"], document()["budget"]) == ("exact", 700, 700)
-    assert setting["J"] == pytest.approx(p.gradient[0]) and setting["grad_norm"] == pytest.approx(float(p.target("reward").norm()))
+    assert setting["J"] == pytest.approx(p.gradient[0]) and setting["grad_norm"] == pytest.approx(
+        float(p.target("reward").norm())
+    )
     assert setting["expected_length"] == pytest.approx(rows_of(setting)["rloo K=2"]["tokens"] / 2)
 
 
 def test_rows_on_a_chain_and_on_a_transformer(variance):
-    assert variance(f"reinforce rloo --policy ngram transformer --vocab 2 --horizon 3 --estimates 200 --jobs 1 --seed 2 {FEW}")[0] == 0
+    assert (
+        variance(
+            f"reinforce rloo --policy ngram transformer --vocab 2 --horizon 3 --estimates 200 --jobs 1 --seed 2 {FEW}"
+        )[0]
+        == 0
+    )
     chain, network = document()["settings"]
     world = make_world(Setting("ngram", 2, 3, seed=2))
     same(rows_of(chain)["rloo K=2"], world.measure(RLOO(2), 200, 2, "unbiased").row(2000))
@@ -152,9 +176,15 @@ def test_rows_on_a_chain_and_on_a_transformer(variance):
     made = make_world(Setting("transformer", 2, 3, seed=2), variance_command._transformer)
     same(rows_of(network)["rloo K=2"], made.measure(RLOO(2), 200, 2).row(2000))
     assert rows_of(network)["rloo K=2"]["samples"] is None and document()["sweep"] == "policy"
-    assert variance(f"reinforce rloo --policy ngram --vocab 8 --horizon 12 --estimates 200 --jobs 1 --seed 2 {FEW}")[0] == 0
+    assert (
+        variance(f"reinforce rloo --policy ngram --vocab 8 --horizon 12 --estimates 200 --jobs 1 --seed 2 {FEW}")[0]
+        == 0
+    )
     (chain,) = document()["settings"]
-    same(rows_of(chain)["rloo K=2"], make_world(Setting("ngram", 8, 12, seed=2)).measure(RLOO(2), 200, 2, "unbiased").row(2000))
+    same(
+        rows_of(chain)["rloo K=2"],
+        make_world(Setting("ngram", 8, 12, seed=2)).measure(RLOO(2), 200, 2, "unbiased").row(2000),
+    )
     assert rows_of(chain)["rloo K=2"]["samples"] == 200 and rows_of(chain)["rloo K=2"]["intervals"]["trace_covariance"]
 
 
@@ -170,7 +200,8 @@ def test_what_the_document_says_of_its_rows_is_what_a_comparison_says(variance):
 
 
 @pytest.mark.parametrize(
-    "typed, sweep", [("--vocab 2 3 --horizon 1", "vocab_size"), ("--vocab 2 3 --horizon 1 2", None), ("--vocab 2 --horizon 1", None)]
+    "typed, sweep",
+    [("--vocab 2 3 --horizon 1", "vocab_size"), ("--vocab 2 3 --horizon 1 2", None), ("--vocab 2 --horizon 1", None)],
 )
 def test_one_axis_with_several_values_is_a_sweep(variance, typed, sweep):
     assert variance(f"reinforce {typed} --jobs 1 --estimates 100")[0] == 0
@@ -185,7 +216,9 @@ def test_an_instance_file(variance, here):
     p = Problem(instance)
     exact = exact_measurement(RLOO(2), p.enumeration, p.target("reward"), p.magnitude("reward"))
     same(rows_of(setting)["rloo K=2"], exact.row(2000))
-    assert setting["name"] == "mine" and setting["words"] == "the instance mine.json" and setting["axes"]["horizon"] == 3
+    assert (
+        setting["name"] == "mine" and setting["words"] == "the instance mine.json" and setting["axes"]["horizon"] == 3
+    )
 
 
 def test_another_instance_in_the_same_file_is_measured_anew(here, computed):
@@ -206,13 +239,19 @@ def test_an_estimator_of_one_s_own_and_its_next_version(variance, here, computed
     assert variance(f"reinforce own.py:Mine {SMALL}")[0] == 0
     rows = rows_of(document()["settings"][0])
     assert rows["Mine"]["estimator"] == "Mine" and rows["Mine"]["options"] == {} and not rows["Mine"]["given_values"]
-    same(rows["Mine"], {name: value for name, value in rows["reinforce"].items() if name not in ("label", "estimator", "frontier")})
+    same(
+        rows["Mine"],
+        {name: value for name, value in rows["reinforce"].items() if name not in ("label", "estimator", "frontier")},
+    )
     del computed[:]
     (here / "own.py").write_text(OWN.format(baseline=3.0))
     assert variance(f"reinforce own.py:Mine {SMALL}")[0] == 0
     assert computed == ["Mine"]
     other = rows_of(document()["settings"][0])
-    assert other["Mine"]["trace_covariance"] > 2 * rows["Mine"]["trace_covariance"] and other["reinforce"] == rows["reinforce"]
+    assert (
+        other["Mine"]["trace_covariance"] > 2 * rows["Mine"]["trace_covariance"]
+        and other["reinforce"] == rows["reinforce"]
+    )
 
 
 def test_an_environment_with_a_table(variance):
@@ -232,7 +271,11 @@ def test_an_environment_with_a_table(variance):
     assert {name: setting[name] for name in ("J", "grad_norm", "expected_length", "target")} == {
         name: facts[name] for name in ("J", "grad_norm", "expected_length", "target")
     }
-    assert setting["name"] == "Tabular" and setting["words"] == "auto on Tabular, 40 prompts" and setting["axes"]["vocab_size"] == 3
+    assert (
+        setting["name"] == "Tabular"
+        and setting["words"] == "auto on Tabular, 40 prompts"
+        and setting["axes"]["vocab_size"] == 3
+    )
     assert variance(f"--env llm_mdp/Tabular-v0 --env-args horizon=2 --prompts 4 --jobs 1 --out other {FEW}")[0] == 0
     names = {row["estimator"] for row in document("other")["settings"][0]["rows"]}
     assert names == set(DEFAULT) - {"ppo"}, "nobody knows values of states there"
@@ -242,22 +285,33 @@ def test_an_environment_with_a_table(variance):
 def test_a_run_s_own_policy_and_environment(variance, here):
     from llm_mdp_agents import train
 
-    run = train("rloo", "Tabular", steps=30, env_arguments={"horizon": 2, "vocab_size": 2}, folder="runs/one", progress=False)
+    run = train(
+        "rloo", "Tabular", steps=30, env_arguments={"horizon": 2, "vocab_size": 2}, folder="runs/one", progress=False
+    )
     assert variance(f"rloo --run runs/one --prompts 60 --jobs 1 {FEW}")[0] == 0
     (setting,) = document()["settings"]
     measured, facts = measure_task({"rloo K=2": RLOO(2)}, run.policy, run.task, 60, 0)
     same(rows_of(setting)["rloo K=2"], measured["rloo K=2"].row(2000), rel=1e-6)
-    assert setting["J"] == pytest.approx(facts["J"]) and setting["J"] > make_world(Setting(vocab_size=2, horizon=2)).facts()["J"]
+    assert (
+        setting["J"] == pytest.approx(facts["J"])
+        and setting["J"] > make_world(Setting(vocab_size=2, horizon=2)).facts()["J"]
+    )
 
 
-# --- what is written ----------------------------------------------------------------------------------------------------------
+# --- what is written
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_document_table_and_page_agree(variance, here):
     status, said, complaints = variance(f"rloo grpo theorem-2 {SMALL} --rewards dense outcome --budget 300 {FEW}")
     assert (status, complaints) == (0, "")
     assert said.splitlines()[-1] == "page: variance/report.html   figures: results.json, results.csv"
-    assert sorted(path.name for path in (here / "variance").iterdir()) == ["cells", "report.html", "results.csv", "results.json"]
+    assert sorted(path.name for path in (here / "variance").iterdir()) == [
+        "cells",
+        "report.html",
+        "results.csv",
+        "results.json",
+    ]
     written = document()
     assert written["command"].startswith("llm-mdp variance rloo grpo theorem-2 --vocab 2")
     with (here / "variance" / "results.csv").open(newline="", encoding="utf-8") as file:
@@ -266,7 +320,15 @@ def test_document_table_and_page_agree(variance, here):
     assert len(lines) == len(rows) == 6
     for line, (setting, row) in zip(lines, rows):
         assert (line["setting"], line["label"], line["verdict"]) == (setting["name"], row["label"], row["verdict"])
-        for figure in ("tokens", "rewards", "trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "progress"):
+        for figure in (
+            "tokens",
+            "rewards",
+            "trace_covariance",
+            "relative_bias",
+            "cosine",
+            "tokens_to_signal",
+            "progress",
+        ):
             assert float(line[figure]) == row[figure]
         assert line["axis_rewards"] == setting["axes"]["rewards"] and line["frontier"] == str(row["frontier"])
     page = (here / "variance" / "report.html").read_text(encoding="utf-8")
@@ -278,11 +340,24 @@ def test_document_table_and_page_agree(variance, here):
 def test_help_names_every_option(variance):
     status, said, _ = variance("--help")
     assert status == 0
-    for option in (*AXES, "budget", "instance", "env", "group-sizes", "positions", "branches", "lams", "estimates", "jobs", "backend"):
+    for option in (
+        *AXES,
+        "budget",
+        "instance",
+        "env",
+        "group-sizes",
+        "positions",
+        "branches",
+        "lams",
+        "estimates",
+        "jobs",
+        "backend",
+    ):
         assert f"--{option}" in said
 
 
-# --- what is never computed twice ---------------------------------------------------------------------------------------------
+# --- what is never computed twice
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_second_call_computes_nothing(variance, computed, here):
@@ -349,7 +424,9 @@ def test_a_reward_models_scores_are_what_is_measured(variance, here):
     """Arithmetic gives 0 or 1; this model's scores are large."""
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = AutoModelForSequenceClassification.from_config(LlamaConfig(vocab_size=16, num_labels=1, pad_token_id=None, **shape))
+    model = AutoModelForSequenceClassification.from_config(
+        LlamaConfig(vocab_size=16, num_labels=1, pad_token_id=None, **shape)
+    )
     model.score.weight.data.mul_(100)
     model.save_pretrained(here / "judge")
     words = f"rloo --env Arithmetic --env-args digits=1 --model small --width 16 --layers 1 --prompts 16 --warm-start 0 {FEW}"
@@ -357,7 +434,8 @@ def test_a_reward_models_scores_are_what_is_measured(variance, here):
     assert 0 <= document("own")["settings"][0]["J"] <= 1 < abs(document("judged")["settings"][0]["J"])
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------------
+# --- what is refused
+# ----------------------------------------------------------------------------------------------------------
 
 REFUSED = {
     "--budget 0": "--budget is 0; a batch has a positive number of tokens.",
@@ -388,7 +466,8 @@ REFUSED = {
     "--env Tabular --prompts 1": "--prompts is 1; a spread over prompts needs at least 2.",
     "--env Tabulr": "there is no environment 'Tabulr'; did you mean Tabular?",
     "--env Tabular --env-args depth=1": (
-        "llm_mdp/Tabular-v0: Tabular has no argument 'depth'; it takes vocab_size, horizon, eos, gamma, n_prompts, seed."
+        "llm_mdp/Tabular-v0: Tabular has no argument 'depth'; it takes vocab_size, horizon, eos, gamma, n_prompts, "
+        "seed."
     ),
     "--run runs/none": "runs/none holds no run; start one with `llm-mdp train`.",
     "theorem-2 --env Tabular": "theorem-2 needs values of states, which are known on token MDPs only; leave it out with --env.",
@@ -418,7 +497,10 @@ def test_what_cannot_be_is_one_sentence_before_any_work(variance, here, computed
 
 def test_an_unknown_estimator_lists_those_that_there_are(variance):
     complaints = variance("zzzz")[2]
-    assert complaints.startswith("llm-mdp: there is no estimator 'zzzz'; choose among reinforce, ") and "FILE.py:CLASS" in complaints
+    assert (
+        complaints.startswith("llm-mdp: there is no estimator 'zzzz'; choose among reinforce, ")
+        and "FILE.py:CLASS" in complaints
+    )
 
 
 @pytest.mark.parametrize("words, part", [
@@ -430,7 +512,11 @@ def test_an_unknown_estimator_lists_those_that_there_are(variance):
 ])  # fmt: skip
 def test_a_grid_out_of_range(variance, here, words, part):
     status, said, complaints = variance(words)
-    assert status == 2 and part in " ".join((said + complaints).replace("│", " ").split()) and not (here / "variance").exists()
+    assert (
+        status == 2
+        and part in " ".join((said + complaints).replace("│", " ").split())
+        and not (here / "variance").exists()
+    )
 
 
 def test_a_folder_that_cannot_be_written(variance, here, computed):
@@ -442,13 +528,17 @@ def test_a_folder_that_cannot_be_written(variance, here, computed):
 def test_a_setting_that_is_too_large_is_refused_before_a_small_one_is_measured(variance, here, computed):
     status, said, complaints = variance("rloo --vocab 8 --horizon 2 12 --jobs 1")
     assert (status, said, complaints.count("\n")) == (2, "", 1)
-    assert "too many to enumerate; make one of them smaller, or take the policy ngram, which needs no tree." in complaints
+    assert (
+        "too many to enumerate; make one of them smaller, or take the policy ngram, which needs no tree." in complaints
+    )
     assert computed == [] and not (here / "variance").exists()
 
 
 def test_the_exit_status_of_the_command_itself(here):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    code = "import sys; sys.argv = ['llm-mdp', 'variance', '--budget', '0']; from llm_mdp.cli.__main__ import main; main()"
+    code = (
+        "import sys; sys.argv = ['llm-mdp', 'variance', '--budget', '0']; from llm_mdp.cli.__main__ import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "llm-mdp: --budget is 0; a batch has a positive number of tokens.\n"
@@ -464,7 +554,9 @@ def test_what_can_be_passes_the_check(here):
 
 def test_a_cell_is_all_that_its_result_depends_on():
     """Written as JSON and read again, alone and in another order: the same figures."""
-    (each,) = plan(VarianceArguments(("rloo", "trepo"), vocab=(2,), horizon=(2,), grid=Grid((2,), (1,), (1,), (0.5,)), seed=4))
+    (each,) = plan(
+        VarianceArguments(("rloo", "trepo"), vocab=(2,), horizon=(2,), grid=Grid((2,), (1,), (1,), (0.5,)), seed=4)
+    )
     cells = json.loads(json.dumps(each.cells))
     found = [variance_command.measure_cell(cell) for cell in cells]
     variance_command._world.cache_clear()
@@ -495,7 +587,10 @@ def test_two_classes_of_one_name(variance, here):
     (here / "one.py").write_text(OWN.format(baseline=0.0))
     (here / "two.py").write_text(OWN.format(baseline=5.0))
     status, _, complaints = variance(f"one.py:Mine two.py:Mine {SMALL}")
-    assert status == 2 and complaints == "llm-mdp: one.py:Mine and two.py:Mine are both called Mine; rename one of the classes.\n"
+    assert (
+        status == 2
+        and complaints == "llm-mdp: one.py:Mine and two.py:Mine are both called Mine; rename one of the classes.\n"
+    )
 
 
 def test_an_environment_of_one_s_own_and_its_next_version(variance, here, computed):
@@ -529,7 +624,10 @@ def test_the_axis_of_a_sweep_has_values(variance, typed, axis):
     """Page and CSV show the sweep along them."""
     assert variance(f"reinforce --vocab 2 --horizon 2 --jobs 1 --estimates 100 {typed}")[0] == 0
     written = document()
-    assert written["sweep"] == axis and len({json.dumps(each["axes"].get(axis)) for each in written["settings"]} - {"null"}) == 2
+    assert (
+        written["sweep"] == axis
+        and len({json.dumps(each["axes"].get(axis)) for each in written["settings"]} - {"null"}) == 2
+    )
 
 
 @pytest.mark.parametrize("where", ["--policy ngram --vocab 2 --horizon 2 --estimates 100", "--env Tabular --prompts 4"])

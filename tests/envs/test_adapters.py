@@ -11,13 +11,21 @@ from llm_mdp_envs.tasks.math_problems import Math
 
 TRL_ROWS = [{"prompt": f"Write {n} letters.", "n": n, "unused": None} for n in (1, 2, 3)]
 VERL_PROMPT = [{"role": "user", "content": "2+2?"}]
-VERL_ROWS = [{"prompt": VERL_PROMPT, "data_source": "sums", "reward_model": {"ground_truth": "4"}, "extra_info": {"i": 7}}]
+VERL_ROWS = [
+    {"prompt": VERL_PROMPT, "data_source": "sums", "reward_model": {"ground_truth": "4"}, "extra_info": {"i": 7}}
+]
 
 
 def length(prompts, completions, completion_ids, n, **columns):
     """A reward function in TRL's form; its checks are what TRL promises."""
-    assert prompts == [f"Write {k} letters." for k in n] and columns["trainer_state"] is None and columns["unused"] == [None] * len(n)
-    assert [bytes(ids[:-1]).decode() for ids in completion_ids] == completions and {ids[-1] for ids in completion_ids} == {256}
+    assert (
+        prompts == [f"Write {k} letters." for k in n]
+        and columns["trainer_state"] is None
+        and columns["unused"] == [None] * len(n)
+    )
+    assert [bytes(ids[:-1]).decode() for ids in completion_ids] == completions and {
+        ids[-1] for ids in completion_ids
+    } == {256}
     columns["log_metric"]("mean", 1.0)
     return [float(len(text) == k) for text, k in zip(completions, n)]
 
@@ -44,7 +52,10 @@ def test_trl_functions_are_called_as_trl_calls_them():
     task = TRLReward(length, TRL_ROWS)
     questions = asked(task, 8)
     scores = responses(task, questions, ["ab"] * 8)
-    assert scores.reward.tolist() == [float(q.secret.secret["n"] == 2) for q in questions] and set(scores.reward) == {0.0, 1.0}
+    assert scores.reward.tolist() == [float(q.secret.secret["n"] == 2) for q in questions] and set(scores.reward) == {
+        0.0,
+        1.0,
+    }
     assert list(scores.parts) == ["length"]
 
 
@@ -104,7 +115,9 @@ def test_verl():
     assert responses(VerlReward(lambda **given: 0.5, VERL_ROWS), asked(task, 1), ["4"]).reward.tolist() == [0.5]
 
 
-@pytest.mark.parametrize(("result", "words"), [({"acc": 1}, 'dict without "score"'), (None, "returned None"), (math.nan, "returned nan")])
+@pytest.mark.parametrize(
+    ("result", "words"), [({"acc": 1}, 'dict without "score"'), (None, "returned None"), (math.nan, "returned nan")]
+)
 def test_a_bad_verl_score_names_the_function(result, words):
     def compute_score(**given):
         return result
@@ -127,7 +140,10 @@ def test_a_callable():
         (lambda: TRLReward(length, [{"question": "?"}]), "rows\\[0\\] has no 'prompt', only 'question'"),
         (lambda: TRLReward(length, ["?"]), "rows\\[0\\] is '\\?'; it must be a mapping"),
         (lambda: TRLReward(length, [{"prompt": 3}]), "must be a text or a list of messages"),
-        (lambda: TRLReward(length, [{"prompt": "a", "n": 1}, {"prompt": "b"}]), "rows\\[1\\] has no 'n', which rows\\[0\\] has"),
+        (
+            lambda: TRLReward(length, [{"prompt": "a", "n": 1}, {"prompt": "b"}]),
+            "rows\\[1\\] has no 'n', which rows\\[0\\] has",
+        ),
         (lambda: TRLReward([length, length], TRL_ROWS), "two reward functions have the same name"),
         (lambda: TRLReward([length], TRL_ROWS, weights=[1, 2]), "1 reward functions and 2 weights"),
         (lambda: VerlReward(len, [{**VERL_ROWS[0], "reward_model": {}}]), 'must hold a "ground_truth"'),
@@ -164,7 +180,12 @@ def test_a_text_task_as_a_trl_reward():
     golds = [question.secret.secret for question in questions]
     assert [row["prompt"] for row in rows] == [question.secret.text for question in questions] and len({*golds}) > 2
     assert not any(f"#### {gold}" in str(row) for gold, row in zip(golds, rows))
-    right = reward(prompts=[row["prompt"] for row in rows], completions=[f"#### {gold}" for gold in golds], completion_ids=None, **columns)
+    right = reward(
+        prompts=[row["prompt"] for row in rows],
+        completions=[f"#### {gold}" for gold in golds],
+        completion_ids=None,
+        **columns,
+    )
     assert right == pytest.approx([1.1] * 6) and reward.__name__ == "Math_reward"
     wrong = reward([row["prompt"] for row in rows], [[{"role": "assistant", "content": "#### 123456"}]] * 6, **columns)
     assert wrong == pytest.approx([0.1] * 6)
@@ -183,7 +204,10 @@ def test_a_token_task_as_a_trl_reward():
     ids = [[1, 1, 2], [1], [1, 1, 1, 1, 1, 1], [0, 2]] * 5
     expected = [count + 10.0 * int(row["prompt"]) for count, row in zip([2, 1, 4, 0] * 5, rows)]
     columns = {"question_seed": [row["question_seed"] for row in rows]}
-    assert as_trl_reward(task)(["?"] * 20, [""] * 20, ids, **columns) == expected and len({row["prompt"] for row in rows}) == 2
+    assert (
+        as_trl_reward(task)(["?"] * 20, [""] * 20, ids, **columns) == expected
+        and len({row["prompt"] for row in rows}) == 2
+    )
     with pytest.raises(ValueError, match="call it with completion_ids"):
         as_trl_reward(task)(["?"], [""], question_seed=[1])
     with pytest.raises(ValueError, match='CountOnes_reward needs the column "question_seed"'):
@@ -207,7 +231,9 @@ def test_a_task_taken_to_trl_and_back():
 
 
 def test_padding_and_text():
-    assert pad_responses([[1, 2, 3], [], [4]], 2).tolist() == [[1, 2], [-1, -1], [4, -1]] and pad_responses([], 2).shape == (0, 2)
+    assert pad_responses([[1, 2, 3], [], [4]], 2).tolist() == [[1, 2], [-1, -1], [4, -1]] and pad_responses(
+        [], 2
+    ).shape == (0, 2)
     assert text_of([{"role": "assistant", "content": None}, {"role": "assistant", "content": "a"}]) == "a"
 
 

@@ -1,4 +1,5 @@
-"""What every registered environment must do: Gymnasium's and Stable-Baselines3's checkers, seeds, restarts, equal rewards, no leaks."""
+"""What every registered environment must do: Gymnasium's and Stable-Baselines3's checkers, seeds, restarts, equal
+rewards, no leaks."""
 
 import pickle
 import re
@@ -68,7 +69,8 @@ def policy_token(mask: np.ndarray, rng: np.random.Generator, task: Task, hurry: 
 
 
 def finish_episode(env: TokenEnv, info: dict, rng: np.random.Generator, hurry: float = 0.1) -> tuple[tuple, float]:
-    """Random steps to the end, or until most of the horizon would be spent: then the end token. Last result, and the sum of rewards."""
+    """Random steps to the end, or until most of the horizon would be spent: then the end token. Last result, and the
+    sum of rewards."""
     total = 0.0
     for number in range(env.task.horizon):
         token = policy_token(info["action_mask"], rng, env.task, 1.0 if number > STEPS else hurry)
@@ -110,7 +112,9 @@ def test_the_page_is_what_the_registry_says():
     missing = [f"{one.id}: {one.unavailable}" for one in LISTED.values() if one.unavailable]
     if missing:
         pytest.skip(f"not everything is available here: {missing}")
-    up_to_date = README.read_text(encoding="utf-8") == readme()  # not in the assert: pytest would compare the pages for minutes
+    up_to_date = (
+        README.read_text(encoding="utf-8") == readme()
+    )  # not in the assert: pytest would compare the pages for minutes
     assert up_to_date, "run `python -m llm_mdp_envs.registry`"
 
 
@@ -153,7 +157,9 @@ def test_vector_environment(id):
     """Spaces, shapes, types, and Gymnasium's own vector wrappers on top."""
     env = make_vec(id)
     assert isinstance(env, TokenVectorEnv) and env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-    assert env.single_observation_space == make(id).observation_space and env.single_action_space == make(id).action_space
+    assert (
+        env.single_observation_space == make(id).observation_space and env.single_action_space == make(id).action_space
+    )
     wrapped = DictInfoToList(RecordEpisodeStatistics(env))
     observation, info = wrapped.reset(seed=0)
     rng, ended = np.random.default_rng(0), np.zeros(4, dtype=bool)
@@ -166,7 +172,11 @@ def test_vector_environment(id):
         for row in range(4):
             assert ("finish" in info[row]) == ("episode" in info[row]) == terminated[row]
             if ended[row]:
-                assert reward[row] == 0 and not terminated[row] and (observation[row, env.task.prompt_length :] == -1).all()
+                assert (
+                    reward[row] == 0
+                    and not terminated[row]
+                    and (observation[row, env.task.prompt_length :] == -1).all()
+                )
         ended = terminated
 
 
@@ -225,7 +235,9 @@ def test_stepped_vectorised_and_replayed_rewards_are_equal(id):
         for row in np.flatnonzero(terminated & going):
             np.testing.assert_array_equal(observation[row], results[row][0])
             assert info["finish"][row] == results[row][-1]["finish"]
-            assert {name: part[row] for name, part in info.get("parts", {}).items() if name[0] != "_"} == results[row][-1].get("parts", {})
+            assert {name: part[row] for name, part in info.get("parts", {}).items() if name[0] != "_"} == results[row][
+                -1
+            ].get("parts", {})
         going, step = going & ~terminated, step + 1
     scores = replay(single.task, questions, np.array(rows))
     np.testing.assert_allclose(vectorised, totals, rtol=0, atol=1e-12)
@@ -353,12 +365,18 @@ def test_no_secret_comes_out(id):
     vector = TokenVectorEnv(task, 3, "ansi")
     out = [repr(vector), vector.reset(seed=0)]
     for _ in range(10):
-        out += [vector.step(np.array([policy_token(mask, rng, task, 0.4) for mask in vector.action_masks()])), vector.render()]
+        out += [
+            vector.step(np.array([policy_token(mask, rng, task, 0.4) for mask in vector.action_masks()])),
+            vector.render(),
+        ]
     assert not has_canary(*out)
 
 
 def test_make_task_names_what_is_wrong():
-    with pytest.raises(TypeError, match=r"Arithmetic has no argument 'digit'; it takes operators, digits, scratchpad, reward, restricted"):
+    with pytest.raises(
+        TypeError,
+        match=r"Arithmetic has no argument 'digit'; it takes operators, digits, scratchpad, reward, restricted",
+    ):
         make_task("llm_mdp_envs.tasks.arithmetic:Arithmetic", digit=2)
 
 

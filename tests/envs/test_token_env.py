@@ -1,4 +1,5 @@
-"""The token environment: who writes what, when it ends, restarts, what users get wrong, and that hidden rewards stay hidden."""
+"""The token environment: who writes what, when it ends, restarts, what users get wrong, and that hidden rewards stay
+hidden."""
 
 import pickle
 import struct
@@ -20,7 +21,8 @@ from llm_mdp_envs.token_env import FINISH, follow
 
 
 class Parrot(Task):
-    """Three turns. After each (token 1) the environment repeats the turn's last word twice and says 5; to the word 4 it has no answer.
+    """Three turns. After each (token 1) the environment repeats the turn's last word twice and says 5; to the word 4 it
+    has no answer.
 
     The reward is 1 for every token of the policy and 10 for every 5, reported apart.
     """
@@ -127,7 +129,11 @@ def test_the_environments_tokens_count_against_the_horizon_and_are_cut_there():
     env = started(Parrot(), question=Question((3,)))
     (observation, reward, _, _, info), _ = play(env, [2, 1, 2, 2, 1])
     assert observation[2:].tolist() == [2, 1, 2, 2, 5, 2, 2, 1, 2, 2]
-    assert info["finish"] == "horizon" and reward == 15.0 and info["mask"].tolist() == [True] * 2 + [False] * 3 + [True] * 3 + [False] * 2
+    assert (
+        info["finish"] == "horizon"
+        and reward == 15.0
+        and info["mask"].tolist() == [True] * 2 + [False] * 3 + [True] * 3 + [False] * 2
+    )
 
 
 def test_the_last_turn_needs_no_reply():
@@ -266,7 +272,10 @@ def test_bad_actions(action, error, message):
 
 def test_forbidden_tokens():
     env = started(Rising(), question=Question((2,)))
-    with pytest.raises(ValueError, match=r"the action is 1, which the action mask forbids here; info\['action_mask'\] is 1 for 0, 3, 4\."):
+    with pytest.raises(
+        ValueError,
+        match=r"the action is 1, which the action mask forbids here; info\['action_mask'\] is 1 for 0, 3, 4\.",
+    ):
         env.step(1)
     assert env.step(3)[0].tolist() == [2, 3, -1, -1]
 
@@ -314,7 +323,8 @@ def test_bad_render_mode_and_state():
 
 
 @pytest.mark.parametrize(
-    ("reward", "message"), [([np.nan], r"Bad\.score gave response 0 the reward nan"), ([1.0, 2.0], r"of shape \(2,\) for 1 responses")]
+    ("reward", "message"),
+    [([np.nan], r"Bad\.score gave response 0 the reward nan"), ([1.0, 2.0], r"of shape \(2,\) for 1 responses")],
 )
 def test_bad_scores_stop_the_episode(reward, message):
     class Bad(Rising):
@@ -397,7 +407,9 @@ class LeakyInfo(TokenEnv):
     def step(self, action):
         *result, info = super().step(action)
         tokens, mask = (torch.from_numpy(array) for array in self._arrays())
-        return *result, info | {"debug": self.task.mdp.hidden_reward(torch.zeros(1, 0, dtype=torch.int64), tokens, mask).numpy()}
+        return *result, info | {
+            "debug": self.task.mdp.hidden_reward(torch.zeros(1, 0, dtype=torch.int64), tokens, mask).numpy()
+        }
 
 
 class LeakyReward(TokenEnv):

@@ -12,13 +12,24 @@ from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.tasks.consultation import Consultation
 from llm_mdp_envs.tasks.guess_number import GuessNumber
 from llm_mdp_envs.token_env import TokenEnv
-from llm_mdp_envs.turns import Outcome, TurnTask, alternating_mask, check_at_least, check_penalties, check_words, mask_of, play, split_turns
+from llm_mdp_envs.turns import (
+    Outcome,
+    TurnTask,
+    alternating_mask,
+    check_at_least,
+    check_penalties,
+    check_words,
+    mask_of,
+    play,
+    split_turns,
+)
 
 OVER, CLOSE, LEAVE = 2, 3, 4
 
 
 class Echo(Task):
-    """Repeats the turn as it stands, closing token included, so replies have no token of their own; OVER ends the conversation."""
+    """Repeats the turn as it stands, closing token included, so replies have no token of their own; OVER ends the
+    conversation."""
 
     vocab_size, eos, end_of_turn = 5, LEAVE, CLOSE
     prompt_length = 0
@@ -74,7 +85,9 @@ def questions(task: Task) -> st.SearchStrategy[Question]:
 def streams(task: Task) -> st.SearchStrategy[list[int]]:
     """Policy tokens, some of them well-formed turns, enough for any episode."""
     anything = st.lists(st.integers(0, task.vocab_size - 1), max_size=4)
-    within = st.lists(st.integers(0, task.vocab_size - 1).filter(lambda w: w != task.eos), max_size=3).map(lambda t: [*t, task.end_of_turn])
+    within = st.lists(st.integers(0, task.vocab_size - 1).filter(lambda w: w != task.eos), max_size=3).map(
+        lambda t: [*t, task.end_of_turn]
+    )
     asking = st.integers(0, task.vocab_size - 1).map(lambda word: [0, word, task.end_of_turn])
     deciding = st.integers(0, task.vocab_size - 1).map(lambda word: [1, word, task.end_of_turn])
     turns = st.lists(st.one_of(within, asking, asking, deciding, anything), max_size=14)
@@ -141,7 +154,8 @@ def check_memory(task: TurnTask, seed: int, stream: list[int]) -> None:
     assert {t: task.reply(again, np.array(tokens[:t])) for t in due} == replies
 
 
-# --- by hand ------------------------------------------------------------------------------------------------------------------
+# --- by hand
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,7 +173,19 @@ def check_memory(task: TurnTask, seed: int, stream: list[int]) -> None:
         (Echo(horizon=3), [[0, 1, 0, 1]], [0, 1, 0], [1, 1, 1]),
         (Echo(), [], [], []),
     ],
-    ids=["two turns", "empty turn", "closed already", "eos", "over", "limit", "reply cut", "reply fits", "no reply", "turn cut", "none"],
+    ids=[
+        "two turns",
+        "empty turn",
+        "closed already",
+        "eos",
+        "over",
+        "limit",
+        "reply cut",
+        "reply fits",
+        "no reply",
+        "turn cut",
+        "none",
+    ],
 )
 def test_conversations_by_hand(task, turns, tokens, mask):
     played, whose = play(task, Question(()), turns)
@@ -195,7 +221,9 @@ def test_turns_are_split_at_the_mask():
     mask = np.array([1, 1, 0, 0, 1, 0, 0, 1, 1, 0], dtype=bool)
     turns = split_turns(tokens, mask, (9, 8))
     assert [(turn.words, turn.last) for turn in turns] == [((5,), 1), ((), 4), ((6,), 8)]
-    assert [turn.words for turn in split_turns(tokens[:8], mask[:8], (9, 8))] == [(5,), (), (6,)], "the end closes a turn too"
+    assert [turn.words for turn in split_turns(tokens[:8], mask[:8], (9, 8))] == [(5,), (), (6,)], (
+        "the end closes a turn too"
+    )
     assert split_turns(tokens[:0], mask[:0], (9, 8)) == []
 
 
@@ -210,7 +238,10 @@ def test_words_and_dialogue():
     question = Question(task.encode("2 0 ."), secret=7)
     tokens, _ = play(task, question, [task.encode(text) for text in ["1 0", "", "7"]])
     assert task.decode(tokens) == "1 0 .\nlower .\n.\nunclear .\n7 ."
-    assert task.dialogue(question, tokens) == "host: 2 0 .\nguesser: 1 0 .\nhost: lower .\nguesser: .\nhost: unclear .\nguesser: 7 ."
+    assert (
+        task.dialogue(question, tokens)
+        == "host: 2 0 .\nguesser: 1 0 .\nhost: lower .\nguesser: .\nhost: unclear .\nguesser: 7 ."
+    )
     assert task.decode([7, -1, -1]) == "7"
     with pytest.raises(ValueError, match="'ten' is not among the words of GuessNumber; they are 0 1 2"):
         task.encode("1 ten")
@@ -223,18 +254,23 @@ def test_replies_may_depend_on_the_whole_conversation():
     assert task.hidden_turn_rewards(Question(()), tokens, mask)[[2, 6, 11, 17]].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("text, turns", [("7 . lower . 7 .", 1), ("9 . lower . 7 . lower . 7 .", 2), ("9 . lower . " * 6 + "7 .", 4)])
+@pytest.mark.parametrize(
+    "text, turns", [("7 . lower . 7 .", 1), ("9 . lower . 7 . lower . 7 .", 2), ("9 . lower . " * 6 + "7 .", 4)]
+)
 def test_nothing_after_the_end_of_a_conversation_is_worth_anything(text, turns):
     """Rows that no conversation can have, forged to find the number twice, or after the turn limit."""
     task = GuessNumber(20, max_turns=4)
     tokens = np.array(task.encode(text))
     mask = alternating_mask(tokens, task.end_of_turn)
     end = split_turns(tokens, mask, (task.end_of_turn,))[turns - 1].last + 1
-    whole, cut = (float(task.score([Question((), 7)], tokens[None, :n], mask[None, :n]).reward[0]) for n in (len(tokens), end))
+    whole, cut = (
+        float(task.score([Question((), 7)], tokens[None, :n], mask[None, :n]).reward[0]) for n in (len(tokens), end)
+    )
     assert whole == cut
 
 
-# --- whatever the policy writes -----------------------------------------------------------------------------------------------
+# --- whatever the policy writes
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -312,11 +348,14 @@ def test_the_token_environment_goes_the_same_way(name, data):
     response = observation[task.prompt_length :]
     assert response[: len(tokens)].tolist() == tokens and (response[len(tokens) :] == -1).all()
     assert env.mask[: len(tokens)].tolist() == mask
-    assert reward == pytest.approx(task.hidden_turn_rewards(question, np.array(tokens), np.array(mask)).sum(), abs=1e-12)
+    assert reward == pytest.approx(
+        task.hidden_turn_rewards(question, np.array(tokens), np.array(mask)).sum(), abs=1e-12
+    )
     assert set(info["parts"]) == set(task.part_names)
 
 
-# --- planted bugs -------------------------------------------------------------------------------------------------------------
+# --- planted bugs
+# -------------------------------------------------------------------------------------------------------------
 
 
 class Forgetful(GuessNumber):
@@ -350,7 +389,8 @@ def test_planted_bugs_are_caught(make, caught):
         check_rewards(task, [(task.question(np.random.default_rng(1)), STREAM)])
 
 
-# --- bad arguments ------------------------------------------------------------------------------------------------------------
+# --- bad arguments
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_bad_arguments_are_named():

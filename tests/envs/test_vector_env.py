@@ -274,6 +274,9 @@ def test_bad_replays(rows, error, message):
 
 
 def test_bad_replayed_conversations():
-    for row, message in [([2, 1, 3], "where the environment writes 2"), ([2, 1, 2, 2, 5], r"token_rows\[0\] has not ended after 5 tokens")]:
+    for row, message in [
+        ([2, 1, 3], "where the environment writes 2"),
+        ([2, 1, 2, 2, 5], r"token_rows\[0\] has not ended after 5 tokens"),
+    ]:
         with pytest.raises(ValueError, match=message):
             replay(Parrot(), [Question((3,))], np.array([row]))

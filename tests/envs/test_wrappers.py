@@ -54,7 +54,8 @@ def test_masked_actions_are_never_drawn():
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["PPO", "MaskablePPO"])
 @pytest.mark.parametrize(
-    ("id", "arguments", "share"), [("llm_mdp/Tabular-v0", {}, 0.9), ("llm_mdp/Arithmetic-v0", {"digits": 1, "restricted": True}, 0.4)]
+    ("id", "arguments", "share"),
+    [("llm_mdp/Tabular-v0", {}, 0.9), ("llm_mdp/Arithmetic-v0", {"digits": 1, "restricted": True}, 0.4)],
 )
 def test_training_gets_somewhere(algorithm, id, arguments, share):
     """Mean reward of drawn responses after 40,000 tokens, as a share of the optimum."""

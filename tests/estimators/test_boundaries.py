@@ -88,13 +88,17 @@ def test_the_first_policy_token_begins_a_segment_and_nobody_elses_token_does(rul
 def test_every_n_tokens_counts_policy_tokens():
     assert begins(EveryNTokens(1), [5, 6, 7, PAD]) == [0, 1, 2]
     assert begins(EveryNTokens(2), [5, 6, 7, 8, 9]) == [0, 2, 4]
-    assert begins(EveryNTokens(2), [5, 6, 7, 8, 9, 5], [1, 0, 0, 1, 1, 1]) == [0, 4], "what an environment wrote is not counted"
+    assert begins(EveryNTokens(2), [5, 6, 7, 8, 9, 5], [1, 0, 0, 1, 1, 1]) == [0, 4], (
+        "what an environment wrote is not counted"
+    )
 
 
 def test_after_tokens():
     assert begins(AfterTokens((7, 9)), [5, 7, 7, 5, 9, 5]) == [0, 2, 3, 5]
     assert begins(AfterTokens((7,)), [7, PAD, PAD]) == [0], "no segment begins after the end"
-    assert begins(AfterTokens((7,)), [5, 7, 5, 5], [1, 0, 1, 1]) == [0, 2], "a separator that an environment wrote counts too"
+    assert begins(AfterTokens((7,)), [5, 7, 5, 5], [1, 0, 1, 1]) == [0, 2], (
+        "a separator that an environment wrote counts too"
+    )
 
 
 def test_at_steps():
@@ -105,7 +109,9 @@ def test_at_steps():
 
 def test_fractions_of_length():
     assert begins(FractionsOfLength(3), [5] * 7) == [0, 2, 4]
-    assert begins(FractionsOfLength(3), [5, PAD, PAD, PAD]) == [0], "parts of a response that is shorter than their number coincide"
+    assert begins(FractionsOfLength(3), [5, PAD, PAD, PAD]) == [0], (
+        "parts of a response that is shorter than their number coincide"
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)

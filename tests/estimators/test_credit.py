@@ -31,7 +31,8 @@ def test_terminal_rewards_the_last_policy_token():
 @settings(deadline=None, max_examples=60)
 @given(masks(), st.integers(0, 2**32 - 1))
 def test_prefix_differences_telescope_to_the_response_reward_minus_the_score_of_the_prefix(mask, seed):
-    """For responses without interruption, as the last score is RM(W) itself, whatever the scores are from the end on."""
+    """For responses without interruption, as the last score is RM(W) itself, whatever the scores are from the end
+    on."""
     mask = mask.sort(dim=-1, descending=True).values
     generator = torch.Generator().manual_seed(seed)
     score, reward = normal(generator, len(mask), mask.shape[1] + 1), normal(generator, len(mask))
@@ -82,5 +83,6 @@ def test_worlds_do_not_meet():
     assert torch.equal(both[1], credit.terminal(10 * REWARD, MASK.flip(0)))
     attention = torch.ones(2, 4, 4, dtype=torch.float64)
     assert torch.equal(
-        credit.attention_shares(reward, attention, mask)[1], credit.attention_shares(10 * REWARD, attention[1], MASK.flip(0))
+        credit.attention_shares(reward, attention, mask)[1],
+        credit.attention_shares(10 * REWARD, attention[1], MASK.flip(0)),
     )

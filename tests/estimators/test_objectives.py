@@ -1,4 +1,5 @@
-"""Losses: reductions by hand, micro-batches, where clipping stops the gradient, the gradients of KL estimates, preferences."""
+"""Losses: reductions by hand, micro-batches, where clipping stops the gradient, the gradients of KL estimates,
+preferences."""
 
 import math
 
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_mdp.estimators.objectives import clipped_surrogate, dpo_loss, kl_estimate, outcome_cross_entropy, policy_gradient, reduce
+from llm_mdp.estimators.objectives import (
+    clipped_surrogate,
+    dpo_loss,
+    kl_estimate,
+    outcome_cross_entropy,
+    policy_gradient,
+    reduce,
+)
 from tests.strategies import normal
 
 NUMBERS = torch.tensor([[1.0, 2.0, 4.0], [8.0, 50.0, 60.0]], dtype=torch.float64)
@@ -22,7 +30,12 @@ def gradient(loss, logp: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("reduction", "expected"),
-    [("sum", (7 + 8) / 2), ("sequence_mean", (7 / 3 + 8 / 1) / 2), ("token_mean", (7 + 8) / 4), ("constant", (7 + 8) / 2 / 10)],
+    [
+        ("sum", (7 + 8) / 2),
+        ("sequence_mean", (7 / 3 + 8 / 1) / 2),
+        ("token_mean", (7 + 8) / 4),
+        ("constant", (7 + 8) / 2 / 10),
+    ],
 )
 def test_reductions_by_hand(reduction, expected):
     assert reduce(NUMBERS, MASK, reduction, constant=10).item() == pytest.approx(expected)
@@ -41,7 +54,8 @@ def test_rows_of_zeros_stay_in_the_denominator(reduction):
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["sum", "sequence_mean", "constant"]), st.sampled_from([1, 2, 4]))
 def test_micro_batches_never_change_the_gradient(seed, reduction, parts):
-    """Losses of equal parts of a batch of 8, averaged. ("token_mean" is the one that cannot: its divisor is the whole batch's.)"""
+    """Losses of equal parts of a batch of 8, averaged. ("token_mean" is the one that cannot: its divisor is the whole
+    batch's.)"""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(8, 5, generator=generator) < 0.7
     mask[:, 0] = True
@@ -56,7 +70,9 @@ def test_micro_batches_never_change_the_gradient(seed, reduction, parts):
 
 
 def test_the_gradient_of_policy_gradient_is_minus_the_advantage():
-    found = gradient(lambda logp: policy_gradient(logp, torch.tensor([[5.0], [7.0]], dtype=torch.float64), MASK), NUMBERS)
+    found = gradient(
+        lambda logp: policy_gradient(logp, torch.tensor([[5.0], [7.0]], dtype=torch.float64), MASK), NUMBERS
+    )
     assert found.tolist() == [[-2.5, -2.5, -2.5], [-3.5, 0, 0]]
 
 
@@ -77,9 +93,13 @@ def test_on_the_first_update_clipping_changes_nothing(reduction, clip):
     ],
 )  # fmt: skip
 def test_clipping_stops_the_gradient_on_the_side_where_the_advantage_pushes_on(ratio, advantage, moves):
-    """low = 0.1, high = 0.3: ρ may rise to 1.3 for good tokens and fall to 0.9 for bad ones; mistakes are always undone."""
+    """low = 0.1, high = 0.3: ρ may rise to 1.3 for good tokens and fall to 0.9 for bad ones; mistakes are always
+    undone."""
     one = torch.tensor([[True]])
-    logp, weight = torch.tensor([[math.log(ratio)]], dtype=torch.float64), torch.tensor([[advantage]], dtype=torch.float64)
+    logp, weight = (
+        torch.tensor([[math.log(ratio)]], dtype=torch.float64),
+        torch.tensor([[advantage]], dtype=torch.float64),
+    )
 
     def loss(now: Tensor) -> Tensor:
         return clipped_surrogate(now, torch.zeros_like(now), weight, one, clip_low=0.1, clip_high=0.3)
@@ -129,7 +149,9 @@ def test_outcome_cross_entropy():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match='reduction is \'mean\'; choose "sum", "sequence_mean", "token_mean" or "constant"'):
+    with pytest.raises(
+        ValueError, match='reduction is \'mean\'; choose "sum", "sequence_mean", "token_mean" or "constant"'
+    ):
         reduce(NUMBERS, MASK, "mean")
     with pytest.raises(ValueError, match='kind is \'k4\'; choose "k1", "k2" or "k3"'):
         kl_estimate(NUMBERS, NUMBERS, "k4")

@@ -22,7 +22,9 @@ def flags(numbers: list) -> Tensor:
     return torch.tensor(numbers, dtype=torch.bool)
 
 
-def plain_gae(reward: list[float], value: list[float], mask: list[bool], boundary: list[bool], lam: float, gamma: float) -> list[float]:
+def plain_gae(
+    reward: list[float], value: list[float], mask: list[bool], boundary: list[bool], lam: float, gamma: float
+) -> list[float]:
     """The definition: segments of policy tokens, their temporal differences, and a sum over all later ones for each."""
     chosen = [t for t in range(len(mask)) if mask[t]]
     starts = [t for t in chosen if boundary[t]]
@@ -38,7 +40,8 @@ def plain_gae(reward: list[float], value: list[float], mask: list[bool], boundar
 
 @st.composite
 def cases(draw: st.DrawFn, interrupted: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Token rewards, values, masks and boundaries of a batch in worlds, with numbers where they should not matter too."""
+    """Token rewards, values, masks and boundaries of a batch in worlds, with numbers where they should not matter
+    too."""
     shape = (draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 6)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     mask = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.4, 0.8, 1.0]))
@@ -150,7 +153,9 @@ def test_numbers_out_of_range_are_refused(name, number):
 
 @pytest.mark.parametrize("boundary", [[[0, 1, 1]], [[0, 0, 0]]])
 def test_a_first_token_outside_every_segment_is_refused(boundary):
-    with pytest.raises(ValueError, match="first policy token of a response must begin a segment; add it to the boundary"):
+    with pytest.raises(
+        ValueError, match="first policy token of a response must begin a segment; add it to the boundary"
+    ):
         gae(double([[1, 1, 1]]), double([[0, 0, 0, 0]]), flags([[1, 1, 1]]), lam=1.0, boundary=flags(boundary))
 
 
@@ -166,7 +171,8 @@ def test_return_to_go_by_hand():
 
 
 def test_interpolate_by_hand():
-    """Between boundaries a straight line, after the last one constant; numbers outside D (50, 60, …) are not looked at."""
+    """Between boundaries a straight line, after the last one constant; numbers outside D (50, 60, …) are not looked
+    at."""
     advantage = double([[4, 50, 60, 1, 70, 80], [2, 4, 50, 60, 70, 80]])
     boundary = flags([[1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
     mask = flags([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])

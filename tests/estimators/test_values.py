@@ -37,7 +37,9 @@ def test_group_baselines_are_loops_over_prompts(prompts, group_size, worlds, see
             assert row.tolist() == pytest.approx(plain_baselines(expected.tolist(), group_size)[name], abs=1e-12)
 
 
-@pytest.mark.parametrize("baseline", [values.group_mean, values.group_std, values.leave_one_out, values.paper_leave_one_out])
+@pytest.mark.parametrize(
+    "baseline", [values.group_mean, values.group_std, values.leave_one_out, values.paper_leave_one_out]
+)
 @pytest.mark.parametrize("group_size", [1, 0])
 def test_a_group_of_one_is_refused(baseline, group_size):
     with pytest.raises(ValueError, match=rf"group_size is {group_size}; a group baseline needs at least 2 responses"):
@@ -69,7 +71,8 @@ def test_branch_mean_by_hand():
 
 
 def test_branch_mean_is_zero_from_the_end_on():
-    """A branch that an exact sampler lists for other worlds, where this world's response had ended, counts for nothing."""
+    """A branch that an exact sampler lists for other worlds, where this world's response had ended, counts for
+    nothing."""
     branches = Branches(torch.tensor([0, 1]), torch.tensor([2, 2]), torch.tensor([4.0, 8.0], dtype=torch.float64))
     assert values.branch_mean(branches, rollouts(MASK)).tolist() == [[0, 0, 4, 0], [0, 0, 0, 0]]
 
@@ -95,7 +98,8 @@ def test_pooled_branches_by_hand():
 
 
 def test_pooled_branches_leave_out_draws_where_a_world_has_no_boundary():
-    """Boundaries may depend on the world's tokens: draws listed for other worlds at step 2 are not pooled in this one."""
+    """Boundaries may depend on the world's tokens: draws listed for other worlds at step 2 are not pooled in this
+    one."""
     boundary = torch.tensor([[1, 0, 0], [1, 0, 0]], dtype=torch.bool)
     reward = torch.tensor([2.0, 100.0], dtype=torch.float64)
     value = values.pooled_branches(Branches(ROW, STEP, REWARD), reward, rollouts(MASK), boundary)

@@ -71,7 +71,9 @@ def moments(outcomes: list[Outcome]) -> tuple[Tensor, float]:
     return mean, sum(chance * float((gradient - mean).square().sum()) for chance, gradient in outcomes)
 
 
-def assert_moments(estimator: Estimator, instance: Instance, outcomes: list[Outcome], check_covariance: bool = True) -> None:
+def assert_moments(
+    estimator: Estimator, instance: Instance, outcomes: list[Outcome], check_covariance: bool = True
+) -> None:
     """exact_moments, and the matrix of `covariance`, are those of the listed outcomes."""
     mean, trace = moments(outcomes)
     every = enumerate_all(instance)
@@ -97,7 +99,9 @@ def test_probabilities_rewards_and_finish_of_every_response(instance, temperatur
     torch.testing.assert_close(every.probability.sum(-1), torch.ones(every.n_prompts).double(), rtol=1e-12, atol=1e-12)
     for prompt in range(every.n_prompts):
         leaves = plain_leaves(instance, prompt, temperature)
-        assert every.leaf_logp(temperature)[prompt].sum(-1).exp().tolist() == pytest.approx([leaf.chance for leaf in leaves])
+        assert every.leaf_logp(temperature)[prompt].sum(-1).exp().tolist() == pytest.approx(
+            [leaf.chance for leaf in leaves]
+        )
         assert every.response_reward[prompt].tolist() == pytest.approx([leaf.reward for leaf in leaves])
     ends = [leaf.tokens[-1] == instance.mdp.eos for leaf in leaves]
     assert every.finish.tolist() == [Finish.EOS if end else Finish.HORIZON for end in ends]
@@ -153,7 +157,9 @@ def test_groups_have_the_probabilities_of_their_responses(ordered, size):
     for groups in all_groups(every, size, ordered, chunk=3):
         sampler = ExactSampler(every, groups)
         rollouts = sampler.rollouts(size)
-        for prompt, leaves, weight in zip(rollouts.which_prompt.tolist(), rollouts.leaf.tolist(), sampler.weight.tolist()):
+        for prompt, leaves, weight in zip(
+            rollouts.which_prompt.tolist(), rollouts.leaf.tolist(), sampler.weight.tolist()
+        ):
             key = prompt, tuple(leaves)
             assert key not in found, "each group once"
             found[key] = weight
@@ -166,7 +172,9 @@ def test_groups_have_the_probabilities_of_their_responses(ordered, size):
     assert found == {key: pytest.approx(chance) for key, chance in expected.items()}
 
 
-@pytest.mark.parametrize("estimator", [RLOO(group_size=3), GRPO(group_size=3, reduction="token_mean"), ZeroStdFiltered(group_size=3)])
+@pytest.mark.parametrize(
+    "estimator", [RLOO(group_size=3), GRPO(group_size=3, reduction="token_mean"), ZeroStdFiltered(group_size=3)]
+)
 def test_order_does_not_matter_where_it_does_not_matter(estimator, monkeypatch):
     every = enumerate_all(random_instance(3, 2, n_prompts=2))
     assert verify._ignores_order(estimator, every)
@@ -192,10 +200,16 @@ BY_PLACE = {
     "the next one is the baseline": ((1.0, -1.0, 0.0), (0.0, 1.0, -1.0), (-1.0, 0.0, 1.0)),
     "the first one counts twice": ((2.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     "only the outer ones count": ((1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0)),
-    "pairs, each other's baseline": ((1.0, -1.0, 0.0, 0.0), (-1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, -1.0), (0.0, 0.0, -1.0, 1.0)),
+    "pairs, each other's baseline": (
+        (1.0, -1.0, 0.0, 0.0),
+        (-1.0, 1.0, 0.0, 0.0),
+        (0.0, 0.0, 1.0, -1.0),
+        (0.0, 0.0, -1.0, 1.0),
+    ),
     "leave-one-out": ((1.0, -0.5, -0.5), (-0.5, 1.0, -0.5), (-0.5, -0.5, 1.0)),
 }
-"""The third and the fourth are the same backwards: trying that one permutation does not tell them from estimators without order."""
+"""The third and the fourth are the same backwards: trying that one permutation does not tell them from estimators
+without order."""
 
 
 @pytest.mark.parametrize("name", BY_PLACE)
@@ -243,7 +257,9 @@ def test_groups_left_out_are_conditioned_on():
     leaves = plain_leaves(instance)
     pairs = [(one, other) for one, other in itertools.product(leaves, repeat=2) if one.reward != other.reward]
     kept = sum(one.chance * other.chance for one, other in pairs)
-    outcomes = [(a.chance * b.chance / kept, (a.reward - b.reward) * (sum(a.scores) - sum(b.scores)) / 2) for a, b in pairs]
+    outcomes = [
+        (a.chance * b.chance / kept, (a.reward - b.reward) * (sum(a.scores) - sum(b.scores)) / 2) for a, b in pairs
+    ]
     assert_moments(ZeroStdFiltered(group_size=2), instance, outcomes)
 
 
@@ -260,7 +276,9 @@ def test_several_prompts_by_their_probabilities():
 def test_responses_drawn_at_a_temperature_are_scored_at_one():
     instance = random_instance(3, 2)
     tempered, plain = plain_leaves(instance, temperature=0.6), plain_leaves(instance)
-    assert_moments(Tempered(), instance, [(t.chance, leaf.reward * sum(leaf.scores)) for t, leaf in zip(tempered, plain)])
+    assert_moments(
+        Tempered(), instance, [(t.chance, leaf.reward * sum(leaf.scores)) for t, leaf in zip(tempered, plain)]
+    )
 
 
 # --- branches: V = 2, T = 3, all outcomes listed ---
@@ -269,8 +287,11 @@ def test_responses_drawn_at_a_temperature_are_scored_at_one():
 SMALL = random_instance(2, 3, seed=4)
 
 
-def branch_outcomes(leaves: list[Plain], leaf: Plain, steps: list[int], samples: int) -> Iterator[tuple[float, dict[int, list[float]]]]:
-    """Every joint outcome of `samples` branches from before each of the steps: its probability and their rewards by step."""
+def branch_outcomes(
+    leaves: list[Plain], leaf: Plain, steps: list[int], samples: int
+) -> Iterator[tuple[float, dict[int, list[float]]]]:
+    """Every joint outcome of `samples` branches from before each of the steps: its probability and their rewards by
+    step."""
     slots = [step for step in steps for _ in range(samples)]
     below = {step: [other for other in leaves if other.tokens[:step] == leaf.tokens[:step]] for step in steps}
     total = {step: sum(other.chance for other in below[step]) for step in steps}
@@ -286,7 +307,8 @@ def mean_of(numbers: list[float]) -> float:
 
 
 def with_branches(instance: Instance, every: int, samples: int, advantage) -> list[Outcome]:
-    """All outcomes of an estimator with branches every so many tokens; advantage(leaf, steps, rewards) is a number a token."""
+    """All outcomes of an estimator with branches every so many tokens; advantage(leaf, steps, rewards) is a number a
+    token."""
     leaves, outcomes = plain_leaves(instance), []
     for leaf in leaves:
         steps = list(range(0, len(leaf.tokens), every))
@@ -357,7 +379,8 @@ BRANCHING: dict[str, tuple[Estimator, int, int, object]] = {
 
 @pytest.mark.parametrize("name", BRANCHING)
 def test_moments_with_branches_are_those_of_all_their_outcomes(name):
-    """Conditional means and variances where they suffice, worlds of their own where they do not: the same as the loop."""
+    """Conditional means and variances where they suffice, worlds of their own where they do not: the same as the
+    loop."""
     estimator, every, samples, advantage = BRANCHING[name]
     assert verify._affine_in_branches(estimator, enumerate_all(SMALL)) == ("not affine" not in name)
     assert_moments(estimator, SMALL, with_branches(SMALL, every, samples, advantage))
@@ -423,7 +446,8 @@ class TwoSets(Estimator):
 def test_two_sets_of_branches_are_independent_or_refused():
     leaves = plain_leaves(SMALL)
     outcomes = [
-        (w.chance * a.chance * b.chance, w.reward * a.reward * b.reward * sum(w.scores)) for w, a, b in itertools.product(leaves, repeat=3)
+        (w.chance * a.chance * b.chance, w.reward * a.reward * b.reward * sum(w.scores))
+        for w, a, b in itertools.product(leaves, repeat=3)
     ]
     try:
         assert_moments(TwoSets(), SMALL, outcomes)
@@ -435,11 +459,15 @@ def test_two_sets_of_branches_are_independent_or_refused():
 
 
 @pytest.mark.parametrize(
-    "estimator", [REINFORCE(), RLOO(group_size=3), VinePPO(samples=1), SecondEpoch()], ids=lambda estimator: type(estimator).__name__
+    "estimator",
+    [REINFORCE(), RLOO(group_size=3), VinePPO(samples=1), SecondEpoch()],
+    ids=lambda estimator: type(estimator).__name__,
 )
 def test_the_trace_of_the_covariance_is_that_of_the_certificate(estimator):
     every = enumerate_all(SMALL)
-    assert float(covariance(estimator, every).trace()) == pytest.approx(exact_moments(estimator, every).trace_covariance)
+    assert float(covariance(estimator, every).trace()) == pytest.approx(
+        exact_moments(estimator, every).trace_covariance
+    )
 
 
 @pytest.mark.parametrize(
@@ -480,12 +508,18 @@ def test_drawn_responses_have_their_probabilities(temperature):
     drawn = TreeSampler(every, n, torch.Generator().manual_seed(2)).rollouts(2, temperature)
     for prompt, asked in enumerate(instance.mdp.prompts):
         here = drawn.which_prompt == prompt
-        assert abs(float(here.double().mean()) - asked.probability) < 4 * math.sqrt(asked.probability * (1 - asked.probability) / n)
+        assert abs(float(here.double().mean()) - asked.probability) < 4 * math.sqrt(
+            asked.probability * (1 - asked.probability) / n
+        )
         chance = torch.tensor([leaf.chance for leaf in plain_leaves(instance, prompt, temperature)])
         joint = drawn.leaf[here] @ torch.tensor([len(chance), 1])
         counts = torch.bincount(joint, minlength=len(chance) ** 2)
-        assert abs(chi_square(counts, torch.outer(chance, chance).flatten())) < 4, "independent, each with its probability"
-        torch.testing.assert_close(drawn.logp[here].sum(-1), chance.double().log()[drawn.leaf[here]], rtol=1e-6, atol=1e-6)
+        assert abs(chi_square(counts, torch.outer(chance, chance).flatten())) < 4, (
+            "independent, each with its probability"
+        )
+        torch.testing.assert_close(
+            drawn.logp[here].sum(-1), chance.double().log()[drawn.leaf[here]], rtol=1e-6, atol=1e-6
+        )
 
 
 def test_drawn_branches_have_the_probabilities_of_the_responses_below_their_prefix():
@@ -543,16 +577,24 @@ def test_tokens_of_exact_branches_are_expected_or_counted():
             rollouts = sampler.rollouts(1)
             before = sampler.weight
             branches = sampler.branches(rollouts, rollouts.mask, greedy=greedy)
-            spent = branches.tokens if not enumerated else (sampler.weight[..., None] * branches.tokens).sum(0) / before[..., None]
+            spent = (
+                branches.tokens
+                if not enumerated
+                else (sampler.weight[..., None] * branches.tokens).sum(0) / before[..., None]
+            )
             for world, prompt in enumerate(rollouts.which_prompt.tolist()):
                 leaves, response = plain_leaves(instance, prompt), rollouts.tokens[world, 0]
                 for f, step in enumerate(branches.step.tolist()):
                     if not rollouts.mask[world, 0, step]:
                         assert float(spent[world, f]) == 0
                         continue
-                    expected = sum(chance * number for chance, number in tokens_below(leaves, tuple(response[:step].tolist())))
+                    expected = sum(
+                        chance * number for chance, number in tokens_below(leaves, tuple(response[:step].tolist()))
+                    )
                     if greedy:
-                        reached = greedy_responses(instance.policy, instance.mdp, rollouts.prompt[world], response[None, :step])
+                        reached = greedy_responses(
+                            instance.policy, instance.mdp, rollouts.prompt[world], response[None, :step]
+                        )
                         expected = int((reached != PAD).sum()) - step
                     assert float(spent[world, f]) == pytest.approx(expected, rel=1e-10), which
                     checked += 1
@@ -566,17 +608,23 @@ def test_tokens_of_drawn_branches_are_those_of_the_responses_drawn():
     sampler = TreeSampler(every, 500, torch.Generator().manual_seed(3))
     rollouts = sampler.rollouts(2)
     branches = sampler.branches(rollouts, rollouts.mask, samples=2, temperatures=(0.0, 0.7))
-    lengths = [{round(leaf.reward, 9): len(leaf.tokens) for leaf in plain_leaves(instance, prompt)} for prompt in range(2)]
+    lengths = [
+        {round(leaf.reward, 9): len(leaf.tokens) for leaf in plain_leaves(instance, prompt)} for prompt in range(2)
+    ]
     assert all(len(each) == every.tree.n_leaves for each in lengths)
     for world, prompt in enumerate(rollouts.which_prompt.tolist()):
-        for row, step, reward, tokens in zip(branches.row, branches.step, branches.reward[world].tolist(), branches.tokens[world].tolist()):
+        for row, step, reward, tokens in zip(
+            branches.row, branches.step, branches.reward[world].tolist(), branches.tokens[world].tolist()
+        ):
             drawn = bool(rollouts.mask[world, row, step])
             assert tokens == (lengths[prompt][round(reward, 9)] - int(step) if drawn else 0)
 
 
 def test_the_same_seed_draws_the_same_worlds():
     every = enumerate_all(random_instance(3, 3))
-    one, again, other = (TreeSampler(every, 50, torch.Generator().manual_seed(seed)).rollouts(1).leaf for seed in (0, 0, 1))
+    one, again, other = (
+        TreeSampler(every, 50, torch.Generator().manual_seed(seed)).rollouts(1).leaf for seed in (0, 0, 1)
+    )
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
@@ -604,7 +652,9 @@ def test_a_sampled_certificate_conditions_on_what_is_kept_too():
 
 def test_too_many_responses(monkeypatch):
     monkeypatch.setattr(enumeration, "MAX_LEAVES", 10)
-    with pytest.raises(TooLarge, match=r"15 responses \(vocab_size 3, horizon 3\).*at most 10.*smaller vocabulary or horizon"):
+    with pytest.raises(
+        TooLarge, match=r"15 responses \(vocab_size 3, horizon 3\).*at most 10.*smaller vocabulary or horizon"
+    ):
         enumerate_all(random_instance(3, 3))
 
 

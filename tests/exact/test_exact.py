@@ -1,4 +1,5 @@
-"""The tree's dynamic programme against enumeration of all responses with autograd, finite differences and closed forms."""
+"""The tree's dynamic programme against enumeration of all responses with autograd, finite differences and closed
+forms."""
 
 import pytest
 import torch
@@ -89,12 +90,15 @@ def test_the_gradient_does_not_depend_on_the_block(block, eos, monkeypatch):
 @settings(deadline=None, max_examples=40)
 @given(worlds())
 def test_values_are_averages_over_the_responses_below(drawn):
-    """Reach, U and the variance of every prefix from the probabilities and rewards of the responses that begin with it."""
+    """Reach, U and the variance of every prefix from the probabilities and rewards of the responses that begin with
+    it."""
     mdp, policy = drawn
     values = values_of(policy, mdp)
     prompt, tokens, mask, reward = responses(mdp)
     probability = logp_of(policy, prompt, tokens, mask).sum(-1).exp().detach()
-    assert pytest.approx(float(mdp.prompt_probability @ (probability * reward).sum(-1)), rel=1e-10, abs=1e-13) == values.J
+    assert (
+        pytest.approx(float(mdp.prompt_probability @ (probability * reward).sum(-1)), rel=1e-10, abs=1e-13) == values.J
+    )
     for level in range(mdp.horizon):
         for index, prefix in enumerate(mdp.tree.level_prefixes(level)):
             below = (mdp.tree.leaves[:, :level] == prefix).all(-1)
@@ -113,7 +117,8 @@ def test_values_are_averages_over_the_responses_below(drawn):
 @settings(deadline=None, max_examples=40)
 @given(worlds())
 def test_future_and_past_rewards_add_up_along_every_response(drawn):
-    """Along a response: collected is the discounted sum so far, Q its own reward and the discounted V of the next prefix."""
+    """Along a response: collected is the discounted sum so far, Q its own reward and the discounted V of the next
+    prefix."""
     mdp, policy = drawn
     values = values_of(policy, mdp)
     prompt, tokens, mask, _ = responses(mdp)
@@ -271,7 +276,9 @@ def test_no_baseline_beats_the_optimal_one(drawn, seed):
         logits = policy.levels[level].detach()
         jacobian = torch.func.jacrev(lambda row: row.log_softmax(0))
         rows = logits.transpose(1, 2).reshape(-1, mdp.vocab_size)
-        norm2 = torch.func.vmap(jacobian)(rows).square().sum(-1).reshape(len(logits), -1, mdp.vocab_size).transpose(1, 2)
+        norm2 = (
+            torch.func.vmap(jacobian)(rows).square().sum(-1).reshape(len(logits), -1, mdp.vocab_size).transpose(1, 2)
+        )
 
         def second_moment(baseline, level=level, norm2=norm2, logits=logits):
             return (logits.softmax(1) * norm2 * (values.U_edge[level] - baseline[:, None]) ** 2).sum(1)

@@ -1,4 +1,5 @@
-"""Instance files: exact round trips, the order of nodes, one clear sentence for everything that can be wrong with a file."""
+"""Instance files: exact round trips, the order of nodes, one clear sentence for everything that can be wrong with a
+file."""
 
 import copy
 import itertools
@@ -58,7 +59,9 @@ def test_the_smallest_file_by_hand(tmp_path):
     mdp = instance.mdp
     assert (mdp.vocab_size, mdp.eos, mdp.horizon, mdp.gamma, mdp.prompts) == (2, 0, 2, 0.5, (Prompt(),))
     assert [level.tolist() for level in instance.policy.levels] == [[[[1], [2]]], [[[3], [4]]]]
-    assert [level.tolist() for level in instance.reference.levels] == [[[[0], [0]]], [[[7], [8]]]], "uniform where not given"
+    assert [level.tolist() for level in instance.reference.levels] == [[[[0], [0]]], [[[7], [8]]]], (
+        "uniform where not given"
+    )
     assert [level.tolist() for level in instance.value.levels] == [[[0]], [[-2]]], "0 where not given"
     response = torch.tensor([1, 1])
     assert mdp.response_reward(mdp.prompt_tokens[0], response, response >= 0).item() == 0.2 + 0.5 * 0.4
@@ -159,7 +162,9 @@ def test_flatten_can_be_differentiated_through_and_refuses_other_shapes():
 def test_one_empty_prompt_gives_the_minimal_format_and_others_are_named(tmp_path):
     minimal = instance_to_dict(random_instance(3, 2))
     assert list(minimal) == ["vocab_size", "eos", "horizon", "gamma", "nodes"]
-    assert {tuple(node) for node in minimal["nodes"]} == {("prefix", "logits", "token_reward", "reference_logits", "value")}
+    assert {tuple(node) for node in minimal["nodes"]} == {
+        ("prefix", "logits", "token_reward", "reference_logits", "value")
+    }
     several = instance_to_dict(random_instance(3, 2, n_prompts=2))
     assert several["prompts"] == [{"tokens": [0], "probability": 1 / 3}, {"tokens": [1], "probability": 2 / 3}]
     assert [node["prompt"] for node in several["nodes"]] == [0, 0, 0, 1, 1, 1]
@@ -200,7 +205,10 @@ def test_random_prompts_are_distinct_short_and_unequally_likely(n_prompts, lengt
         ({"n_prompts": 0}, r"n_prompts is 0; it must be a whole number of at least 1"),
         ({"vocab_size": 1}, r"vocab_size is 1"),
         ({"eos": 9}, r"eos is 9, outside the vocabulary"),
-        ({"vocab_size": 50, "horizon": 10}, r"vocab_size 50, horizon 10 and 1 prompt\(s\) make too large a tree; .*5,000,000"),
+        (
+            {"vocab_size": 50, "horizon": 10},
+            r"vocab_size 50, horizon 10 and 1 prompt\(s\) make too large a tree; .*5,000,000",
+        ),
         ({"vocab_size": 2, "horizon": 10**9}, r"horizon 1000000000 .*too large a tree"),
         ({"vocab_size": 3, "horizon": 2, "n_prompts": 2_000_000}, r"2000000 prompt\(s\) make too large a tree"),
     ],
@@ -216,7 +224,9 @@ def test_parts_that_do_not_belong_together_are_refused():
     instance = random_instance(3, 2)
     mdp, policy, reference, value = instance.mdp, instance.policy, instance.reference, instance.value
     other = random_instance(3, 3)
-    with pytest.raises(InstanceError, match=r"policy is a table over .*horizon=3.*not over the tree and prompts of the MDP"):
+    with pytest.raises(
+        InstanceError, match=r"policy is a table over .*horizon=3.*not over the tree and prompts of the MDP"
+    ):
         Instance(mdp, other.policy, reference, value)
     with pytest.raises(InstanceError, match="reference is a table over"):
         Instance(mdp, policy, other.reference, value)
@@ -272,11 +282,20 @@ AT_3 = r"nodes\[3\] \(prefix \[1, 1\]\): "
 WRONG = [
     # keys
     (put("horizn", 3), r"the instance has the unknown key 'horizn'; did you mean 'horizon'\?"),
-    (put("flavour", 3), r"the instance has the unknown key 'flavour'; the keys are vocab_size, eos, horizon, nodes, gamma"),
-    (put("nodes/3/token_rewards", []), r"nodes\[3\] has the unknown key 'token_rewards'; did you mean 'token_reward'\?"),
+    (
+        put("flavour", 3),
+        r"the instance has the unknown key 'flavour'; the keys are vocab_size, eos, horizon, nodes, gamma",
+    ),
+    (
+        put("nodes/3/token_rewards", []),
+        r"nodes\[3\] has the unknown key 'token_rewards'; did you mean 'token_reward'\?",
+    ),
     (put("nodes/3/parent", 0), r"nodes\[3\] has the unknown key 'parent'; .*the keys are prefix, logits"),
-    *((drop(key), rf"the instance has no '{key}'; add it \(required: vocab_size, eos, horizon, nodes\)") for key in list(BASE)
-      if key != "gamma"),
+    *(
+        (drop(key), rf"the instance has no '{key}'; add it \(required: vocab_size, eos, horizon, nodes\)")
+        for key in list(BASE)
+        if key != "gamma"
+    ),
     *((drop(f"nodes/3/{key}"), rf"nodes\[3\] has no '{key}'; add it") for key in ("prefix", "logits", "token_reward")),
     # numbers of the whole
     (put("vocab_size", 1), r"vocab_size is 1; .*at least 2"),
@@ -304,16 +323,28 @@ WRONG = [
     (put("nodes", {}), r"nodes is \{\}; it must be a list with one object for every prefix"),
     (put("nodes", None), r"nodes is None; it must be a list"),
     (put("nodes", "abc"), r"nodes is 'abc'; it must be a list"),
-    (put("nodes", []), r"nodes has no entry for prefix \[\] and 6 more; every prefix of 0 … 2 tokens .*needs one, 7 in all"),
-    (put("nodes/3", [1, 1]), r"nodes\[3\] is \[1, 1\]; it must be an object with the keys prefix, logits, token_reward"),
+    (
+        put("nodes", []),
+        r"nodes has no entry for prefix \[\] and 6 more; every prefix of 0 … 2 tokens .*needs one, 7 in all",
+    ),
+    (
+        put("nodes/3", [1, 1]),
+        r"nodes\[3\] is \[1, 1\]; it must be an object with the keys prefix, logits, token_reward",
+    ),
     (put("nodes/3", None), r"nodes\[3\] is None; it must be an object"),
     (drop("nodes/5"), r"nodes has no entry for prefix \[1, 2\]; every prefix .*7 in all"),
     (drop("nodes/1"), r"nodes has no entry for prefix \[1\]; "),
     (append("nodes", node(2, 1)), r"nodes\[7\] \(prefix \[2, 1\]\) repeats nodes\[4\]; keep one of the two"),
     (append("nodes", node()), r"nodes\[7\] \(prefix \[\]\) repeats nodes\[0\]"),
     # prefixes
-    (put("nodes/3/prefix", [1, 0]), r"nodes\[3\] \(prefix \[1, 0\]\): prefix\[1\] is 0, the end token; .*leave this node out"),
-    (put("nodes/3/prefix", [3, 1]), r"nodes\[3\] \(prefix \[3, 1\]\): prefix\[0\] is 3; tokens are whole numbers 0 … 2"),
+    (
+        put("nodes/3/prefix", [1, 0]),
+        r"nodes\[3\] \(prefix \[1, 0\]\): prefix\[1\] is 0, the end token; .*leave this node out",
+    ),
+    (
+        put("nodes/3/prefix", [3, 1]),
+        r"nodes\[3\] \(prefix \[3, 1\]\): prefix\[0\] is 3; tokens are whole numbers 0 … 2",
+    ),
     (put("nodes/3/prefix", [1, -1]), r"prefix\[1\] is -1; tokens are whole numbers 0 … 2"),
     (put("nodes/3/prefix", [1, 1.0]), r"prefix\[1\] is 1\.0; tokens are whole numbers"),
     (put("nodes/3/prefix", [True, 1]), r"prefix\[0\] is True; tokens are whole numbers"),
@@ -321,9 +352,15 @@ WRONG = [
     (put("nodes/3/prefix", [[1], 1]), r"prefix\[0\] is \[1\]; tokens are whole numbers"),
     (put("nodes/3/prefix", "11"), r"nodes\[3\] \(prefix '11'\): prefix is '11'; it must be a list of tokens, \[\] for"),
     (put("nodes/3/prefix", 1), r"prefix is 1; it must be a list of tokens"),
-    (append("nodes", node(1, 1, 1)), r"nodes\[7\] \(prefix \[1, 1, 1\]\): the prefix has 3 tokens; with horizon 3 .*at most 2"),
+    (
+        append("nodes", node(1, 1, 1)),
+        r"nodes\[7\] \(prefix \[1, 1, 1\]\): the prefix has 3 tokens; with horizon 3 .*at most 2",
+    ),
     # rows of numbers
-    *((put(f"nodes/3/{row}", [1, 2]), AT_3 + rf"{row} has 2 entries; it must have 3, one for every token") for row in ROWS),
+    *(
+        (put(f"nodes/3/{row}", [1, 2]), AT_3 + rf"{row} has 2 entries; it must have 3, one for every token")
+        for row in ROWS
+    ),
     *((put(f"nodes/3/{row}", [1, 2, 3, 4]), AT_3 + rf"{row} has 4 entries; it must have 3") for row in ROWS),
     *((put(f"nodes/3/{row}", 1.5), AT_3 + rf"{row} is 1\.5; it must be a list of 3 numbers") for row in ROWS),
     *((put(f"nodes/3/{row}", None), AT_3 + rf"{row} is None; it must be a list of 3 numbers") for row in ROWS),
@@ -331,8 +368,14 @@ WRONG = [
     *((put(f"nodes/3/{row}/1", "2"), AT_3 + rf"{row}\[1\] is '2'; it must be a finite number") for row in ROWS),
     *((put(f"nodes/3/{row}/1", True), AT_3 + rf"{row}\[1\] is True; it must be a finite number") for row in ROWS),
     *((put(f"nodes/3/{row}/1", None), AT_3 + rf"{row}\[1\] is None; it must be a finite number") for row in ROWS),
-    *((put(f"nodes/3/{row}/0", float("nan")), AT_3 + rf"{row}\[0\] is nan; it must be a finite number") for row in ROWS),
-    *((put(f"nodes/3/{row}/2", float("-inf")), AT_3 + rf"{row}\[2\] is -inf; it must be a finite number") for row in ROWS),
+    *(
+        (put(f"nodes/3/{row}/0", float("nan")), AT_3 + rf"{row}\[0\] is nan; it must be a finite number")
+        for row in ROWS
+    ),
+    *(
+        (put(f"nodes/3/{row}/2", float("-inf")), AT_3 + rf"{row}\[2\] is -inf; it must be a finite number")
+        for row in ROWS
+    ),
     (put("nodes/3/logits/2", HUGE), AT_3 + r"logits\[2\] is 10{59}…; it must be a finite number"),
     (put("nodes/3/value", "0"), AT_3 + r"value is '0'; it must be a finite number"),
     (put("nodes/3/value", False), AT_3 + r"value is False; it must be a finite number"),
@@ -343,7 +386,7 @@ WRONG = [
     (put("nodes/3/prompt", 1), AT_3 + r"prompt is 1; it must be the number of one of the prompts, 0 … 0"),
     (put("prompts", {}), r"prompts is \{\}; it must be a list of objects with tokens and probability"),
     (put("prompts", []), r"prompts is empty"),
-]  # fmt: skip
+]
 
 WRONG_PROMPTS = [
     (put("prompts/1", [1]), r"prompts\[1\] is \[1\]; it must be an object with the keys tokens, probability"),
@@ -359,7 +402,10 @@ WRONG_PROMPTS = [
     (put("prompts/1/probability", True), r"prompts\[1\]: probability is True; it must be a number in \(0, 1\]"),
     (put("prompts/1/probability", "1"), r"prompts\[1\]: probability is '1'; it must be a number"),
     (put("prompts/1/probability", float("nan")), r"prompts\[1\]: probability is nan; it must be a number"),
-    (put("nodes/4/prompt", 2), r"nodes\[4\] \(prefix \[1\]\): prompt is 2; it must be the number of one of the prompts, 0 … 1"),
+    (
+        put("nodes/4/prompt", 2),
+        r"nodes\[4\] \(prefix \[1\]\): prompt is 2; it must be the number of one of the prompts, 0 … 1",
+    ),
     (put("nodes/4/prompt", -1), r"prompt is -1; it must be the number"),
     (put("nodes/4/prompt", True), r"prompt is True; it must be the number"),
     (put("nodes/4/prompt", "0"), r"prompt is '0'; it must be the number"),
@@ -403,10 +449,22 @@ WRONG_TEXTS = [
     (SMALLEST + "{}", r"line 5, column 1 is not JSON \(Extra data\)"),
     ("[" * 100_000, r"nested too deeply"),
     (SMALLEST.replace('"gamma": 0.5', '"gamma": 1' + "0" * 5000), r"a number cannot be read"),
-    (SMALLEST.replace("[3, 4]", "[3, NaN]"), r"nodes\[0\] \(prefix \[1\]\): logits\[1\] is nan; it must be a finite number"),
-    (SMALLEST.replace("[3, 4]", "[-Infinity, 4]"), r"nodes\[0\] \(prefix \[1\]\): logits\[0\] is -inf; it must be a finite"),
-    (SMALLEST.replace("[0.3, 0.4]", "[0.3, 1e999]"), r"nodes\[0\] \(prefix \[1\]\): token_reward\[1\] is inf; it must be"),
-    (SMALLEST.replace('"value": -2', '"value": 1, "value": 2'), r"node with prefix \[1\] has the key 'value' more than once"),
+    (
+        SMALLEST.replace("[3, 4]", "[3, NaN]"),
+        r"nodes\[0\] \(prefix \[1\]\): logits\[1\] is nan; it must be a finite number",
+    ),
+    (
+        SMALLEST.replace("[3, 4]", "[-Infinity, 4]"),
+        r"nodes\[0\] \(prefix \[1\]\): logits\[0\] is -inf; it must be a finite",
+    ),
+    (
+        SMALLEST.replace("[0.3, 0.4]", "[0.3, 1e999]"),
+        r"nodes\[0\] \(prefix \[1\]\): token_reward\[1\] is inf; it must be",
+    ),
+    (
+        SMALLEST.replace('"value": -2', '"value": 1, "value": 2'),
+        r"node with prefix \[1\] has the key 'value' more than once",
+    ),
     (SMALLEST.replace('"eos": 0', '"eos": 0, "eos": 1'), r"an object has the key 'eos' more than once; keep one"),
 ]
 
@@ -433,7 +491,9 @@ def test_files_that_cannot_be_read_are_explained(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", denied)
-    with pytest.raises(InstanceError, match=r"cannot read the file \(Permission denied\); check its name and permissions"):
+    with pytest.raises(
+        InstanceError, match=r"cannot read the file \(Permission denied\); check its name and permissions"
+    ):
         read_instance(tmp_path / "secret.json")
 
 
@@ -450,7 +510,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        with pytest.raises(InstanceError, match=r"it\.json: cannot write the instance here \(No space left on device\)"):
+        with pytest.raises(
+            InstanceError, match=r"it\.json: cannot write the instance here \(No space left on device\)"
+        ):
             write_instance(random_instance(seed=2), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

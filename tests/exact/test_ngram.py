@@ -1,4 +1,5 @@
-"""The n-gram dynamic programme against enumeration of all responses, closed forms, and the slope of J where no tree fits."""
+"""The n-gram dynamic programme against enumeration of all responses, closed forms, and the slope of J where no tree
+fits."""
 
 import pickle
 
@@ -118,7 +119,9 @@ def test_a_thousand_steps_over_64_tokens_agree_with_the_slope_of_J():
     policy = NgramPolicy.random(64, 1, generator)
     _, grad = ngram_gradient(policy, mdp)
     direction, step = normal(generator, *grad.shape), 1e-4
-    sides = [ngram_gradient(NgramPolicy(policy.table.detach() + sign * step * direction, 1), mdp)[0] for sign in (1, -1)]
+    sides = [
+        ngram_gradient(NgramPolicy(policy.table.detach() + sign * step * direction, 1), mdp)[0] for sign in (1, -1)
+    ]
     assert (sides[0] - sides[1]) / (2 * step) == pytest.approx((grad * direction).sum().item(), rel=1e-6)
 
 
@@ -246,7 +249,9 @@ def test_lengths_that_cannot_be_had_are_refused_in_words():
     policy = NgramPolicy.random(3, 1, seeded(9))
     mdp = TokenMDP(3, 0, 5, LengthCost())
     for length in (1, 5, 0.5, float("nan")):
-        with pytest.raises(ValueError, match=rf"length is {length}; it must be above 1 and below the horizon of 5 tokens"):
+        with pytest.raises(
+            ValueError, match=rf"length is {length}; it must be above 1 and below the horizon of 5 tokens"
+        ):
             with_expected_length(policy, mdp, length)
     with pytest.raises(ValueError, match="no end token, so every response has 5 tokens"):
         with_expected_length(policy, TokenMDP(3, None, 5, LengthCost()), 3)
@@ -294,5 +299,7 @@ def test_weights_on_what_is_no_token_are_refused():
 def test_errors_of_a_critic_that_are_no_standard_deviation(error):
     generator = seeded(11)
     mdp = TokenMDP(3, 0, 3, NgramReward.random(3, 1, generator))
-    with pytest.raises(ValueError, match=rf"error is {error}; the standard deviation .* must be a number of at least 0"):
+    with pytest.raises(
+        ValueError, match=rf"error is {error}; the standard deviation .* must be a number of at least 0"
+    ):
         ngram_critic(NgramPolicy.random(3, 1, generator), mdp, error)

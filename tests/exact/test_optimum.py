@@ -34,10 +34,13 @@ def objective(instance: Instance, policy, beta: float) -> float:
     """E RM - β KL(π ‖ ref), summed over responses."""
     e = Enumeration(instance.mdp, policy)
     logp, reference = e.leaf_logp().sum(-1), response_logp(instance, instance.reference)
-    return float(instance.mdp.prompt_probability @ (logp.exp() * (e.response_reward - beta * (logp - reference))).sum(-1))
+    return float(
+        instance.mdp.prompt_probability @ (logp.exp() * (e.response_reward - beta * (logp - reference))).sum(-1)
+    )
 
 
-# --- the regularised optimum --------------------------------------------------------------------------------------------------
+# --- the regularised optimum
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7, 5.0])
@@ -48,10 +51,15 @@ def test_the_optimum_is_the_best_there_is(instance, beta):
     assert best > objective(instance, instance.reference, beta) and best > objective(instance, instance.policy, beta)
     generator = torch.Generator().manual_seed(0)
     for scale in (1.0, 0.1, 0.01):
-        levels = [level + scale * torch.randn(level.shape, generator=generator, dtype=torch.float64) for level in optimum.levels]
+        levels = [
+            level + scale * torch.randn(level.shape, generator=generator, dtype=torch.float64)
+            for level in optimum.levels
+        ]
         other = TabularPolicy(optimum.tree, optimum.prompts, levels)
         logp = response_logp(instance, other)
-        divergence = float(instance.mdp.prompt_probability @ (logp.exp() * (logp - response_logp(instance, optimum))).sum(-1))
+        divergence = float(
+            instance.mdp.prompt_probability @ (logp.exp() * (logp - response_logp(instance, optimum))).sum(-1)
+        )
         assert divergence > 0
         assert best - objective(instance, other, beta) == pytest.approx(beta * divergence, rel=1e-6, abs=1e-12)
 
@@ -93,7 +101,8 @@ def test_beta_must_be_positive(beta):
         regularised_optimum(instance.mdp, instance.reference, beta)
 
 
-# --- DPO ----------------------------------------------------------------------------------------------------------------------
+# --- DPO
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.7, 3.0])
@@ -122,7 +131,9 @@ def test_the_minimiser_has_the_odds_of_the_preferences():
 def test_rare_responses_do_not_upset_the_minimiser():
     """A reference that hardly ever draws most responses: the Hessian spans many orders of magnitude."""
     instance = random_instance(3, 3, seed=6)
-    reference = TabularPolicy(instance.mdp.tree, instance.mdp.prompt_tokens, [5 * level for level in instance.reference.levels])
+    reference = TabularPolicy(
+        instance.mdp.tree, instance.mdp.prompt_tokens, [5 * level for level in instance.reference.levels]
+    )
     e = Enumeration(instance.mdp, reference)
     assert float(e.probability.min()) < 1e-8
     closed = response_logp(instance, regularised_optimum(instance.mdp, reference, 0.7))
@@ -133,11 +144,14 @@ def test_too_many_responses_to_pair():
     instance = random_instance(4, 6, eos=0)
     e = Enumeration(instance.mdp, instance.reference)
     for attempt in (lambda: dpo_minimiser(e, 0.7), lambda: process_model(e, instance.reference, 0.7, 0.0)):
-        with pytest.raises(TooLarge, match=r"^1,093 responses to a prompt are too many .* \(at most 500\); take a smaller instance\.$"):
+        with pytest.raises(
+            TooLarge, match=r"^1,093 responses to a prompt are too many .* \(at most 500\); take a smaller instance\.$"
+        ):
             attempt()
 
 
-# --- from responses back to tokens --------------------------------------------------------------------------------------------
+# --- from responses back to tokens
+# --------------------------------------------------------------------------------------------
 
 
 def test_responses_to_tokens_and_back(instance):
@@ -149,13 +163,16 @@ def test_responses_to_tokens_and_back(instance):
 
 def test_any_distribution_over_responses_is_a_policy(instance):
     e = Enumeration(instance.mdp, instance.policy)
-    logp = torch.randn(e.probability.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
+    logp = torch.randn(
+        e.probability.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).log_softmax(-1)
     torch.testing.assert_close(response_logp(instance, policy_of_responses(e, logp)), logp, rtol=1e-10, atol=1e-10)
     shifted = policy_of_responses(e, logp + 3.0)
     torch.testing.assert_close(response_logp(instance, shifted), logp, rtol=1e-10, atol=1e-10)
 
 
-# --- PRIME's process model ----------------------------------------------------------------------------------------------------
+# --- PRIME's process model
+# ----------------------------------------------------------------------------------------------------
 
 
 def cross_entropy(instance: Instance, model, beta: float, threshold: float, noise: float) -> Tensor:
@@ -185,17 +202,22 @@ def test_the_process_model_is_where_the_cross_entropy_is_flat_and_least(instance
 
     generator = torch.Generator().manual_seed(0)
     for scale in (1.0, 0.1, 0.01):
-        levels = [level + scale * torch.randn(level.shape, generator=generator, dtype=torch.float64) for level in model.levels]
+        levels = [
+            level + scale * torch.randn(level.shape, generator=generator, dtype=torch.float64) for level in model.levels
+        ]
         other = TabularPolicy(model.tree, model.prompts, levels)
         assert float(cross_entropy(instance, other, beta, threshold, noise)) > least
 
 
 def test_the_process_model_prefers_good_responses():
-    """Σ φ = 1 keeps log φ/ref from being the label's log-odds, but every good response is lifted above every bad one."""
+    """Σ φ = 1 keeps log φ/ref from being the label's log-odds, but every good response is lifted above every bad
+    one."""
     instance = random_instance(3, 3)
     e = Enumeration(instance.mdp, instance.policy)
     threshold = float(e.response_reward.median())
-    ratio = response_logp(instance, process_model(e, instance.reference, 0.7, threshold)) - response_logp(instance, instance.reference)
+    ratio = response_logp(instance, process_model(e, instance.reference, 0.7, threshold)) - response_logp(
+        instance, instance.reference
+    )
     good = e.response_reward > threshold
     assert float(ratio[good].min()) > float(ratio[~good].max())
 

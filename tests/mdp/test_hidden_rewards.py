@@ -1,4 +1,5 @@
-"""The library of hidden token rewards: each by hand, all of them for causality and for agreement between tree and responses."""
+"""The library of hidden token rewards: each by hand, all of them for causality and for agreement between tree and
+responses."""
 
 import itertools
 
@@ -6,8 +7,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from llm_mdp.exact.ngram_gradient import ngram_gradient
 
+from llm_mdp.exact.ngram_gradient import ngram_gradient
 from llm_mdp.exact.tree_gradient import node_logits, tree_gradient
 from llm_mdp.mdp.hidden_rewards import (
     EndReward,
@@ -49,7 +50,9 @@ def tensor(*numbers):
 def test_table_reward_by_hand():
     """V = 3, eos = 0: level 1 is the prefixes (1), (2); level 2 is (1,1), (2,1), (1,2), (2,2)."""
     tree = PrefixTree(3, 0, 3)
-    levels = [hundred + torch.arange(3.0 * size).reshape(1, 3, size) for hundred, size in ((100, 1), (200, 2), (300, 4))]
+    levels = [
+        hundred + torch.arange(3.0 * size).reshape(1, 3, size) for hundred, size in ((100, 1), (200, 2), (300, 4))
+    ]
     reward = TableReward(tree, NO_PROMPT[None], [level.to(torch.float64) for level in levels])
     assert rewards_of(reward, 2, 1, 0) == [102, 200 + 2 * 1 + 1, 300 + 4 * 0 + 1]
     assert rewards_of(reward, 1, 2, 2) == [101, 200 + 2 * 2 + 0, 300 + 4 * 2 + 2]
@@ -65,7 +68,9 @@ def test_table_reward_has_a_table_for_every_prompt():
 
 def test_table_reward_of_another_tree_is_refused():
     reward = TableReward.random(PrefixTree(3, 0, 2), NO_PROMPT[None], torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"This table was made for PrefixTree\(vocab_size=3.*not for PrefixTree\(vocab_size=4"):
+    with pytest.raises(
+        ValueError, match=r"This table was made for PrefixTree\(vocab_size=3.*not for PrefixTree\(vocab_size=4"
+    ):
         reward.levels(PrefixTree(4, 0, 2), NO_PROMPT[None])
     with pytest.raises(ValueError, match="make a new one"):
         reward.levels(PrefixTree(3, 0, 2), torch.tensor([[1]]))
@@ -99,7 +104,8 @@ def test_potential_reward_by_hand():
 
 
 def test_end_reward_by_hand():
-    """Another reward's number for the last token: two tokens that earn 5 and 2 by the bigram table earn 2 between them."""
+    """Another reward's number for the last token: two tokens that earn 5 and 2 by the bigram table earn 2 between
+    them."""
     bigram = NgramReward(tensor([1.0, 2.0], [3.0, 4.0], [5.0, 6.0]), order=1)
     assert rewards_of(bigram, 0, 1, PAD) == [5, 2, 0] and rewards_of(EndReward(bigram), 0, 1, PAD) == [0, 2, 0]
     assert rewards_of(EndReward(bigram), 1, prompt=(0,)) == [2]
@@ -121,13 +127,17 @@ def test_the_gradient_of_an_end_reward_is_that_of_all_responses(mdp, order, gene
         for response, of_it in zip(plain_responses(mdp.tree), chance):
             text = (*prompt.tokens, *response)
             before = text[-2] if len(text) > 1 else mdp.vocab_size
-            expected_J = expected_J + prompt.probability * of_it * mdp.gamma ** (len(response) - 1) * table[before, response[-1]]
+            expected_J = (
+                expected_J + prompt.probability * of_it * mdp.gamma ** (len(response) - 1) * table[before, response[-1]]
+            )
     (expected,) = torch.autograd.grad(expected_J, [policy.table])
     J, gradient = ngram_gradient(policy, mdp)
     assert pytest.approx(float(expected_J.detach()), rel=1e-10, abs=1e-13) == J
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
     logits = node_logits(policy, mdp)
-    tree_J, by_logits = tree_gradient(mdp, [level.detach() for level in logits], mdp.token_reward.levels(mdp.tree, mdp.prompt_tokens))
+    tree_J, by_logits = tree_gradient(
+        mdp, [level.detach() for level in logits], mdp.token_reward.levels(mdp.tree, mdp.prompt_tokens)
+    )
     (by_table,) = torch.autograd.grad(logits, [policy.table], by_logits)
     assert tree_J == pytest.approx(J, rel=1e-10, abs=1e-13)
     torch.testing.assert_close(by_table, expected, rtol=1e-9, atol=1e-12)
@@ -143,7 +153,9 @@ def test_sparse_reward_by_hand():
 def test_sparse_reward_of_an_impossible_beginning():
     with pytest.raises(ValueError, match="rewards the empty response"):
         SparseReward({(): 1.0})
-    assert rewards_of(SparseReward({(1, 1, 1): 1.0}), 1, 0) == [0, 0], "too long to be reached in a batch of shorter responses"
+    assert rewards_of(SparseReward({(1, 1, 1): 1.0}), 1, 0) == [0, 0], (
+        "too long to be reached in a batch of shorter responses"
+    )
 
 
 def test_last_token_reward_by_hand():
@@ -277,7 +289,9 @@ def test_potential_based_shaping_telescopes_to_a_constant_of_the_prompt(mdp, gen
     potential = normal(generator, mdp.vocab_size + 1)
     tokens = padded(plain_responses(mdp.tree), mdp.horizon)
     mask = tokens != PAD
-    shaped = TokenMDP(mdp.vocab_size, mdp.eos, mdp.horizon, PotentialReward(potential, mdp.gamma), mdp.gamma, mdp.prompts)
+    shaped = TokenMDP(
+        mdp.vocab_size, mdp.eos, mdp.horizon, PotentialReward(potential, mdp.gamma), mdp.gamma, mdp.prompts
+    )
     for prompt, row in zip(mdp.prompts, mdp.prompt_tokens):
         constant = -potential[prompt.tokens[-1] if prompt.tokens else mdp.vocab_size].item()
         for reward in shaped.response_reward(row.expand(len(tokens), -1), tokens, mask).tolist():

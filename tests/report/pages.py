@@ -7,9 +7,18 @@ import subprocess
 import pytest
 
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 FLAGS += ["--disable-component-update", "--disable-sync", "--dump-dom"]
-in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` to run the page's script")
+in_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` to run the page's script"
+)
 
 
 def opened(text: str, folder, *flags: str) -> str:

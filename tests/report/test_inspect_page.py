@@ -14,13 +14,17 @@ from llm_mdp.report.inspect_page import LINE, lines_of, render_inspection, rows_
 from llm_mdp_envs.text import byte_tokenizer
 from tests.report.pages import in_chromium, opened
 
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} \u202eRTL | a\u2028b"
-)
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} \u202eRTL | a\u2028b"
 
 
 def token(text: str, id: int = 5, policy: bool = True, **figures) -> dict:
-    known = {"logp": -0.5, "hidden_reward": 0.25, "advantage": 0.1, "error": None, "weights": {"rloo": 0.5, "mine.py:Own": -0.2}}
+    known = {
+        "logp": -0.5,
+        "hidden_reward": 0.25,
+        "advantage": 0.1,
+        "error": None,
+        "weights": {"rloo": 0.5, "mine.py:Own": -0.2},
+    }
     if not policy:
         known = dict.fromkeys(known) | {"weights": dict.fromkeys(known["weights"])}
     return {"text": text, "id": id, "policy": policy, **known, **figures}
@@ -31,21 +35,48 @@ def response(*tokens: dict, reward: float = 0.5, finish: str = "eos") -> dict:
 
 
 def document(**parts) -> dict:
-    """Two prompts with two responses each: a word a token, an end token, what the environment said, figures that are missing."""
+    """Two prompts with two responses each: a word a token, an end token, what the environment said, figures that are
+    missing."""
     plain = response(token("The"), token(" sum"), token("\n", weights={"rloo": 0.5, "mine.py:Own": 0.0}), token("", 0))
-    turns = response(token("6"), token(" higher", 9, False), token(" 7", weights={"rloo": -2.0, "mine.py:Own": None}), finish="horizon")
-    odd = response(token("   "), token("", 77), token("日本", error=0.03), token("\t\x00"), reward=-1.25, finish="environment")
-    long = response(*[token(f" word{k}", logp=-k / 100, weights={"rloo": 0.5, "mine.py:Own": math.sin(k)}) for k in range(120)])
+    turns = response(
+        token("6"),
+        token(" higher", 9, False),
+        token(" 7", weights={"rloo": -2.0, "mine.py:Own": None}),
+        finish="horizon",
+    )
+    odd = response(
+        token("   "), token("", 77), token("日本", error=0.03), token("\t\x00"), reward=-1.25, finish="environment"
+    )
+    long = response(
+        *[token(f" word{k}", logp=-k / 100, weights={"rloo": 0.5, "mine.py:Own": math.sin(k)}) for k in range(120)]
+    )
     groups = [{"prompt": "1 + 1 =\nnext line", "responses": [plain, turns]}, {"prompt": "", "responses": [odd, long]}]
     estimators = [
-        {"name": "rloo", "label": "RLOO", "words": "The reward less the others.", "verdict": "unbiased", "agreement": 0.4321},
+        {
+            "name": "rloo",
+            "label": "RLOO",
+            "words": "The reward less the others.",
+            "verdict": "unbiased",
+            "agreement": 0.4321,
+        },
         {"name": "mine.py:Own", "label": "Own", "words": "", "verdict": None, "agreement": -0.2},
     ]
-    truth = [{"name": "hidden_reward", "label": "hidden token reward"}, {"name": "advantage", "label": "advantage by 32 draws"}]
+    truth = [
+        {"name": "hidden_reward", "label": "hidden token reward"},
+        {"name": "advantage", "label": "advantage by 32 draws"},
+    ]
     made = {
-        "command": "llm-mdp inspect", "version": "0.1.0", "seed": 0, "task": "Arithmetic", "policy": "transformer", "group_size": 2,
-        "eos": 0, "estimators": estimators, "truth": truth, "groups": groups,
-    }  # fmt: skip
+        "command": "llm-mdp inspect",
+        "version": "0.1.0",
+        "seed": 0,
+        "task": "Arithmetic",
+        "policy": "transformer",
+        "group_size": 2,
+        "eos": 0,
+        "estimators": estimators,
+        "truth": truth,
+        "groups": groups,
+    }
     return made | parts
 
 
@@ -115,7 +146,11 @@ class Page(html.parser.HTMLParser):
             element["text"] += data
 
     def find(self, tag: str, kind: str = "") -> list[dict]:
-        return [each for each in self.elements if each["tag"] == tag and (not kind or kind in (each.get("class") or "").split())]
+        return [
+            each
+            for each in self.elements
+            if each["tag"] == tag and (not kind or kind in (each.get("class") or "").split())
+        ]
 
 
 # The static page
@@ -140,12 +175,15 @@ def test_the_page_needs_no_network():
 def test_hostile_words_are_shown_as_text():
     page = Page(render_inspection(hostile()))
     assert not page.find("img") and not any(key.startswith("on") for each in page.elements for key in each)
-    assert page.find("pre", "prompt")[0]["text"] == HOSTILE and page.find("th", "tok")[0]["text"].startswith("</script>")
+    assert page.find("pre", "prompt")[0]["text"] == HOSTILE and page.find("th", "tok")[0]["text"].startswith(
+        "</script>"
+    )
     assert page.find("bdi")  # what a token turns around, such as the direction of writing, ends with it
 
 
 def test_a_table_has_the_figures_of_its_tokens():
-    """Without script the page is the comparison: a row an estimator, figures in its cells, hatched where there are none."""
+    """Without script the page is the comparison: a row an estimator, figures in its cells, hatched where there are
+    none."""
     page = Page(render_inspection(document()))
     bodies = [row["text"] for row in page.find("tr") if "data-row" in row][:8]
     truths = ["hidden token reward" + "0.25" * 4, "advantage by 32 draws" + "0.10" * 4]
@@ -179,8 +217,21 @@ def test_figures_have_the_digits_that_their_scale_needs(scale, value, text):
 
 
 def test_every_token_can_be_seen():
-    assert [visible(text) for text in ("a b", " b", "  ", "\n", "a\t\n", "\x00\x1b", "")] == ["a b", " b", "␣␣", "⏎", "a⇥⏎", "␀␛", ""]
-    assert [token_label(token(text, id), 0) for text, id in (("", 7), ("<end>", 0), ("x", 7), (" ", 7))] == ["#7", "eos", "x", "␣"]
+    assert [visible(text) for text in ("a b", " b", "  ", "\n", "a\t\n", "\x00\x1b", "")] == [
+        "a b",
+        " b",
+        "␣␣",
+        "⏎",
+        "a⇥⏎",
+        "␀␛",
+        "",
+    ]
+    assert [token_label(token(text, id), 0) for text, id in (("", 7), ("<end>", 0), ("x", 7), (" ", 7))] == [
+        "#7",
+        "eos",
+        "x",
+        "␣",
+    ]
 
 
 def test_lines_hold_all_tokens_in_order_and_no_more_than_fits():
@@ -206,7 +257,9 @@ def test_a_correlation_that_chance_may_have_made_is_not_praised():
     made = document()
     made["estimators"][0]["agreement"] = 0.17  # 130 tokens: unrelated figures correlate by 0.09, give or take
     (banner,) = Page(render_inspection(made)).find("div", "banner")
-    assert banner["text"].startswith("On these 130 tokens no estimator can be seen to follow the advantage by 32 draws.")
+    assert banner["text"].startswith(
+        "On these 130 tokens no estimator can be seen to follow the advantage by 32 draws."
+    )
 
 
 def test_a_group_of_equal_rewards_says_so():
@@ -311,7 +364,12 @@ def test_the_script_shows_figures_chooses_rows_and_changes_the_view(tmp_path):
     assert seen["start"] == {"rows": all_rows, "controls": True, "tip": False, "texts": texts}
     hover = seen["hover"]
     assert hover["shown"] and hover["hot"] == 5 and hover["now"] == "RLOO" and hover["title"] == '" sum"'
-    assert hover["figures"] == {"hidden token reward": "0.250", "advantage by 32 draws": "0.100", "RLOO": "0.500", "Own": "−0.200"}
+    assert hover["figures"] == {
+        "hidden token reward": "0.250",
+        "advantage by 32 draws": "0.100",
+        "RLOO": "0.500",
+        "Own": "−0.200",
+    }
     assert "token 2 of 4, id 5" in hover["about"] and "log π −0.500, probability 0.607" in hover["about"]
     assert seen["escaped"] and seen["tapped"]["shown"] and seen["elsewhere"]
     assert seen["tapped"]["figures"]["advantage by 32 draws"] == "0.100 ± 0.0300"
@@ -327,7 +385,9 @@ def test_the_script_shows_figures_chooses_rows_and_changes_the_view(tmp_path):
     assert (one["rows"], one["pressed"], one["inline"], one["line"]) == ([], ["RLOO"], "inline", True)
     assert one["colours"] == ["+100%", "00%", "-100%"]
     assert [colour[0] for colour in seen["other"]] == ["-", "-", "0", "-"]
-    assert seen["oneTip"]["now"] == "Own" and seen["oneTip"]["hot"] == 1 and seen["oneTip"]["figures"]["RLOO"] == "0.500"
+    assert (
+        seen["oneTip"]["now"] == "Own" and seen["oneTip"]["hot"] == 1 and seen["oneTip"]["figures"]["RLOO"] == "0.500"
+    )
     assert seen["back"] == {"rows": all_rows, "colours": 0} and seen["download"]
 
 
@@ -362,7 +422,9 @@ def test_a_terminal_shows_the_first_response_in_lines_that_fit(width):
     assert re.findall(r"word\d+", text) == [f"word{k}" for k in range(120)]
     assert len(re.findall(r"^RLOO .*$", text, re.MULTILINE)) == len(re.findall(r"^Own .*$", text, re.MULTILINE))
     assert sum(line.count("0.50") for line in text.splitlines() if line.startswith("RLOO ")) == 120
-    assert "agreement with the advantage by 32 draws" in " ".join(text.split()) and "RLOO 0.43, Own -0.20" in " ".join(text.split())
+    assert "agreement with the advantage by 32 draws" in " ".join(text.split()) and "RLOO 0.43, Own -0.20" in " ".join(
+        text.split()
+    )
 
 
 def test_a_terminal_takes_words_literally_and_does_without_truth():
@@ -393,25 +455,41 @@ def test_nothing_said_is_a_token_mdp_with_all_that_is_known(here, monkeypatch, c
 
 
 def test_arithmetic_is_warmed_up_and_its_advantage_drawn(here, monkeypatch):
-    made = typed("Arithmetic --env-args digits=1 --estimators rloo trepo --prompts 2 --branches 8 --warm-start 60", here, monkeypatch)
+    made = typed(
+        "Arithmetic --env-args digits=1 --estimators rloo trepo --prompts 2 --branches 8 --warm-start 60",
+        here,
+        monkeypatch,
+    )
     assert [each["label"] for each in made["truth"]] == ["hidden token reward", "advantage by 8 draws"]
-    assert sum(answer["reward"] for group in made["groups"] for answer in group["responses"]) > 8 * 0.2  # untrained: nearly nothing
+    assert (
+        sum(answer["reward"] for group in made["groups"] for answer in group["responses"]) > 8 * 0.2
+    )  # untrained: nearly nothing
     for each in tokens_in(made):
         assert each["hidden_reward"] in (0.0, 0.5, pytest.approx(1 / 3)) and each["error"] is not None
 
 
 def test_an_estimator_of_ones_own_and_fewer_responses(here, monkeypatch):
     (here / "own.py").write_text(
-        "from llm_mdp.estimators.algorithms import RLOO\n\n\nclass Own(RLOO):\n    '''RLOO by another name.\n\n    More.'''\n", encoding="utf-8"
+        "from llm_mdp.estimators.algorithms import RLOO\n\n\nclass Own(RLOO):\n    '''RLOO by another name.\n\n    "
+        "More.'''\n",
+        encoding="utf-8",
     )
     made = typed("Tabular --estimators own.py:Own rloo --group-size 2 --prompts 1 --seed 3", here, monkeypatch)
-    assert made["estimators"][0] == made["estimators"][1] | {"name": "own.py:Own", "label": "Own", "words": "RLOO by another name."}
+    assert made["estimators"][0] == made["estimators"][1] | {
+        "name": "own.py:Own",
+        "label": "Own",
+        "words": "RLOO by another name.",
+    }
     assert all(each["weights"]["own.py:Own"] == each["weights"]["rloo"] for each in tokens_in(made))
 
 
 def test_words_of_a_tokenizer(here, monkeypatch):
     byte_tokenizer().save_pretrained(here / "tokenizer")
-    made = typed("ReasoningGym --model small --width 16 --env-args tokenizer=tokenizer horizon=6 --estimators rloo", here, monkeypatch)
+    made = typed(
+        "ReasoningGym --model small --width 16 --env-args tokenizer=tokenizer horizon=6 --estimators rloo",
+        here,
+        monkeypatch,
+    )
     assert made["truth"] == [{"name": "advantage", "label": "advantage by 32 draws"}]
     assert made["groups"][0]["prompt"].startswith("State the final answer") and len(tokens_in(made)) > 12
 

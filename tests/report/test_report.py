@@ -106,7 +106,9 @@ def instance_file(rng: random.Random, vocab_size: int, horizon: int, gamma: floa
         }
         return entry | {"prompt": prompt} if prompts > 1 else entry
 
-    prefixes = [prefix for length in range(horizon) for prefix in itertools.product(range(1, vocab_size), repeat=length)]
+    prefixes = [
+        prefix for length in range(horizon) for prefix in itertools.product(range(1, vocab_size), repeat=length)
+    ]
     instance = {"vocab_size": vocab_size, "eos": 0, "horizon": horizon, "gamma": gamma}
     if prompts > 1:
         instance["prompts"] = [{"tokens": [prompt], "probability": 1 / prompts} for prompt in range(prompts)]
@@ -193,9 +195,7 @@ def several_document(sampled: bool = False) -> dict:
     return document
 
 
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} | a\u2028b"
-)
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} | a\u2028b"
 
 
 def claim_ids(document: dict) -> list[str]:
@@ -283,7 +283,10 @@ def test_a_verdict_that_depends_on_gamma_is_no_contradiction():
 
 def test_summary_counts():
     text = one_line(printed(several_document(), 120))
-    assert "54 claims on 5 instances: 50 as expected, 2 without expectation (prime, zero-std-filtered), 2 in contra" in text
+    assert (
+        "54 claims on 5 instances: 50 as expected, 2 without expectation (prime, zero-std-filtered), 2 in contra"
+        in text
+    )
 
 
 def test_terminal_takes_words_literally():

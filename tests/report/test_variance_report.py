@@ -50,7 +50,8 @@ SHORT = {"group_size": "K", "boundary": "D", "samples": "M", "lam": "λ"}
 
 
 def made_up_row(rng: random.Random, estimator: str, options: dict, horizon: int, budget: float, sampled: bool) -> dict:
-    """A row whose figures are those of one estimator: cost and noise grow with the horizon, figures agree with each other."""
+    """A row whose figures are those of one estimator: cost and noise grow with the horizon, figures agree with each
+    other."""
     k, m, d = options.get("group_size", 1), options.get("samples", 0), options.get("boundary", 1)
     branches = m * horizon / d if m else 0
     tokens = 0.7 * horizon * (k + 0.5 * branches + (estimator == "remax")) * rng.uniform(0.97, 1.03)
@@ -152,15 +153,36 @@ def axes_of(horizon: int, rewards: str = "dense", policy: str = "tabular") -> di
 
 
 def document_of(settings: list[dict], sweep: str | None) -> dict:
-    return {"command": "llm-mdp variance", "version": "0.1.0", "seed": 0, "budget": 2000, "sweep": sweep, "settings": settings}
+    return {
+        "command": "llm-mdp variance",
+        "version": "0.1.0",
+        "seed": 0,
+        "budget": 2000,
+        "sweep": sweep,
+        "settings": settings,
+    }
 
 
 def three_settings() -> dict:
     return document_of(
         [
-            made_up_setting(1, "every token counts", "a random reward for every token; 4 tokens, horizon 5, table", axes_of(5)),
-            made_up_setting(2, "one bit at the end", "the response is right or wrong; horizon 8, n-gram", axes_of(8, "sparse", "ngram")),
-            made_up_setting(3, "long responses", "lexical reward; horizon 64, transformer", axes_of(64, "lexical", "gpt"), 2000, True),
+            made_up_setting(
+                1, "every token counts", "a random reward for every token; 4 tokens, horizon 5, table", axes_of(5)
+            ),
+            made_up_setting(
+                2,
+                "one bit at the end",
+                "the response is right or wrong; horizon 8, n-gram",
+                axes_of(8, "sparse", "ngram"),
+            ),
+            made_up_setting(
+                3,
+                "long responses",
+                "lexical reward; horizon 64, transformer",
+                axes_of(64, "lexical", "gpt"),
+                2000,
+                True,
+            ),
         ],
         None,
     )
@@ -176,13 +198,13 @@ def horizon_sweep() -> dict:
 
 def rewards_sweep() -> dict:
     kinds = ("dense", "sparse", "lexical")
-    settings = [made_up_setting(k, kind, f"{kind} rewards; horizon 8", axes_of(8, kind)) for k, kind in enumerate(kinds)]
+    settings = [
+        made_up_setting(k, kind, f"{kind} rewards; horizon 8", axes_of(8, kind)) for k, kind in enumerate(kinds)
+    ]
     return document_of(settings, "rewards")
 
 
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} $x_{$ | a\u2028b"
-)
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} $x_{$ | a\u2028b"
 
 
 def hostile_document() -> dict:
@@ -190,7 +212,9 @@ def hostile_document() -> dict:
     document = three_settings()
     document.update(command=HOSTILE, version=HOSTILE)
     setting = document["settings"][0]
-    setting.update(name=HOSTILE, words=HOSTILE, recommendation=HOSTILE, target=HOSTILE, axes={"policy": HOSTILE, HOSTILE: HOSTILE})
+    setting.update(
+        name=HOSTILE, words=HOSTILE, recommendation=HOSTILE, target=HOSTILE, axes={"policy": HOSTILE, HOSTILE: HOSTILE}
+    )
     setting["rows"][0].update(label=HOSTILE, estimator=HOSTILE, options={HOSTILE: HOSTILE}, frontier=True)
     setting["rows"][1].update(label=f"{HOSTILE} 2", estimator=f"{HOSTILE} 2", options={"layers": [1, 2]})
     setting["best"][0]["label"] = HOSTILE
@@ -260,7 +284,9 @@ def test_the_best_option_of_an_estimator_is_followed_along_the_axis():
         assert [point.at for point in points] == [4, 8, 16, 32, 64]
         for point, setting in zip(points, document["settings"]):
             gained = [row["progress"] for row in setting["rows"] if row["estimator"] == name]
-            assert point.row["estimator"] == name and point.row["progress"] == max(gained, key=lambda value: -9 if value is None else value)
+            assert point.row["estimator"] == name and point.row["progress"] == max(
+                gained, key=lambda value: -9 if value is None else value
+            )
 
 
 def test_a_setting_without_a_value_on_the_axis_is_left_out():
@@ -318,7 +344,11 @@ def test_budgets(start, end, text):
 
 @pytest.mark.parametrize("document", [{}, {"settings": []}, {"settings": [{"name": "x", "rows": []}]}, {"claims": {}}])
 def test_what_is_no_comparison_is_refused_in_words(document, tmp_path):
-    for read in (render_variance_page, lambda document: printed(document, 80), lambda document: write_csv(document, tmp_path / "x.csv")):
+    for read in (
+        render_variance_page,
+        lambda document: printed(document, 80),
+        lambda document: write_csv(document, tmp_path / "x.csv"),
+    ):
         with pytest.raises(ValueError, match="llm-mdp variance --json FILE"):
             read(document)
     assert not (tmp_path / "x.csv").exists()
@@ -343,7 +373,9 @@ def test_csv_holds_every_number(name, tmp_path):
 
     for line, (setting, row) in zip(lines, expected):
         assert None not in line, "more cells than columns"
-        assert line["setting"] == setting["name"] and all(same(line[key], setting[key]) for key in ("J", "grad_norm", "target", "budget"))
+        assert line["setting"] == setting["name"] and all(
+            same(line[key], setting[key]) for key in ("J", "grad_norm", "target", "budget")
+        )
         assert all(same(line[f"axis_{axis}"], value) for axis, value in setting["axes"].items())
         assert all(same(line[f"option_{option}"], value) for option, value in row["options"].items())
         scalars = set(row) - {"options", "intervals"}
@@ -398,7 +430,9 @@ def test_every_row_stands_in_one_line_with_its_figures_whole(name, width):
 def test_more_rows_than_a_terminal_shows_are_counted():
     text = printed(three_settings(), 80)
     left = [int(count) for count in re.findall(r"… (\d+) more, see the page", text)]
-    assert left == [len(setting["rows"]) - len(worth_showing(setting["rows"])) for setting in three_settings()["settings"]]
+    assert left == [
+        len(setting["rows"]) - len(worth_showing(setting["rows"])) for setting in three_settings()["settings"]
+    ]
     few = three_settings()
     for setting in few["settings"]:
         setting["rows"] = setting["rows"][:5]
@@ -407,7 +441,10 @@ def test_more_rows_than_a_terminal_shows_are_counted():
 
 def test_what_is_best_for_which_budgets():
     document = document_of(three_settings()["settings"][:1], None)
-    first, then = {"label": "rloo K=2", "from": 12.0, "to": 340.0}, {"label": "trepo D=2 M=1", "from": 340.0, "to": None}
+    first, then = (
+        {"label": "rloo K=2", "from": 12.0, "to": 340.0},
+        {"label": "trepo D=2 M=1", "from": 340.0, "to": None},
+    )
     document["settings"][0]["best"] = [first, then]
     text = printed(document, 80)
     assert re.search(r"12.0 to 340 tokens +rloo K=2\b", text) and re.search(r"from 340 tokens +trepo D=2 M=1\b", text)
@@ -440,7 +477,16 @@ def test_spread_names_stay_inside(wanted, gap):
     assert np.all(np.diff(np.sort(placed)) >= gap - 1e-9)
 
 
-TICKS = [(0.25, "0.25"), (12000, "12k"), (3.5e6, "3.5M"), (2e-5, "2e−5"), (-1.5, "−1.5"), (1000, "1000"), (4e9, "4G"), (0, "0")]
+TICKS = [
+    (0.25, "0.25"),
+    (12000, "12k"),
+    (3.5e6, "3.5M"),
+    (2e-5, "2e−5"),
+    (-1.5, "−1.5"),
+    (1000, "1000"),
+    (4e9, "4G"),
+    (0, "0"),
+]
 
 
 @pytest.mark.parametrize(("value", "text"), TICKS)
@@ -466,7 +512,10 @@ def test_a_drawing_takes_names_literally_and_has_the_colours_of_the_page():
 
 def drawings(text: str) -> list[ElementTree.Element]:
     """Every drawing of the page; fails if one is not well-formed."""
-    return [ElementTree.fromstring(re.sub("xlink:href", "href", each)) for each in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)]
+    return [
+        ElementTree.fromstring(re.sub("xlink:href", "href", each))
+        for each in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    ]
 
 
 def drawing_of(text: str, label: str) -> ElementTree.Element:
@@ -511,7 +560,9 @@ def test_page_needs_no_network(name):
     page = Page(page_of(name))
     for tag, attributes in page.tags:
         assert tag not in ("link", "img", "iframe")
-        assert all((value or "").startswith("#") for key, value in attributes.items() if key in ("src", "href", "xlink:href"))
+        assert all(
+            (value or "").startswith("#") for key, value in attributes.items() if key in ("src", "href", "xlink:href")
+        )
     assert not re.search(r"@import|url\((?!#)", page_of(name))
 
 
@@ -571,8 +622,12 @@ def test_at_as_many_tokens_as_to_signal_half_is_gained():
     setting["best"] = []
     drawing = drawing_of(render_variance_page(document_of([setting], None)), "x: progress against budget")
     (curve,) = paths(drawing, "stroke: var(--tone-1)", "stroke-width: 1.5")
-    budget = next(line for line in paths(drawing, "stroke: var(--faint)", "stroke-width: 0.9") if line[0, 0] == line[1, 0])[0, 0]
-    level = sorted({line[0, 1] for line in paths(drawing, "stroke: var(--line)", "stroke-width: 0.8") if line[0, 1] == line[1, 1]})
+    budget = next(
+        line for line in paths(drawing, "stroke: var(--faint)", "stroke-width: 0.9") if line[0, 0] == line[1, 0]
+    )[0, 0]
+    level = sorted(
+        {line[0, 1] for line in paths(drawing, "stroke: var(--line)", "stroke-width: 0.8") if line[0, 1] == line[1, 1]}
+    )
     one, zero = level[0], level[-2]  # the last is the ground
     assert np.interp(budget, *curve.T) == pytest.approx((one + zero) / 2, abs=0.3)
 
@@ -598,7 +653,9 @@ def test_on_a_diagonal_a_token_buys_the_same():
     (line,) = paths(drawing, "stroke: var(--tone-1)", "stroke-opacity: 0.45")
     diagonals = [each for each in paths(drawing, "stroke: var(--line)", "stroke-width: 0.9") if len(each) == 2]
     slope = np.divide(*(line[-1] - line[0])[::-1])
-    assert diagonals and all(np.divide(*(each[1] - each[0])[::-1]) == pytest.approx(slope, rel=1e-3) for each in diagonals)
+    assert diagonals and all(
+        np.divide(*(each[1] - each[0])[::-1]) == pytest.approx(slope, rel=1e-3) for each in diagonals
+    )
     assert slope > 0, "y grows downwards in a drawing"
 
 
@@ -609,8 +666,12 @@ def test_the_axis_of_a_sweep_shows_the_figures_of_the_best_options():
         drawing = drawing_of(text, "Relative bias against horizon")
         line = paths(drawing, f"stroke: var(--tone-{k})", "stroke-width: 1.8")[0]
         values = np.array([point.row["relative_bias"] for point in lines[name]])
-        kl = paths(drawing, f"stroke: var(--tone-{prominent(document).index('kl-k1-loss') + 1})", "stroke-width: 1.8")[0][0, 1]
-        zero = paths(drawing, f"stroke: var(--tone-{prominent(document).index('rloo') + 1})", "stroke-width: 1.8")[0][0, 1]
+        kl = paths(drawing, f"stroke: var(--tone-{prominent(document).index('kl-k1-loss') + 1})", "stroke-width: 1.8")[
+            0
+        ][0, 1]
+        zero = paths(drawing, f"stroke: var(--tone-{prominent(document).index('rloo') + 1})", "stroke-width: 1.8")[0][
+            0, 1
+        ]
         assert (zero - line[:, 1]) / (zero - kl) == pytest.approx(values, abs=2e-3)
         assert np.diff(line[:, 0]) == pytest.approx(np.full(4, line[1, 0] - line[0, 0]), abs=1e-3), "horizons double"
 
@@ -621,7 +682,9 @@ def test_words_of_an_axis_are_groups_of_dots():
     places = [told.index(word) for word in ("dense", "sparse", "lexical")]
     assert places == sorted(places)
     document = rewards_sweep()
-    for word, start, end, setting in zip(("dense", "sparse", "lexical"), places, [*places[1:], None], document["settings"]):
+    for word, start, end, setting in zip(
+        ("dense", "sparse", "lexical"), places, [*places[1:], None], document["settings"]
+    ):
         best = [row["label"] for row in leaders(setting["rows"]) if row["tokens_to_signal"]]
         assert told[start + 1 : end][: len(best)] == best, word
 
@@ -630,7 +693,9 @@ def test_one_setting_has_its_advice_once_and_several_have_it_with_their_names():
     one = DOCUMENTS["one"]["settings"][0]["recommendation"]
     assert "".join(Page(page_of("one")).text).count(one) == 1 and "class=banner" in page_of("one")
     cards = re.findall(r'<a class=card href="#setting-(\d)"><strong>(.*?)</strong>.*?<b>(.*?)</b>', page_of("three"))
-    assert cards == [(str(k), each["name"], each["recommendation"]) for k, each in enumerate(three_settings()["settings"])]
+    assert cards == [
+        (str(k), each["name"], each["recommendation"]) for k, each in enumerate(three_settings()["settings"])
+    ]
     assert page_of("three").index("class=card") < page_of("three").index("<svg")
 
 
@@ -660,7 +725,9 @@ document.body.dataset.seen = JSON.stringify(seen);
 def test_the_script_sorts_and_filters(tmp_path):
     document = three_settings()
     catch = "<script>const errors = []; onerror = (message) => errors.push(message); "
-    catch += "addEventListener('securitypolicyviolation', (event) => errors.push(event.violatedDirective));</script><title>"
+    catch += (
+        "addEventListener('securitypolicyviolation', (event) => errors.push(event.violatedDirective));</script><title>"
+    )
     told = "<script>document.documentElement.dataset.errors = JSON.stringify(errors);</script>"
     text = render_variance_page(document).replace("<title>", catch, 1).replace("</body>", f"{PROBE}{told}</body>")
     page = Page(opened(text, tmp_path))
@@ -681,7 +748,9 @@ def test_the_script_sorts_and_filters(tmp_path):
     assert all(sorted(each) == ["rloo K=16", "rloo K=2", "rloo K=4", "rloo K=8"] for each in seen["search"])
     assert seen["found"] == f"12 of {sum(len(each['rows']) for each in document['settings'])} rows"
     frontier = [row for row in by_progress(third["rows"]) if row["frontier"]]
-    assert seen["frontier"] == labels(frontier) and seen["both"] == labels([row for row in frontier if row["verdict"] == "biased"])
+    assert seen["frontier"] == labels(frontier) and seen["both"] == labels(
+        [row for row in frontier if row["verdict"] == "biased"]
+    )
     assert 0 < len(seen["both"]) < len(seen["frontier"])
     assert seen["opened"] and seen["wide"] and seen["download"]
 

@@ -1,4 +1,5 @@
-"""`join`: the batches of several processes as one, row by row what they were. `as_worlds`: the groups of one batch, each by itself."""
+"""`join`: the batches of several processes as one, row by row what they were. `as_worlds`: the groups of one batch,
+each by itself."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from llm_mdp.estimators.algorithms import ABC, DPO, GRPO, MARLHF, PPO, PRIME, R3HF, REINFORCE, RLOO, RTO, Estimator, ReMax, TRePO, VinePPO
+from llm_mdp.estimators.algorithms import (
+    ABC,
+    DPO,
+    GRPO,
+    MARLHF,
+    PPO,
+    PRIME,
+    R3HF,
+    REINFORCE,
+    RLOO,
+    RTO,
+    Estimator,
+    ReMax,
+    TRePO,
+    VinePPO,
+)
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens, FractionsOfLength
 from llm_mdp.estimators.practices import KLLoss, MaskedTruncated
 from llm_mdp.estimators.theorems import ReturnToGo, Theorem2, Whitened, WithBaseline, WithGreedyBaseline
@@ -37,7 +53,10 @@ def batch(rows: int, width: int, n_branches: int, seed: int, optional: bool) -> 
     rollouts = Rollouts(prompt, tokens, mask, normal(rows, T), torch.randint(3, (rows,), generator=generator))
     if not optional:
         return Evidence(rollouts, normal(rows))
-    row, step = torch.randint(rows, (n_branches,), generator=generator), torch.randint(T, (n_branches,), generator=generator)
+    row, step = (
+        torch.randint(rows, (n_branches,), generator=generator),
+        torch.randint(T, (n_branches,), generator=generator),
+    )
     spent = torch.randint(1, T + 1, (n_branches,), generator=generator).double()
     branches = Branches(row, step, normal(n_branches), greedy=True, tokens=spent)
     return Evidence(rollouts, normal(rows), normal(rows, T), normal(rows, T + 1), branches, normal(rows, T))
@@ -80,7 +99,9 @@ def test_what_cannot_be_joined_is_said():
     part = batch(2, 1, 3, 0, optional=True)
     with pytest.raises(ValueError, match="no batch to join"):
         join([])
-    with pytest.raises(ValueError, match="batch 1 has response_reward, token_reward, value, reference_logp, and batch 0"):
+    with pytest.raises(
+        ValueError, match="batch 1 has response_reward, token_reward, value, reference_logp, and batch 0"
+    ):
         join([part, replace(part, branches=None)])
     worlds = batch(2, 1, 0, 0, optional=False)
     with pytest.raises(ValueError, match="dimension of worlds"):
@@ -93,7 +114,8 @@ def test_branches_of_which_some_are_not_counted_are_not_counted():
     assert join([part, replace(part, branches=replace(part.branches, tokens=None))]).branches.tokens is None
 
 
-# --- groups as worlds -----------------------------------------------------------------------------------------------------------
+# --- groups as worlds
+# -----------------------------------------------------------------------------------------------------------
 
 RAMP = (0.0, 0.5, 1.0)
 Maker = Callable[[Instance, int], Estimator]
@@ -116,8 +138,12 @@ ESTIMATORS: dict[str, Maker] = {
     "PPO": lambda i, k: PPO(group_size=k, critic=i.value, lam=0.5),
     "MA-RLHF": lambda i, k: MARLHF(group_size=k, critic=i.value, boundary=AfterTokens((1,))),
     "VinePPO": lambda i, k: VinePPO(group_size=k, samples=2),
-    "VinePPO, where the prefix says": lambda i, k: VinePPO(group_size=k, boundary=AfterTokens((1,)), samples=2, lam=0.5),
-    "VinePPO, none at the prompt": lambda i, k: VinePPO(group_size=k, boundary=AtSteps((1, 2)), samples=3, group_baseline=True),
+    "VinePPO, where the prefix says": lambda i, k: VinePPO(
+        group_size=k, boundary=AfterTokens((1,)), samples=2, lam=0.5
+    ),
+    "VinePPO, none at the prompt": lambda i, k: VinePPO(
+        group_size=k, boundary=AtSteps((1, 2)), samples=3, group_baseline=True
+    ),
     "VinePPO, nowhere": lambda i, k: VinePPO(group_size=k, boundary=AtSteps(()), group_baseline=True),
     "TRePO": lambda i, k: TRePO(group_size=k, samples=2, lam=0.5, reduction="token_mean"),
     "TRePO, own length": lambda i, k: TRePO(group_size=k, boundary=FractionsOfLength(2), samples=1),
@@ -144,11 +170,15 @@ ESTIMATORS: dict[str, Maker] = {
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @settings(deadline=None, max_examples=12)
-@given(instance=instances(max_vocab=3), prompts=st.integers(1, 4), group_size=st.integers(2, 3), seed=st.integers(0, 1000))
+@given(
+    instance=instances(max_vocab=3), prompts=st.integers(1, 4), group_size=st.integers(2, 3), seed=st.integers(0, 1000)
+)
 def test_a_group_among_others_is_weighed_as_it_is_alone(name, instance, prompts, group_size, seed):
     estimator = ESTIMATORS[name](instance, group_size)
     size = estimator.group_size
-    whole = estimator.collect(PolicySampler(instance.policy, instance.mdp, torch.Generator().manual_seed(seed), prompts))
+    whole = estimator.collect(
+        PolicySampler(instance.policy, instance.mdp, torch.Generator().manual_seed(seed), prompts)
+    )
     worlds = as_worlds(whole, size)
     mask = worlds.rollouts.mask
     assert mask.shape == (prompts, size, instance.mdp.horizon)
@@ -169,10 +199,14 @@ def test_a_group_among_others_is_weighed_as_it_is_alone(name, instance, prompts,
 def test_a_world_has_what_its_group_had(rows, groups, n_branches, seed):
     """Every tensor, and from every place the same branches in the same order, 0 where only other groups have any."""
     whole = batch(rows * groups, 2, n_branches, seed, optional=True)
-    drawn = Counter(zip((whole.branches.row // rows).tolist(), (whole.branches.row % rows).tolist(), whole.branches.step.tolist()))
+    drawn = Counter(
+        zip((whole.branches.row // rows).tolist(), (whole.branches.row % rows).tolist(), whole.branches.step.tolist())
+    )
     numbers = {place[1:]: {number for other, number in drawn.items() if other[1:] == place[1:]} for place in drawn}
     if any(len(each) > 1 for each in numbers.values()):
-        with pytest.raises(ValueError, match="some groups have more branches from a place than others; draw the same number"):
+        with pytest.raises(
+            ValueError, match="some groups have more branches from a place than others; draw the same number"
+        ):
             as_worlds(whole, rows)
         return
     worlds = as_worlds(whole, rows)
@@ -185,7 +219,10 @@ def test_a_world_has_what_its_group_had(rows, groups, n_branches, seed):
                 mine, theirs = ((each.branches.row == row) & (each.branches.step == step) for each in (world, alone))
                 number = int(theirs.sum())
                 for name in ("reward", "tokens"):
-                    has, had = getattr(world.branches, name)[mine].tolist(), getattr(alone.branches, name)[theirs].tolist()
+                    has, had = (
+                        getattr(world.branches, name)[mine].tolist(),
+                        getattr(alone.branches, name)[theirs].tolist(),
+                    )
                     assert has[:number] == had and set(has[number:]) <= {0.0}
         total += torch.stack([world.branches.reward.sum(), world.branches.tokens.sum()])
     assert_close(total, torch.stack([whole.branches.reward.sum(), whole.branches.tokens.sum()]))
@@ -203,7 +240,8 @@ def test_occurrences_are_counted_place_by_place(places):
 @pytest.mark.parametrize("reduction", ["sum", "sequence_mean", "token_mean"])
 @pytest.mark.parametrize("number", [1, 7])
 def test_a_chain_weighs_every_group_by_itself(reduction, number):
-    """One backward pass for every group, as if it had been the whole batch; lengths differ, so `token_mean` over all would differ."""
+    """One backward pass for every group, as if it had been the whole batch; lengths differ, so `token_mean` over all
+    would differ."""
     generator = torch.Generator().manual_seed(1)
     policy = NgramPolicy.random(3, 1, generator)
     mdp = TokenMDP(3, 0, 6, NgramReward.random(3, 1, generator), 0.9, (Prompt((1,), 0.5), Prompt((2, 2), 0.5)))

@@ -1,4 +1,5 @@
-"""The geometry of the tree, logits as plain look-ups, and sampling: frequencies, log-probabilities, ends, prefixes, seeds."""
+"""The geometry of the tree, logits as plain look-ups, and sampling: frequencies, log-probabilities, ends, prefixes,
+seeds."""
 
 import itertools
 import math
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 
 from llm_mdp.mdp.tree import PAD, PrefixTree, pad_prompts, prompt_index, response_mask
 from llm_mdp.sampling.evidence import Finish
-from llm_mdp.sampling.policies import AtTemperature, NgramPolicy, Policy, TabularPolicy, TabularValue, finish_of, logp_of
+from llm_mdp.sampling.policies import (
+    AtTemperature,
+    NgramPolicy,
+    Policy,
+    TabularPolicy,
+    TabularValue,
+    finish_of,
+    logp_of,
+)
 from tests.strategies import generators, padded, plain_responses, policies, token_mdps, trees
 
 NO_PROMPT = torch.empty((1, 0), dtype=torch.int64)
@@ -111,7 +120,9 @@ def test_tabular_logits_are_the_row_of_the_prefix(mdp, generator):
         assert logits.shape == (len(tokens), mdp.horizon, mdp.vocab_size)
         for row, response in enumerate(responses):
             numbers = [row_of[t][response[:t]] for t in range(len(response))]
-            assert logits[row, : len(response)].tolist() == [policy.levels[t][p, :, i].tolist() for t, i in enumerate(numbers)]
+            assert logits[row, : len(response)].tolist() == [
+                policy.levels[t][p, :, i].tolist() for t, i in enumerate(numbers)
+            ]
             values = [value.levels[t][p, i].item() for t, i in enumerate(numbers)]
             assert critic[row].tolist() == values + [0.0] * (mdp.horizon + 1 - len(values)), "0 from the end on"
 
@@ -120,7 +131,8 @@ def test_tabular_logits_are_the_row_of_the_prefix(mdp, generator):
 @given(token_mdps(), st.integers(0, 3), st.booleans(), generators())
 def test_ngram_logits_are_the_row_of_the_last_tokens(mdp, order, steps, generator):
     policy = NgramPolicy.random(mdp.vocab_size, order, generator, horizon=mdp.horizon if steps else None)
-    # Row by row, as an odometer over contexts: digits 0 … V-1 are tokens, V is "nothing there"; the newest turns fastest.
+    # Row by row, as an odometer over contexts: digits 0 … V-1 are tokens, V is "nothing there"; the newest turns
+    # fastest.
     contexts = itertools.product(range(mdp.vocab_size + 1), repeat=order)
     row_of = {context: row for row, context in enumerate(contexts)}
     responses = plain_responses(mdp.tree)
@@ -192,7 +204,10 @@ def test_logp_by_plain_softmax_and_probabilities_sum_to_one(mdp, data, temperatu
     tokens = padded(responses, mdp.horizon)
     for prompt in mdp.prompt_tokens:
         prompt = prompt.expand(len(tokens), -1)
-        logp, logits = logp_of(policy, prompt, tokens, tokens != PAD, temperature), policy.logits(prompt, tokens).tolist()
+        logp, logits = (
+            logp_of(policy, prompt, tokens, tokens != PAD, temperature),
+            policy.logits(prompt, tokens).tolist(),
+        )
         for row, response in enumerate(responses):
             expected = [plain_logp(logits[row][t], temperature)[token] for t, token in enumerate(response)]
             assert logp[row].tolist() == pytest.approx(expected + [0.0] * (mdp.horizon - len(response)), abs=1e-12)
@@ -200,7 +215,8 @@ def test_logp_by_plain_softmax_and_probabilities_sum_to_one(mdp, data, temperatu
 
 
 def test_the_score_of_a_token_is_its_indicator_minus_the_probabilities():
-    """∇ log π(w | p) by the logits at p is 1[w] - π(· | p), and zero at every prefix that the response does not visit."""
+    """∇ log π(w | p) by the logits at p is 1[w] - π(· | p), and zero at every prefix that the response does not
+    visit."""
     tree = PrefixTree(3, 0, 3)
     policy = TabularPolicy.random(tree, NO_PROMPT, seeded(5))
     tokens = torch.tensor([[2, 1, 0]])
@@ -274,7 +290,8 @@ def test_the_frequency_test_can_fail():
 @settings(deadline=None, max_examples=60)
 @given(token_mdps(), st.data(), st.sampled_from([1.0, 0.3, 2.0]), generators())
 def test_what_a_sample_says_about_itself(mdp, data, temperature, generator):
-    """logp is under the distribution sampled, the end token is the policy's own, then comes padding, finish is explicit."""
+    """logp is under the distribution sampled, the end token is the policy's own, then comes padding, finish is
+    explicit."""
     policy = data.draw(policies(mdp))
     shape = {"eos": mdp.eos, "horizon": mdp.horizon}
     drawn = policy.sample(mdp.prompt_tokens, 8, **shape, generator=generator, temperature=temperature)
@@ -371,7 +388,9 @@ def test_a_prefix_of_full_length_leaves_nothing_to_draw():
 @given(token_mdps(), st.data(), st.integers(0, 2**32 - 1))
 def test_the_same_seed_gives_the_same_sample(mdp, data, seed):
     policy = data.draw(policies(mdp))
-    draws = [policy.sample(mdp.prompt_tokens, 4, eos=mdp.eos, horizon=mdp.horizon, generator=seeded(seed)) for _ in range(2)]
+    draws = [
+        policy.sample(mdp.prompt_tokens, 4, eos=mdp.eos, horizon=mdp.horizon, generator=seeded(seed)) for _ in range(2)
+    ]
     assert torch.equal(draws[0].tokens, draws[1].tokens) and torch.equal(draws[0].logp, draws[1].logp)
 
 

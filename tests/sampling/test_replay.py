@@ -1,4 +1,5 @@
-"""Samplers around samplers: a meter that reads what was spent, and a replay that shows many estimators the very same draws."""
+"""Samplers around samplers: a meter that reads what was spent, and a replay that shows many estimators the very same
+draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,7 +57,8 @@ def task_sampler(seed: int = 0, prompts: int = 1, task=None, policy=INSTANCE.pol
     return TaskSampler(policy, task, torch.Generator().manual_seed(seed), np.random.default_rng(seed), prompts)
 
 
-# --- the meter ----------------------------------------------------------------------------------------------------------------
+# --- the meter
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def exact_cost(estimator: Estimator, enumerate_branches: bool) -> tuple[float, float]:
@@ -69,7 +71,9 @@ def exact_cost(estimator: Estimator, enumerate_branches: bool) -> tuple[float, f
     return tuple(spent.tolist())
 
 
-@pytest.mark.parametrize("estimator", [REINFORCE(), ReMax(group_size=2), VinePPO(samples=2), BestOfBranches(boundary=EveryNTokens(3))])
+@pytest.mark.parametrize(
+    "estimator", [REINFORCE(), ReMax(group_size=2), VinePPO(samples=2), BestOfBranches(boundary=EveryNTokens(3))]
+)
 def test_means_and_outcomes_of_branches_cost_the_same(estimator):
     """Expected tokens where branches are summed up, counted tokens where every outcome is a world."""
     found = exact_cost(estimator, enumerate_branches=True)
@@ -139,7 +143,8 @@ def test_every_group_pays_for_its_own():
 
 
 def test_the_cost_of_a_conversation_by_hand():
-    """Guessing 1 or 2, twice at most, a guess and "over" each: two tokens if the first guess is right, which is even odds, else four."""
+    """Guessing 1 or 2, twice at most, a guess and "over" each: two tokens if the first guess is right, which is even
+    odds, else four."""
     task = GuessNumber(highest=2, max_turns=2, malformed_penalty=0.0)
     logits = torch.full((1, task.vocab_size + 1, task.vocab_size), -40.0, dtype=torch.float64)
     one, two, over = task.words.index("1"), task.words.index("2"), task.end_of_turn
@@ -166,7 +171,11 @@ def test_what_is_left_out_was_paid_for():
     kept = estimator.collect(meter)
     tokens, rewards = meter.cost(2)
     assert len(kept.response_reward) < 80
-    assert (float(tokens.sum()), float(rewards.sum())) == (source.cost.tokens, source.cost.rewards) == (source.cost.tokens, 80)
+    assert (
+        (float(tokens.sum()), float(rewards.sum()))
+        == (source.cost.tokens, source.cost.rewards)
+        == (source.cost.tokens, 80)
+    )
 
 
 def test_a_metered_sampler_is_the_sampler():
@@ -183,7 +192,8 @@ def test_a_metered_sampler_is_the_sampler():
     assert torch.equal(meter.hidden_reward(rollouts), meter.sampler.hidden_reward(rollouts))
 
 
-# --- the replay ---------------------------------------------------------------------------------------------------------------
+# --- the replay
+# ---------------------------------------------------------------------------------------------------------------
 
 
 class Watched:
@@ -214,7 +224,8 @@ class Watched:
 
 
 def by_place(branches: Branches, size: int, largest: int) -> dict[tuple[int, int], list[float]]:
-    """Rewards of the branches from every place of the whole batch, in their order; rows are those of groups of `size`."""
+    """Rewards of the branches from every place of the whole batch, in their order; rows are those of groups of
+    `size`."""
     found: dict[tuple[int, int], list[float]] = {}
     for row, step, reward in zip(branches.row.tolist(), branches.step.tolist(), branches.reward.tolist()):
         found.setdefault((row // size * largest + row % size, step), []).append(reward)
@@ -225,7 +236,14 @@ def test_every_estimator_sees_the_first_responses_to_every_prompt():
     source = Watched(core_sampler(0, 6))
     replay = Replay(source, 4)
     batch = replay.batch
-    for estimator in (REINFORCE(), RLOO(group_size=2), RLOO(group_size=3), GRPO(group_size=4), ReMax(), PPO(critic=INSTANCE.value)):
+    for estimator in (
+        REINFORCE(),
+        RLOO(group_size=2),
+        RLOO(group_size=3),
+        GRPO(group_size=4),
+        ReMax(),
+        PPO(critic=INSTANCE.value),
+    ):
         evidence, size = estimator.collect(replay), estimator.group_size
         assert len(evidence.response_reward) == 6 * size
         for prompt in range(6):
@@ -285,7 +303,11 @@ def test_branches_from_one_place_are_one_draw_for_all():
             asked[1.0, *place] = max(asked.get((1.0, *place), 0), estimator.samples)
     drawn = source.places
     assert {place: drawn.count(place) for place in set(drawn)} == asked
-    assert source.cost.tokens == replay.drawn_tokens == int(replay.batch.mask.sum()) + sum(int(b.tokens.sum()) for _, b in source.branched)
+    assert (
+        source.cost.tokens
+        == replay.drawn_tokens
+        == int(replay.batch.mask.sum()) + sum(int(b.tokens.sum()) for _, b in source.branched)
+    )
     assert source.cost.rewards == 15 + len(drawn)
 
 
@@ -297,7 +319,11 @@ def test_every_temperature_has_draws_of_its_own():
     greedy = ReMax(group_size=2).collect(replay).branches
     places = int(replay.batch.mask.sum())
     drawn = source.places
-    assert {t: sum(temperature == t for temperature, *_ in drawn) for t in RAMP} == {0.0: places, 0.5: places, 1.0: 2 * places}
+    assert {t: sum(temperature == t for temperature, *_ in drawn) for t in RAMP} == {
+        0.0: places,
+        0.5: places,
+        1.0: 2 * places,
+    }
     one, three = by_place(plain, 2, 2), by_place(ramp, 2, 2)
     for place, rewards in by_place(greedy, 2, 2).items():
         assert rewards == three[place][:1], "the greedy response was known"
@@ -310,7 +336,11 @@ def test_every_temperature_has_draws_of_its_own():
 
 def test_branches_are_listed_as_their_sampler_lists_them():
     """Fresh from a seed, a replay gives what the sampler itself would have given."""
-    for estimator in (TRePO(group_size=2, samples=3), TRePO(group_size=2, samples=3, temperatures=(0.5, 0.0, 0.5)), ReMax(group_size=2)):
+    for estimator in (
+        TRePO(group_size=2, samples=3),
+        TRePO(group_size=2, samples=3, temperatures=(0.5, 0.0, 0.5)),
+        ReMax(group_size=2),
+    ):
         plain, again = estimator.collect(core_sampler(7, 6)), estimator.collect(Replay(core_sampler(7, 6), 2))
         for name in ("row", "step"):
             assert torch.equal(getattr(plain.branches, name), getattr(again.branches, name))
@@ -347,7 +377,9 @@ def test_every_estimator_s_own_cost_is_charged():
             places = 0 if evidence.branches is None else len(evidence.branches.row)
             assert float(rewards.sum()) == len(evidence.response_reward) + places
             own = int(evidence.rollouts.mask.sum())
-            assert float(tokens.sum()) == own + (0 if evidence.branches is None else float(evidence.branches.tokens.sum()))
+            assert float(tokens.sum()) == own + (
+                0 if evidence.branches is None else float(evidence.branches.tokens.sum())
+            )
 
 
 def group_gradients(estimator: Estimator, sampler: Sampler) -> Tensor:
@@ -394,7 +426,8 @@ def test_estimators_of_a_replay_differ_less_than_their_own_draws():
     assert float(together.var(0).sum()) < 0.5 * float(apart.var(0).sum())
 
 
-# --- groups that are left out, and what cannot be replayed -----------------------------------------------------------------------
+# --- groups that are left out, and what cannot be replayed
+# -----------------------------------------------------------------------
 
 
 def test_groups_that_are_left_out_are_left_out():
@@ -428,7 +461,9 @@ def test_branches_of_kept_groups_go_on_with_their_own_responses(seed):
     found = estimator.collect(Replay(source, 2))
     assert len(expected.response_reward) < 24
     assert torch.equal(found.rollouts.tokens, expected.rollouts.tokens)
-    assert torch.equal(found.branches.row, expected.branches.row) and torch.equal(found.branches.step, expected.branches.step)
+    assert torch.equal(found.branches.row, expected.branches.row) and torch.equal(
+        found.branches.step, expected.branches.step
+    )
     # The sampler draws from the same prefixes in the same order, so from the same seed it draws the same.
     torch.testing.assert_close(found.branches.reward, expected.branches.reward)
 
@@ -440,5 +475,8 @@ def test_what_cannot_be_replayed_is_said():
     replay.part = 2
     with pytest.raises(ValueError, match="group 3 of 1 responses was asked for, but 2 "):
         REINFORCE().collect(replay)
-    with pytest.raises(ValueError, match=r"the batch was drawn at temperature 1, and this estimator asks for 0\.6; measure it on its own"):
+    with pytest.raises(
+        ValueError,
+        match=r"the batch was drawn at temperature 1, and this estimator asks for 0\.6; measure it on its own",
+    ):
         Tempered().collect(replay)

@@ -1,4 +1,5 @@
-"""`PolicySampler`: what it draws, what it keeps, and that every estimator's training step averages to what verification says."""
+"""`PolicySampler`: what it draws, what it keeps, and that every estimator's training step averages to what verification
+says."""
 
 import pytest
 import torch
@@ -32,7 +33,9 @@ def chosen_rows(rows: list[list[int]], prompt: int = 0) -> Rollouts:
     """Given responses to one prompt of the instance."""
     tokens = torch.tensor(rows)
     prompts = INSTANCE.mdp.prompt_tokens[prompt].expand(len(rows), -1)
-    return Rollouts(prompts, tokens, tokens != PAD, torch.zeros(tokens.shape).double(), torch.zeros(len(rows), dtype=torch.int64))
+    return Rollouts(
+        prompts, tokens, tokens != PAD, torch.zeros(tokens.shape).double(), torch.zeros(len(rows), dtype=torch.int64)
+    )
 
 
 # --- what is drawn ---
@@ -136,7 +139,9 @@ def test_the_same_seed_gives_the_same_evidence():
         return TRePO(group_size=2).collect(sampler(seed, prompts=4))
 
     one, again, other = run(0), run(0), run(1)
-    assert torch.equal(one.rollouts.tokens, again.rollouts.tokens) and torch.equal(one.branches.reward, again.branches.reward)
+    assert torch.equal(one.rollouts.tokens, again.rollouts.tokens) and torch.equal(
+        one.branches.reward, again.branches.reward
+    )
     assert not torch.equal(one.response_reward, other.response_reward)
 
 
@@ -192,7 +197,9 @@ def mean_gradient(estimator: Estimator, source: PolicySampler) -> Tensor:
     return flatten_gradients(torch.autograd.grad(-loss, parameters), parameters)
 
 
-@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.build and claim.id != "ppo-second-epoch"], ids=lambda claim: claim.id)
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS if claim.build and claim.id != "ppo-second-epoch"], ids=lambda claim: claim.id
+)
 def test_a_training_step_averages_to_the_verified_expectation(claim: Claim):
     """|ḡ - E g|² / (tr Cov / n) is 1 on average; a wrong weight, sign or prefix makes it tens or hundreds."""
     estimator = claim.build(PROBLEM)

@@ -1,6 +1,7 @@
 """Functions of cells for test_sweep.py, where the workers of every backend can import them.
 
-As a program it is one sweep, to be killed or waited for:  python -m tests.variance.sweep_worker '{"function": …, "cells": …, "folder": …, …}'
+As a program it is one sweep, to be killed or waited for:  python -m tests.variance.sweep_worker '{"function": …,
+"cells": …, "folder": …, …}'
 """
 
 import json
@@ -32,7 +33,8 @@ def wait_for_files(number: int, folder: Path) -> None:
 
 
 def measure(cell: dict[str, Any]) -> dict[str, Any]:
-    """Numbers drawn from the cell's own seed, late if it says so, or once so many other cells are kept. `log` then has one more line."""
+    """Numbers drawn from the cell's own seed, late if it says so, or once so many other cells are kept. `log` then has
+    one more line."""
     time.sleep(cell.get("sleep", 0.0))
     if "after" in cell:
         wait_for_files(cell["after"], Path(cell["folder"]))
@@ -58,7 +60,9 @@ def count_threads(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def return_odd(cell: dict[str, Any]) -> Any:
-    return {"a list": [1], "a tensor": {"q": {"v": torch.ones(1)}}, "infinite": {"q": [0.5, float("inf")]}}[cell["kind"]]
+    return {"a list": [1], "a tensor": {"q": {"v": torch.ones(1)}}, "infinite": {"q": [0.5, float("inf")]}}[
+        cell["kind"]
+    ]
 
 
 def die_once(cell: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +91,8 @@ if __name__ == "__main__":
 
     asked = json.loads(sys.argv[1])
     try:
-        run_cells(getattr(sweep_worker, asked.pop("function")), asked.pop("cells"), folder=Path(asked.pop("folder")), **asked)
+        run_cells(
+            getattr(sweep_worker, asked.pop("function")), asked.pop("cells"), folder=Path(asked.pop("folder")), **asked
+        )
     except SweepError as error:
         sys.exit(str(error))

@@ -55,11 +55,13 @@ def gradient_of(instance: Instance, prompt: int) -> torch.Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-# --- prices -------------------------------------------------------------------------------------------------------------------
+# --- prices
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def check_prices(instance: Instance, group_size: int, samples: Sequence[int], steps: int) -> None:
-    """Every set of cuts: base, noise and tokens of a price give what the estimator's own outcomes have, all of them listed."""
+    """Every set of cuts: base, noise and tokens of a price give what the estimator's own outcomes have, all of them
+    listed."""
     e = enumeration_of(instance)
     for price in exact_prices(e, group_sizes=(group_size,), lams=LAMS):
         assert price.split.group_size == group_size
@@ -93,14 +95,21 @@ def test_prices_of_larger_trees_and_groups_of_three():
 @pytest.mark.parametrize("shape", [(2, 2, None), (2, 3, 0), (3, 2, 1)])
 def test_prices_of_groups_of_four(shape):
     vocab_size, horizon, eos = shape
-    check_prices(random_instance(vocab_size, horizon, eos=eos, gamma=0.9, n_prompts=2 if horizon == 2 else 1, seed=4), 4, (1, 3), steps=1)
+    check_prices(
+        random_instance(vocab_size, horizon, eos=eos, gamma=0.9, n_prompts=2 if horizon == 2 else 1, seed=4),
+        4,
+        (1, 3),
+        steps=1,
+    )
 
 
 def test_every_split_is_priced_once():
     e = enumeration_of(random_instance(2, 3, seed=1))
     splits = [price.split for price in exact_prices(e)]
     cuts = [cut for cut in cut_sets(3) if cut]
-    wanted = {Split(k, cut, lam) for k in GROUP_SIZES for cut in cuts for lam in LAMS} | {Split(k, (), LAMS[0]) for k in GROUP_SIZES}
+    wanted = {Split(k, cut, lam) for k in GROUP_SIZES for cut in cuts for lam in LAMS} | {
+        Split(k, (), LAMS[0]) for k in GROUP_SIZES
+    }
     assert set(splits) == wanted and len(splits) == len(wanted)
     chosen = [price.split for price in exact_prices(e, group_sizes=(5,), cuts=[(2,)], lams=(0.25,))]
     assert chosen == [Split(5, (2,), 0.25)]
@@ -116,13 +125,18 @@ def test_the_more_responses_the_less_scatter_down_to_what_prompts_differ_by():
 
 def test_a_group_of_one_has_no_others():
     e = enumeration_of(random_instance(2, 2, seed=1))
-    with pytest.raises(ValueError, match=r"^group_sizes holds 1; the value of the prompt is the mean of other responses, so at least 2\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^group_sizes holds 1; the value of the prompt is the mean of other responses, so at least 2\.$",
+    ):
         next(exact_prices(e, group_sizes=(4, 1)))
 
 
 def test_a_split_trains_as_the_estimator_of_its_name():
     assert Split(3, (), 0.5).estimator(7) == RLOO(3)
-    assert Split(3, (1, 2), 0.5).estimator(7) == TRePO(3, boundary=AtSteps((1, 2)), samples=7, lam=0.5, group_baseline=True)
+    assert Split(3, (1, 2), 0.5).estimator(7) == TRePO(
+        3, boundary=AtSteps((1, 2)), samples=7, lam=0.5, group_baseline=True
+    )
 
 
 @settings(deadline=None, max_examples=15)
@@ -146,11 +160,19 @@ def test_what_prompts_differ_by(instance):
     gradients = [gradient_of(instance, prompt) for prompt in range(len(instance.mdp.prompts))]
     chances = [asked.probability for asked in instance.mdp.prompts]
     # Half the mean squared distance of two independent prompts.
-    apart = sum(p * q * float((a - b).square().sum()) for p, a in zip(chances, gradients) for q, b in zip(chances, gradients)) / 2
+    apart = (
+        sum(
+            p * q * float((a - b).square().sum())
+            for p, a in zip(chances, gradients)
+            for q, b in zip(chances, gradients)
+        )
+        / 2
+    )
     assert between_prompts(enumeration_of(instance)) == pytest.approx(apart, rel=1e-9, abs=1e-12)
 
 
-# --- cuts ---------------------------------------------------------------------------------------------------------------------
+# --- cuts
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("horizon", range(1, MOST_STEPS + 1))
@@ -176,7 +198,8 @@ def test_parts_differ_by_a_token_at_most(horizon, segments):
     assert max(lengths) - min(lengths) <= 1
 
 
-# --- how many branches --------------------------------------------------------------------------------------------------------
+# --- how many branches
+# --------------------------------------------------------------------------------------------------------
 
 TRIED = 200
 CUT = Split(2, (1,), 0.0)
@@ -189,7 +212,9 @@ def prices(most_branches: float = 50.0) -> st.SearchStrategy[Price]:
         Price, st.sampled_from([Split(2, (1,), 0.0), Split(4, (1, 2), 0.5)]), positive, st.floats(0.0, 50.0), positive,
         st.floats(0.05, most_branches),
     )  # fmt: skip
-    whole = st.builds(Price, st.sampled_from([Split(2, (), 0.0), Split(8, (), 0.0)]), positive, st.just(0.0), positive, st.just(0.0))
+    whole = st.builds(
+        Price, st.sampled_from([Split(2, (), 0.0), Split(8, (), 0.0)]), positive, st.just(0.0), positive, st.just(0.0)
+    )
     return cut | whole
 
 
@@ -234,25 +259,35 @@ def test_no_number_of_branches_has_fewer_tokens_to_signal_on_a_tree(instance):
             assert product_of(price, found) <= product_of(price, m) * (1 + 1e-9)
 
 
-# --- the budget ---------------------------------------------------------------------------------------------------------------
+# --- the budget
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200)
 @given(st.lists(prices(), min_size=1, max_size=6), st.floats(1.0, 2000.0), st.floats(0.01, 10.0))
 def test_nothing_that_the_budget_affords_has_fewer_tokens_to_signal(listed, budget, size):
-    options = [(price, m) for price in listed for m in range(1, TRIED + 1 if price.split.steps else 2) if price.tokens(m) <= budget]
+    options = [
+        (price, m)
+        for price in listed
+        for m in range(1, TRIED + 1 if price.split.steps else 2)
+        if price.tokens(m) <= budget
+    ]
     if not options:
         with pytest.raises(ValueError, match="is too small: the cheapest group costs"):
             allocate(budget, listed, size)
         return
     assume(all(price.samples() < TRIED for price in listed))
     found = allocate(budget, iter(listed), size)
-    assert found.tokens <= budget and found.tokens * found.prompts <= budget < found.tokens * (found.prompts + 1) * (1 + 1e-12)
+    assert found.tokens <= budget and found.tokens * found.prompts <= budget < found.tokens * (found.prompts + 1) * (
+        1 + 1e-12
+    )
     price, m = min(options, key=lambda option: product_of(*option))
     assert found.tokens_to_signal == pytest.approx(product_of(price, m) / size, rel=1e-9)
     assert found.progress == pytest.approx(progress(1.0, product_of(price, m) / size, budget), rel=1e-9)
     assert (found.split, found.samples) in {
-        (price.split, m) for price, m in options if product_of(price, m) / size == pytest.approx(found.tokens_to_signal, rel=1e-9)
+        (price.split, m)
+        for price, m in options
+        if product_of(price, m) / size == pytest.approx(found.tokens_to_signal, rel=1e-9)
     }
 
 
@@ -297,9 +332,12 @@ def test_where_only_the_first_token_counts_responses_are_cut_after_it():
     assert 1 in found.split.steps and found.split.lam == 0.0 and found.samples == 1
     e = enumeration_of(instance)
     measured, whole = (
-        exact_measurement(estimator, e, gradient_of(instance, 0)).spread for estimator in (found.estimator, RLOO(found.split.group_size))
+        exact_measurement(estimator, e, gradient_of(instance, 0)).spread
+        for estimator in (found.estimator, RLOO(found.split.group_size))
     )
-    assert found.tokens == pytest.approx(measured.tokens) and found.tokens_to_signal == pytest.approx(measured.tokens_to_signal, rel=1e-9)
+    assert found.tokens == pytest.approx(measured.tokens) and found.tokens_to_signal == pytest.approx(
+        measured.tokens_to_signal, rel=1e-9
+    )
     assert found.progress == pytest.approx(measured.progress(500.0), rel=1e-9)
     assert measured.tokens_to_signal < 0.8 * whole.tokens_to_signal
 
@@ -326,7 +364,8 @@ def test_what_cannot_be_split_is_said_in_a_sentence():
             allocate(budget, [whole], 1.0)
 
 
-# --- fitted prices ------------------------------------------------------------------------------------------------------------
+# --- fitted prices
+# ------------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=10)
@@ -373,7 +412,13 @@ def test_a_base_of_nearly_nothing_is_no_crash():
 
 
 def test_a_budget_one_rounding_below_the_price_takes_one_branch_less():
-    price = Price(CUT, base=0.008888142492832322, noise=14.72309253819375, responses=17.436859123742448, branches=2.312387335621467)
+    price = Price(
+        CUT,
+        base=0.008888142492832322,
+        noise=14.72309253819375,
+        responses=17.436859123742448,
+        branches=2.312387335621467,
+    )
     budget = math.nextafter(price.tokens(16), 0)
     assert price.tokens(price.samples(budget)) <= budget
     assert allocate(budget, [price], 1.0).samples == 15

@@ -1,4 +1,5 @@
-"""The estimators that `llm-mdp variance` compares: what is known of them holds on every instance, and the grid is what was asked for."""
+"""The estimators that `llm-mdp variance` compares: what is known of them holds on every instance, and the grid is what
+was asked for."""
 
 from itertools import product
 
@@ -26,9 +27,12 @@ def certificate(estimator: Estimator, world: TreeWorld) -> Certificate:
     return exact_certificate(estimator, world.enumeration, world.target, p.magnitude("reward"))
 
 
-# --- what is known of them ------------------------------------------------------------------------------------------------------
+# --- what is known of them
+# ------------------------------------------------------------------------------------------------------
 
-EVERY_KIND = Grid(group_sizes=(1, 2, 3), positions=(1, 2), branches=(1, 2), lams=(0.0, 0.5, 1.0), critic_errors=(0.0, 0.7))
+EVERY_KIND = Grid(
+    group_sizes=(1, 2, 3), positions=(1, 2), branches=(1, 2), lams=(0.0, 0.5, 1.0), critic_errors=(0.0, 0.7)
+)
 
 
 @settings(deadline=None, max_examples=12)
@@ -61,7 +65,9 @@ def test_every_default_candidate_has_the_verdict_that_is_known_of_it():
         found.setdefault(candidate.name, set()).add(verdict)
     assert set(found) == set(DEFAULT)
     assert found["grpo"] == found["trepo-paper"] == {"biased"} and found["ppo"] == {"unbiased", "biased"}
-    assert all(found[name] == {"unbiased"} for name in ("reinforce", "reinforce-mean", "rloo", "remax", "vineppo", "trepo"))
+    assert all(
+        found[name] == {"unbiased"} for name in ("reinforce", "reinforce-mean", "rloo", "remax", "vineppo", "trepo")
+    )
     assert found["dr-grpo"] == {"proportional"}
 
 
@@ -90,28 +96,41 @@ def test_candidates_are_what_they_are_called():
         return exact_moments(Candidate(name, options).build(world.setup), world.enumeration)
 
     def same(one, other) -> bool:
-        return torch.allclose(one.mean, other.mean, rtol=1e-9, atol=1e-12) and one.trace_covariance == pytest.approx(other.trace_covariance)
+        return torch.allclose(one.mean, other.mean, rtol=1e-9, atol=1e-12) and one.trace_covariance == pytest.approx(
+            other.trace_covariance
+        )
 
     exact = {"critic_error": 0.0}
     assert same(moments("ppo", lam=0.0, **exact), moments("theorem-2"))
     assert same(moments("ppo", lam=1.0, **exact), moments("value-baseline"))
     assert same(moments("ma-rlhf", positions=3, lam=0.95, **exact), moments("ppo", lam=0.95, **exact))
-    assert same(moments("trepo", group_size=1, positions=2, branches=3, lam=0.0), moments("vineppo", positions=2, branches=3))
+    assert same(
+        moments("trepo", group_size=1, positions=2, branches=3, lam=0.0), moments("vineppo", positions=2, branches=3)
+    )
     assert same(moments("trepo", group_size=3, positions=1, branches=3, lam=0.0), moments("rloo", group_size=3))
     # The noise of branches falls with their number; without it they are exact values.
-    noise = [moments("vineppo", positions=3, branches=number).trace_covariance - moments("theorem-2").trace_covariance for number in (1, 4)]
+    noise = [
+        moments("vineppo", positions=3, branches=number).trace_covariance - moments("theorem-2").trace_covariance
+        for number in (1, 4)
+    ]
     assert noise[0] == pytest.approx(4 * noise[1], rel=1e-6) and noise[1] > 0
-    dr, grpo = moments("dr-grpo", group_size=2), exact_moments(GRPO(group_size=2, scale_by_std=False), world.enumeration)
+    dr, grpo = (
+        moments("dr-grpo", group_size=2),
+        exact_moments(GRPO(group_size=2, scale_by_std=False), world.enumeration),
+    )
     torch.testing.assert_close(3 * dr.mean, grpo.mean, rtol=1e-9, atol=1e-12)
     printed = exact_moments(
-        TRePO(boundary=AtSteps((0, 1)), samples=3, pooled=True, interpolated=True, temperatures=(0.0, 0.5, 1.0)), world.enumeration
+        TRePO(boundary=AtSteps((0, 1)), samples=3, pooled=True, interpolated=True, temperatures=(0.0, 0.5, 1.0)),
+        world.enumeration,
     )
     assert same(moments("trepo-paper", positions=2, branches=3), printed)
 
 
 def test_the_mean_reward_as_a_baseline_saves_variance_where_most_responses_are_right():
     world = make_world(Setting(rewards="outcome", success=0.8, seed=2))
-    plain, less_mean = (exact_moments(Candidate(name).build(world.setup), world.enumeration) for name in ("reinforce", "reinforce-mean"))
+    plain, less_mean = (
+        exact_moments(Candidate(name).build(world.setup), world.enumeration) for name in ("reinforce", "reinforce-mean")
+    )
     torch.testing.assert_close(plain.mean, less_mean.mean, rtol=1e-9, atol=1e-12)
     assert less_mean.trace_covariance < 0.6 * plain.trace_covariance
 
@@ -119,7 +138,9 @@ def test_the_mean_reward_as_a_baseline_saves_variance_where_most_responses_are_r
 @pytest.mark.parametrize("horizon", range(1, 13))
 def test_a_response_of_full_length_has_as_many_boundaries_as_the_label_says(horizon):
     mask = torch.ones(1, horizon, dtype=torch.bool)
-    full = Rollouts(torch.zeros(1, 0, dtype=torch.int64), mask.long(), mask, mask.double(), torch.ones(1, dtype=torch.int64))
+    full = Rollouts(
+        torch.zeros(1, 0, dtype=torch.int64), mask.long(), mask, mask.double(), torch.ones(1, dtype=torch.int64)
+    )
     for positions in range(1, horizon + 1):
         for name, rest in (("vineppo", {"branches": 1}), ("trepo-paper", {"branches": 1})):
             estimator = Candidate(name, {"positions": positions, **rest}).build(Setup(horizon))
@@ -127,16 +148,24 @@ def test_a_response_of_full_length_has_as_many_boundaries_as_the_label_says(hori
             assert (begins[0], len(begins)) == (0, positions)
 
 
-# --- the grid -----------------------------------------------------------------------------------------------------------------
+# --- the grid
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def by_hand(name: str, grid: Grid) -> set[tuple]:
     """All combinations of the options a name has, as sets of pairs."""
     lams = {"ppo": (0.0, 0.95, 1.0), "ma-rlhf": (0.95,), "trepo": (0.0, 0.5)}
     has = {
-        "rloo": "K", "grpo": "K", "dr-grpo": "K", "grpo-length": "K", "ppo": "λσ", "ma-rlhf": "Dλσ", "vineppo": "DM", "trepo": "KDMλ",
+        "rloo": "K",
+        "grpo": "K",
+        "dr-grpo": "K",
+        "grpo-length": "K",
+        "ppo": "λσ",
+        "ma-rlhf": "Dλσ",
+        "vineppo": "DM",
+        "trepo": "KDMλ",
         "trepo-paper": "DM",
-    }.get(name, "")  # fmt: skip
+    }.get(name, "")
     values = {"K": grid.group_sizes, "D": grid.positions, "M": grid.branches, "σ": grid.critic_errors}
     values["λ"] = grid.lams if grid.lams is not None else lams.get(name, ())
     least = {"K": 2} if name != "trepo" else {}
@@ -180,7 +209,8 @@ def test_labels():
     assert len(set(labels)) == len(labels)
 
 
-# --- own estimators -----------------------------------------------------------------------------------------------------------
+# --- own estimators
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_class_in_a_file_is_loaded_by_whoever_knows_how():
@@ -196,7 +226,8 @@ def test_a_class_in_a_file_is_loaded_by_whoever_knows_how():
     assert Candidate("rloo", {"group_size": 2}).build(Setup(4), load) == RLOO(group_size=2) and len(asked) == 1
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------------
+# --- errors
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,7 +252,9 @@ def test_options_out_of_range(options, message):
 def test_names_that_nobody_knows():
     with pytest.raises(ValueError, match=r"there is no estimator 'rlo'; did you mean rloo\?"):
         candidates(["rlo"], Grid(), 4)
-    with pytest.raises(ValueError, match=r"there is no estimator 'zzz'; choose among reinforce, .*, or write FILE\.py:CLASS"):
+    with pytest.raises(
+        ValueError, match=r"there is no estimator 'zzz'; choose among reinforce, .*, or write FILE\.py:CLASS"
+    ):
         candidates(["zzz"], Grid(), 4)
     with pytest.raises(ValueError, match=r"there is no estimator 'my\.py:Mine'; choose one of reinforce, "):
         Candidate("my.py:Mine").build(Setup(4))
@@ -234,20 +267,30 @@ def test_a_name_with_no_group_size_it_can_have_is_not_passed_over_in_silence():
 
 
 def test_values_that_nobody_knows():
-    for name, options in (("ppo", {"lam": 1.0, "critic_error": 0.0}), ("theorem-2", {}), ("value-baseline", {}), ("theorem-1", {})):
+    for name, options in (
+        ("ppo", {"lam": 1.0, "critic_error": 0.0}),
+        ("theorem-2", {}),
+        ("value-baseline", {}),
+        ("theorem-1", {}),
+    ):
         with pytest.raises(NeedsExactValues, match="a critic's values are known on token MDPs only; leave out ppo"):
             Candidate(name, options).build(Setup(4))
-    with pytest.raises(NeedsExactValues, match="the optimal baseline is known on small token MDPs only; leave theorem-2-optimal out"):
+    with pytest.raises(
+        NeedsExactValues, match="the optimal baseline is known on small token MDPs only; leave theorem-2-optimal out"
+    ):
         Candidate("theorem-2-optimal").build(Setup(4, critic=lambda error: None))
 
 
-# --- the mean of the others as the value of the prompt ----------------------------------------------------------------------------
+# --- the mean of the others as the value of the prompt
+# ----------------------------------------------------------------------------
 
 STOPPING = (EveryNTokens(1), EveryNTokens(2), AfterTokens((1,)), AtSteps((1,)), AtSteps(()))
 
 
 @settings(deadline=None, max_examples=30)
-@given(instances(), st.sampled_from([VinePPO, TRePO]), st.integers(2, 4), st.sampled_from([0.0, 0.5, 1.0]), generators())
+@given(
+    instances(), st.sampled_from([VinePPO, TRePO]), st.integers(2, 4), st.sampled_from([0.0, 0.5, 1.0]), generators()
+)
 def test_without_later_boundaries_it_is_leave_one_out(instance, kind, group_size, lam, generator):
     estimator = kind(group_size=group_size, boundary=AtSteps(()), lam=lam, group_baseline=True)
     evidence = estimator.collect(PolicySampler(instance.policy, instance.mdp, generator, 3))
@@ -287,14 +330,20 @@ def test_no_branches_at_the_prompt_where_the_others_are_its_value():
 
 def test_there_must_be_others():
     for kind in (VinePPO, TRePO):
-        with pytest.raises(ValueError, match=r"group_size is 1, but group_baseline=True needs other responses.*; make it 2 or more"):
+        with pytest.raises(
+            ValueError, match=r"group_size is 1, but group_baseline=True needs other responses.*; make it 2 or more"
+        ):
             kind(group_baseline=True)
     for other in ({"pooled": True}, {"critic": lambda *response: None}):
-        with pytest.raises(ValueError, match="group_baseline=True takes the place of draws at the prompt; leave pooled= and critic= out"):
+        with pytest.raises(
+            ValueError,
+            match="group_baseline=True takes the place of draws at the prompt; leave pooled= and critic= out",
+        ):
             TRePO(group_size=2, group_baseline=True, **other)
 
 
-# --- baselines of the state -------------------------------------------------------------------------------------------------------
+# --- baselines of the state
+# -------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=25)
@@ -321,7 +370,9 @@ def test_no_other_baseline_of_any_state_has_less_variance_than_the_optimal_one(s
     optimal = world.optimal_baseline
 
     def trace(baseline) -> float:
-        return exact_moments(WithBaseline(critic=world.problem.exact_u, baseline=baseline), world.enumeration).trace_covariance
+        return exact_moments(
+            WithBaseline(critic=world.problem.exact_u, baseline=baseline), world.enumeration
+        ).trace_covariance
 
     least = trace(optimal)
     assert least < exact_moments(Theorem2(critic=world.problem.exact_u), world.enumeration).trace_covariance

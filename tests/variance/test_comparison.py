@@ -1,4 +1,5 @@
-"""From rows to an answer: frontier, ranges of budgets and the sentence, against every pair and every budget tried by hand."""
+"""From rows to an answer: frontier, ranges of budgets and the sentence, against every pair and every budget tried by
+hand."""
 
 import math
 import re
@@ -9,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mdp.variance.comparison import EVEN, best_by_budget, budget_for, competing, on_frontier, progress_of, recommendation
+from llm_mdp.variance.comparison import (
+    EVEN,
+    best_by_budget,
+    budget_for,
+    competing,
+    on_frontier,
+    progress_of,
+    recommendation,
+)
 
 BUDGET = 1000.0
 
@@ -32,7 +41,8 @@ def rows(draw: st.DrawFn, given_values: bool = True, least: int = 1) -> list[dic
     return found
 
 
-# --- who competes -------------------------------------------------------------------------------------------------------------
+# --- who competes
+# -------------------------------------------------------------------------------------------------------------
 
 
 def dominated(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -54,7 +64,8 @@ def test_the_frontier_is_what_nothing_that_competes_dominates(listed):
 
 
 def test_rounding_moves_nobody_off_the_frontier():
-    """Two unbiased estimators differ in tokens to signal; that one has 1 - 2e-16 as its cosine is no advantage of the other."""
+    """Two unbiased estimators differ in tokens to signal; that one has 1 - 2e-16 as its cosine is no advantage of the
+    other."""
     slow, fast = row("slow", 1.0, 200.0), row("fast", 1.0 - 2e-16, 100.0)
     assert on_frontier([slow, fast]) == {"fast"}
     assert on_frontier([row("one", 1.0), row("two", 1.0 - 1e-15)]) == {"one", "two"}
@@ -64,7 +75,8 @@ def test_whoever_was_given_values_pushes_nobody_off():
     assert on_frontier([row("rloo", 0.9, 100.0), row("oracle", 1.0, 1.0, given_values=True)]) == {"rloo"}
 
 
-# --- budgets ------------------------------------------------------------------------------------------------------------------
+# --- budgets
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def by_hand(each: dict[str, Any], budget: float) -> float:
@@ -87,9 +99,12 @@ def test_each_budget_has_the_label_that_makes_most_progress_with_it(listed, budg
         found = next(each for each in ranges if each["from"] <= at and (each["to"] is None or at < each["to"]))
         chosen = next(each for each in listed if each["label"] == found["label"])
         assert not chosen["given_values"] and chosen["tokens"] <= at
-        # Ranges change at points of a grid: a step before its end, or before a row is affordable, a range may lag behind.
+        # Ranges change at points of a grid: a step before its end, or before a row is affordable, a range may lag
+        # behind.
         if found["to"] is None or at < found["to"] / step:
-            best = max((by_hand(each, at) for each in competing(listed) if each["tokens"] <= at / step), default=-math.inf)
+            best = max(
+                (by_hand(each, at) for each in competing(listed) if each["tokens"] <= at / step), default=-math.inf
+            )
             assert by_hand(chosen, at) >= best - 1e-12
 
 
@@ -111,7 +126,9 @@ def test_what_costs_more_than_the_budget_is_not_best_with_it():
 
 
 def test_a_tie_goes_to_the_cheaper():
-    assert best_by_budget([row("dear", tokens=8.0), row("cheap", tokens=4.0)], BUDGET) == [{"label": "cheap", "from": 4.0, "to": None}]
+    assert best_by_budget([row("dear", tokens=8.0), row("cheap", tokens=4.0)], BUDGET) == [
+        {"label": "cheap", "from": 4.0, "to": None}
+    ]
 
 
 @given(st.floats(-1, 1), st.floats(0.1, 1e4), st.floats(0.01, 0.99))
@@ -124,7 +141,8 @@ def test_the_budget_for_a_progress_buys_it(cosine, q, wanted):
         assert progress_of(each, needed) == pytest.approx(wanted, rel=1e-6) == by_hand(each, needed)
 
 
-# --- the sentence -------------------------------------------------------------------------------------------------------------
+# --- the sentence
+# -------------------------------------------------------------------------------------------------------------
 
 RLOO = row("rloo K=4", 1.0, 250.0, tokens=40.0)
 
@@ -150,7 +168,9 @@ def test_one_alone():
 
 def test_a_best_one_with_a_bias_is_called_so():
     words = recommendation([row("grpo K=4", 0.9, 10.0, verdict="biased")], BUDGET)
-    assert words.startswith("With 1,000 tokens a batch take grpo K=4 (biased: its ceiling is below 1): 100 prompts give 0.80 of")
+    assert words.startswith(
+        "With 1,000 tokens a batch take grpo K=4 (biased: its ceiling is below 1): 100 prompts give 0.80 of"
+    )
     assert "(biased" not in recommendation([row("grpo K=4", 0.9, 10.0, verdict="undecided")], BUDGET)
 
 
@@ -176,7 +196,9 @@ def test_other_options_of_the_best_are_no_rivals():
 
 
 def test_what_values_would_be_worth():
-    words = recommendation([RLOO, row("theorem-2", 1.0, 25.0, given_values=True), row("ppo", 1.0, 50.0, given_values=True)], BUDGET)
+    words = recommendation(
+        [RLOO, row("theorem-2", 1.0, 25.0, given_values=True), row("ppo", 1.0, 50.0, given_values=True)], BUDGET
+    )
     assert words.endswith("; exact values of states, if a critic could learn them, would give 0.98 (theorem-2).")
     assert "critic" not in recommendation([RLOO, row("ppo", 1.0, 240.0, given_values=True)], BUDGET)
 
@@ -207,7 +229,9 @@ def test_what_is_recommended_makes_most_progress_of_what_can_be_paid_for(listed,
 def test_the_sentence_and_the_ranges_agree(budget):
     listed = [row("a", 0.7, 5.0, 2.0), row("b", 0.9, 50.0, 8.0), row("c", 1.0, 300.0, 40.0)]
     ranges = best_by_budget(listed, budget)
-    here = next(each["label"] for each in ranges if each["from"] <= budget and (each["to"] is None or budget < each["to"]))
+    here = next(
+        each["label"] for each in ranges if each["from"] <= budget and (each["to"] is None or budget < each["to"])
+    )
     assert f"take {here}:" in recommendation(listed, budget)
 
 

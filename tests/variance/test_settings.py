@@ -1,4 +1,5 @@
-"""Settings: what is asked for comes out, the rewards are what they say, and what cannot be had is said before anything is made."""
+"""Settings: what is asked for comes out, the rewards are what they say, and what cannot be had is said before anything
+is made."""
 
 import json
 import math
@@ -16,7 +17,16 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance, write_instance
 from llm_mdp.exact.ngram_gradient import expected_length
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.variance.setting import NgramWorld, Setting, TreeWorld, chain_of, make_world, mean_entropy, stream, with_entropy
+from llm_mdp.variance.setting import (
+    NgramWorld,
+    Setting,
+    TreeWorld,
+    chain_of,
+    make_world,
+    mean_entropy,
+    stream,
+    with_entropy,
+)
 from llm_mdp.verify.certificate import exact_moments
 from llm_mdp_agents.lm.policy import tiny_transformer
 from tests.exact.test_enumeration import Plain, plain_leaves
@@ -42,7 +52,8 @@ def responses(world: TreeWorld) -> list[tuple[float, list[Plain]]]:
     return [(asked.probability, plain_leaves(world.instance, prompt)) for prompt, asked in enumerate(mdp.prompts)]
 
 
-# --- facts --------------------------------------------------------------------------------------------------------------------
+# --- facts
+# --------------------------------------------------------------------------------------------------------------------
 
 SHAPES = {
     "table": {"horizon": 3, "gamma": 0.9, "prompts": 2},
@@ -70,7 +81,10 @@ def test_facts_are_those_of_all_responses(name):
     facts = world.facts()
     assert facts["J"] == world.setup.J == pytest.approx(J)
     assert outcomes == (name == "outcome")
-    assert (facts["expected_length"], facts["success"]) == (pytest.approx(length), pytest.approx(success) if outcomes else None)
+    assert (facts["expected_length"], facts["success"]) == (
+        pytest.approx(length),
+        pytest.approx(success) if outcomes else None,
+    )
     assert facts["entropy"] == pytest.approx(surprise / visits)
     assert facts["grad_norm"] == pytest.approx(float(exact_moments(REINFORCE(), world.enumeration).mean.norm()))
     json.dumps(facts, allow_nan=False)
@@ -87,7 +101,8 @@ def test_facts_of_a_chain_are_those_of_its_tree():
     json.dumps(facts, allow_nan=False)
 
 
-# --- what was asked for -------------------------------------------------------------------------------------------------------
+# --- what was asked for
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entropy", [0.05, 0.5, 1.0, 1.38])
@@ -95,7 +110,9 @@ def test_facts_of_a_chain_are_those_of_its_tree():
 def test_a_table_has_the_entropy_asked_for(entropy, prompts):
     world = tree(entropy=entropy, prompts=prompts, gamma=0.9)
     assert world.facts()["entropy"] == pytest.approx(entropy, rel=1e-9)
-    same, plain = (tree(prompts=prompts, gamma=0.9, **options).instance.policy for options in ({"entropy": entropy}, {}))
+    same, plain = (
+        tree(prompts=prompts, gamma=0.9, **options).instance.policy for options in ({"entropy": entropy}, {})
+    )
     factors = torch.cat([(a / b).flatten() for a, b in zip(same.levels, plain.levels)])
     torch.testing.assert_close(factors, factors[:1].expand_as(factors), rtol=1e-9, atol=0)
 
@@ -112,7 +129,9 @@ def test_a_chain_has_the_entropy_asked_for(entropy, horizon):
 def test_a_chain_has_the_length_asked_for(horizon, length):
     world = chain(vocab_size=3, horizon=horizon, length=length)
     assert world.facts()["expected_length"] == pytest.approx(length, rel=1e-6)
-    drawn = world.policy.sample(world.mdp.prompt_tokens, 4_000, eos=0, horizon=horizon, generator=torch.Generator().manual_seed(0)).length
+    drawn = world.policy.sample(
+        world.mdp.prompt_tokens, 4_000, eos=0, horizon=horizon, generator=torch.Generator().manual_seed(0)
+    ).length
     assert float(drawn.double().mean()) == pytest.approx(length, abs=4.5 * float(drawn.double().std()) / 4_000**0.5)
 
 
@@ -144,24 +163,35 @@ def test_over_all_prompts_it_succeeds_about_as_often_as_asked(success, prompts):
 
 
 def test_half_of_the_outcomes_if_nobody_says():
-    assert tree(rewards="outcome", seed=3).facts()["success"] == tree(rewards="outcome", success=0.5, seed=3).facts()["success"]
+    assert (
+        tree(rewards="outcome", seed=3).facts()["success"]
+        == tree(rewards="outcome", success=0.5, seed=3).facts()["success"]
+    )
     assert tree(rewards="outcome", seed=3).facts()["success"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_success_of_another_policy_is_its_own():
     """Outcomes are chosen for the policy at hand, one of low entropy or a transformer."""
     assert tree(rewards="outcome", success=0.3, entropy=1.2, seed=1).facts()["success"] == pytest.approx(0.3, abs=0.03)
-    world = make_world(Setting(policy="transformer", rewards="outcome", success=0.3), lambda mdp, seed: tiny_transformer(4, 5, seed=seed))
+    world = make_world(
+        Setting(policy="transformer", rewards="outcome", success=0.3),
+        lambda mdp, seed: tiny_transformer(4, 5, seed=seed),
+    )
     assert world.facts()["success"] == pytest.approx(0.3, abs=0.03)
 
 
-# --- kinds of rewards ---------------------------------------------------------------------------------------------------------
+# --- kinds of rewards
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
 @pytest.mark.parametrize("prompts", [1, 3])
 def test_outcomes_are_right_or_wrong_at_any_discount(gamma, prompts):
-    found = [leaf.reward for _, leaves in responses(tree(rewards="outcome", gamma=gamma, prompts=prompts, seed=1)) for leaf in leaves]
+    found = [
+        leaf.reward
+        for _, leaves in responses(tree(rewards="outcome", gamma=gamma, prompts=prompts, seed=1))
+        for leaf in leaves
+    ]
     assert {round(reward, 12) for reward in found} == {0, 1}
 
 
@@ -171,7 +201,9 @@ def test_outcomes_of_a_chain_are_right_or_wrong_at_any_discount(gamma):
     e = Enumeration(world.mdp, world.policy)
     assert {round(reward, 12) for reward in e.response_reward.flatten().tolist()} == {0, 1}
     hidden = e.hidden_reward[0]
-    assert (hidden.count_nonzero(-1) <= 1).all() and (hidden[torch.arange(len(hidden)), e.length - 1] == hidden.sum(-1)).all()
+    assert (hidden.count_nonzero(-1) <= 1).all() and (
+        hidden[torch.arange(len(hidden)), e.length - 1] == hidden.sum(-1)
+    ).all()
 
 
 @pytest.mark.parametrize("kind", ["table", "chain"])
@@ -179,7 +211,9 @@ def test_sparse_rewards_are_for_one_token_in_ten(kind):
     shares = []
     for seed in range(30):
         if kind == "table":
-            numbers = torch.cat([level.flatten() for level in tree(rewards="sparse", seed=seed).instance.mdp.token_reward.table])
+            numbers = torch.cat(
+                [level.flatten() for level in tree(rewards="sparse", seed=seed).instance.mdp.token_reward.table]
+            )
         else:
             numbers = chain(rewards="sparse", seed=seed, vocab_size=12, horizon=4).mdp.token_reward.table.flatten()
         assert numbers.numel() > 150
@@ -208,7 +242,10 @@ def test_rewards_have_nothing_to_do_with_the_policy(rewards, horizon):
 
 @pytest.mark.parametrize("horizon", [1, 3, 4, 5, 9])
 def test_early_rewards_are_in_the_first_quarter_only(horizon):
-    for world in (tree(rewards="early", horizon=horizon, vocab_size=2), chain(rewards="early", horizon=horizon, vocab_size=2)):
+    for world in (
+        tree(rewards="early", horizon=horizon, vocab_size=2),
+        chain(rewards="early", horizon=horizon, vocab_size=2),
+    ):
         mdp = world.instance.mdp if isinstance(world, TreeWorld) else world.mdp
         tokens = padded([(1,) * horizon], horizon)
         rewards = mdp.hidden_reward(mdp.prompt_tokens, tokens, tokens >= 0)[0]
@@ -221,12 +258,14 @@ def test_dense_rewards_are_for_every_token():
     assert (chain().mdp.token_reward.table != 0).all()
 
 
-# --- critics ------------------------------------------------------------------------------------------------------------------
+# --- critics
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["table", "chain"])
 def test_a_critic_is_off_by_standard_deviations_of_the_reward(kind):
-    """0 is exact; σ is as many standard deviations of RM, prefix by prefix (on a chain: step and context by step and context)."""
+    """0 is exact; σ is as many standard deviations of RM, prefix by prefix (on a chain: step and context by step and
+    context)."""
     if kind == "table":
         world, horizon = tree(vocab_size=4, horizon=5, rewards="outcome", success=0.2), 5
         mdp, policy = world.instance.mdp, world.instance.policy
@@ -239,16 +278,22 @@ def test_a_critic_is_off_by_standard_deviations_of_the_reward(kind):
     exact, wrong = (world.setup.critic(error)(*response) for error in (0.0, 0.5))
     error = (wrong - exact)[:, :-1][drawn.mask]
     different = (error * 1e9).round().unique() / 1e9
-    assert float(different.std()) == pytest.approx(0.5 * float(reward.std()), rel=5 / (2 * len(different)) ** 0.5) and len(different) > 80
+    assert (
+        float(different.std()) == pytest.approx(0.5 * float(reward.std()), rel=5 / (2 * len(different)) ** 0.5)
+        and len(different) > 80
+    )
     # The exact one predicts: what is left of RM has mean 0, step by step and whatever the first token was.
     for step, first in ((0, None), (1, 1), (2, 2), (3, 3)):
-        here = drawn.mask[:, step] & (torch.ones_like(drawn.mask[:, 0]) if first is None else drawn.tokens[:, 0] == first)
+        here = drawn.mask[:, step] & (
+            torch.ones_like(drawn.mask[:, 0]) if first is None else drawn.tokens[:, 0] == first
+        )
         surprise = (reward - exact[:, step])[here]
         assert int(here.sum()) > 40
         assert abs(float(surprise.mean())) < 4.5 * float(surprise.std()) / len(surprise) ** 0.5
 
 
-# --- measures -----------------------------------------------------------------------------------------------------------------
+# --- measures
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_small_trees_are_measured_exactly_and_large_ones_are_sampled(monkeypatch):
@@ -265,7 +310,10 @@ def test_a_tree_too_large_to_enumerate_is_refused_at_once(shape):
     """Where it is asked for, not where it is made or measured; and a chain needs no tree."""
     options = dict(zip(("vocab_size", "horizon", "prompts"), shape))
     start = time.perf_counter()
-    with pytest.raises(ValueError, match=r"make more than 6,000 \(prefix, token\) pairs, too many to enumerate; make one of them smaller"):
+    with pytest.raises(
+        ValueError,
+        match=r"make more than 6,000 \(prefix, token\) pairs, too many to enumerate; make one of them smaller",
+    ):
         Setting(**options)
     assert time.perf_counter() - start < 1
     Setting(**(options | {"prompts": 1}), policy="ngram")
@@ -276,7 +324,8 @@ def test_the_largest_tree_that_is_not_refused_can_be_measured():
     assert world.measure(RLOO(group_size=4), 30, 0).samples == 30
 
 
-# --- in words and in JSON -------------------------------------------------------------------------------------------------------
+# --- in words and in JSON
+# -------------------------------------------------------------------------------------------------------
 
 documents = st.fixed_dictionaries(
     {},
@@ -320,7 +369,10 @@ def test_names_are_for_people():
             {"policy": "ngram", "rewards": "early", "gamma": 0.5},
             "rewards in the first quarter only, 4 tokens, horizon 4, n-gram policy, γ = 0.5",
         ),
-        ({"rewards": "sparse", "entropy": 0.5}, "a reward for one token in ten, 4 tokens, horizon 4, table, entropy 0.5"),
+        (
+            {"rewards": "sparse", "entropy": 0.5},
+            "a reward for one token in ten, 4 tokens, horizon 4, table, entropy 0.5",
+        ),
         ({"policy": "transformer"}, "a random reward for every token, 4 tokens, horizon 4, tiny transformer"),
     ],
 )
@@ -361,11 +413,14 @@ def test_a_transformer_is_made_by_whoever_can():
     assert isinstance(world, TreeWorld) and asked == [(4, 4, 7)]
     assert world.instance.policy.kind != TabularPolicy.kind
     assert len(world.target) == sum(parameter.numel() for parameter in world.instance.policy.parameters())
-    with pytest.raises(ValueError, match="a transformer comes from llm_mdp_agents; give make_world a function that makes it"):
+    with pytest.raises(
+        ValueError, match="a transformer comes from llm_mdp_agents; give make_world a function that makes it"
+    ):
         make_world(setting)
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------------
+# --- errors
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -377,7 +432,10 @@ def test_a_transformer_is_made_by_whoever_can():
         ({"rewards": "rich"}, "rewards is 'rich'; choose dense, sparse, early, outcome"),
         ({"success": 0.5}, r"success is 0\.5 with dense rewards; it is for outcome rewards, and must be in \(0, 1\)"),
         ({"rewards": "outcome", "success": 1.0}, r"success is 1\.0 with outcome rewards; .* must be in \(0, 1\)"),
-        ({"policy": "ngram", "rewards": "outcome", "success": 0.5}, "success cannot be chosen for n-gram policies; leave it out, or take"),
+        (
+            {"policy": "ngram", "rewards": "outcome", "success": 0.5},
+            "success cannot be chosen for n-gram policies; leave it out, or take",
+        ),
         ({"entropy": 1.4}, r"entropy is 1\.4; over 4 tokens it must be between 0 and 1\.386"),
         ({"entropy": 0.0}, r"entropy is 0\.0; over 4 tokens it must be between 0 and 1\.386"),
         ({"entropy": float("nan")}, "entropy is nan; over 4 tokens it must be between"),
@@ -398,9 +456,13 @@ def test_an_entropy_that_a_policy_does_not_reach():
     """Two equal largest logits stay equal however large they grow."""
     instance = random_instance(3, 1)
     tied = TabularPolicy(instance.mdp.tree, instance.mdp.prompt_tokens, [torch.tensor([[[1.0], [1.0], [0.0]]])])
-    with pytest.raises(ValueError, match=r"entropy is 0\.5, which this policy does not reach however large its logits; choose a larger"):
+    with pytest.raises(
+        ValueError, match=r"entropy is 0\.5, which this policy does not reach however large its logits; choose a larger"
+    ):
         with_entropy(replace(instance, policy=tied), 0.5)
-    assert mean_entropy(Enumeration(instance.mdp, with_entropy(replace(instance, policy=tied), 0.9))) == pytest.approx(0.9)
+    assert mean_entropy(Enumeration(instance.mdp, with_entropy(replace(instance, policy=tied), 0.9))) == pytest.approx(
+        0.9
+    )
 
 
 def test_a_length_beyond_the_horizon():
@@ -417,7 +479,9 @@ def test_the_length_of_a_chain_is_asked_of_the_policy_it_got():
 def test_short_chains_are_enumerated_and_long_ones_are_not():
     short = make_world(Setting(policy="ngram", vocab_size=3, horizon=4, gamma=0.9, seed=1))
     same = chain(vocab_size=3, horizon=4, gamma=0.9, seed=1)
-    assert isinstance(short, TreeWorld) and isinstance(make_world(Setting(policy="ngram", vocab_size=8, horizon=12)), NgramWorld)
+    assert isinstance(short, TreeWorld) and isinstance(
+        make_world(Setting(policy="ngram", vocab_size=8, horizon=12)), NgramWorld
+    )
     torch.testing.assert_close(short.target, same.target, rtol=1e-10, atol=1e-12)
     for name in ("J", "grad_norm", "expected_length", "entropy"):
         assert short.facts()[name] == pytest.approx(same.facts()[name], rel=1e-9), name
@@ -426,5 +490,7 @@ def test_short_chains_are_enumerated_and_long_ones_are_not():
     low, high = drawn.interval("trace")
     assert low < exact.spread.trace < high
     # Critics that are off are off by as much.
-    one, other = (world.measure(PPO(critic=world.setup.critic(0.5), lam=1.0), 3000, 0).spread.trace for world in (short, same))
+    one, other = (
+        world.measure(PPO(critic=world.setup.critic(0.5), lam=1.0), 3000, 0).spread.trace for world in (short, same)
+    )
     assert one == pytest.approx(other, rel=0.5)

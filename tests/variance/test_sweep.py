@@ -1,4 +1,5 @@
-"""Sweeps: the results of a plain loop on every backend, and no finished cell computed twice, whatever stopped the sweep."""
+"""Sweeps: the results of a plain loop on every backend, and no finished cell computed twice, whatever stopped the
+sweep."""
 
 import contextlib
 import functools
@@ -20,10 +21,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mdp.variance.sweep import SweepError, run_cells
-from tests.variance.sweep_worker import another, count_threads, die_once, measure, plan, return_odd, spoil, wait_for_files, where
+from tests.variance.sweep_worker import (
+    another,
+    count_threads,
+    die_once,
+    measure,
+    plan,
+    return_odd,
+    spoil,
+    wait_for_files,
+    where,
+)
 
 ROOT = Path(__file__).parents[2]
-HERE = {"in this process": {"jobs": 1}, "threads": {"jobs": 2, "backend": "threading"}, "processes": {"jobs": 2, "backend": "loky"}}
+HERE = {
+    "in this process": {"jobs": 1},
+    "threads": {"jobs": 2, "backend": "threading"},
+    "processes": {"jobs": 2, "backend": "loky"},
+}
 TIMEOUT = 120
 """Seconds; a sweep that waits for a lost worker would wait for ever."""
 
@@ -36,7 +51,9 @@ def computed(log: Path) -> Counter:
 def kept(folder: Path) -> dict[int, tuple[int, bytes]]:
     """The time and the content of the file of each finished cell, by its seed."""
     files = folder.glob("*.json")
-    return {json.loads(file.read_bytes())["cell"]["seed"]: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+    return {
+        json.loads(file.read_bytes())["cell"]["seed"]: (file.stat().st_mtime_ns, file.read_bytes()) for file in files
+    }
 
 
 @contextlib.contextmanager
@@ -61,11 +78,13 @@ def dask_cluster(monkeypatch):
         yield cluster
 
 
-# --- results ------------------------------------------------------------------------------------------------------------------
+# --- results
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def check_results(folder: Path, **options) -> None:
-    """The results are those of a loop, in the order of the cells. With workers, the first cell waits for another one to be kept."""
+    """The results are those of a loop, in the order of the cells. With workers, the first cell waits for another one to
+    be kept."""
     cells = plan(None)
     expected = [measure(cell) for cell in cells]
     if options["jobs"] > 1:
@@ -155,7 +174,8 @@ def test_any_json_comes_back_from_the_folder_as_it_was(tmp_path_factory, cells):
         assert len(echoed) == len({json.dumps(cell, sort_keys=True) for cell in cells})
 
 
-# --- stopped and resumed ------------------------------------------------------------------------------------------------------
+# --- stopped and resumed
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -206,7 +226,9 @@ def test_a_cell_that_fails_is_named_and_what_was_in_flight_is_kept(tmp_path, opt
     broken.touch()
     cells = plan(log, 30, sleep=0.05)
     cells[3]["broken"] = str(broken)
-    with pytest.raises(SweepError, match=r'cell \{"name": "seed 27", "seed": 27.* failed \(Unusual: broken at 27\); correct it') as caught:
+    with pytest.raises(
+        SweepError, match=r'cell \{"name": "seed 27", "seed": 27.* failed \(Unusual: broken at 27\); correct it'
+    ) as caught:
         run_cells(measure, cells, folder=folder, **options)
     cause = caught.value.__cause__
     assert "broken at 27" in str(cause) and "in measure" in "".join(traceback.format_exception(cause))
@@ -224,7 +246,9 @@ def test_a_lost_process_is_told_and_the_sweep_can_go_on(tmp_path):
     broken.touch()
     cells = plan(log, 8)
     cells[5]["broken"] = str(broken)
-    with pytest.raises(SweepError, match=r"a worker of the backend loky was lost \(TerminatedWorkerError.*run the sweep again"):
+    with pytest.raises(
+        SweepError, match=r"a worker of the backend loky was lost \(TerminatedWorkerError.*run the sweep again"
+    ):
         run_cells(die_once, cells, folder=folder, jobs=2)
     before = kept(folder)
     assert 3 not in before
@@ -245,7 +269,8 @@ def test_a_worker_lost_by_dask_is_told(tmp_path):
     assert 3 not in kept(tmp_path / "cells")
 
 
-# --- what counts as finished --------------------------------------------------------------------------------------------------
+# --- what counts as finished
+# --------------------------------------------------------------------------------------------------
 
 SPOILT = {
     "empty": lambda text, other: "",
@@ -295,7 +320,8 @@ def test_another_function_or_version_is_another_cell(tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 4
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------------
+# --- bad input
+# ----------------------------------------------------------------------------------------------------------------
 
 nested = lambda cell: measure(cell)  # noqa: E731
 BAD = {
@@ -304,8 +330,18 @@ BAD = {
     "backend": (measure, {}, {"backend": "spark"}, r"backend is 'spark'; it must be one of loky, threading, ray, dask"),
     "lambda in workers": (nested, {}, {"jobs": 2}, r"cannot be imported by its name.*define it"),
     "partial in a folder": (functools.partial(measure), {}, {}, r"functools.partial.* cannot be imported by its name"),
-    "tensor": (measure, {"grid": {"lam": torch.ones(1)}}, {}, r"cells\[1\]\['grid'\]\['lam'\] is tensor\(\[1.\]\); it must be a number"),
-    "infinite": (measure, {"lam": [0.0, float("inf")]}, {}, r"cells\[1\]\['lam'\]\[1\] is inf, which JSON does not have"),
+    "tensor": (
+        measure,
+        {"grid": {"lam": torch.ones(1)}},
+        {},
+        r"cells\[1\]\['grid'\]\['lam'\] is tensor\(\[1.\]\); it must be a number",
+    ),
+    "infinite": (
+        measure,
+        {"lam": [0.0, float("inf")]},
+        {},
+        r"cells\[1\]\['lam'\]\[1\] is inf, which JSON does not have",
+    ),
     "key": (measure, {"grid": {1: 2}}, {}, r"cells\[1\]\['grid'\] has the key 1; keys must be strings"),
 }
 
@@ -327,7 +363,9 @@ def test_a_cell_must_be_a_dict():
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_file_is_no_folder(tmp_path, place):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=rf"{place} cannot be a folder for the finished cells \(.*\); name another one"):
+    with pytest.raises(
+        ValueError, match=rf"{place} cannot be a folder for the finished cells \(.*\); name another one"
+    ):
         run_cells(measure, plan(tmp_path / "log"), folder=tmp_path / place)
     assert not (tmp_path / "log").exists()
 
@@ -361,16 +399,21 @@ def test_a_dask_worker_without_this_package_is_told(tmp_path, monkeypatch):
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny", "--no-dashboard"]
     with LocalCluster(n_workers=0, dashboard_address=None) as cluster, Client(cluster) as client:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
-        with subprocess.Popen([*worker, cluster.scheduler_address], env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
+        with subprocess.Popen(
+            [*worker, cluster.scheduler_address], env=os.environ | {"PYTHONPATH": str(tmp_path)}
+        ) as process:
             try:
                 client.wait_for_workers(1, timeout=TIMEOUT)
-                with pytest.raises(ImportError, match=rf"the Dask cluster at {cluster.scheduler_address} cannot import llm_mdp"):
+                with pytest.raises(
+                    ImportError, match=rf"the Dask cluster at {cluster.scheduler_address} cannot import llm_mdp"
+                ):
                     run_cells(measure, plan(None), jobs=2, backend="dask")
             finally:
                 process.terminate()
 
 
-# --- Ray ----------------------------------------------------------------------------------------------------------------------
+# --- Ray
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +452,9 @@ def test_a_cell_that_fails_on_ray_loses_no_other(two_nodes, tmp_path, monkeypatc
         run_cells(measure, cells, folder=folder, jobs=2, backend="ray")
     assert kept(folder).keys() == computed(log).keys() and len(computed(log)) < 19
     broken.unlink()
-    assert [result["seed"] for result in run_cells(measure, cells, folder=folder, jobs=2, backend="ray")] == list(range(20, 0, -1))
+    assert [result["seed"] for result in run_cells(measure, cells, folder=folder, jobs=2, backend="ray")] == list(
+        range(20, 0, -1)
+    )
     assert set(computed(log).values()) == {1}
 
 
@@ -446,7 +491,14 @@ def test_ray_is_started_here_where_there_is_none_and_again_after_an_interruption
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(KeyboardInterrupt):
-        run_cells(measure, plan(None, 20, sleep=0.1), folder=tmp_path / "interrupted", jobs=2, backend="ray", progress=interrupt)
+        run_cells(
+            measure,
+            plan(None, 20, sleep=0.1),
+            folder=tmp_path / "interrupted",
+            jobs=2,
+            backend="ray",
+            progress=interrupt,
+        )
     assert len(kept(tmp_path / "interrupted")) == 1 and not ray.is_initialized()
     # Nothing of the first one is left that would speak to the second.
     check_results(tmp_path / "cells", jobs=2, backend="ray")

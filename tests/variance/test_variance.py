@@ -1,4 +1,5 @@
-"""What a token of sampling buys: cost, noise, bias and progress against lists of all outcomes, and intervals against many seeds."""
+"""What a token of sampling buys: cost, noise, bias and progress against lists of all outcomes, and intervals against
+many seeds."""
 
 import json
 from collections.abc import Callable
@@ -63,7 +64,8 @@ def measured(estimator: Estimator, p: Problem) -> Measurement:
     return exact_measurement(estimator, p.enumeration, p.target("reward"), p.magnitude("reward"))
 
 
-# --- cost ---------------------------------------------------------------------------------------------------------------------
+# --- cost
+# ---------------------------------------------------------------------------------------------------------------------
 
 Steps = Callable[[tuple[int, ...]], list[int]]
 """From which steps of a response branches are drawn."""
@@ -82,10 +84,13 @@ def greedy_to_come(instance: Instance, prompt: int, prefix: tuple[int, ...]) -> 
 
 
 def cost_by_hand(instance: Instance, steps: Steps, temperatures: tuple[float, ...]) -> tuple[float, float]:
-    """Expected tokens and reward calls of one response with its branches: a loop over responses, places and temperatures."""
+    """Expected tokens and reward calls of one response with its branches: a loop over responses, places and
+    temperatures."""
     tokens = rewards = 0.0
     for prompt, asked in enumerate(instance.mdp.prompts):
-        drawn = {temperature: plain_leaves(instance, prompt, temperature) for temperature in {1.0, *temperatures} - {0.0}}
+        drawn = {
+            temperature: plain_leaves(instance, prompt, temperature) for temperature in {1.0, *temperatures} - {0.0}
+        }
         for leaf in drawn[1.0]:
             spent, scored = float(len(leaf.tokens)), 1
             for step in steps(leaf.tokens):
@@ -163,7 +168,8 @@ def test_what_is_left_out_is_charged_to_what_is_kept():
     assert (found.tokens, found.rewards) == (pytest.approx(total / kept, rel=1e-10), pytest.approx(2 / kept, rel=1e-10))
 
 
-# --- figures ------------------------------------------------------------------------------------------------------------------
+# --- figures
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=25)
@@ -179,12 +185,17 @@ def test_exact_figures_are_those_of_the_certificate(instance, group_size, n):
         PPO(critic=instance.value, lam=0.5),
         TRePO(boundary=EveryNTokens(n), samples=2, pooled=True),
     ):
-        found, certificate = measured(estimator, p), exact_certificate(estimator, p.enumeration, p.target("reward"), p.magnitude("reward"))
+        found, certificate = (
+            measured(estimator, p),
+            exact_certificate(estimator, p.enumeration, p.target("reward"), p.magnitude("reward")),
+        )
         spread = found.spread
         assert found.verdict == certificate.verdict and found.draws == certificate.draws and found.samples is None
         assert spread.trace == pytest.approx(certificate.trace_covariance, rel=1e-9)
         # |E g|² - 2<E g, ∇J> + |∇J|² is good to 1e-16 of its terms, and its root to 1e-8.
-        assert spread.relative_bias == pytest.approx(certificate.relative_bias, rel=1e-6, abs=1e-7 * (1 + abs(certificate.scale)))
+        assert spread.relative_bias == pytest.approx(
+            certificate.relative_bias, rel=1e-6, abs=1e-7 * (1 + abs(certificate.scale))
+        )
         assert spread.scale == pytest.approx(certificate.scale, rel=1e-9, abs=1e-12)
         assert spread.cosine == pytest.approx(certificate.cosine, rel=1e-9, abs=1e-9)
 
@@ -218,7 +229,8 @@ def means_of_two(estimator: Estimator, enumeration: Enumeration) -> tuple[Tensor
 
 
 def best_gain(chance: Tensor, gradient: Tensor, target: Tensor) -> float:
-    """The largest expected gain of a step along a random direction, by search over its length; J curves by L = 3 in all directions."""
+    """The largest expected gain of a step along a random direction, by search over its length; J curves by L = 3 in all
+    directions."""
     along, square = float(chance @ (gradient @ target)), float(chance @ gradient.square().sum(-1))
     low, high = 0.0, 10.0
     for _ in range(200):
@@ -240,7 +252,8 @@ AVERAGED = {
 
 @pytest.mark.parametrize("name", AVERAGED)
 def test_two_estimates_for_the_tokens_of_two(name):
-    """The mean of two independent estimates, all pairs listed: its error, its signal to noise, and the best step along it."""
+    """The mean of two independent estimates, all pairs listed: its error, its signal to noise, and the best step along
+    it."""
     p, estimator = tiny(), AVERAGED[name]
     target = p.target("reward")
     chance, mean = means_of_two(estimator, p.enumeration)
@@ -300,7 +313,10 @@ def test_no_gradient_no_measure():
     p = problem()
     estimates = tree_estimates(REINFORCE(), p.enumeration, 10)
     zero = 0 * p.target("reward")
-    for measure in (lambda: exact_measurement(REINFORCE(), p.enumeration, zero), lambda: sampled_measurement(estimates, zero)):
+    for measure in (
+        lambda: exact_measurement(REINFORCE(), p.enumeration, zero),
+        lambda: sampled_measurement(estimates, zero),
+    ):
         with pytest.raises(ValueError, match=r"the true gradient is zero here.*take another policy or reward"):
             measure()
 
@@ -319,7 +335,8 @@ def test_what_was_measured_can_be_written_and_read(sampled):
     assert (row["intervals"] is None) == (not sampled) and set(row["intervals"] or names) == names
 
 
-# --- samples ------------------------------------------------------------------------------------------------------------------
+# --- samples
+# ------------------------------------------------------------------------------------------------------------------
 
 SAMPLED: dict[str, Estimator] = {
     "REINFORCE": REINFORCE(),
@@ -349,7 +366,9 @@ def chain_truth(name: str) -> Measurement:
 @cache
 def tree_samples(name: str, number: int) -> list[Measurement]:
     e, target = problem().enumeration, problem().target("reward")
-    return [sampled_measurement(tree_estimates(SAMPLED[name], e, number, seed), target, seed=seed) for seed in range(SEEDS)]
+    return [
+        sampled_measurement(tree_estimates(SAMPLED[name], e, number, seed), target, seed=seed) for seed in range(SEEDS)
+    ]
 
 
 @cache
@@ -382,7 +401,8 @@ def check_figures(samples: list[Measurement], truth: Measurement) -> None:
 
 
 ENOUGH = {"REINFORCE": 1_000, "GRPO": 150, "TRePO": 1_000, "TRePO as printed": 150}
-"""Rare responses with large gradients make the trace of some estimators a number of long tails, of which few draws know too little."""
+"""Rare responses with large gradients make the trace of some estimators a number of long tails, of which few draws know
+too little."""
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -401,7 +421,10 @@ def test_the_noise_is_taken_out_of_squares():
     p = problem()
     truth = measured(REINFORCE(), p).spread
     assert truth.trace / 10 > truth.signal / 4
-    found = [sampled_measurement(tree_estimates(REINFORCE(), p.enumeration, 10, seed), p.target("reward")).spread for seed in range(400)]
+    found = [
+        sampled_measurement(tree_estimates(REINFORCE(), p.enumeration, 10, seed), p.target("reward")).spread
+        for seed in range(400)
+    ]
     for name, most in (("signal", truth.trace / 10), ("trace", truth.trace / 2)):
         drawn = torch.tensor([getattr(spread, name) for spread in found], dtype=torch.float64)
         error = 4 * float(drawn.std()) / len(found) ** 0.5
@@ -433,7 +456,12 @@ def test_what_is_known_is_not_measured_again():
     for name in ("trace", "tokens_to_signal", "progress"):
         assert held(samples, truth, name) >= ALMOST_ALL
     for sample, other in zip(samples, plain):
-        assert (sample.verdict, sample.spread.relative_bias, sample.spread.cosine, sample.spread.scale) == ("unbiased", 0, 1, 1)
+        assert (sample.verdict, sample.spread.relative_bias, sample.spread.cosine, sample.spread.scale) == (
+            "unbiased",
+            0,
+            1,
+            1,
+        )
         assert sample.interval("cosine") == (1, 1) and sample.interval("relative_bias") == (0, 0)
         assert sample.spread.trace == other.spread.trace and sample.spread.tokens == other.spread.tokens
     scatter, without = (np.std([each.spread.tokens_to_signal for each in some]) for some in (samples, plain))
@@ -454,16 +482,26 @@ def test_a_known_direction_keeps_the_scale_that_was_measured():
 def test_a_verdict_needs_enough_estimates():
     p = tiny()
     right, wrong = PPO(critic=p.exact_u, lam=0.0), PPO(critic=p.exact_u, lam=0.0, reduction="sequence_mean")
-    for estimator, number, verdict in ((right, 50, "undecided"), (right, 40_000, "unbiased"), (wrong, 40_000, "biased")):
-        assert sampled_measurement(tree_estimates(estimator, p.enumeration, number), p.target("reward")).verdict == verdict
+    for estimator, number, verdict in (
+        (right, 50, "undecided"),
+        (right, 40_000, "unbiased"),
+        (wrong, 40_000, "biased"),
+    ):
+        assert (
+            sampled_measurement(tree_estimates(estimator, p.enumeration, number), p.target("reward")).verdict == verdict
+        )
 
 
-# --- where the true gradient is not known --------------------------------------------------------------------------------------
+# --- where the true gradient is not known
+# --------------------------------------------------------------------------------------
 
 
 def paired(number: int, seed: int) -> tuple[Estimates, Estimates]:
     """GRPO and RLOO on the same responses."""
-    one, other = (tree_estimates(estimator, problem().enumeration, number, seed) for estimator in (GRPO(group_size=3), RLOO(group_size=3)))
+    one, other = (
+        tree_estimates(estimator, problem().enumeration, number, seed)
+        for estimator in (GRPO(group_size=3), RLOO(group_size=3))
+    )
     assert torch.equal(one.tokens, other.tokens)
     return one, other
 
@@ -486,7 +524,8 @@ def test_an_estimator_measured_by_itself_has_no_bias():
 
 @pytest.mark.parametrize("number", [2, 5, 20])
 def test_a_reference_that_is_all_noise_is_no_accident(number):
-    """Few estimates can leave less than nothing of |∇J|²; figures that nothing is known of are still numbers or None."""
+    """Few estimates can leave less than nothing of |∇J|²; figures that nothing is known of are still numbers or
+    None."""
     instance = outcome_instance()
     e = Enumeration(instance.mdp, instance.policy)
     for seed in range(30):
@@ -499,7 +538,8 @@ def test_a_reference_that_is_all_noise_is_no_accident(number):
 
 def means_of(estimates: Estimates, each: int) -> Estimates:
     gradient, square, tokens, rewards = (
-        part.unflatten(0, (-1, each)).mean(1) for part in (estimates.gradient, estimates.square, estimates.tokens, estimates.rewards)
+        part.unflatten(0, (-1, each)).mean(1)
+        for part in (estimates.gradient, estimates.square, estimates.tokens, estimates.rewards)
     )
     return Estimates(gradient, square, tokens, rewards)
 
@@ -525,7 +565,8 @@ def test_what_cannot_be_measured_is_said():
         sampled_measurement(estimates, reference=paired(11, 0)[1])
 
 
-# --- groups that are left out --------------------------------------------------------------------------------------------------
+# --- groups that are left out
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("known", [None, "unbiased"])
@@ -535,7 +576,9 @@ def test_estimates_of_kept_groups_have_the_conditional_figures(known):
     truth = exact_moments(estimator, p.enumeration)
     estimates = tree_estimates(estimator, p.enumeration, 20_000)
     found = sampled_measurement(estimates, p.target("reward"), known=known).spread
-    assert found.tokens == pytest.approx(truth.tokens, rel=0.03) and found.rewards == pytest.approx(truth.rewards, rel=0.03)
+    assert found.tokens == pytest.approx(truth.tokens, rel=0.03) and found.rewards == pytest.approx(
+        truth.rewards, rel=0.03
+    )
     assert found.trace == pytest.approx(truth.trace_covariance, rel=0.05)
     assert float((estimates.gradient.mean(0) - truth.mean).norm()) < 5 * (truth.trace_covariance / 20_000) ** 0.5
     assert truth.tokens > 1.1 * exact_moments(RLOO(group_size=3), p.enumeration).tokens
@@ -569,7 +612,11 @@ def test_a_chain_leaves_groups_out_too():
 
 def test_the_charge_of_what_is_left_out():
     gradient = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=torch.float64)
-    tokens, rewards = torch.tensor([2.0, 4.0, 9.0], dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    tokens, rewards = (
+        torch.tensor([2.0, 4.0, 9.0], dtype=torch.float64),
+        torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
+    )
+
     def kept(*which: bool):
         """In two batches, for what is left out of one is charged to all."""
         keep = torch.tensor(which)
@@ -581,11 +628,14 @@ def test_the_charge_of_what_is_left_out():
     assert some.tokens.tolist() == [7.5, 7.5] and some.rewards.tolist() == [3, 3]
     assert kept(True, True, True).tokens.tolist() == [2, 4, 9]
     assert kept(False, False, True).tokens.tolist() == [15]
-    with pytest.raises(ValueError, match="the estimator left out every one of 3 groups; draw more, or take another setting"):
+    with pytest.raises(
+        ValueError, match="the estimator left out every one of 3 groups; draw more, or take another setting"
+    ):
         kept(False, False, False)
 
 
-# --- reproducible, in parts ------------------------------------------------------------------------------------------------------
+# --- reproducible, in parts
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_same_seed_same_figures():
@@ -595,7 +645,11 @@ def test_same_seed_same_figures():
     assert sampled_measurement(one, target, seed=5) == sampled_measurement(again, target, seed=5)
     assert sampled_measurement(one, target, seed=5).replicates != sampled_measurement(one, target, seed=6).replicates
     assert not torch.equal(one.gradient, other.gradient)
-    assert chain().measure(REINFORCE(), 30, 1) == chain().measure(REINFORCE(), 30, 1) != chain().measure(REINFORCE(), 30, 2)
+    assert (
+        chain().measure(REINFORCE(), 30, 1)
+        == chain().measure(REINFORCE(), 30, 1)
+        != chain().measure(REINFORCE(), 30, 2)
+    )
 
 
 @pytest.mark.parametrize("kind", ["tree", "chain"])

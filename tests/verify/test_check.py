@@ -36,7 +36,8 @@ class SoundWithoutFields(Estimator):
         return evidence.response_reward[..., None]
 
 
-# --- estimators that are fine -------------------------------------------------------------------------------------------------
+# --- estimators that are fine
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.build], ids=lambda claim: claim.id)
@@ -45,12 +46,15 @@ def test_every_claim_has_a_sound_estimator(claim):
     check_estimator(claim.build(p), p.enumeration)
 
 
-@pytest.mark.parametrize("estimator", [Sound(), SoundWithoutFields(), REINFORCE(clip_low=0.2), RLOO(group_size=3)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [Sound(), SoundWithoutFields(), REINFORCE(clip_low=0.2), RLOO(group_size=3)], ids=repr
+)
 def test_sound_estimators_pass_on_the_default_instance(estimator):
     check_estimator(estimator)
 
 
-# --- estimators that are not --------------------------------------------------------------------------------------------------
+# --- estimators that are not
+# --------------------------------------------------------------------------------------------------
 
 
 class NoAdvantages(Estimator):
@@ -81,7 +85,8 @@ class OneWeightAResponse(Sound):
 
 @dataclass(frozen=True)
 class OneWeightAResponseOfThree(Sound):
-    """The treacherous case: as many responses as steps, so the shape (worlds, B) would broadcast as if it were (B, T)."""
+    """The treacherous case: as many responses as steps, so the shape (worlds, B) would broadcast as if it were (B,
+    T)."""
 
     group_size: int = 3
 
@@ -195,7 +200,10 @@ BROKEN = {
     ),
     "group of none": (GroupOfNone(), "GroupOfNone.group_size is 0; it must be a whole number of at least 1."),
     "group of a half": (Sound(group_size=1.5), "Sound.group_size is 1.5; it must be a whole number of at least 1."),
-    "no evidence": (NoEvidence(), "NoEvidence.collect returned TreeRollouts; return an llm_mdp.sampling.evidence.Evidence."),
+    "no evidence": (
+        NoEvidence(),
+        "NoEvidence.collect returned TreeRollouts; return an llm_mdp.sampling.evidence.Evidence.",
+    ),
     "own rollouts": (
         OwnRollouts(),
         "OwnRollouts.collect made its own rollouts; pass on what sampler.rollouts(group_size) returned.",
@@ -204,61 +212,77 @@ BROKEN = {
     "integers": (Integers(), "Integers.advantages returned dtype torch.int64; return floating-point numbers."),
     "wrong shape": (
         WrongShape(),
-        "WrongShape.advantages has shape (7,), but tokens have shape (worlds, B, T) = (225, 2, 3); one weight a response must end in a "
+        "WrongShape.advantages has shape (7,), but tokens have shape (worlds, B, T) = (225, 2, 3); one weight a "
+        "response must end in a "
         "dimension of 1: add [..., None].",
     ),
     "missing dimension": (
         OneWeightAResponse(),
-        "OneWeightAResponse.advantages has shape (225, 2), but tokens have shape (worlds, B, T) = (225, 2, 3); one weight a response must "
+        "OneWeightAResponse.advantages has shape (225, 2), but tokens have shape (worlds, B, T) = (225, 2, 3); one "
+        "weight a response must "
         "end in a dimension of 1: add [..., None].",
     ),
     "missing dimension that broadcasts": (
         OneWeightAResponseOfThree(),
-        "OneWeightAResponseOfThree.advantages has shape (300, 3), but tokens have shape (worlds, B, T) = (300, 3, 3); one weight a "
+        "OneWeightAResponseOfThree.advantages has shape (300, 3), but tokens have shape (worlds, B, T) = (300, 3, 3); "
+        "one weight a "
         "response must end in a dimension of 1: add [..., None].",
     ),
     "not a number": (NotANumber(), "NotANumber.advantages holds nan; look for a division by a zero std or length."),
-    "zero std": (DividesByZeroStd(), "DividesByZeroStd.advantages holds inf; look for a division by a zero std or length."),
+    "zero std": (
+        DividesByZeroStd(),
+        "DividesByZeroStd.advantages holds inf; look for a division by a zero std or length.",
+    ),
     "gradient": (
         CarriesGradient(),
         "CarriesGradient.advantages carries a gradient; advantages are constants, use .detach().",
     ),
     "loss without logp": (
         LossWithoutLogp(),
-        "LossWithoutLogp.loss: loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).",
+        "LossWithoutLogp.loss: loss does not depend on logp; multiply advantages by logp (see "
+        "objectives.policy_gradient).",
     ),
     "one loss for all worlds": (
         LossOverAllWorlds(),
-        "LossOverAllWorlds.loss: loss has shape (), but there are worlds (225,): return one number a world, reducing over the last two "
+        "LossOverAllWorlds.loss: loss has shape (), but there are worlds (225,): return one number a world, reducing "
+        "over the last two "
         "dimensions only (dim=(-2, -1)).",
     ),
     "a loss for every token": (
         LossAToken(),
-        "LossAToken.loss: loss has shape (225, 2, 3), but there are worlds (225,): return one number a world, reducing over the last two "
+        "LossAToken.loss: loss has shape (225, 2, 3), but there are worlds (225,): return one number a world, reducing "
+        "over the last two "
         "dimensions only (dim=(-2, -1)).",
     ),
     "infinite derivative": (
         InfiniteLoss(),
-        "InfiniteLoss.loss: the loss has a derivative that is not finite; look for a division by a group's zero std or length.",
+        "InfiniteLoss.loss: the loss has a derivative that is not finite; look for a division by a group's zero std or "
+        "length.",
     ),
-    "random": (Random(), "Random gave two answers to the same samples; draw all randomness from the sampler inside `collect`."),
+    "random": (
+        Random(),
+        "Random gave two answers to the same samples; draw all randomness from the sampler inside `collect`.",
+    ),
     "random collect": (
         RandomCollect(),
         "RandomCollect gave two answers to the same samples; draw all randomness from the sampler inside `collect`.",
     ),
     "mixes worlds": (
         MixesWorlds(),
-        "MixesWorlds mixes worlds: evidence may have leading dimensions that must not meet, so reduce over the last ones only, e.g. "
+        "MixesWorlds mixes worlds: evidence may have leading dimensions that must not meet, so reduce over the last "
+        "ones only, e.g. "
         "response_reward.mean(-1, keepdim=True) instead of response_reward.mean().",
     ),
     "counts padding": (
         CountsPadding(),
-        "CountsPadding depends on padding: its weights change when the batch is padded to a longer width; count policy tokens with "
+        "CountsPadding depends on padding: its weights change when the batch is padded to a longer width; count policy "
+        "tokens with "
         "rollouts.mask, not with the width of a tensor.",
     ),
     "averages over the width": (
         AveragesOverWidth(),
-        "AveragesOverWidth depends on padding: its weights change when the batch is padded to a longer width; count policy tokens with "
+        "AveragesOverWidth depends on padding: its weights change when the batch is padded to a longer width; count "
+        "policy tokens with "
         "rollouts.mask, not with the width of a tensor.",
     ),
 }
@@ -288,7 +312,8 @@ def test_a_field_that_dataclasses_overlook_is_an_error():
     with pytest.raises(TypeError) as error:
         Overlooked()
     assert str(error.value) == (
-        "Overlooked sets group_size in a way that dataclasses overlook; put @dataclass(frozen=True) above the class and write "
+        "Overlooked sets group_size in a way that dataclasses overlook; put @dataclass(frozen=True) above the class "
+        "and write "
         "`group_size: int = 4`."
     )
 
@@ -317,7 +342,8 @@ def test_estimators_are_checked_on_the_instance_given():
         check_estimator(Divides(), Enumeration(mdp, instance.policy))
 
 
-# --- policies -----------------------------------------------------------------------------------------------------------------
+# --- policies
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def token_mdp(eos: int | None = 0) -> TokenMDP:
@@ -325,7 +351,8 @@ def token_mdp(eos: int | None = 0) -> TokenMDP:
 
 
 class Bigram(PolicyModule):
-    """A sound policy with logits of the last token and the present step; the broken ones below differ from it in one thing."""
+    """A sound policy with logits of the last token and the present step; the broken ones below differ from it in one
+    thing."""
 
     vocab_size = 3
 
@@ -414,7 +441,9 @@ class IgnoresGenerator(Bigram):
 class MaskWithoutEnd(Bigram):
     def sample(self, *args, **kwargs):
         drawn = super().sample(*args, **kwargs)
-        return replace(drawn, mask=drawn.mask & (drawn.tokens != kwargs["eos"]), logp=drawn.logp * (drawn.tokens != kwargs["eos"]))
+        return replace(
+            drawn, mask=drawn.mask & (drawn.tokens != kwargs["eos"]), logp=drawn.logp * (drawn.tokens != kwargs["eos"])
+        )
 
 
 class MaskOnPadding(Bigram):
@@ -431,20 +460,31 @@ NO_GRADIENT = "is not a torch.nn.Module with parameters; there is nothing to tak
 BROKEN_POLICIES = {
     "not a module": (NotAModule, f"NotAModule {NO_GRADIENT}"),
     "no parameters": (NoParameters, f"NoParameters {NO_GRADIENT}"),
-    "no sample": (OnlyLogits, "OnlyLogits has no method `sample`; subclass llm_mdp.sampling.policies.PolicyModule, which brings `sample`."),
-    "wrong shape": (FewLogits, "FewLogits.logits has shape (16, 4, 2); for tokens of shape (16, 4) it must be (16, 4, 3)."),
+    "no sample": (
+        OnlyLogits,
+        "OnlyLogits has no method `sample`; subclass llm_mdp.sampling.policies.PolicyModule, which brings `sample`.",
+    ),
+    "wrong shape": (
+        FewLogits,
+        "FewLogits.logits has shape (16, 4, 2); for tokens of shape (16, 4) it must be (16, 4, 3).",
+    ),
     "not finite": (
         NotANumberPolicy,
         "NotANumberPolicy.logits holds numbers that are not finite; every state needs at least one possible token.",
     ),
-    "detached": (Detached, "Detached.logits has no gradient; do not detach, and do not compute it under torch.no_grad()."),
+    "detached": (
+        Detached,
+        "Detached.logits has no gradient; do not detach, and do not compute it under torch.no_grad().",
+    ),
     "looks ahead": (
         LooksAhead,
-        "LooksAhead.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step 0 sees later tokens.",
+        "LooksAhead.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step 0 sees later "
+        "tokens.",
     ),
     "looks far ahead": (
         LooksFarAhead,
-        "LooksFarAhead.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step 0 sees later tokens.",
+        "LooksFarAhead.logits looks ahead: entry t must depend on the prompt and tokens[:t] only, but step 0 sees "
+        "later tokens.",
     ),
     "wrong logp": (
         WrongLogp,
@@ -520,7 +560,11 @@ class BestOfPrompt(BestOfBatch):
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (BestOfBatch(), "BestOfBatch mixes prompts: the advantages of a prompt's responses change when another is in the batch; group re"),
+        (
+            BestOfBatch(),
+            "BestOfBatch mixes prompts: the advantages of a prompt's responses change when another is in the batch; "
+            "group re",
+        ),
         (FixedBatch(), "FixedBatch.advantages fails on a batch of two prompts"),
     ],
 )

@@ -1,6 +1,7 @@
 """The ledger against the founding table: which claims there are, what they find, and how exactly.
 
-The property test at the end draws token MDPs of many kinds and asks of each claim of "unbiased" or "proportional" that it holds on all.
+The property test at the end draws token MDPs of many kinds and asks of each claim of "unbiased" or "proportional" that
+it holds on all.
 """
 
 import math
@@ -46,7 +47,8 @@ FOUNDING_TABLE = {
         "temperature-mismatch": B, "ppo-second-epoch": B,
     },
 }  # fmt: skip
-"""CLAIMS.md of the founding documents: every id and its verdict at group size 3 where horizon ≥ 4, gamma < 1 and there is an end token."""
+"""CLAIMS.md of the founding documents: every id and its verdict at group size 3 where horizon ≥ 4, gamma < 1 and there
+is an end token."""
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
@@ -95,11 +97,14 @@ def certificate(id: str, name: str, group_size: int = 3):
     return exact_certificate(BY_ID[id].build(p), p.enumeration, p.target(BY_ID[id].target))
 
 
-# --- the table ----------------------------------------------------------------------------------------------------------------
+# --- the table
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_ledger_has_every_claim_of_the_founding_table_in_its_group_and_order():
-    assert [(claim.group, claim.id) for claim in CLAIMS] == [(group, id) for group, ids in FOUNDING_TABLE.items() for id in ids]
+    assert [(claim.group, claim.id) for claim in CLAIMS] == [
+        (group, id) for group, ids in FOUNDING_TABLE.items() for id in ids
+    ]
     assert len(BY_ID) == len(CLAIMS) == 54
 
 
@@ -136,7 +141,8 @@ def test_a_whole_run_has_a_row_a_claim_and_ends_well():
     assert exit_status(document) == 1
 
 
-# --- scales that theory states exactly ----------------------------------------------------------------------------------------
+# --- scales that theory states exactly
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["two prompts", "bigram"])
@@ -187,12 +193,14 @@ def test_filtering_divides_by_the_chance_that_a_group_is_kept(n_prompts, group_s
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("group_size", [2, 3, 4, 5])
 def test_grpo_with_two_rewards_and_one_prompt_is_proportional(group_size, seed):
-    """Theorem. If RM takes two values a < b and there is one prompt, GRPO's expected gradient is a positive multiple of ∇J.
+    """Theorem. If RM takes two values a < b and there is one prompt, GRPO's expected gradient is a positive multiple of
+    ∇J.
 
-    The advantage of response 1 is f(r₁, n), n the number of b among the other K - 1, which know nothing of response 1. With
-    φ(r) = E f(r, n), E g = φ(a) E[1{r₁ = a} s₁] + φ(b) E[1{r₁ = b} s₁], s = ∇log π(W). The two expectations sum to E s = 0 and the
-    second is ∇P(b), so E g = (φ(b) - φ(a)) ∇P(b), while ∇J = (b - a) ∇P(b). At K = 2 and 3 every mixed group has the same std and
-    the factor φ(b) - φ(a) is the same for every P(b); from K = 4 on it is not, and the sum over prompts turns away from ∇J.
+    The advantage of response 1 is f(r₁, n), n the number of b among the other K - 1, which know nothing of response 1.
+    With φ(r) = E f(r, n), E g = φ(a) E[1{r₁ = a} s₁] + φ(b) E[1{r₁ = b} s₁], s = ∇log π(W). The two expectations sum to
+    E s = 0 and the second is ∇P(b), so E g = (φ(b) - φ(a)) ∇P(b), while ∇J = (b - a) ∇P(b). At K = 2 and 3 every mixed
+    group has the same std and the factor φ(b) - φ(a) is the same for every P(b); from K = 4 on it is not, and the sum
+    over prompts turns away from ∇J.
     """
     p = Problem(two_valued(1, seed))
     found = exact_certificate(GRPO(group_size=group_size), p.enumeration, p.target("reward"))
@@ -212,7 +220,10 @@ def _grpo_factor(success: float, group_size: int) -> float:
         return float((rewards[0] - rewards.mean()) / (rewards.std() + 1e-4))
 
     return sum(
-        math.comb(group_size - 1, n) * success**n * (1 - success) ** (group_size - 1 - n) * (advantage(1, n) - advantage(0, n))
+        math.comb(group_size - 1, n)
+        * success**n
+        * (1 - success) ** (group_size - 1 - n)
+        * (advantage(1, n) - advantage(0, n))
         for n in range(group_size)
     )
 
@@ -222,7 +233,8 @@ def test_grpo_with_three_rewards_is_biased_on_one_prompt():
     assert certificate("grpo", "no end token").verdict == B
 
 
-# --- equalities ---------------------------------------------------------------------------------------------------------------
+# --- equalities
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["discounted", "two prompts", "bigram"])
@@ -253,7 +265,9 @@ def test_grpo_without_std_is_rloo_times_a_constant(group_size):
     e = problem("two prompts").enumeration
     mean, rloo = GRPO(group_size=group_size, scale_by_std=False), RLOO(group_size=group_size)
     factor = group_size / (group_size - 1)
-    torch.testing.assert_close(factor * exact_moments(mean, e).mean, exact_moments(rloo, e).mean, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(
+        factor * exact_moments(mean, e).mean, exact_moments(rloo, e).mean, rtol=1e-10, atol=1e-13
+    )
     torch.testing.assert_close(factor**2 * covariance(mean, e), covariance(rloo, e), rtol=1e-9, atol=1e-12)
 
 
@@ -268,13 +282,17 @@ def test_the_trace_is_that_of_the_covariance(name):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_remark_6_lambda_zero_has_the_least_variance(seed):
-    """With the exact critic and a table: what GAE adds to δₜ is uncorrelated with it, and scores of different states do not meet."""
+    """With the exact critic and a table: what GAE adds to δₜ is uncorrelated with it, and scores of different states do
+    not meet."""
     p = Problem(random_instance(3, 4, gamma=0.9, seed=seed))
-    traces = [exact_moments(PPO(critic=p.exact_u, lam=lam), p.enumeration).trace_covariance for lam in (0.0, 0.3, 0.95, 1.0)]
+    traces = [
+        exact_moments(PPO(critic=p.exact_u, lam=lam), p.enumeration).trace_covariance for lam in (0.0, 0.3, 0.95, 1.0)
+    ]
     assert traces == sorted(traces) and traces[-1] > 1.01 * traces[0]
 
 
-# --- on all instances ---------------------------------------------------------------------------------------------------------
+# --- on all instances
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _sparse(level: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Sampled certificates against exact ones: what they estimate, how often their bound holds, and that it is no looser than it need be."""
+"""Sampled certificates against exact ones: what they estimate, how often their bound holds, and that it is no looser
+than it need be."""
 
 import math
 import resource
@@ -9,10 +10,10 @@ from functools import cache
 
 import pytest
 import torch
-from llm_mdp.exact.ngram_gradient import ngram_gradient
 
 from llm_mdp.estimators.algorithms import PPO, REINFORCE, RLOO
 from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.ngram_gradient import ngram_gradient
 from llm_mdp.mdp.hidden_rewards import NgramReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy
@@ -55,7 +56,8 @@ def radius(certificate: Certificate) -> float:
     return certificate.bound - certificate.relative_bias
 
 
-# --- agreement ----------------------------------------------------------------------------------------------------------------
+# --- agreement
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("id", [id for ids in KINDS.values() for id in ids])
@@ -103,12 +105,16 @@ def test_a_target_of_zero_has_no_relative_bias():
     assert found.statement == "the true gradient is zero, so there is no relative bias to bound"
 
 
-# --- the bound ----------------------------------------------------------------------------------------------------------------
+# --- the bound
+# ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("id", "responses"), [("reinforce", 1_000), ("gae-wrong-0", 1_000), ("kl-k3-loss", 1_000), ("rloo", 600)])
+@pytest.mark.parametrize(
+    ("id", "responses"), [("reinforce", 1_000), ("gae-wrong-0", 1_000), ("kl-k3-loss", 1_000), ("rloo", 600)]
+)
 def test_the_bound_holds_as_often_as_it_says(id, responses, monkeypatch):
-    """200 seeds at 99 %: two failures are expected, more than six have a chance below 0.5 %. Half as many where drawing takes time."""
+    """200 seeds at 99 %: two failures are expected, more than six have a chance below 0.5 %. Half as many where drawing
+    takes time."""
     monkeypatch.setattr(sampled, "BATCHES", 50)
     drawn = [draw(id, responses, 1, seed=seed) for seed in range(100 if id == "rloo" else 200)]
     truth = exact(id, 1).relative_bias
@@ -132,7 +138,8 @@ def test_the_bound_holds_as_often_as_it_says_where_one_direction_is_noisy(batche
 
 
 def test_the_bound_is_not_loose():
-    """Of an unbiased estimator the estimate is all error, so a 90 % radius must be exceeded in about a tenth of the draws."""
+    """Of an unbiased estimator the estimate is all error, so a 90 % radius must be exceeded in about a tenth of the
+    draws."""
     drawn = [draw("reinforce", 2_000, 1, seed=seed, confidence=0.9) for seed in range(400)]
     assert 0.05 < sum(found.relative_bias > radius(found) for found in drawn) / 400 < 0.16
 
@@ -161,12 +168,16 @@ def test_radius_of_a_standard_normal_vector(freedom, confidence):
     """Σ = 1 in k dimensions: Σ λ = Σ λ² = Σ λ³ = k and the squared radius is the quantile of χ²ₖ."""
     found = sampled.normal_radius(freedom, freedom, freedom, confidence)
     assert found**2 == pytest.approx(CHI_SQUARE[freedom, confidence], rel=1e-4)
-    assert sampled.normal_radius(4 * freedom, 16 * freedom, 64 * freedom, confidence) == pytest.approx(2 * found, rel=1e-9)
+    assert sampled.normal_radius(4 * freedom, 16 * freedom, 64 * freedom, confidence) == pytest.approx(
+        2 * found, rel=1e-9
+    )
 
 
 IMHOF = {
-    (0.7, 0.15, 0.08, 0.07): 4.977125, (0.4, 0.35, 0.1, 0.07, 0.05, 0.03): 3.742411, (1.0, 0.1, 0.1, 0.1, 0.1, 0.1): 7.166206,
-}  # fmt: skip
+    (0.7, 0.15, 0.08, 0.07): 4.977125,
+    (0.4, 0.35, 0.1, 0.07, 0.05, 0.03): 3.742411,
+    (1.0, 0.1, 0.1, 0.1, 0.1, 0.1): 7.166206,
+}
 """99 % quantiles of Σ λᵢ χ²₁ by numerical inversion of the characteristic function (Imhof 1961)."""
 
 
@@ -181,7 +192,8 @@ def test_radius_of_no_spread_is_zero():
     assert sampled.normal_radius(0.0, 0.0, 0.0, 0.99) == 0
 
 
-# --- reproducible, in little memory -------------------------------------------------------------------------------------------
+# --- reproducible, in little memory
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("id", [ids[0] for ids in KINDS.values()])
@@ -250,7 +262,8 @@ def test_too_few_responses_are_an_error(id, least):
         draw(id, least - 1)
 
 
-# --- token by token, where there is no tree -----------------------------------------------------------------------------------
+# --- token by token, where there is no tree
+# -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -298,10 +311,14 @@ def test_biased_practices_are_refuted_on_a_horizon_of_200(estimator):
 
 def test_policy_certificate_agrees_with_the_tree_where_there_is_one():
     p = problem()
-    found = policy_certificate(RLOO(group_size=3), p.instance.policy, p.instance.mdp, p.target("reward"), 60_000, batches=100)
+    found = policy_certificate(
+        RLOO(group_size=3), p.instance.policy, p.instance.mdp, p.target("reward"), 60_000, batches=100
+    )
     truth = exact("rloo")
     assert found.relative_bias <= radius(found) < 0.2
     assert found.trace_covariance == pytest.approx(truth.trace_covariance, rel=0.15)
-    again = policy_certificate(RLOO(group_size=3), p.instance.policy, p.instance.mdp, p.target("reward"), 60_000, batches=100)
+    again = policy_certificate(
+        RLOO(group_size=3), p.instance.policy, p.instance.mdp, p.target("reward"), 60_000, batches=100
+    )
     assert again == found
     assert math.isfinite(found.bound)

@@ -3,14 +3,16 @@
 - `hf`: the policy itself, with the model that trains (generation.py). The default, and nothing to install.
 - `vllm`: vLLM on the CPU, in the same process. It is given the weights again whenever they have changed.
 
-vLLM needs transformers < 5.20, so it gets an environment of its own (Linux, Python 3.11; five minutes), without constraints.txt:
+vLLM needs transformers < 5.20, so it gets an environment of its own (Linux, Python 3.11; five minutes), without
+constraints.txt:
 
     python3.11 -m venv .venv-vllm && . .venv-vllm/bin/activate
     pip install torch==2.13.0
     pip install -e ".[vllm,train]" torch==2.13.0
     pip uninstall -y torchvision torchaudio torchcodec
 
-(vLLM requires these three for images and sound, but they are built for another torch, and transformers fails over them.)
+(vLLM requires these three for images and sound, but they are built for another torch, and transformers fails over
+them.)
 """
 
 import os
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 ENGINES = ("hf", "vllm")
 DTYPES = ("float32", "bfloat16", "float16")
 AGREEMENT = 1e-3
-"""Most that log-probabilities may differ after a push, where both sides calculate in float32; rounding makes about 1e-5."""
+"""Most that log-probabilities may differ after a push, where both sides calculate in float32; rounding makes about
+1e-5."""
 TEMPERATURES = (0.01, 2.0)
 """vLLM refuses what is above, and takes the lower one for what is below without a word that anybody reads."""
 SETTINGS = {
@@ -43,7 +46,8 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""Of vLLM, by environment variable, where the user has not set them: one process, whose threads stay where they are, quietly."""
+"""Of vLLM, by environment variable, where the user has not set them: one process, whose threads stay where they are,
+quietly."""
 
 
 class Engine(Protocol):
@@ -94,13 +98,15 @@ class OwnEngine:
 class VLLMEngine:
     """vLLM draws, on the CPU, in this process, from its own copy of the weights.
 
-    The copy is renewed before a draw if the policy is another one than before, or if one of its parameters was changed in place since (an
-    optimizer step, `load_state_dict`); call `update` after changes that PyTorch does not see (through `.data`). In float32 a push is
-    checked: a short response must have the policy's log-probabilities, or nothing is drawn.
+    The copy is renewed before a draw if the policy is another one than before, or if one of its parameters was changed
+    in place since (an optimizer step, `load_state_dict`); call `update` after changes that PyTorch does not see
+    (through `.data`). In float32 a push is checked: a short response must have the policy's log-probabilities, or
+    nothing is drawn.
 
-    `logp` of a response is what vLLM drew from (differences of 1e-5 to the policy's). In half precision the two round differently, by
-    0.05 in the mean and 0.5 at most on SmolLM2; `rescore` then puts the policy's log-probabilities there, so that the ratio of the first
-    update is 1, and what remains is that the tokens came from a slightly different distribution.
+    `logp` of a response is what vLLM drew from (differences of 1e-5 to the policy's). In half precision the two round
+    differently, by
+    0.05 in the mean and 0.5 at most on SmolLM2; `rescore` then puts the policy's log-probabilities there, so that the
+    ratio of the first update is 1, and what remains is that the tokens came from a slightly different distribution.
 
     vLLM keeps `torch.set_num_threads` from working afterwards; set OMP_NUM_THREADS instead.
 
@@ -133,7 +139,10 @@ class VLLMEngine:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; vLLM has {', '.join(DTYPES)}.")
         if torch.distributed.is_initialized() and (processes := torch.distributed.get_world_size()) > 1:
-            raise ValueError(f"this is one of {processes} processes, and engine vllm works in a process that is alone: use engine hf.")
+            raise ValueError(
+                f"this is one of {processes} processes, and engine vllm works in a process that is alone: use engine "
+                f"hf."
+            )
         if VLLMEngine._open is not None:
             raise ValueError("this process has a vLLM engine already, and vLLM allows one; close() it first.")
         vllm = import_vllm()
@@ -148,10 +157,20 @@ class VLLMEngine:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
             config.save_pretrained(folder)
             self._llm = vllm.LLM(
-                folder, load_format="dummy", skip_tokenizer_init=True, generation_config="vllm", dtype=dtype, seed=0,
-                max_model_len=self.max_length, max_num_batched_tokens=max(8192, self.max_length), enable_chunked_prefill=False,
-                kv_cache_memory_bytes=cache_bytes, block_size=32, enforce_eager=True, logprobs_mode="processed_logprobs",
-            )  # fmt: skip
+                folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                dtype=dtype,
+                seed=0,
+                max_model_len=self.max_length,
+                max_num_batched_tokens=max(8192, self.max_length),
+                enable_chunked_prefill=False,
+                kv_cache_memory_bytes=cache_bytes,
+                block_size=32,
+                enforce_eager=True,
+                logprobs_mode="processed_logprobs",
+            )
         VLLMEngine._open = self
         try:
             self.update(policy)
@@ -180,14 +199,28 @@ class VLLMEngine:
         return self.sample(policy, prompt[row], samples, prefix=prefixes_of(tokens, row, step), **options)
 
     def sample(
-        self, policy: "LanguageModelPolicy", prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None, greedy=False, stop=()
+        self,
+        policy: "LanguageModelPolicy",
+        prompt,
+        n,
+        *,
+        eos,
+        horizon,
+        generator,
+        temperature=1.0,
+        prefix=None,
+        greedy=False,
+        stop=(),
     ) -> Rollouts:
-        """`Policy.sample`; the generator gives every row a seed, so that the same generator gives the same responses."""
+        """`Policy.sample`; the generator gives every row a seed, so that the same generator gives the same
+        responses."""
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
         scale = temperature * policy.temperature
         if not (greedy or TEMPERATURES[0] <= scale <= TEMPERATURES[1]):
-            raise ValueError(f"the policy's temperature times the call's is {scale:g}, and vLLM has 0.01 … 2: use engine hf.")
+            raise ValueError(
+                f"the policy's temperature times the call's is {scale:g}, and vLLM has 0.01 … 2: use engine hf."
+            )
         if self._pushed != _weights_of(policy):
             self.update(policy)
         given = torch.full((len(prompt), horizon), PAD)
@@ -218,7 +251,8 @@ class VLLMEngine:
         temperature: float,
         greedy: bool,
     ) -> tuple[Int[Tensor, "R T"], Float[Tensor, "R T"]]:
-        """Draw after every beginning until all rows have ended; tokens, and vLLM's log-probabilities of those that are new."""
+        """Draw after every beginning until all rows have ended; tokens, and vLLM's log-probabilities of those that are
+        new."""
         tokens, logp = given.clone(), torch.zeros(given.shape, dtype=torch.float64)
         length = (given != PAD).sum(-1)
         ended = length >= given.shape[1]
@@ -227,34 +261,48 @@ class VLLMEngine:
         rows = (~ended).nonzero()[:, 0].tolist()
         every_token = policy.vocab_size == policy.causal_lm.get_input_embeddings().weight.shape[0]
         common = {
-            "temperature": 0.0 if greedy else temperature, "logprobs": 0, "stop_token_ids": ends, "ignore_eos": True, "detokenize": False,
+            "temperature": 0.0 if greedy else temperature,
+            "logprobs": 0,
+            "stop_token_ids": ends,
+            "ignore_eos": True,
+            "detokenize": False,
             "allowed_token_ids": None if every_token else list(range(policy.vocab_size)),
-        }  # fmt: skip
+        }
         requests, params = [], []
         for row in rows:
             text, room = torch.cat([lead[row], given[row]]), given.shape[1] - int(length[row])
             requests.append({"prompt_token_ids": text[text != PAD].tolist()})
             params.append(self._params(max_tokens=room, seed=int(seed[row]), **common))
             if (whole := len(requests[-1]["prompt_token_ids"]) + room) > self.max_length:
-                raise ValueError(f"max_length is {self.max_length}, and a prompt with all of its response has {whole} tokens; raise it.")
+                raise ValueError(
+                    f"max_length is {self.max_length}, and a prompt with all of its response has {whole} tokens; raise "
+                    f"it."
+                )
         with torch.random.fork_rng(devices=[]):
             outputs = self._llm.generate(requests, params, use_tqdm=False) if rows else []
         for row, output in zip(rows, outputs):
             new = output.outputs[0]
             place = slice(int(length[row]), int(length[row]) + len(new.token_ids))
             tokens[row, place] = torch.tensor(new.token_ids)
-            logp[row, place] = torch.tensor([each[token].logprob for each, token in zip(new.logprobs, new.token_ids)], dtype=torch.float64)
+            logp[row, place] = torch.tensor(
+                [each[token].logprob for each, token in zip(new.logprobs, new.token_ids)], dtype=torch.float64
+            )
         return tokens, logp
 
     def _check(self, policy: "LanguageModelPolicy") -> None:
         """Do vLLM and the policy agree on a response of a few tokens?"""
         prompt, given = torch.zeros(1, 1, dtype=torch.int64), torch.full((1, min(8, self.max_length - 2)), PAD)
-        tokens, logp = self._complete(policy, policy.lead(prompt), given, torch.zeros(1), None, [], policy.temperature, False)
+        tokens, logp = self._complete(
+            policy, policy.lead(prompt), given, torch.zeros(1), None, [], policy.temperature, False
+        )
         with torch.no_grad():
             difference = float((policy.logp(prompt, tokens, tokens != PAD) - logp).abs().max())
         if not difference < AGREEMENT:
             kind = policy.causal_lm.config.model_type
-            raise RuntimeError(f"vLLM's log-probabilities differ from the policy's by {difference:.2g} on a {kind} model: use engine hf.")
+            raise RuntimeError(
+                f"vLLM's log-probabilities differ from the policy's by {difference:.2g} on a {kind} model: use engine "
+                f"hf."
+            )
 
 
 def make_engine(name: str, policy: Policy, **options: Any) -> Engine:
@@ -268,7 +316,10 @@ def make_engine(name: str, policy: Policy, **options: Any) -> Engine:
     if name == "hf":
         return OwnEngine()
     if not hasattr(policy, "causal_lm"):
-        raise ValueError(f"engine vllm draws from language models, and this policy is of kind {getattr(policy, 'kind', '?')!r}: use hf.")
+        raise ValueError(
+            f"engine vllm draws from language models, and this policy is of kind {getattr(policy, 'kind', '?')!r}: use "
+            f"hf."
+        )
     return VLLMEngine(policy, **options)
 
 
@@ -284,8 +335,10 @@ def import_vllm() -> ModuleType:
         import vllm
     except ImportError as error:
         raise ImportError(
-            "engine vllm needs vLLM, which is not installed here; in an environment of its own (it needs transformers < 5.20): "
-            "pip install torch==2.13.0; pip install -e '.[vllm,train]' torch==2.13.0; pip uninstall -y torchvision torchaudio torchcodec."
+            "engine vllm needs vLLM, which is not installed here; in an environment of its own (it needs transformers "
+            "< 5.20): "
+            "pip install torch==2.13.0; pip install -e '.[vllm,train]' torch==2.13.0; pip uninstall -y torchvision "
+            "torchaudio torchcodec."
         ) from error
     return vllm
 
@@ -296,7 +349,9 @@ def _check_heads(config: Any) -> None:
     text = config.get_text_config(decoder=True)
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if size not in (known := CPUAttentionBackend.get_supported_head_sizes()):
-        raise ValueError(f"the model's attention heads are {size} wide, and vLLM knows {', '.join(map(str, known))}: use engine hf.")
+        raise ValueError(
+            f"the model's attention heads are {size} wide, and vLLM knows {', '.join(map(str, known))}: use engine hf."
+        )
 
 
 def _weights_of(policy: "LanguageModelPolicy") -> tuple:
@@ -308,7 +363,9 @@ def _load(worker: Any, weights: dict[str, Tensor], tied: bool) -> None:
     """Runs in vLLM's worker."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-    worker.reload_weights(weights_iterator=((name, weight) for name, weight in weights.items() if not (tied and name == "lm_head.weight")))
+    worker.reload_weights(
+        weights_iterator=((name, weight) for name, weight in weights.items() if not (tied and name == "lm_head.weight"))
+    )
     if tied and (head := getattr(worker.get_model(), "lm_head", None)) is not None:
         # It shares its weight with the embeddings, but has packed a copy that loading does not renew.
         dispatch_cpu_unquantized_gemm(head, remove_weight=False)

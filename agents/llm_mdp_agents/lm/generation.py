@@ -1,6 +1,7 @@
 """Sampling from a language model with its keys and values kept: prompts are read once, whatever is drawn after them.
 
-The tokens are those of `PolicyModule.sample`, which reads everything anew for every token: same steps, same draws in the same order.
+The tokens are those of `PolicyModule.sample`, which reads everything anew for every token: same steps, same draws in
+the same order.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,9 @@ class GrowingLayer(DynamicLayer):
         end = start + key_states.shape[-2]
         if self.room is None or end > self.room[0].shape[-2]:
             columns = end + max(SPARE, end // 4)
-            self.room = tuple(new.new_empty(*new.shape[:-2], columns, new.shape[-1]) for new in (key_states, value_states))
+            self.room = tuple(
+                new.new_empty(*new.shape[:-2], columns, new.shape[-1]) for new in (key_states, value_states)
+            )
             if start > 0:
                 self.room[0][..., :start, :], self.room[1][..., :start, :] = self.keys, self.values
         self.room[0][..., start:end, :], self.room[1][..., start:end, :] = key_states, value_states
@@ -77,7 +80,14 @@ def sample(policy: "LanguageModelPolicy", prompt, n, *, prefix=None, horizon, **
         cache.batch_select_indices(which)
         return cache, seen[which], policy.scores(output.logits[:, -1])[which]
 
-    return _complete(policy, prompt.repeat_interleave(n, dim=0), beginning.repeat_interleave(n, dim=0), read, horizon=horizon, **options)
+    return _complete(
+        policy,
+        prompt.repeat_interleave(n, dim=0),
+        beginning.repeat_interleave(n, dim=0),
+        read,
+        horizon=horizon,
+        **options,
+    )
 
 
 def branch(policy: "LanguageModelPolicy", prompt, tokens, row, step, samples, *, horizon, **options) -> Rollouts:
@@ -93,9 +103,12 @@ def branch(policy: "LanguageModelPolicy", prompt, tokens, row, step, samples, *,
         text = torch.cat([lead, tokens[needed][:, : int(cut.max())]], dim=1).to(policy.device)
         real, which, last = text != PAD, which.to(policy.device), (lead.shape[1] + cut - 1).to(policy.device)
         output = policy.causal_lm.base_model(
-            input_ids=text.clamp(min=0), attention_mask=real.long(), position_ids=_positions(real), past_key_values=_empty_cache(policy),
+            input_ids=text.clamp(min=0),
+            attention_mask=real.long(),
+            position_ids=_positions(real),
+            past_key_values=_empty_cache(policy),
             use_cache=True,
-        )  # fmt: skip
+        )
         logits = policy.scores(policy.causal_lm.get_output_embeddings()(output.last_hidden_state[which, last]))
         cache = output.past_key_values
         cache.batch_select_indices(which)
@@ -125,7 +138,8 @@ def _complete(
     greedy: bool = False,
     stop: tuple[int, ...] = (),
 ) -> Rollouts:
-    """Draw tokens after every beginning (PAD on the right) until all rows have ended; `read` is asked for the rows that go on."""
+    """Draw tokens after every beginning (PAD on the right) until all rows have ended; `read` is asked for the rows that
+    go on."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
     length = (beginning != PAD).sum(-1)
@@ -161,10 +175,15 @@ def _complete(
             cache.batch_select_indices(kept)
             seen = seen[kept]
         newest = tokens[batch, length[batch] - 1].to(policy.device)[:, None]
-        # A row that has ended reads its last token again and again until it leaves the batch; nobody looks at what comes out.
+        # A row that has ended reads its last token again and again until it leaves the batch; nobody looks at what
+        # comes out.
         seen = torch.cat([seen, alive[batch].to(policy.device)[:, None]], dim=1)
         output = policy.model(
-            input_ids=newest, attention_mask=seen.long(), position_ids=seen.sum(-1, keepdim=True) - 1, past_key_values=cache, use_cache=True
+            input_ids=newest,
+            attention_mask=seen.long(),
+            position_ids=seen.sum(-1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
         )
         logits = policy.scores(output.logits[:, -1])
     return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))

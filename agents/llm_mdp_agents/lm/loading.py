@@ -44,9 +44,10 @@ def load_policy(
     """A causal language model as a policy.
 
     Args:
-        model: a Hugging Face name or folder (of a model or of peft adapters), a `.gguf` file, or a config (a dict with `model_type`
-            or its `.json` file), which is initialised at random.
-        tokenizer: limits the policy to the tokens that it has (models often have more rows); None: the whole vocabulary.
+        model: a Hugging Face name or folder (of a model or of peft adapters), a `.gguf` file, or a config (a dict with
+            `model_type` or its `.json` file), which is initialised at random.
+        tokenizer: limits the policy to the tokens that it has (models often have more rows); None: the whole
+            vocabulary.
         dtype: of the weights: float64, float32, bfloat16 or float16.
         lora: train adapters only.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
@@ -80,11 +81,19 @@ def load_policy(
 
 
 def small_transformer(
-    vocab_size: int, length: int, *, width: int = 64, layers: int = 2, heads: int = 4, seed: int = 0, dtype: str = "float32"
+    vocab_size: int,
+    length: int,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> LanguageModelPolicy:
     """A randomly initialised Llama for tasks with their own token ids, with one more token that begins every text.
 
-    Args: length: longest prompt plus response. width: of the hidden states. seed: the global generator is left as it was.
+    Args: length: longest prompt plus response. width: of the hidden states. seed: the global generator is left as it
+        was.
     """
     if width % (2 * heads):
         raise ValueError(f"width is {width} with {heads} heads; it must be a multiple of {2 * heads}, two for each.")
@@ -125,11 +134,15 @@ def _causal_lm(model: str | Path | dict) -> "PreTrainedModel":
     if isinstance(model, dict) or Path(model).suffix == ".json":
         config = model if isinstance(model, dict) else json.loads(_existing(Path(model)).read_text())
         if "model_type" not in config:
-            raise ValueError('the config of the model has no "model_type"; name the architecture there, for example "llama".')
+            raise ValueError(
+                'the config of the model has no "model_type"; name the architecture there, for example "llama".'
+            )
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     path = Path(model)
     if path.suffix == ".gguf":
-        return _clean(AutoModelForCausalLM.from_pretrained(_existing(path).parent, gguf_file=path.name, dtype=torch.float32))
+        return _clean(
+            AutoModelForCausalLM.from_pretrained(_existing(path).parent, gguf_file=path.name, dtype=torch.float32)
+        )
     if path.is_absolute() or str(model).startswith("."):
         _existing(path)
     if (path / "adapter_config.json").exists():
@@ -140,7 +153,8 @@ def _causal_lm(model: str | Path | dict) -> "PreTrainedModel":
 
 
 def _clean(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The same weights in a model that knows nothing of quantisation: one that came from a GGUF file can be neither trained nor saved."""
+    """The same weights in a model that knows nothing of quantisation: one that came from a GGUF file can be neither
+    trained nor saved."""
     from transformers import AutoModelForCausalLM
 
     config = deepcopy(model.config)
@@ -157,7 +171,9 @@ def _adapted(model: "PreTrainedModel", lora: LoRAOptions) -> Any:
     if isinstance(model, PeftModel):
         raise ValueError("the model's folder holds adapters already; load it with lora=None, or save it merged first.")
     modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    options = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
+    options = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, options)
 
 

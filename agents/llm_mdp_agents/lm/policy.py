@@ -1,8 +1,10 @@
-"""A Hugging Face causal language model as a `Policy`: what tables do for the exact ledger, this does for everything else.
+"""A Hugging Face causal language model as a `Policy`: what tables do for the exact ledger, this does for everything
+else.
 
-`logits` is the plain way, kept for exact verification. `logp` is what training differentiates: a prompt that several responses share
-is read once, only policy tokens go through the head, and the head goes in chunks. `sample` and `branch` keep the keys and values of
-what was read (generation.py). All tensors that come and go are on the CPU, wherever the model is.
+`logits` is the plain way, kept for exact verification. `logp` is what training differentiates: a prompt that several
+responses share is read once, only policy tokens go through the head, and the head goes in chunks. `sample` and `branch`
+keep the keys and values of what was read (generation.py). All tensors that come and go are on the CPU, wherever the
+model is.
 """
 
 import inspect
@@ -24,20 +26,24 @@ from llm_mdp.sampling.policies import PolicyModule, prefixes_of, token_logp
 from llm_mdp_agents.lm import generation
 
 LOGIT_BYTES = 64 * 2**20
-"""Most memory of logits that `logp` keeps for the backward pass; beyond it they are computed again there, chunk by chunk."""
+"""Most memory of logits that `logp` keeps for the backward pass; beyond it they are computed again there, chunk by
+chunk."""
 
 
 class LanguageModelPolicy(PolicyModule):
-    """π(wₜ | W₀,ₜ₋₁) from a causal language model. Its dropout is removed: a policy is one distribution, in training too.
+    """π(wₜ | W₀,ₜ₋₁) from a causal language model. Its dropout is removed: a policy is one distribution, in training
+    too.
 
     Args:
         model: any `transformers` causal LM, with or without peft adapters.
         vocab_size: tokens that may be generated, the first ones of the model's vocabulary.
         begin: token put before the prompt, so that even an empty prompt has a first state; None: nothing is put there.
-        temperature: divides all logits, those that are sampled from and those that are scored; the temperature of a call comes on top.
+        temperature: divides all logits, those that are sampled from and those that are scored; the temperature of a
+            call comes on top.
 
     Raises:
-        ValueError: a vocabulary larger than the model's, a temperature that is not positive; later, an empty prompt without `begin`.
+        ValueError: a vocabulary larger than the model's, a temperature that is not positive; later, an empty prompt
+        without `begin`.
     """
 
     kind = "transformer"
@@ -67,7 +73,8 @@ class LanguageModelPolicy(PolicyModule):
 
     @cached_property
     def linear_head(self) -> bool:
-        """Is head(body(x)) all that the model does? (Some scale or cap their logits afterwards.) Tried on two tokens, bit by bit."""
+        """Is head(body(x)) all that the model does? (Some scale or cap their logits afterwards.) Tried on two tokens,
+        bit by bit."""
         head = self.causal_lm.get_output_embeddings()
         if head is None or self.causal_lm.base_model is self.causal_lm:
             return False
@@ -78,8 +85,9 @@ class LanguageModelPolicy(PolicyModule):
 
     @cached_property
     def full_attention(self) -> bool:
-        """Does every layer attend to all that the mask lets through, at the positions it is told? False for sliding windows, recurrent
-        layers, biases by distance and attention kernels without masks: these models read everything anew."""
+        """Does every layer attend to all that the mask lets through, at the positions it is told? False for sliding
+        windows, recurrent layers, biases by distance and attention kernels without masks: these models read everything
+        anew."""
         config = self.causal_lm.config.get_text_config(decoder=True)
         kinds = getattr(config, "layer_types", None) or ["full_attention"]
         return (
@@ -92,7 +100,8 @@ class LanguageModelPolicy(PolicyModule):
         )
 
     def lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:
-        """What is read before the response: the prompt with `begin` right before it, so that the state before step 0 is never padding."""
+        """What is read before the response: the prompt with `begin` right before it, so that the state before step 0 is
+        never padding."""
         if self.begin is None:
             if prompt.shape[-1] == 0 or bool((prompt[:, -1] == PAD).any()):
                 raise ValueError("a prompt is empty; give it at least one token, or the policy a `begin` token.")
@@ -113,7 +122,9 @@ class LanguageModelPolicy(PolicyModule):
         text = torch.cat([lead, tokens.reshape(-1, shape[-1])[:, :-1]], dim=1).to(self.device)
         attention = text != PAD
         position = (attention.cumsum(-1) - 1).clamp(min=0)
-        output = self.model(input_ids=text.clamp(min=0), attention_mask=attention.long(), position_ids=position, use_cache=False)
+        output = self.model(
+            input_ids=text.clamp(min=0), attention_mask=attention.long(), position_ids=position, use_cache=False
+        )
         return self.scores(output.logits[:, -shape[-1] :]).reshape(*shape, self.vocab_size).cpu()
 
     def logp(
@@ -123,8 +134,9 @@ class LanguageModelPolicy(PolicyModule):
         mask: Bool[Tensor, "*batch T"],
         temperature: float = 1.0,
     ) -> Float[Tensor, "*batch T"]:
-        """`token_logp` of the `logits`, differentiable, for less: adjacent rows of the same prompt read it together where that is
-        cheaper, and only policy tokens (mask True) have logits, at most `LOGIT_BYTES` of them at a time."""
+        """`token_logp` of the `logits`, differentiable, for less: adjacent rows of the same prompt read it together
+        where that is cheaper, and only policy tokens (mask True) have logits, at most `LOGIT_BYTES` of them at a
+        time."""
         shape, length = tokens.shape, tokens.shape[-1]
         lead = self.lead(prompt.expand(*shape[:-1], prompt.shape[-1]).flatten(0, -2))
         tokens, mask = tokens.reshape(-1, length), mask.reshape(-1, length)
@@ -138,7 +150,9 @@ class LanguageModelPolicy(PolicyModule):
         chunk = max(1, LOGIT_BYTES // (self.vocab_size * max(4, states.element_size())))
         if len(states) > chunk:
             pairs = zip(states.split(chunk), chosen.split(chunk))
-            logp = torch.cat([checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
+            logp = torch.cat(
+                [checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+            )
         else:
             logp = score(states, chosen)
         return torch.zeros(mask.shape, dtype=logp.dtype).masked_scatter(mask, logp.cpu()).reshape(shape)
@@ -146,8 +160,8 @@ class LanguageModelPolicy(PolicyModule):
     def _states(
         self, lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "N H"], Callable[[Tensor], Tensor]]:
-        """What the model knows before every policy token, and what makes logits of it: for models whose head is more than a linear
-        layer these are the logits already."""
+        """What the model knows before every policy token, and what makes logits of it: for models whose head is more
+        than a linear layer these are the logits already."""
         reading = plain_reading(lead, tokens, mask)
         if self.full_attention:
             width = self.causal_lm.config.get_text_config(decoder=True).hidden_size
@@ -156,7 +170,9 @@ class LanguageModelPolicy(PolicyModule):
         text, position = reading.text.to(self.device), reading.position.to(self.device)
         attention = reading.attention().to(self.device)
         if attention.dim() == 4:
-            attention = torch.zeros(attention.shape, dtype=self.causal_lm.dtype, device=self.device).masked_fill(~attention, -torch.inf)
+            attention = torch.zeros(attention.shape, dtype=self.causal_lm.dtype, device=self.device).masked_fill(
+                ~attention, -torch.inf
+            )
         output = body(input_ids=text.clamp(min=0), attention_mask=attention, position_ids=position, use_cache=False)[0]
         states = output.flatten(0, 1)[reading.state.to(self.device)]
         return states, self.causal_lm.get_output_embeddings() if self.linear_head else nn.Identity()
@@ -164,12 +180,21 @@ class LanguageModelPolicy(PolicyModule):
     def sample(self, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None, greedy=False, stop=()):
         """`Policy.sample`; every distinct prompt is read once."""
         return generation.sample(
-            self, prompt, n, eos=eos, horizon=horizon, generator=generator, temperature=temperature, prefix=prefix, greedy=greedy, stop=stop
+            self,
+            prompt,
+            n,
+            eos=eos,
+            horizon=horizon,
+            generator=generator,
+            temperature=temperature,
+            prefix=prefix,
+            greedy=greedy,
+            stop=stop,
         )
 
     def branch(self, prompt, tokens, row, step, samples, **options):
-        """`branch_of`; every response is read once, however many branches it has. Models with a sliding window or other layers that do
-        not attend to everything, or with a head that is more than a linear layer, read each prefix."""
+        """`branch_of`; every response is read once, however many branches it has. Models with a sliding window or other
+        layers that do not attend to everything, or with a head that is more than a linear layer, read each prefix."""
         if self.full_attention and self.linear_head:
             return generation.branch(self, prompt, tokens, row, step, samples, **options)
         return self.sample(prompt[row], samples, prefix=prefixes_of(tokens, row, step), **options)
@@ -192,7 +217,8 @@ class Reading:
     """The response that a column belongs to, SHARED for prompts, UNUSED for padding; None: one response a row."""
 
     def attention(self) -> Bool[Tensor, "G S"] | Bool[Tensor, "G 1 S S"]:
-        """Real tokens; or, where responses share a row, which column sees which: earlier ones of the prompt and of its own response."""
+        """Real tokens; or, where responses share a row, which column sees which: earlier ones of the prompt and of its
+        own response."""
         if self.owner is None:
             return self.text != PAD
         seen = (self.owner[:, :, None] == self.owner[:, None, :]) | (self.owner == SHARED)[:, None, :]
@@ -213,7 +239,8 @@ def plain_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bo
 
 
 def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Reading:
-    """One row a run of equal prompts: the prompt, then all responses to it side by side, positions starting again after the prompt."""
+    """One row a run of equal prompts: the prompt, then all responses to it side by side, positions starting again after
+    the prompt."""
     first = torch.ones(len(lead), dtype=torch.bool)
     first[1:] = (lead[1:] != lead[:-1]).any(-1)
     group, lead = first.cumsum(0) - 1, lead[first]
@@ -238,8 +265,13 @@ def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: B
 
 @contextmanager
 def _recomputing(model: nn.Module) -> Iterator[None]:
-    """Hugging Face recomputes activations in train mode only: its layers are in that mode here, and nothing inside them is."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing]
+    """Hugging Face recomputes activations in train mode only: its layers are in that mode here, and nothing inside them
+    is."""
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
     try:
         for layer in layers:
             layer.training = True
@@ -259,15 +291,27 @@ def _remove_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def tiny_transformer(vocab_size: int, length: int, seed: int = 0, width: int = 8, layers: int = 1) -> LanguageModelPolicy:
-    """A randomly initialised GPT-2 in float64, built from a config (nothing is downloaded), small enough for exact verification.
+def tiny_transformer(
+    vocab_size: int, length: int, seed: int = 0, width: int = 8, layers: int = 1
+) -> LanguageModelPolicy:
+    """A randomly initialised GPT-2 in float64, built from a config (nothing is downloaded), small enough for exact
+    verification.
 
     Args: length: longest prompt plus response. seed: of the initialisation; the global generator is left as it was.
     """
     config = GPT2Config(
-        vocab_size=vocab_size + 1, n_positions=length + 1, n_embd=width, n_layer=layers, n_head=2,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=vocab_size, eos_token_id=None, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=vocab_size + 1,
+        n_positions=length + 1,
+        n_embd=width,
+        n_layer=layers,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=vocab_size,
+        eos_token_id=None,
+        initializer_range=0.5,
+    )
     config._attn_implementation = "eager"
     with torch.random.fork_rng():
         torch.manual_seed(seed)

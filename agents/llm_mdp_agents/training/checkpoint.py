@@ -1,7 +1,8 @@
 """Checkpoints that a kill cannot tear: a step folder is complete or it does not exist.
 
     folder/step-000040/tensors.safetensors    every tensor, bit for bit
-    folder/step-000040/state.json             format, step, everything that is not a tensor, and the checksum of the tensors
+    folder/step-000040/state.json             format, step, everything that is not a tensor, and the checksum of the
+    tensors
 
 A checkpoint is written into a hidden folder, flushed to the disk and renamed; nothing is ever changed in place.
 `pack` and its kin turn what torch and numpy keep (optimizers, schedulers, generators) into tensors and JSON and back.
@@ -65,7 +66,9 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     _check_json(state, "state")
     path = folder / f"step-{step:06d}"
     if path.exists():
-        raise CheckpointError(f"{path} exists already; call discard_after(folder, step) when a run resumes from an earlier step.")
+        raise CheckpointError(
+            f"{path} exists already; call discard_after(folder, step) when a run resumes from an earlier step."
+        )
     hidden = folder / f"{HIDDEN}{step:06d}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,9 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         hidden.rename(path)
         _flush(folder)
     except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error}; {_instead(_good_before(folder, step))}.") from error
+        raise CheckpointError(
+            f"{path} could not be written: {error}; {_instead(_good_before(folder, step))}."
+        ) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)  # renamed by now, unless something went wrong
     earlier = [each for each in _complete(folder) if _step_of(each) < step]
@@ -91,14 +96,19 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
         folder: where `save` put its step folders, or one of them.
         step: None: the newest.
 
-    Raises: CheckpointError: if there is none, or it is torn or foreign; the sentence offers the newest good one before it.
+    Raises: CheckpointError: if there is none, or it is torn or foreign; the sentence offers the newest good one before
+        it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give the folder of the checkpoints or one of its folders step-….")
+        raise CheckpointError(
+            f"{folder} is not a folder; give the folder of the checkpoints or one of its folders step-…."
+        )
     if _step_of(folder) is not None:
         if step not in (None, _step_of(folder)):
-            raise CheckpointError(f"{folder} is step {_step_of(folder)}, not step {step}; leave the step out, or give the folder above.")
+            raise CheckpointError(
+                f"{folder} is step {_step_of(folder)}, not step {step}; leave the step out, or give the folder above."
+            )
         return _read(folder)
     steps = _step_folders(folder)
     if not steps:
@@ -108,7 +118,9 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     for path in steps:
         if _step_of(path) == step:
             return _read(path)
-    raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has {', '.join(str(_step_of(path)) for path in steps)}.")
+    raise CheckpointError(
+        f"{folder} has no checkpoint of step {step}; it has {', '.join(str(_step_of(path)) for path in steps)}."
+    )
 
 
 def discard_after(folder: Path, step: int) -> None:
@@ -119,7 +131,8 @@ def discard_after(folder: Path, step: int) -> None:
 
 
 def pack(value: Any, name: str) -> tuple[dict[str, Tensor], Any]:
-    """Nested dicts, lists and tuples of tensors and plain values, as tensors and JSON; `unpack` gives back the same, tuples included.
+    """Nested dicts, lists and tuples of tensors and plain values, as tensors and JSON; `unpack` gives back the same,
+    tuples included.
 
     Args: name: prefix of the tensors' names; one for each thing that goes into a checkpoint.
     Raises: ValueError: naming the place of a value that is neither tensor nor plain.
@@ -181,20 +194,26 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return {kind: [_pack(each, f"{place}/{k}", tensors) for k, each in enumerate(value)]}
     if value is None or isinstance(value, PLAIN):
         return value
-    raise ValueError(f"{place} is a {type(value).__name__}, which a checkpoint cannot hold; use tensors, numbers, strings, dicts.")
+    raise ValueError(
+        f"{place} is a {type(value).__name__}, which a checkpoint cannot hold; use tensors, numbers, strings, dicts."
+    )
 
 
 def _check_json(value: Any, place: str) -> None:
     if isinstance(value, dict):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{place} has the key {key!r}, which JSON would turn into a string; use `pack` for it.")
+                raise ValueError(
+                    f"{place} has the key {key!r}, which JSON would turn into a string; use `pack` for it."
+                )
             _check_json(each, f"{place}[{key!r}]")
     elif isinstance(value, list):
         for k, each in enumerate(value):
             _check_json(each, f"{place}[{k}]")
     elif not (value is None or isinstance(value, PLAIN)):
-        raise ValueError(f"{place} is a {type(value).__name__}, which JSON would not give back unchanged; use `pack` for it.")
+        raise ValueError(
+            f"{place} is a {type(value).__name__}, which JSON would not give back unchanged; use `pack` for it."
+        )
 
 
 def _write(hidden: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -208,7 +227,14 @@ def _write(hidden: Path, step: int, tensors: dict[str, Tensor], state: dict[str,
         raise OSError(str(error)) from error
     _flush(hidden / TENSORS)
     about = {"file": TENSORS, "bytes": (hidden / TENSORS).stat().st_size, "sha256": _sha256(hidden / TENSORS)}
-    document = {"format": FORMAT, "version": VERSION, "step": step, "tensors": about, "aliases": aliases, "state": state}
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": step,
+        "tensors": about,
+        "aliases": aliases,
+        "state": state,
+    }
     (hidden / STATE).write_text(json.dumps(document), encoding="utf-8")
     shutil.copymode(hidden / STATE, hidden / TENSORS)  # safetensors would let only the owner read
     _flush(hidden / STATE)
@@ -216,14 +242,17 @@ def _write(hidden: Path, step: int, tensors: dict[str, Tensor], state: dict[str,
 
 
 def _separate(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors as safetensors takes them (contiguous, no memory in common), and {other name: name stored} for the same tensor."""
+    """Tensors as safetensors takes them (contiguous, no memory in common), and {other name: name stored} for the same
+    tensor."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple, str] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided:
-            raise ValueError(f"tensor {name!r} has layout {tensor.layout}; a checkpoint holds dense tensors, use .to_dense().")
+            raise ValueError(
+                f"tensor {name!r} has layout {tensor.layout}; a checkpoint holds dense tensors, use .to_dense()."
+            )
         same = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and same in first:
             aliases[name] = first[same]
@@ -301,7 +330,9 @@ def _complete(folder: Path) -> list[Path]:
 
 def _step_folders(folder: Path) -> list[Path]:
     """Every step folder, torn ones included, by step."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir() and _step_of(path) is not None), key=_step_of)
+    return sorted(
+        (path for path in folder.glob("step-*") if path.is_dir() and _step_of(path) is not None), key=_step_of
+    )
 
 
 def _step_of(path: Path) -> int | None:

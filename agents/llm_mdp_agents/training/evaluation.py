@@ -16,7 +16,8 @@ EXACT_UP_TO = 20_000
 
 @torch.no_grad()
 def evaluate(policy: Policy, task: Task, prompts: int = 256, seed: int = 0) -> dict[str, float]:
-    """Mean reward at temperature 1 with a 95 % interval (normal, over prompts), mean greedy reward, and E RM where it can be computed.
+    """Mean reward at temperature 1 with a 95 % interval (normal, over prompts), mean greedy reward, and E RM where it
+    can be computed.
 
     Args:
         seed: of the prompts and the draws; the same seed asks the same questions.
@@ -56,7 +57,11 @@ def samples(policy: Policy, task: Task, number: int, seed: int = 0) -> list[dict
     rollouts = sampler.rollouts(1)
     reward = sampler.response_reward(rollouts)
     return [
-        {"prompt": task.decode(prompt[prompt >= 0].tolist()), "response": task.decode(tokens[tokens >= 0].tolist()), "reward": float(each)}
+        {
+            "prompt": task.decode(prompt[prompt >= 0].tolist()),
+            "response": task.decode(tokens[tokens >= 0].tolist()),
+            "reward": float(each),
+        }
         for prompt, tokens, each in zip(rollouts.prompt, rollouts.tokens, reward)
     ]
 

@@ -1,12 +1,13 @@
 """One process or several: what the trainer asks of the group it belongs to. Alone, all of it is nothing.
 
-    torchrun --nproc-per-node 2 -m llm_mdp.cli train …             every process holds the whole policy (accelerate, DDP)
-    torchrun --nproc-per-node 2 -m llm_mdp.cli train … --shard     every process holds a part of every layer (torch FSDP2)
+    torchrun --nproc-per-node 2 -m llm_mdp.cli train …             every process holds the whole policy (accelerate,
+    DDP) torchrun --nproc-per-node 2 -m llm_mdp.cli train … --shard     every process holds a part of every layer (torch
+    FSDP2)
 
-Each process draws responses to prompts of its own. The batch is then gathered, for it is small, so that the loss, the critics and the
-reward models see all of it in every process; only the policy's backward pass is shared out. All processes begin with the same policy and
-the same auxiliary models, and call the methods below in the same order. (`accelerate launch --cpu` starts one process, whatever it is
-told: use torchrun.)
+Each process draws responses to prompts of its own. The batch is then gathered, for it is small, so that the loss, the
+critics and the reward models see all of it in every process; only the policy's backward pass is shared out. All
+processes begin with the same policy and the same auxiliary models, and call the methods below in the same order.
+(`accelerate launch --cpu` starts one process, whatever it is told: use torchrun.)
 """
 
 import os
@@ -34,7 +35,8 @@ class Parallel:
         return self.rank == 0
 
     def prepare(self, policy: Any) -> Callable[..., Tensor]:
-        """The policy's `forward`, to be differentiated. Comes before the optimizer is made, for it may replace parameters."""
+        """The policy's `forward`, to be differentiated. Comes before the optimizer is made, for it may replace
+        parameters."""
         return policy
 
     def everyone(self, mine: T) -> list[T]:
@@ -58,11 +60,13 @@ class Parallel:
         return max(self.everyone(number))
 
     def accumulate(self, last: bool) -> AbstractContextManager:
-        """For one part of a batch, forward and backward: gradients are averaged over the processes after the last part only."""
+        """For one part of a batch, forward and backward: gradients are averaged over the processes after the last part
+        only."""
         return nullcontext()
 
     def on_whole_model(self, policy: Any, function: Callable[[], T]) -> T:
-        """Run something while every process holds all weights, so that nobody waits for anybody inside. No gradients by the policy."""
+        """Run something while every process holds all weights, so that nobody waits for anybody inside. No gradients by
+        the policy."""
         return function()
 
     def whole(self, tensor: Tensor) -> Tensor:
@@ -95,7 +99,8 @@ class Parallel:
 
 
 class Replicated(Parallel):
-    """One of several processes that each hold the whole policy; accelerate starts the group, DDP averages the gradients.
+    """One of several processes that each hold the whole policy; accelerate starts the group, DDP averages the
+    gradients.
 
     Args:
         device: where the policy is, "cpu" or "cuda" (then each process takes one of the machine's GPUs).
@@ -110,18 +115,27 @@ class Replicated(Parallel):
             from accelerate.utils import gather_object
         except ImportError as error:
             raise ValueError(
-                "several processes need accelerate, which is not installed; run pip install 'llm-mdp[train]', or start without torchrun."
+                "several processes need accelerate, which is not installed; run pip install 'llm-mdp[train]', or start "
+                "without torchrun."
             ) from error
-        self.accelerator, self._gather = Accelerator(cpu=torch.device(device).type == "cpu", mixed_precision="no"), gather_object
+        self.accelerator, self._gather = (
+            Accelerator(cpu=torch.device(device).type == "cpu", mixed_precision="no"),
+            gather_object,
+        )
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size < 2 or self.size != expected:
-            raise ValueError(f"WORLD_SIZE is {expected}, but the group has {self.size} processes; start them with torchrun.")
+            raise ValueError(
+                f"WORLD_SIZE is {expected}, but the group has {self.size} processes; start them with torchrun."
+            )
 
     def prepare(self, policy: Any) -> Callable[..., Tensor]:
         self.policy, self.root = policy, self.accelerator.prepare_model(_Root(policy))
         if not isinstance(self.root, nn.parallel.DistributedDataParallel):
-            raise ValueError(f"accelerate made a {type(self.root).__name__}, not DDP, of the policy; unset its ACCELERATE_* variables.")
+            raise ValueError(
+                f"accelerate made a {type(self.root).__name__}, not DDP, of the policy; unset its ACCELERATE_* "
+                f"variables."
+            )
         return self._forward
 
     def everyone(self, mine: T) -> list[T]:
@@ -136,8 +150,9 @@ class Replicated(Parallel):
 
 
 class Sharded(Replicated):
-    """One of several processes that each hold a part of every layer and of its optimizer state (FSDP2); the root layer is whatever is in
-    no decoder layer. Reference policies are copies from before, and stay whole; so do the weights while responses are drawn.
+    """One of several processes that each hold a part of every layer and of its optimizer state (FSDP2); the root layer
+    is whatever is in no decoder layer. Reference policies are copies from before, and stay whole; so do the weights
+    while responses are drawn.
 
     Gradients are averaged as DDP does it. Between the parts of a batch they are kept whole, to be sent once.
     """
@@ -193,12 +208,15 @@ class Sharded(Replicated):
         whole.load_state_dict(self.whole_state(policy), assign=True)
         return whole
 
-    # torch.distributed.checkpoint has functions for these two as well, but they take a step of a fresh optimizer, and name parameters
+    # torch.distributed.checkpoint has functions for these two as well, but they take a step of a fresh optimizer, and
+    # name parameters
     # where a single process numbers them.
 
     def whole_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         state = optimizer.state_dict()
-        kept = {number: {name: self.whole(each) for name, each in own.items()} for number, own in state["state"].items()}
+        kept = {
+            number: {name: self.whole(each) for name, each in own.items()} for number, own in state["state"].items()
+        }
         return state | {"state": kept}
 
     def load_whole_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -209,13 +227,16 @@ class Sharded(Replicated):
         def part(tensor: Tensor, parameter: Any) -> Tensor:
             return distribute_tensor(tensor, parameter.device_mesh, parameter.placements) if tensor.dim() else tensor
 
-        own = {number: {name: part(each, parameters[number]) for name, each in kept.items()} for number, kept in state["state"].items()}
+        own = {
+            number: {name: part(each, parameters[number]) for name, each in kept.items()}
+            for number, kept in state["state"].items()
+        }
         optimizer.load_state_dict(state | {"state": own})
 
 
 class _Root(nn.Module):
-    """What DDP and FSDP wrap. Its forward runs what it is given, so that responses stay on the CPU whatever the policy's device, and so
-    that anything at all can run inside of FSDP's root."""
+    """What DDP and FSDP wrap. Its forward runs what it is given, so that responses stay on the CPU whatever the
+    policy's device, and so that anything at all can run inside of FSDP's root."""
 
     def __init__(self, policy: nn.Module):
         super().__init__()
@@ -230,7 +251,8 @@ def parallel_from_environment(shard: bool = False, device: str = "cpu") -> Paral
 
     Args:
         shard: split the policy over the processes instead of copying it.
-        device: of the policy; see `Replicated`. Call this before the policy is made, so that "cuda" is this process's GPU.
+        device: of the policy; see `Replicated`. Call this before the policy is made, so that "cuda" is this process's
+            GPU.
 
     Raises:
         ValueError: see `Replicated`.

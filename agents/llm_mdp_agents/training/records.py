@@ -1,4 +1,5 @@
-"""What a run leaves in its folder `runs/<name>/`, while it runs: `metrics.jsonl`, `samples.jsonl`, and what a logger writes.
+"""What a run leaves in its folder `runs/<name>/`, while it runs: `metrics.jsonl`, `samples.jsonl`, and what a logger
+writes.
 
 One JSON object a line, with its step; a line is on its way to the disk before the next step begins.
 """
@@ -51,7 +52,8 @@ class Records:
             logger.close()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Append one line. A value that is not finite is null there, and named under "nonfinite"; loggers get it as it is."""
+        """Append one line. A value that is not finite is null there, and named under "nonfinite"; loggers get it as it
+        is."""
         values = {name: _number(name, value) for name, value in values.items()}
         self._append(METRICS, step, values)
         for logger in self._open_loggers():
@@ -63,7 +65,8 @@ class Records:
             self._append(SAMPLES, step, sample)
 
     def resume(self, step: int) -> None:
-        """Forget what was recorded after `step`, so that the steps of a resumed run stand there once. Call it before the first step."""
+        """Forget what was recorded after `step`, so that the steps of a resumed run stand there once. Call it before
+        the first step."""
         self._resumed = step
         for file in (METRICS, SAMPLES):
             path = self.folder / file
@@ -73,7 +76,10 @@ class Records:
     def _append(self, file: str, step: int, values: dict[str, Any]) -> None:
         for name in RESERVED:
             if name in values:
-                raise ValueError(f"a record of step {step} has a value named {name!r}, which {file} uses itself; give it another name.")
+                raise ValueError(
+                    f"a record of step {step} has a value named {name!r}, which {file} uses itself; give it another "
+                    f"name."
+                )
         odd = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
         line = {"step": step} | values | dict.fromkeys(odd)
         if odd:
@@ -119,10 +125,14 @@ def new_run_folder(root: Path, name: str | None, agent: str, env: str) -> Path:
         try:
             (root / name).mkdir()
         except FileExistsError:
-            raise ValueError(f"{root / name} exists already; go on with it by --resume {root / name}, or choose another --name.") from None
+            raise ValueError(
+                f"{root / name} exists already; go on with it by --resume {root / name}, or choose another --name."
+            ) from None
         return root / name
     start = f"{_short(agent)}-{_short(env)}"
-    taken = [int(match[1]) for path in root.iterdir() if (match := re.fullmatch(re.escape(start) + r"-(\d+)", path.name))]
+    taken = [
+        int(match[1]) for path in root.iterdir() if (match := re.fullmatch(re.escape(start) + r"-(\d+)", path.name))
+    ]
     number = max(taken, default=0) + 1
     while True:
         try:
@@ -142,7 +152,10 @@ def check_loggers(loggers: tuple[str, ...]) -> tuple[str, ...]:
         if name not in (*LOGGERS, "none"):
             raise ValueError(f"{name!r} is not a logger; choose from {', '.join(LOGGERS)} and none.")
         if name != "none" and importlib.util.find_spec(name) is None:
-            raise ImportError(f"logging to {name} needs the package {name}: pip install {name} (or log to none: {METRICS} is there anyway)")
+            raise ImportError(
+                f"logging to {name} needs the package {name}: pip install {name} (or log to none: {METRICS} is there "
+                f"anyway)"
+            )
     if "none" in loggers and len(loggers) > 1:
         raise ValueError(f"loggers are {', '.join(loggers)}; none stands alone.")
     return () if "none" in loggers else tuple(dict.fromkeys(loggers))

@@ -1,4 +1,5 @@
-"""A run from beginning to end: `train` with progress, evaluations, checkpoints, a report; `resume` goes on as if nothing had happened."""
+"""A run from beginning to end: `train` with progress, evaluations, checkpoints, a report; `resume` goes on as if
+nothing had happened."""
 
 import json
 import os
@@ -32,9 +33,16 @@ from llm_mdp_envs.text import require
 from llm_mdp_envs.token_env import close_task
 
 SHOWN = {
-    "reward": "reward", "eval/reward": "eval", "kl": "kl", "entropy": "entropy", "length": "length", "gradient_norm": "gradient",
-    "groups_with_signal": "signal", "signal_to_noise": "snr", "loss": "loss",
-}  # fmt: skip
+    "reward": "reward",
+    "eval/reward": "eval",
+    "kl": "kl",
+    "entropy": "entropy",
+    "length": "length",
+    "gradient_norm": "gradient",
+    "groups_with_signal": "signal",
+    "signal_to_noise": "snr",
+    "loss": "loss",
+}
 """What the progress line says of the latest batch, the most important first, and its words for it."""
 BAR = 20
 """Its width in the progress line."""
@@ -54,7 +62,8 @@ class Setup:
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     warm_start: int | None = None
-    """Supervised batches on the task's own answers before training; None: 200 for a small transformer from scratch, if it can."""
+    """Supervised batches on the task's own answers before training; None: 200 for a small transformer from scratch, if
+    it can."""
     loggers: tuple[str, ...] = ("tensorboard",)
     shard: bool = False
     """Under torchrun: shard the weights (FSDP2) instead of replicating them."""
@@ -90,20 +99,31 @@ def read_setup(document: dict[str, Any]) -> Setup:
         ValueError: naming what this version does not know, or what a config cannot hold.
     """
     try:
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in document["agent"].items()}
+        options = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document["agent"].items()
+        }
         name, env, run = options.pop("name"), document["env"], document["run"]
         for what, said in (("agent", name), ("env", env["id"]), ("model", document["model"]["model"])):
             if said.endswith(GIVEN):
                 raise ValueError(
-                    f"the {what} of the run is {said}, an object of a Python program, which a config cannot hold; only runs that are "
+                    f"the {what} of the run is {said}, an object of a Python program, which a config cannot hold; only "
+                    f"runs that are "
                     "started with names (or FILE.py:CLASS) can be read back."
                 )
         return Setup(
-            name if ":" in name else find_agent(name).Config(**options), env["id"], env["arguments"], ModelConfig(**document["model"]),
-            TrainConfig(**document["train"]), run["warm_start"], tuple(run["loggers"]), run["shard"],
-        )  # fmt: skip
+            name if ":" in name else find_agent(name).Config(**options),
+            env["id"],
+            env["arguments"],
+            ModelConfig(**document["model"]),
+            TrainConfig(**document["train"]),
+            run["warm_start"],
+            tuple(run["loggers"]),
+            run["shard"],
+        )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the config does not fit this version ({error}); write it anew with `llm-mdp train`.") from error
+        raise ValueError(
+            f"the config does not fit this version ({error}); write it anew with `llm-mdp train`."
+        ) from error
 
 
 def setup_of(folder: Path) -> Setup:
@@ -114,7 +134,9 @@ def setup_of(folder: Path) -> Setup:
     """
     document = load_config(folder)
     if not document:
-        there = sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
+        there = (
+            sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
+        )
         hint = f"{folder.parent} has {', '.join(there)}" if there else "start one with `llm-mdp train`"
         raise ValueError(f"{folder} holds no run; {hint}.")
     return read_setup(document)
@@ -140,7 +162,10 @@ class Run:
         for each in reversed(self.metrics):
             if name in each:
                 return each[name]
-        raise KeyError(f"the run has no metric {name!r}; it has {', '.join(dict.fromkeys(key for each in self.metrics for key in each))}.")
+        raise KeyError(
+            f"the run has no metric {name!r}; it has "
+            f"{', '.join(dict.fromkeys(key for each in self.metrics for key in each))}."
+        )
 
 
 def train(
@@ -163,11 +188,12 @@ def train(
         run["eval/reward"]
 
     Args:
-        agent: a name ("rloo"), options (`RLOO.Config(group_size=4)`), or any estimator of your own (an object, or "FILE.py:CLASS").
+        agent: a name ("rloo"), options (`RLOO.Config(group_size=4)`), or any estimator of your own (an object, or
+            "FILE.py:CLASS").
         env: an id, or a task.
         policy: a policy (trained in place), or which one to make, see `ModelConfig`.
-        folder: where config, metrics, samples, checkpoints and the report go (no other run's), or what makes that folder once all
-            choices are found to be possible; None: nothing is written.
+        folder: where config, metrics, samples, checkpoints and the report go (no other run's), or what makes that
+            folder once all choices are found to be possible; None: nothing is written.
         warm_start: see `Setup`.
         progress: show a line of figures on the terminal.
         config, options: see `TrainConfig`; options are its fields.
@@ -176,10 +202,21 @@ def train(
         ValueError: in words, before any work starts.
         trainer.NonFinite: see there.
     """
-    model = policy if isinstance(policy, ModelConfig) else ModelConfig(policy if isinstance(policy, str) else _given(policy))
+    model = (
+        policy
+        if isinstance(policy, ModelConfig)
+        else ModelConfig(policy if isinstance(policy, str) else _given(policy))
+    )
     setup = Setup(
-        agent, env, env_arguments or {}, model, replace(config or TrainConfig(), **_known(options)), warm_start, loggers, shard
-    )  # fmt: skip
+        agent,
+        env,
+        env_arguments or {},
+        model,
+        replace(config or TrainConfig(), **_known(options)),
+        warm_start,
+        loggers,
+        shard,
+    )
     given = None if isinstance(policy, str | ModelConfig) else policy
     return _run(setup, given, folder, progress, resumed=None)
 
@@ -208,7 +245,8 @@ def resume(folder: Path | str, *, progress: bool = True, steps: int | None = Non
         setup = replace(setup, train=replace(setup.train, steps=steps))
     if setup.train.steps < resumed.step:
         raise ValueError(
-            f"steps is {setup.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an earlier checkpoint."
+            f"steps is {setup.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an "
+            f"earlier checkpoint."
         )
     return _run(setup, None, home, progress, resumed)
 
@@ -228,17 +266,25 @@ def load_policy_of_run(
     setup = setup_of(run)
     trained = run / "model"
     if not trained.is_dir():
-        raise ValueError(f"{trained} is not there: the run has not finished; `llm-mdp train --resume {run}` goes on with it.")
+        raise ValueError(
+            f"{trained} is not there: the run has not finished; `llm-mdp train --resume {run}` goes on with it."
+        )
     table = trained / "table.safetensors"
     task = find_task(env or setup.env, env_arguments if env else setup.env_arguments | env_arguments, setup.model)
     if not table.exists():
-        model = ModelConfig(str(trained), dtype=setup.model.dtype, device=setup.model.device, temperature=setup.model.temperature)
+        model = ModelConfig(
+            str(trained), dtype=setup.model.dtype, device=setup.model.device, temperature=setup.model.temperature
+        )
         return build_policy(model, task, seed), task
     from safetensors.torch import load_file
 
     policy, tensors = build_policy(setup.model, task, seed), load_file(table)
-    if {name: each.shape for name, each in policy.state_dict().items()} != {name: each.shape for name, each in tensors.items()}:
-        raise ValueError(f"{table} does not fit {type(task).__name__}; evaluate it on {setup.env}, or on one with the same tokens.")
+    if {name: each.shape for name, each in policy.state_dict().items()} != {
+        name: each.shape for name, each in tensors.items()
+    }:
+        raise ValueError(
+            f"{table} does not fit {type(task).__name__}; evaluate it on {setup.env}, or on one with the same tokens."
+        )
     policy.load_state_dict(tensors)
     return policy, task
 
@@ -260,7 +306,9 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
     engine = make_engine(setup.model.engine, policy, **options)
     document = setup.document()
     folder = None if place is None or not parallel.main else Path(place() if callable(place) else place)
-    metrics: list[dict[str, Any]] = [] if resumed is None or folder is None else load_metrics(folder)[: resumed.step + 1]
+    metrics: list[dict[str, Any]] = (
+        [] if resumed is None or folder is None else load_metrics(folder)[: resumed.step + 1]
+    )
     if folder is not None and resumed is None and (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds a run already; go on with it by resume, or choose another folder.")
     if folder is not None:
@@ -268,10 +316,15 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
         start = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun}
         write_text(folder / CONFIG, json.dumps(document | start | load_config(folder) | document, indent=1) + "\n")
     records = Records(folder, loggers=setup.loggers) if folder else None
-    with records or nullcontext(), _line(progress and parallel.main, config.steps, batches if resumed is None else 0) as line:
+    with (
+        records or nullcontext(),
+        _line(progress and parallel.main, config.steps, batches if resumed is None else 0) as line,
+    ):
         if resumed is None and batches:
             warm_start(policy, task, batches, config.seed, progress=lambda loss: line("warm start", {"loss": loss}))
-            agent = build_agent(chosen, policy, task, config.seed)  # anew: reference and critic begin as copies of the policy
+            agent = build_agent(
+                chosen, policy, task, config.seed
+            )  # anew: reference and critic begin as copies of the policy
         trainer = Trainer(agent, task, policy, config, parallel, folder, engine)
 
         def keep_figures(figures: dict[str, float]) -> None:
@@ -344,7 +397,10 @@ def _save_model(policy: Policy, folder: Path) -> None:
         from safetensors.torch import save_file
 
         (folder / "model").mkdir(exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, folder / "model" / "table.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in policy.state_dict().items()},
+            folder / "model" / "table.safetensors",
+        )
 
 
 @contextmanager
@@ -364,7 +420,9 @@ def _line(shown: bool, steps: int, batches: int) -> Iterator[Any]:
                 for earlier in jobs.values():
                     bar.update(earlier, visible=False)
                 latest.clear()
-                jobs[stage] = bar.add_task(stage, total=totals.get(stage), completed=max((step or 0) - 1, 0), figures="")
+                jobs[stage] = bar.add_task(
+                    stage, total=totals.get(stage), completed=max((step or 0) - 1, 0), figures=""
+                )
             latest.update(figures)
             # The line's other columns: stage, bar, "10/200", "0:00:00", and a space after each.
             room = console.width - len(stage) - BAR - 2 * len(str(totals.get(stage))) - 1 - 8 - 4

@@ -37,12 +37,23 @@ class Curve:
     wide: bool = False
 
 
-REWARD = {"reward": "training", "eval/reward": "evaluation, 95 % interval", "eval/greedy_reward": "greedy", "eval/exact_reward": "exact"}
+REWARD = {
+    "reward": "training",
+    "eval/reward": "evaluation, 95 % interval",
+    "eval/greedy_reward": "greedy",
+    "eval/exact_reward": "exact",
+}
 SECTIONS = {
     "Reward": [
         Curve("Reward", "Mean of the responses.", REWARD, wide=True),
-        Curve("Spread of the reward", "Standard deviation in a batch. At zero nothing is left to learn from.", {"reward_std": ""}),
-        Curve("Groups with signal", "Fraction of prompts whose responses differ in reward.", {"groups_with_signal": ""}),
+        Curve(
+            "Spread of the reward",
+            "Standard deviation in a batch. At zero nothing is left to learn from.",
+            {"reward_std": ""},
+        ),
+        Curve(
+            "Groups with signal", "Fraction of prompts whose responses differ in reward.", {"groups_with_signal": ""}
+        ),
         Curve("Signal to noise", "Squared length of the expected gradient over its variance.", {"signal_to_noise": ""}),
     ],
     "Policy": [
@@ -70,7 +81,8 @@ Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a run, from `config.json`, `metrics.jsonl` and `samples.jsonl`; any of them may be missing.
+    """Write `report.html` into the folder of a run, from `config.json`, `metrics.jsonl` and `samples.jsonl`; any of
+    them may be missing.
 
     `seconds` and `tokens` are those of one step.
 
@@ -105,7 +117,10 @@ def to_series(metrics: list[dict[str, Any]]) -> Series:
         for name, value in line.items():
             if name not in RESERVED and (value is None or isinstance(value, (int, float))):
                 found[name].append((line["step"], math.nan if value is None else float(value)))
-    return {name: (np.array([step for step, _ in points]), np.array([value for _, value in points])) for name, points in found.items()}
+    return {
+        name: (np.array([step for step, _ in points]), np.array([value for _, value in points]))
+        for name, points in found.items()
+    }
 
 
 def summary(series: Series) -> str:
@@ -129,7 +144,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def thin(step: np.ndarray, value: np.ndarray, most: int = POINTS) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def thin(
+    step: np.ndarray, value: np.ndarray, most: int = POINTS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """At most `most` points: steps, means, smallest and largest values of neighbours."""
     parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(len(step)), min(most, len(step)))]
     functions = [(step, np.mean), (value, np.mean), (value, np.min), (value, np.max)]
@@ -170,12 +187,18 @@ def _note(series: Series) -> str:
         notes.append(f"Beginning and end are means over {n:,} steps.")
     odd = {name: int(np.isnan(value).sum()) for name, (_, value) in series.items() if np.isnan(value).any()}
     if odd:
-        notes.append("Not finite: " + ", ".join(f"{name} in {n} step{'s' if n > 1 else ''}" for name, n in odd.items()) + ".")
+        notes.append(
+            "Not finite: " + ", ".join(f"{name} in {n} step{'s' if n > 1 else ''}" for name, n in odd.items()) + "."
+        )
     return " ".join(notes)
 
 
 def _facts(config: dict[str, Any], series: Series) -> str:
-    facts = {name: str(config[name]) for name in ("agent", "env", "policy", "model", "seed") if isinstance(config.get(name), (str, int))}
+    facts = {
+        name: str(config[name])
+        for name in ("agent", "env", "policy", "model", "seed")
+        if isinstance(config.get(name), (str, int))
+    }
     if "seconds" in series:
         facts["time"] = duration(np.nansum(series["seconds"][1]))
     if "tokens" in series:
@@ -229,7 +252,9 @@ def _figure(curve: Curve, series: Series) -> str:
     odd = sum(int(np.isnan(series[name][1]).sum()) for name in names)
     missing = f"<p class=odd>Not finite in {odd} step{'s' if odd > 1 else ''}, marked below.</p>" if odd else ""
     shapes = [("broad", 13.6, 3.6), ("narrow", 4.2, 2.4)] if curve.wide else [("", 4.2, 2.3)]
-    drawings = "".join(f'<div class="{kind}">{_svg(curve, series, width, height)}</div>' for kind, width, height in shapes)
+    drawings = "".join(
+        f'<div class="{kind}">{_svg(curve, series, width, height)}</div>' for kind, width, height in shapes
+    )
     legend = f"<p class=legend>{legend}</p>" if legend else ""
     caption = f"<h3>{escape(curve.title)}</h3><p>{escape(curve.words)}</p>{missing}{legend}"
     return f'<figure class="{"wide" if curve.wide else ""}"><figcaption>{caption}</figcaption>{drawings}</figure>'
@@ -273,9 +298,17 @@ def _draw(axes: Any, series: Series, name: str, colour_name: str, line: str) -> 
             axes.fill_between(low_step, low, high, color=colour, alpha=0.16, linewidth=0, clip_on=False)
     if len(value):
         x, mean, smallest, largest = thin(step, value)
-        style = {"color": colour, "linestyle": line, "clip_on": False, "solid_capstyle": "round", "solid_joinstyle": "round"}
+        style = {
+            "color": colour,
+            "linestyle": line,
+            "clip_on": False,
+            "solid_capstyle": "round",
+            "solid_joinstyle": "round",
+        }
         if len(x) <= SMOOTH_FROM:
-            axes.plot(x, mean, linewidth=2, marker="o", markersize=3 if len(x) > 12 else 4.5, markeredgewidth=0, **style)
+            axes.plot(
+                x, mean, linewidth=2, marker="o", markersize=3 if len(x) > 12 else 4.5, markeredgewidth=0, **style
+            )
         elif name.startswith("eval/"):  # an evaluation is a mean of many responses already
             axes.plot(x, mean, linewidth=2, **style)
         else:
@@ -287,7 +320,15 @@ def _draw(axes: Any, series: Series, name: str, colour_name: str, line: str) -> 
     lost = where[np.isnan(raw)]
     if len(lost):
         lost = thin(lost, lost)[0]
-        axes.plot(lost, [0] * len(lost), "|", color=COLOUR["--wrong"], transform=axes.get_xaxis_transform(), markersize=9, clip_on=False)
+        axes.plot(
+            lost,
+            [0] * len(lost),
+            "|",
+            color=COLOUR["--wrong"],
+            transform=axes.get_xaxis_transform(),
+            markersize=9,
+            clip_on=False,
+        )
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
@@ -303,7 +344,9 @@ def _samples(samples: list[dict[str, Any]]) -> str:
     blocks = []
     for prompt, answers in by_prompt.items():
         responses = "".join(_response(sample) for sample in answers)
-        blocks.append(f"<div class=sample><pre class=prompt>{_cut(prompt)}</pre><div class=responses>{responses}</div></div>")
+        blocks.append(
+            f"<div class=sample><pre class=prompt>{_cut(prompt)}</pre><div class=responses>{responses}</div></div>"
+        )
     words = "The same prompts" if len(by_prompt) <= SAMPLES and len(shown) > 1 else "Prompts"
     where = ", ".join(f"step {step}" for step in shown)
     return f"<p class=lede>{words}, and what the policy answered at {where}.</p>{''.join(blocks)}"
@@ -337,11 +380,15 @@ def _settings(config: dict[str, Any]) -> str:
     config = {name: value for name, value in config.items() if name != "command"}
     if not config:
         return "<p class=nothing>No configuration was recorded.</p>"
-    parts: dict[str, dict[str, Any]] = {"": {name: value for name, value in config.items() if not isinstance(value, dict)}}
+    parts: dict[str, dict[str, Any]] = {
+        "": {name: value for name, value in config.items() if not isinstance(value, dict)}
+    }
     parts |= {name: dict(_flat(value)) for name, value in config.items() if isinstance(value, dict)}
     tables = []
     for title, part in parts.items():
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in part.items())
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in part.items()
+        )
         if rows:
             tables.append(f"<table>{f'<caption>{escape(title)}</caption>' if title else ''}{rows}</table>")
     return f"<div class=settings>{''.join(tables)}</div>"

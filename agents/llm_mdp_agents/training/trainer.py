@@ -1,8 +1,9 @@
 """Training: collect, loss, step; with the loss that verification sees.
 
-The loss depends on the policy through `logp` alone, so its derivative by `logp`, one weight a token of the whole batch, is taken first;
-then the responses go through the model in parts, each part's log-probabilities times its weights. Splitting a batch into parts, or over
-processes, therefore never changes the gradient, whatever the reduction; and rows without weight need not be read at all.
+The loss depends on the policy through `logp` alone, so its derivative by `logp`, one weight a token of the whole batch,
+is taken first; then the responses go through the model in parts, each part's log-probabilities times its weights.
+Splitting a batch into parts, or over processes, therefore never changes the gradient, whatever the reduction; and rows
+without weight need not be read at all.
 """
 
 import math
@@ -104,10 +105,13 @@ class Trainer:
         self.prompts = config.prompts_per_step or (8 if is_large(policy) else 128)
         if config.prompts_per_step is not None and getattr(agent.config, "budget", None) is not None:
             raise ValueError(
-                f"prompts_per_step is {config.prompts_per_step}, but the agent's budget decides how many prompts are asked; leave one out."
+                f"prompts_per_step is {config.prompts_per_step}, but the agent's budget decides how many prompts are "
+                f"asked; leave one out."
             )
         if self.prompts % self.parallel.size:
-            raise ValueError(f"prompts_per_step is {self.prompts}, which {self.parallel.size} processes cannot share evenly.")
+            raise ValueError(
+                f"prompts_per_step is {self.prompts}, which {self.parallel.size} processes cannot share evenly."
+            )
         self.number = 0
         self.scorer = self.parallel.prepare(policy)
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -116,14 +120,25 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.generator, self.questions = streams([config.seed, self.parallel.rank])
         self.sampler = TaskSampler(
-            agent.behaviour, task, self.generator, self.questions, self.prompts // self.parallel.size, config.micro_batch, engine
+            agent.behaviour,
+            task,
+            self.generator,
+            self.questions,
+            self.prompts // self.parallel.size,
+            config.micro_batch,
+            engine,
         )
 
     def prepare(self) -> None:
-        """What the agent trains before the first update: on whole batches that all processes draw alike, so that its models stay alike."""
+        """What the agent trains before the first update: on whole batches that all processes draw alike, so that its
+        models stay alike."""
         config = self.config
         sampler = TaskSampler(
-            self.agent.behaviour, self.task, *streams([config.seed, self.parallel.size]), self.prompts, config.micro_batch,
+            self.agent.behaviour,
+            self.task,
+            *streams([config.seed, self.parallel.size]),
+            self.prompts,
+            config.micro_batch,
             self.sampler.engine,
         )
         sampler.cost = self.sampler.cost
@@ -131,7 +146,8 @@ class Trainer:
         self._take_prompts()
 
     def _take_prompts(self) -> None:
-        """Where the agent chooses the number of prompts: as many as it says, and every process its part of them, at least one."""
+        """Where the agent chooses the number of prompts: as many as it says, and every process its part of them, at
+        least one."""
         if (chosen := self.agent.prompts) is not None:
             self.sampler.prompts_per_batch = max(chosen // self.parallel.size, 1)
 
@@ -164,7 +180,9 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Rewards of the policy as it is, on prompts that are the same every time."""
         config = self.config
-        return self.parallel.on_whole_model(self.policy, lambda: evaluate(self.policy, self.task, config.eval_prompts, config.seed))
+        return self.parallel.on_whole_model(
+            self.policy, lambda: evaluate(self.policy, self.task, config.eval_prompts, config.seed)
+        )
 
     def _collect(self) -> Evidence | None:
         try:
@@ -177,7 +195,9 @@ class Trainer:
         logp = whole.rollouts.logp
         if not drawn_now:
             rollouts = take_rows(whole, torch.tensor(own, dtype=torch.int64)).rollouts
-            mine = self.parallel.on_whole_model(self.policy, lambda: self.sampler.logp(self.policy, rollouts) if own else logp[:0])
+            mine = self.parallel.on_whole_model(
+                self.policy, lambda: self.sampler.logp(self.policy, rollouts) if own else logp[:0]
+            )
             logp = self.parallel.gather_rows(mine)
         logp = logp.clone().requires_grad_()
         loss = self.agent.loss(logp, whole)
@@ -206,8 +226,9 @@ class Trainer:
         return metrics
 
     def _parts(self, weights: Tensor, own: range, measured: bool) -> Iterator[tuple[Tensor, bool]]:
-        """This process's rows with weight, in parts of at most micro_batch, and whether a part is the last: of the batch, or of either
-        half of its groups. Every process has as many parts, some of them empty, for they wait for one another."""
+        """This process's rows with weight, in parts of at most micro_batch, and whether a part is the last: of the
+        batch, or of either half of its groups. Every process has as many parts, some of them empty, for they wait for
+        one another."""
         group_size, here = self.agent.group_size, torch.tensor(own, dtype=torch.int64)
         # Where groups are odd in number, every other process has the larger half first.
         boundary = (len(own) // group_size + self.parallel.rank % 2) // 2 * group_size if measured else 0
@@ -228,7 +249,10 @@ class Trainer:
             (self.parallel.size * weight * logp).sum().backward()
 
     def _gradient(self) -> Tensor:
-        parts = [torch.zeros(p.numel()) if p.grad is None else self.parallel.whole(p.grad).flatten().float().cpu() for p in self.parameters]
+        parts = [
+            torch.zeros(p.numel()) if p.grad is None else self.parallel.whole(p.grad).flatten().float().cpu()
+            for p in self.parameters
+        ]
         return torch.cat(parts)
 
     def _check(self, whole: Evidence, name: str, value: Tensor) -> None:
@@ -241,7 +265,8 @@ class Trainer:
             checkpoint.discard_after(self.folder / "failed", self.number - 1)
             where = f" The batch is in {checkpoint.save(self.folder / 'failed', self.number, tensors, {'batch': packed}, keep=1)}."
         raise NonFinite(
-            f"step {self.number}: the {name} is not finite, and nothing was updated.{where} Look for a reward without bounds, or lower the "
+            f"step {self.number}: the {name} is not finite, and nothing was updated.{where} Look for a reward without "
+            f"bounds, or lower the "
             "learning rate."
         )
 
@@ -250,7 +275,9 @@ class Trainer:
         if step < config.warm_up_steps:
             return (step + 1) / config.warm_up_steps
         done = (step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
-        return {"constant": 1.0, "linear": max(1 - done, 0.0), "cosine": (1 + math.cos(math.pi * min(done, 1))) / 2}[config.schedule]
+        return {"constant": 1.0, "linear": max(1 - done, 0.0), "cosine": (1 + math.cos(math.pi * min(done, 1))) / 2}[
+            config.schedule
+        ]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that decides how training goes on, as tensors and JSON. All processes ask for it together."""
@@ -286,7 +313,10 @@ class Trainer:
         everything, agent = checkpoint.unpack(tensors, state["trainer"]), self.agent
         processes, size = everything["processes"], self.parallel.size
         if len(processes) != size:
-            raise ValueError(f"the checkpoint is of a group of {len(processes)}, each with draws of its own, but this is one of {size}.")
+            raise ValueError(
+                f"the checkpoint is of a group of {len(processes)}, each with draws of its own, but this is one of "
+                f"{size}."
+            )
         own = processes[self.parallel.rank]
         self.number = everything["number"]
         self.parallel.load_whole_state(self.policy, everything["policy"])

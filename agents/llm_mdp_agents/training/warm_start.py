@@ -1,4 +1,5 @@
-"""Supervised batches before reinforcement: maximum likelihood on a task's own answers, for policies that begin from nothing."""
+"""Supervised batches before reinforcement: maximum likelihood on a task's own answers, for policies that begin from
+nothing."""
 
 from collections.abc import Callable
 
@@ -24,11 +25,15 @@ def has_answers(task: Task) -> bool:
 def check_answers(task: Task) -> None:
     """Raise ValueError if the task has no answers to learn from."""
     if not has_answers(task):
-        raise ValueError(f"{type(task).__name__} has no answers to learn from; leave --warm-start out, or begin with a trained --model.")
+        raise ValueError(
+            f"{type(task).__name__} has no answers to learn from; leave --warm-start out, or begin with a trained "
+            f"--model."
+        )
 
 
 def default_batches(model: str, task: Task) -> int:
-    """Supervised batches if nobody says how many: `WARM_START` for a transformer from scratch on a task with answers, else none."""
+    """Supervised batches if nobody says how many: `WARM_START` for a transformer from scratch on a task with answers,
+    else none."""
     return WARM_START if model in ("auto", "small") and not hasattr(task, "mdp") and has_answers(task) else 0
 
 
@@ -42,7 +47,12 @@ def demonstrations(task: Task, generator: np.random.Generator, number: int) -> t
 
 
 def warm_start(
-    policy: Policy, task: Task, batches: int, seed: int, learning_rate: float = 1e-3, progress: Callable[[float], None] = lambda loss: None
+    policy: Policy,
+    task: Task,
+    batches: int,
+    seed: int,
+    learning_rate: float = 1e-3,
+    progress: Callable[[float], None] = lambda loss: None,
 ) -> None:
     """-Σ log π(right token) / number of tokens, AdamW.
 

@@ -1,4 +1,5 @@
-"""The zoo: every agent by its name. `python -m llm_mdp_agents.zoo` writes agents/README.md from what the agents' files say."""
+"""The zoo: every agent by its name. `python -m llm_mdp_agents.zoo` writes agents/README.md from what the agents' files
+say."""
 
 import inspect
 import sys
@@ -52,7 +53,9 @@ def readme() -> str:
 def _markdown(docstring: str) -> str:
     """A module's docstring: indented equations become code."""
     paragraphs = docstring.split("\n\n")
-    return "\n\n".join(f"```\n{inspect.cleandoc(each)}\n```" if each.startswith("    ") else each for each in paragraphs)
+    return "\n\n".join(
+        f"```\n{inspect.cleandoc(each)}\n```" if each.startswith("    ") else each for each in paragraphs
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     ℓ = -log σ(β log π(y_w)/ref(y_w) - β log π(y_l)/ref(y_l))
 
-Pairs are responses of the reference, the policy as it was before training, labelled by Bradley-Terry from RM, fresh for each batch: a
-data set without end. At the minimum π ∝ ref exp(RM / (β temperature)) (claim `dpo-optimum`). Labels are averaged over instead of drawn.
-Left out: label smoothing, a finite data set, and pairs from anybody else than the reference.
+Pairs are responses of the reference, the policy as it was before training, labelled by Bradley-Terry from RM, fresh for
+each batch: a data set without end. At the minimum π ∝ ref exp(RM / (β temperature)) (claim `dpo-optimum`). Labels are
+averaged over instead of drawn. Left out: label smoothing, a finite data set, and pairs from anybody else than the
+reference.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ class DPOConfig(AgentConfig):
         if self.kl:
             raise ValueError(f"kl is {self.kl}, but DPO is held to its reference by beta; leave kl at 0.")
         if self.clip_low is not None or self.clip_high is not None:
-            raise ValueError("clip_low or clip_high is given, but the loss of DPO has no ratio to clip; leave them out.")
+            raise ValueError(
+                "clip_low or clip_high is given, but the loss of DPO has no ratio to clip; leave them out."
+            )
 
 
 class DPO(Agent):
@@ -52,5 +55,7 @@ class DPO(Agent):
 
     def make_estimator(self):
         return estimators.DPO(
-            group_size=self.config.group_size, beta=self.config.beta, preference_temperature=self.config.preference_temperature
+            group_size=self.config.group_size,
+            beta=self.config.beta,
+            preference_temperature=self.config.preference_temperature,
         )

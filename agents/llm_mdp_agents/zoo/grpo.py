@@ -8,9 +8,9 @@
 | dr-grpo | no | constant (horizon) | 0.2 | kept | kept |
 | dapo | yes | token_mean | 0.2 / 0.28 | left out | punished |
 
-Any other option that is given overrides the variant's. Claims: `grpo` biased by the std, `grpo-length` and `token-mean` by the
-reduction, `dr-grpo` proportional, `zero-std-filtered` reported, `masked-truncated` biased. Left out: DAPO draws again until a batch is
-full of groups with signal; here such groups just leave the batch.
+Any other option that is given overrides the variant's. Claims: `grpo` biased by the std, `grpo-length` and `token-mean`
+by the reduction, `dr-grpo` proportional, `zero-std-filtered` reported, `masked-truncated` biased. Left out: DAPO draws
+again until a batch is full of groups with signal; here such groups just leave the batch.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +42,8 @@ class GRPOConfig(AgentConfig):
     dynamic_sampling: bool | None = None
     """Leave out groups whose rewards are all equal."""
     overlong: Overlong | None = None
-    """Responses that the horizon cuts: keep, mask (no advantage) or punish (-1 at the horizon, less over the last tokens before it)."""
+    """Responses that the horizon cuts: keep, mask (no advantage) or punish (-1 at the horizon, less over the last
+    tokens before it)."""
     overlong_tokens: int = 4
     """How many tokens before the horizon the punishment begins."""
 
@@ -54,18 +55,25 @@ class GRPOConfig(AgentConfig):
 
 
 GRPO_OPTIONS = {
-    "scale_by_std": True, "reduction": "sequence_mean", "clip_low": 0.2, "clip_high": 0.2, "dynamic_sampling": False, "overlong": "keep"
-}  # fmt: skip
+    "scale_by_std": True,
+    "reduction": "sequence_mean",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "dynamic_sampling": False,
+    "overlong": "keep",
+}
 VARIANTS = {
     "grpo": GRPO_OPTIONS,
     "dr-grpo": GRPO_OPTIONS | {"scale_by_std": False, "reduction": "constant"},
-    "dapo": GRPO_OPTIONS | {"reduction": "token_mean", "clip_high": 0.28, "dynamic_sampling": True, "overlong": "punish"},
+    "dapo": GRPO_OPTIONS
+    | {"reduction": "token_mean", "clip_high": 0.28, "dynamic_sampling": True, "overlong": "punish"},
 }
 
 
 @dataclass(frozen=True)
 class GroupRelative(estimators.GRPO):
-    """`llm_mdp.estimators.algorithms.GRPO` with what DAPO does before (groups left out, long responses punished) and after (long ones masked)."""
+    """`llm_mdp.estimators.algorithms.GRPO` with what DAPO does before (groups left out, long responses punished) and
+    after (long ones masked)."""
 
     dynamic_sampling: bool = False
     overlong: Overlong = "keep"
@@ -106,4 +114,6 @@ class GRPO(Agent):
 
     def make_estimator(self):
         names = ("scale_by_std", "dynamic_sampling", "overlong", "overlong_tokens")
-        return GroupRelative(**self.common(), **{name: getattr(self.config, name) for name in names}, horizon=self.task.horizon)
+        return GroupRelative(
+            **self.common(), **{name: getattr(self.config, name) for name in names}, horizon=self.task.horizon
+        )

@@ -2,9 +2,9 @@
 
     every `refresh` batches: drawing policy ← π;   reference ← π, or stays the policy before training
 
-With the first reference kept, the optimum stays π ∝ ref exp(RM / β) but the pairs come from where the policy is; with the reference
-moved along, each iteration takes one more step of that size from where it begins (claim `dpo-optimum` for each). Left out: best-of-n
-pairs.
+With the first reference kept, the optimum stays π ∝ ref exp(RM / β) but the pairs come from where the policy is; with
+the reference moved along, each iteration takes one more step of that size from where it begins (claim `dpo-optimum` for
+each). Left out: best-of-n pairs.
 """
 
 from dataclasses import dataclass, replace

@@ -2,8 +2,8 @@
 
     Âₛ = GAE(λ) over macros,   δₛ = (rewards of macro s) + v(next macro) - v(macro)
 
-Unbiased for the exact critic (claim `ma-rlhf`), for a learned one at λ = 1. Left out: macros by parsing or by perplexity, which look
-ahead and are no stopping rules.
+Unbiased for the exact critic (claim `ma-rlhf`), for a learned one at λ = 1. Left out: macros by parsing or by
+perplexity, which look ahead and are no stopping rules.
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,9 @@
 
     Âₜ = Σₗ λˡ δₜ₊ₗ,   δₜ = rₜ + v(W₀,ₜ) - v(W₀,ₜ₋₁),   r = RM(W) on the last token,   γ = 1
 
-The critic is regressed on RM(W) after each batch, and on some batches before the first update. Unbiased for the exact critic at every λ
-(`gae-exact-*`), for a learned one at λ = 1 only (`gae-wrong-*`). Left out: value clipping, whitening of advantages (claim
-`remark-4-whitening`: it biases), γ < 1 (claim `gae-discounted`).
+The critic is regressed on RM(W) after each batch, and on some batches before the first update. Unbiased for the exact
+critic at every λ (`gae-exact-*`), for a learned one at λ = 1 only (`gae-wrong-*`). Left out: value clipping, whitening
+of advantages (claim `remark-4-whitening`: it biases), γ < 1 (claim `gae-discounted`).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,15 @@ class PPO(WithCritic):
     """Generalised advantages over a learned critic."""
 
     name, paper = "ppo", "Schulman et al. 2017; Eq. 32-33"
-    claims = ("gae-exact-0", "gae-exact-0.95", "gae-exact-1", "gae-wrong-0", "gae-wrong-0.95", "gae-wrong-1", "ppo-second-epoch")
+    claims = (
+        "gae-exact-0",
+        "gae-exact-0.95",
+        "gae-exact-1",
+        "gae-wrong-0",
+        "gae-wrong-0.95",
+        "gae-wrong-1",
+        "ppo-second-epoch",
+    )
     Config = PPOConfig
     config: PPOConfig
 

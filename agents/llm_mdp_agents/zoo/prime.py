@@ -1,11 +1,12 @@
-"""PRIME (Cui et al. 2025; the paper's Eq. 44-45): process rewards implicit in a model that is trained on outcomes, online.
+"""PRIME (Cui et al. 2025; the paper's Eq. 44-45): process rewards implicit in a model that is trained on outcomes,
+online.
 
     q = β log(φ / π_ref) of a token,   φ by cross-entropy of σ(Σ q) and the outcome o = 1[RM > threshold]
     Aₖₜ = Σₛ≥ₜ (q_ks - mean over the other responses of their mean q) + w (oₖ - mean of the other o)
 
-φ starts as a copy of the policy and learns from each batch after its advantages were taken, so that no token's reward knows its own
-outcome (the original updates first). Claim `prime`: reported, for q is what φ makes of it. Left out: the original's filter for prompts
-of middling accuracy.
+φ starts as a copy of the policy and learns from each batch after its advantages were taken, so that no token's reward
+knows its own outcome (the original updates first). Claim `prime`: reported, for q is what φ makes of it. Left out: the
+original's filter for prompts of middling accuracy.
 """
 
 import copy

@@ -1,10 +1,11 @@
-"""R3HF, reward redistribution (Li et al. 2024; the paper's Eq. 43): what a token adds to the reward model's score of the response so far.
+"""R3HF, reward redistribution (Li et al. 2024; the paper's Eq. 43): what a token adds to the reward model's score of
+the response so far.
 
     rₜ = RM(sₜ₊₁) - RM(sₜ),   summed from t on: RM(W) - RM(sₜ)
 
-The score of the prefix is a baseline that knows nothing of wₜ, so the gradient is unbiased whatever the model says (claim `r3hf`); the
-last score must be RM(W) itself. The reward model is fitted to the environment's rewards of whole responses as they come, unless one is
-given. Left out: the original's PPO underneath.
+The score of the prefix is a baseline that knows nothing of wₜ, so the gradient is unbiased whatever the model says
+(claim `r3hf`); the last score must be RM(W) itself. The reward model is fitted to the environment's rewards of whole
+responses as they come, unless one is given. Left out: the original's PPO underneath.
 """
 
 from dataclasses import dataclass
@@ -28,4 +29,6 @@ class R3HF(WithRewardModel):
     config: R3HFConfig
 
     def make_estimator(self):
-        return estimators.R3HF(**self.common(), prefix_score=self.models["reward_model"], group_baseline=self.config.group_size > 1)
+        return estimators.R3HF(
+            **self.common(), prefix_score=self.models["reward_model"], group_baseline=self.config.group_size > 1
+        )

@@ -1,4 +1,5 @@
-"""REINFORCE (Williams 1992; the paper's Corollary 1, Eq. 27): the response's reward on every token, less a running mean.
+"""REINFORCE (Williams 1992; the paper's Corollary 1, Eq. 27): the response's reward on every token, less a running
+mean.
 
     g = Σₜ (RM(W) - b) ∇log π(wₜ | W₀,ₜ₋₁),   b ← d b + (1 - d) mean RM of the batch, after the update
 

@@ -2,7 +2,8 @@
 
     Aₖ = RM(Wₖ) - RM(greedy)
 
-Unbiased (claim `remax`): the greedy response depends on the prompt alone. The greedy response is drawn once for each response of a group.
+Unbiased (claim `remax`): the greedy response depends on the prompt alone. The greedy response is drawn once for each
+response of a group.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
-"""RLOO (Ahmadian et al. 2024; the paper's Eq. 36-37): the reward less the mean of the other responses to the same prompt.
+"""RLOO (Ahmadian et al. 2024; the paper's Eq. 36-37): the reward less the mean of the other responses to the same
+prompt.
 
     Aₖ = RMₖ - (1/(K-1)) Σⱼ≠ₖ RMⱼ
 
-Unbiased (claim `rloo`). `paper=True` is Eq. 36 as printed, whose sum contains the response itself: (K-2)/(K-1) of the gradient is left
-(claim `rloo-eq36`). Left out: the original's KL penalty inside the reward is here the option `kl`.
+Unbiased (claim `rloo`). `paper=True` is Eq. 36 as printed, whose sum contains the response itself: (K-2)/(K-1) of the
+gradient is left (claim `rloo-eq36`). Left out: the original's KL penalty inside the reward is here the option `kl`.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,12 @@
-"""RTO, Reinforced Token Optimization (Zhong et al. 2024; the paper's Eq. 41): a DPO model's log-ratios as token rewards.
+"""RTO, Reinforced Token Optimization (Zhong et al. 2024; the paper's Eq. 41): a DPO model's log-ratios as token
+rewards.
 
     rₜ = β log(π_DPO / π_ref),   summed from t on
 
-First a copy of the policy is trained by DPO on pairs of the reference (`dpo_batches`), then the policy on its rewards. At the DPO
-optimum they sum to RM(W) less a constant of the prompt and the gradient is unbiased (claim `rto`); a model short of it has other
-rewards. `paper=True` is the ratio as printed (claim `rto-eq41`, biased). Left out: the original's extra reward on the last token and
-its clipping of rₜ to ±0.05, which also biases.
+First a copy of the policy is trained by DPO on pairs of the reference (`dpo_batches`), then the policy on its rewards.
+At the DPO optimum they sum to RM(W) less a constant of the prompt and the gradient is unbiased (claim `rto`); a model
+short of it has other rewards. `paper=True` is the ratio as printed (claim `rto-eq41`, biased). Left out: the original's
+extra reward on the last token and its clipping of rₜ to ±0.05, which also biases.
 """
 
 import copy
@@ -57,6 +58,10 @@ class RTO(Agent):
     def make_estimator(self):
         models, config = self.models, self.config
         return estimators.RTO(
-            **self.common(), dpo_policy=models["dpo"], reference=models["reference"], beta=config.beta, paper=config.paper,
+            **self.common(),
+            dpo_policy=models["dpo"],
+            reference=models["reference"],
+            beta=config.beta,
+            paper=config.paper,
             group_baseline=config.group_size > 1,
-        )  # fmt: skip
+        )

@@ -2,14 +2,15 @@
 
     Âₛ = Û(next boundary) - Û(boundary),   Û(prefix) = mean RM of M responses drawn from it,   Û(end) = RM(W)
 
-variant "repaired" (default): every boundary in D has fresh draws of its own and all tokens of a segment share its advantage; unbiased
-(claims `trepo`, `trepo-segment`, `trepo-lambda`). variant "paper": Algorithm 1 as printed, with the draws of later steps pooled into
-the value of a step (Eq. 31), advantages interpolated outside D, and the branches' temperature raised from 0; each of the three biases
-the gradient (claims `trepo-eq31`, `trepo-interpolated`, `trepo-greedy-values`). Left out: D at fractions of the response's own length
-(claim `trepo-own-length`, no stopping rule).
+variant "repaired" (default): every boundary in D has fresh draws of its own and all tokens of a segment share its
+advantage; unbiased (claims `trepo`, `trepo-segment`, `trepo-lambda`). variant "paper": Algorithm 1 as printed, with the
+draws of later steps pooled into the value of a step (Eq. 31), advantages interpolated outside D, and the branches'
+temperature raised from 0; each of the three biases the gradient (claims `trepo-eq31`, `trepo-interpolated`,
+`trepo-greedy-values`). Left out: D at fractions of the response's own length (claim `trepo-own-length`, no stopping
+rule).
 
-With `budget`, a pilot batch before training decides how that many tokens a batch are split between prompts, responses, positions and
-branches (`llm_mdp.variance.allocation`); where branches do not pay, that is RLOO.
+With `budget`, a pilot batch before training decides how that many tokens a batch are split between prompts, responses,
+positions and branches (`llm_mdp.variance.allocation`); where branches do not pay, that is RLOO.
 """
 
 from dataclasses import dataclass, replace
@@ -38,9 +39,11 @@ class TRePOConfig(SegmentConfig):
     variant: Literal["repaired", "paper"] = "repaired"
     """"paper": Algorithm 1 as printed."""
     pilot_prompts: int | None = None
-    """Prompts of the pilot batch of `budget`, more make a surer choice; None: 64, for models of 20 million parameters or more 16."""
+    """Prompts of the pilot batch of `budget`, more make a surer choice; None: 64, for models of 20 million parameters
+    or more 16."""
     budget: float | None = None
-    """Generated tokens of a batch. A pilot batch then chooses prompts, responses, positions, branches and λ, whatever is said above."""
+    """Generated tokens of a batch. A pilot batch then chooses prompts, responses, positions, branches and λ, whatever
+    is said above."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,14 +52,24 @@ class TRePOConfig(SegmentConfig):
         if self.pilot_prompts is not None and self.pilot_prompts < 2:
             raise ValueError(f"pilot_prompts is {self.pilot_prompts}; a pilot batch has at least 2.")
         if self.budget is not None and self.variant == "paper":
-            raise ValueError("budget chooses among unbiased ways to draw; leave variant at 'repaired', or leave budget out.")
+            raise ValueError(
+                "budget chooses among unbiased ways to draw; leave variant at 'repaired', or leave budget out."
+            )
 
 
 class TRePO(WithSegments):
     """Segment advantages from fresh draws at the boundaries D."""
 
     name, paper = "trepo", "Algorithm 1, Eq. 31"
-    claims = ("trepo", "trepo-segment", "trepo-lambda", "trepo-eq31", "trepo-interpolated", "trepo-greedy-values", "trepo-own-length")
+    claims = (
+        "trepo",
+        "trepo-segment",
+        "trepo-lambda",
+        "trepo-eq31",
+        "trepo-interpolated",
+        "trepo-greedy-values",
+        "trepo-own-length",
+    )
     Config = TRePOConfig
     config: TRePOConfig
 
@@ -67,7 +80,12 @@ class TRePO(WithSegments):
         sampler.prompts_per_batch = self.config.pilot_prompts or (16 if is_large(self.policy) else 64)
         found = pilot_allocation(self.config.budget, self.policy, sampler, self.task.horizon, seed=self.seed)
         split = found.split
-        self.numbers |= {"group_size": split.group_size, "samples": found.samples, "lam": split.lam, "prompts": found.prompts}
+        self.numbers |= {
+            "group_size": split.group_size,
+            "samples": found.samples,
+            "lam": split.lam,
+            "prompts": found.prompts,
+        }
         self.numbers |= {f"cut {number}": step for number, step in enumerate(split.steps)}
         self.estimator = self.make_estimator()
 
@@ -81,7 +99,9 @@ class TRePO(WithSegments):
         if self.numbers:
             steps = tuple(int(step) for name, step in self.numbers.items() if name.startswith("cut "))
             split = Split(int(self.numbers["group_size"]), steps, self.numbers["lam"])
-            return replace(split.estimator(int(self.numbers["samples"])), clip_low=config.clip_low, clip_high=config.clip_high)
+            return replace(
+                split.estimator(int(self.numbers["samples"])), clip_low=config.clip_low, clip_high=config.clip_high
+            )
         options = {**self.common(), "boundary": self.boundary, "samples": config.samples, "lam": config.lam}
         options["group_baseline"] = config.group_baseline
         if config.variant == "paper":

@@ -1,8 +1,10 @@
-"""VinePPO (Kazemnejad et al. 2024; the paper's related work): values by fresh responses from the beginning of each segment, no critic.
+"""VinePPO (Kazemnejad et al. 2024; the paper's related work): values by fresh responses from the beginning of each
+segment, no critic.
 
     Âₛ = v̂(next start) - v̂(start),   v̂ = mean RM of M branches,   v̂(end) = RM(W)
 
-Unbiased while segments begin by a stopping rule (claim `vineppo`). Left out: top-p sampling, which the original scores as if it were none.
+Unbiased while segments begin by a stopping rule (claim `vineppo`). Left out: top-p sampling, which the original scores
+as if it were none.
 """
 
 from dataclasses import dataclass

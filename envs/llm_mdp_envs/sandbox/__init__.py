@@ -3,8 +3,8 @@
     with make_sandbox("auto", workers=2) as sandbox:
         outcomes = sandbox.run([Program("def double(x): return 2 * x", "double", [(1,), (21,)])])
 
-Only the program, the name of its entry point and the inputs enter; outputs come back as plain data and are compared outside
-(`grade`). A program can say whatever it wants about itself: it does not know the answers.
+Only the program, the name of its entry point and the inputs enter; outputs come back as plain data and are compared
+outside (`grade`). A program can say whatever it wants about itself: it does not know the answers.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,16 @@ from typing import Literal
 
 from llm_mdp_envs.sandbox.auto import auto_sandbox
 from llm_mdp_envs.sandbox.grading import Case, Comparison, Grade, grade
-from llm_mdp_envs.sandbox.program import NO_OUTPUT, Limits, Outcome, Program, Sandbox, SandboxUnavailable, Verdict, check_workers
+from llm_mdp_envs.sandbox.program import (
+    NO_OUTPUT,
+    Limits,
+    Outcome,
+    Program,
+    Sandbox,
+    SandboxUnavailable,
+    Verdict,
+    check_workers,
+)
 
 __all__ = [
     "NO_OUTPUT",
@@ -38,8 +47,8 @@ def make_sandbox(backend: Backend = "auto", *, workers: int = 2, limits: Limits 
     """A warm sandbox, probed: it has run a program and kept another one in.
 
     Args:
-        backend: "monty" (a subset of Python, everywhere), "bwrap" or "landlock" (all of Python, Linux), or "auto": Monty, and what Monty
-            cannot judge again on the first of the other two that this machine allows.
+        backend: "monty" (a subset of Python, everywhere), "bwrap" or "landlock" (all of Python, Linux), or "auto":
+            Monty, and what Monty cannot judge again on the first of the other two that this machine allows.
         workers: programs run at once, 1 or more; one a core is a good number.
         limits: for each program.
 
@@ -93,7 +102,9 @@ def _probe(sandbox: Sandbox) -> None:
     works = Program("def identity(x):\n    return x", "identity", [((1, [2.5], {"three": b"4"}),)])
     # Any file of the host outside the interpreter's own will do; this one is open here and not readable in there.
     reaches_out = Program("def leak(path):\n    return open(path).read(1)", "leak", [(__file__,)])
-    calls_out = Program("import os\ndef session():\n    return os.getsid(0)", "session", [()])  # harmless, and no program's business
+    calls_out = Program(
+        "import os\ndef session():\n    return os.getsid(0)", "session", [()]
+    )  # harmless, and no program's business
     works_outcome, leak_outcome, call_outcome = sandbox.run([works, reaches_out, calls_out])
     if works_outcome.verdict != "finished" or works_outcome.outputs != works.inputs[0]:
         raise SandboxUnavailable(f"{sandbox.name}: its probe could not run a program ({works_outcome.message})")

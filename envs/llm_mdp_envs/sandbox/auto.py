@@ -6,12 +6,13 @@ from dataclasses import replace
 from llm_mdp_envs.sandbox.program import Limits, Sandbox, SandboxUnavailable
 
 MONTY_SLOWNESS = 4
-"""Monty computes about four times slower than CPython, so its verdict on time is not CPython's. It gets a part of the CPU time (a loop
-that never ends should not be paid for twice), and what runs out of it runs again."""
+"""Monty computes about four times slower than CPython, so its verdict on time is not CPython's. It gets a part of the
+CPU time (a loop that never ends should not be paid for twice), and what runs out of it runs again."""
 
 
 class AutoSandbox(Sandbox):
-    """Two backends behind each other. What the first reports as unsupported, out of time or out of memory is for the second to judge."""
+    """Two backends behind each other. What the first reports as unsupported, out of time or out of memory is for the
+    second to judge."""
 
     def __init__(self, subset: Sandbox, full: Sandbox) -> None:
         self.name = f"{subset.name}+{full.name}"
@@ -19,7 +20,11 @@ class AutoSandbox(Sandbox):
 
     def run(self, programs):
         outcomes = self._subset.run(programs)
-        again = [number for number, outcome in enumerate(outcomes) if outcome.unsupported or outcome.verdict in ("timeout", "memory")]
+        again = [
+            number
+            for number, outcome in enumerate(outcomes)
+            if outcome.unsupported or outcome.verdict in ("timeout", "memory")
+        ]
         for number, outcome in zip(again, self._full.run([programs[number] for number in again])):
             outcomes[number] = outcome
         return outcomes
@@ -54,7 +59,9 @@ def auto_sandbox(start: Callable[..., Sandbox], limits: Limits) -> Sandbox:
     raise SandboxUnavailable("no backend keeps programs in on this machine, so none is run. " + "; ".join(reasons))
 
 
-def _first_that_starts(backends: Sequence[str], start: Callable[..., Sandbox], limits: Limits, reasons: list[str]) -> Sandbox | None:
+def _first_that_starts(
+    backends: Sequence[str], start: Callable[..., Sandbox], limits: Limits, reasons: list[str]
+) -> Sandbox | None:
     for backend in backends:
         try:
             return start(backend, limits=limits)

@@ -1,4 +1,5 @@
-"""The `bwrap` backend: bubblewrap around the fork server. New name spaces, no network, no /proc, nothing mounted but the interpreter."""
+"""The `bwrap` backend: bubblewrap around the fork server. New name spaces, no network, no /proc, nothing mounted but
+the interpreter."""
 
 import os
 import shutil
@@ -13,7 +14,18 @@ INSTALL = "apt-get install -y bubblewrap (or your distribution's package of that
 def bwrap_command(program: str, options: list[str], config: str) -> list[str]:
     """The command line that starts the fork server in a world of its own."""
     python = runtime()
-    command = [program, *options, "--unshare-all", "--unshare-user", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534"]
+    command = [
+        program,
+        *options,
+        "--unshare-all",
+        "--unshare-user",
+        "--cap-drop",
+        "ALL",
+        "--uid",
+        "65534",
+        "--gid",
+        "65534",
+    ]
     command += ["--new-session", "--hostname", "sandbox"]
     for folder in ("/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
@@ -32,7 +44,8 @@ def bwrap_command(program: str, options: list[str], config: str) -> list[str]:
 def bwrap_sandbox(workers: int, limits: Limits) -> PoolSandbox:
     """
     Raises:
-        SandboxUnavailable: bubblewrap is missing, or the system refuses it what it needs (Docker's seccomp profile, Ubuntu's AppArmor).
+        SandboxUnavailable: bubblewrap is missing, or the system refuses it what it needs (Docker's seccomp profile,
+        Ubuntu's AppArmor).
     """
     program = shutil.which("bwrap")
     if program is None:

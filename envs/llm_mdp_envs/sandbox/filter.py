@@ -1,7 +1,8 @@
-"""The system calls that a program may make: what an interpreter needs to compute and to read modules. Everything else kills it.
+"""The system calls that a program may make: what an interpreter needs to compute and to read modules. Everything else
+kills it.
 
-No process, thread, socket, signal, timer, trace, new name space, file change or permission change. libseccomp knows the numbers of each
-architecture; calls of foreign architectures (32 bit, x32) kill too.
+No process, thread, socket, signal, timer, trace, new name space, file change or permission change. libseccomp knows the
+numbers of each architecture; calls of foreign architectures (32 bit, x32) kill too.
 """
 
 import errno
@@ -11,9 +12,35 @@ from functools import cache
 from llm_mdp_envs.sandbox.program import SandboxUnavailable
 
 ALLOWED = (
-    *("read", "readv", "pread64", "write", "writev", "close", "close_range", "lseek", "fstat", "stat", "lstat", "newfstatat", "statx"),
+    *(
+        "read",
+        "readv",
+        "pread64",
+        "write",
+        "writev",
+        "close",
+        "close_range",
+        "lseek",
+        "fstat",
+        "stat",
+        "lstat",
+        "newfstatat",
+        "statx",
+    ),
     *("access", "faccessat", "faccessat2", "readlink", "readlinkat", "getcwd", "getdents64"),
-    *("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "futex", "set_robust_list", "rseq", "sigaltstack", "rt_sigreturn"),
+    *(
+        "mmap",
+        "munmap",
+        "mremap",
+        "mprotect",
+        "madvise",
+        "brk",
+        "futex",
+        "set_robust_list",
+        "rseq",
+        "sigaltstack",
+        "rt_sigreturn",
+    ),
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "times", "getrusage", "getrandom", "uname", "sysinfo"),
     *("getpid", "getppid", "gettid", "getuid", "geteuid", "getgid", "getegid"),
     *("sched_getaffinity", "sched_yield", "restart_syscall", "exit", "exit_group"),
@@ -24,7 +51,9 @@ REFUSED = (
 )
 """Answered with EPERM instead: the standard library tries them in passing and copes."""
 
-_WRITES = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000  # access mode, O_CREAT, O_TRUNC, O_APPEND, O_TMPFILE: the same on x86-64 and arm64
+_WRITES = (
+    0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000
+)  # access mode, O_CREAT, O_TRUNC, O_APPEND, O_TMPFILE: the same on x86-64 and arm64
 _F_GETFD, _F_SETFD, _F_GETFL = 1, 2, 3
 
 

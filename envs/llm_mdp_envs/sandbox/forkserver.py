@@ -36,7 +36,8 @@ class Launch:
         command: (options that tell of the child, configuration of the server) -> command line.
         readable: paths that Landlock leaves readable, or None where something else hides the files.
         listable: folders that Landlock leaves listable, but not readable.
-        names_its_child: the command is bwrap; it takes `--json-status-fd FD` and tells there which process it has started.
+        names_its_child: the command is bwrap; it takes `--json-status-fd FD` and tells there which process it has
+            started.
     """
 
     command: Callable[[list[str], str], list[str]]
@@ -136,7 +137,9 @@ class ForkServer:
     def _converse(self, program: Program) -> Outcome:
         """Hand the program to the waiting child, collect its lines, and judge how it ended."""
         self._number += 1
-        body = json.dumps({"source": program.source, "entry_point": program.entry_point, "inputs": program.encoded_inputs}).encode()
+        body = json.dumps(
+            {"source": program.source, "entry_point": program.entry_point, "inputs": program.encoded_inputs}
+        ).encode()
         pending = memoryview(len(body).to_bytes(8, "little") + body)
         received, killed_for, deadline = bytearray(), "", time.monotonic() + self._limits.wall_seconds
         poll = select.poll()
@@ -153,7 +156,9 @@ class ForkServer:
                 received += self._read_result()
             if self._status in events:
                 break
-            reason = "output" if len(received) > self._limits.output_bytes else "wall" if time.monotonic() > deadline else ""
+            reason = (
+                "output" if len(received) > self._limits.output_bytes else "wall" if time.monotonic() > deadline else ""
+            )
             if reason == "wall" and killed_for:
                 break
             if reason and not killed_for:
@@ -172,7 +177,9 @@ class ForkServer:
             self.close()
             killed_for = "output"
         lines = bytes(received).split(b"\n")[1:-1]
-        return judge(status, cpu_seconds, killed_for, outcome_of_lines(lines, len(program.inputs), cpu_seconds), self._limits)
+        return judge(
+            status, cpu_seconds, killed_for, outcome_of_lines(lines, len(program.inputs), cpu_seconds), self._limits
+        )
 
     def _read_result(self) -> bytes:
         try:
@@ -187,7 +194,8 @@ def died(program: Program) -> Outcome:
 
 
 def judge(status: int, cpu_seconds: float, killed_for: str, reported: Outcome, limits: Limits) -> Outcome:
-    """The outcome, from how the process ended (known for certain) and, only where it ended by itself, from what it reported.
+    """The outcome, from how the process ended (known for certain) and, only where it ended by itself, from what it
+    reported.
 
     Args:
         status: the wait status of the program's process.
@@ -203,7 +211,11 @@ def judge(status: int, cpu_seconds: float, killed_for: str, reported: Outcome, l
     if ending in (signal.SIGPROF, signal.SIGXCPU) or cpu_seconds >= limits.cpu_seconds:
         return replace(reported, verdict="timeout", message=f"more than {limits.cpu_seconds:g} seconds of CPU time")
     if killed_for == "wall":
-        return replace(reported, verdict="timeout", message=f"{limits.wall_seconds:g} seconds passed, {cpu_seconds:.2f} of them in work")
+        return replace(
+            reported,
+            verdict="timeout",
+            message=f"{limits.wall_seconds:g} seconds passed, {cpu_seconds:.2f} of them in work",
+        )
     if ending == signal.SIGKILL:
         return replace(reported, verdict="memory", message="the system ran out of memory and killed the program")
     if ending > 0:
@@ -234,7 +246,8 @@ class Runtime:
         executable: outside any virtual environment.
         stdlib: folder of the standard library.
         libraries: folders of shared libraries.
-        packages: folders of installed packages that lie within the former; these must stay hidden (they may hold hidden tests).
+        packages: folders of installed packages that lie within the former; these must stay hidden (they may hold hidden
+            tests).
     """
 
     executable: str
@@ -245,25 +258,33 @@ class Runtime:
 
 @cache
 def runtime() -> Runtime:
-    """The interpreter this process runs on. Shared libraries are found by asking it to import what the standard library has and looking."""
+    """The interpreter this process runs on. Shared libraries are found by asking it to import what the standard library
+    has and looking."""
     executable = os.path.realpath(sys._base_executable)
     stdlib = os.path.realpath(sysconfig.get_path("stdlib"))
     scout = "import bz2, ctypes, decimal, hashlib, lzma, ssl, zlib; print(open('/proc/self/maps').read())"
-    ran = subprocess.run([executable, "-I", "-S", "-c", scout], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    ran = subprocess.run(
+        [executable, "-I", "-S", "-c", scout], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
     paths = {line.split(maxsplit=5)[5] for line in ran.stdout.splitlines() if ".so" in line}
     libraries = {os.path.dirname(path) for path in paths if not path.startswith(stdlib + "/")}
     return Runtime(executable, stdlib, tuple(sorted(libraries)), tuple(_package_folders(stdlib, libraries)))
 
 
 def server_arguments(config: str) -> list[str]:
-    """Arguments of the interpreter. No user or site packages, no bytecode written; the few environment variables are ours."""
+    """Arguments of the interpreter. No user or site packages, no bytecode written; the few environment variables are
+    ours."""
     return ["-s", "-S", "-P", "-B", str(INSIDE / "server.py"), config]
 
 
 def _package_folders(stdlib: str, libraries: set[str]) -> list[str]:
     folders = [os.path.join(stdlib, name) for name in ("site-packages", "dist-packages")]
     for library in libraries:
-        folders += [str(path) for pattern in ("python3*/site-packages", "python3*/dist-packages") for path in Path(library).glob(pattern)]
+        folders += [
+            str(path)
+            for pattern in ("python3*/site-packages", "python3*/dist-packages")
+            for path in Path(library).glob(pattern)
+        ]
     return sorted({folder for folder in folders if os.path.isdir(folder)})
 
 

@@ -21,7 +21,9 @@ class Case:
 
     def __post_init__(self) -> None:
         if not isinstance(self.arguments, tuple):
-            raise ValueError(f"arguments is {self.arguments!r:.80}; it must be a tuple of positional arguments, such as (3,).")
+            raise ValueError(
+                f"arguments is {self.arguments!r:.80}; it must be a tuple of positional arguments, such as (3,)."
+            )
         if self.comparison not in COMPARISONS:
             raise ValueError(f"comparison is {self.comparison!r}; it must be one of {', '.join(COMPARISONS)}.")
 
@@ -58,7 +60,10 @@ def grade(outcome: Outcome, cases: Sequence[Case]) -> Grade:
         ValueError: no cases, or not as many as there are outputs.
     """
     if not cases or len(cases) != len(outcome.outputs):
-        raise ValueError(f"{len(outcome.outputs)} outputs and {len(cases)} cases; there must be one output a case and at least one case.")
+        raise ValueError(
+            f"{len(outcome.outputs)} outputs and {len(cases)} cases; there must be one output a case and at least one "
+            f"case."
+        )
     right = [matches(output, case) for output, case in zip(outcome.outputs, cases)]
     passed = 0 if outcome.verdict == "forbidden" else sum(right)
     verdict, message = outcome.verdict, outcome.message
@@ -74,22 +79,33 @@ def matches(output: Any, case: Case) -> bool:
         return False
     try:
         return bool(COMPARISONS[case.comparison](output, case.expected, case.arguments))
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError):  # an output of another type than the comparison is for
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        ZeroDivisionError,
+    ):  # an output of another type than the comparison is for
         return False
 
 
 def _is_root(output: Any, expected: Any, arguments: tuple) -> bool:
     """|Σᵢ cᵢ xⁱ| < 1e-4 for the coefficients that the case gave (HumanEval/32 has many right answers)."""
     (coefficients,) = arguments
-    return isinstance(output, int | float) and abs(sum(c * math.pow(output, i) for i, c in enumerate(coefficients))) < 1e-4
+    return (
+        isinstance(output, int | float) and abs(sum(c * math.pow(output, i) for i, c in enumerate(coefficients))) < 1e-4
+    )
 
 
 COMPARISONS: dict[str, Callable[[Any, Any, tuple], bool]] = {
     "equal": lambda output, expected, _: output == expected,  # Python's ==: 1 == 1.0 == True
-    "identical": lambda output, expected, _: type(output) is type(expected) and output == expected,  # assert f(x) is True
+    "identical": lambda output, expected, _: (
+        type(output) is type(expected) and output == expected
+    ),  # assert f(x) is True
     "truth": lambda output, expected, _: bool(output) is bool(expected),  # assert f(x), assert not f(x)
     "close": lambda output, expected, _: abs(output - expected) < 1e-6,
-    "tuple": lambda output, expected, _: tuple(output) == tuple(expected),  # the same items in the same order, in any container
+    "tuple": lambda output, expected, _: (
+        tuple(output) == tuple(expected)
+    ),  # the same items in the same order, in any container
     "sorted": lambda output, expected, _: sorted(output) == sorted(expected),
     "set": lambda output, expected, _: len(output) <= 4096 and set(output) == set(expected),
     "root": _is_root,

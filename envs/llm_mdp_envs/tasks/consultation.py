@@ -1,7 +1,7 @@
 """A consultation (the paper, §5.1): the doctor asks a mock patient about symptoms and makes a diagnosis.
 
-Separates estimators by turn-level credit over several rounds: which questions earned the diagnosis and which were wasted. What the
-patient says is in the state but was not the policy's choice, so training on it shows as a bias.
+Separates estimators by turn-level credit over several rounds: which questions earned the diagnosis and which were
+wasted. What the patient says is in the state but was not the policy's choice, so training on it shows as a bias.
 """
 
 import json
@@ -24,7 +24,8 @@ DiagnosisReward = Literal["posterior", "correct"]
 
 @dataclass(frozen=True, eq=False)
 class KnowledgeBase:
-    """How patients come about: a disease d by its prior, a chief complaint by the disease, every other symptom independently.
+    """How patients come about: a disease d by its prior, a chief complaint by the disease, every other symptom
+    independently.
 
     The patient has the complaint. Whether the patient can tell about another symptom does not depend on anything else.
 
@@ -53,7 +54,9 @@ class KnowledgeBase:
         tables = {"prior": (self.prior, (D,)), "complaint": (self.complaint, (D, S)), "present": (self.present, (D, S))}
         for name, (table, shape) in {**tables, "unknown": (np.asarray(self.unknown), ())}.items():
             if table.shape != shape:
-                raise ValueError(f"{name} has the shape {table.shape}; with {D} diseases and {S} symptoms it must be {shape}.")
+                raise ValueError(
+                    f"{name} has the shape {table.shape}; with {D} diseases and {S} symptoms it must be {shape}."
+                )
             wrong = table[~((table >= 0) & (table <= 1))]
             if len(wrong):
                 raise ValueError(f"{name} has the entry {wrong[0]}; a probability is in [0, 1].")
@@ -78,7 +81,10 @@ class KnowledgeBase:
         for symptom, yes in answers.items():
             weight = weight * (self.present[:, symptom] if yes else 1 - self.present[:, symptom])
         if not weight.sum() > 0:
-            raise ValueError(f"no disease has the complaint {self.symptoms[complaint]!r} and the answers {dict(answers)}; ask a patient.")
+            raise ValueError(
+                f"no disease has the complaint {self.symptoms[complaint]!r} and the answers {dict(answers)}; ask a "
+                f"patient."
+            )
         return weight / weight.sum()
 
     def is_relevant(self, symptom: int, posterior: np.ndarray) -> bool:
@@ -87,18 +93,25 @@ class KnowledgeBase:
 
 
 def read_knowledge_base(path: str | Path | None = None) -> KnowledgeBase:
-    """Read a knowledge base from a JSON file; None: the invented one that comes with the package, whose form a file must have.
+    """Read a knowledge base from a JSON file; None: the invented one that comes with the package, whose form a file
+    must have.
 
     Symptoms that a disease does not list have the probability `background`.
 
     Raises:
         ValueError: naming the file, the entry, its value and what it must be.
     """
-    text = files("llm_mdp_envs.tasks").joinpath("data", "diseases.json").read_text("utf-8") if path is None else Path(path).read_text("utf-8")
+    text = (
+        files("llm_mdp_envs.tasks").joinpath("data", "diseases.json").read_text("utf-8")
+        if path is None
+        else Path(path).read_text("utf-8")
+    )
     try:
         return _knowledge_base(json.loads(text))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has not the form of the package's own diseases.json ({error!r}); compare the two.") from error
+        raise ValueError(
+            f"{path} has not the form of the package's own diseases.json ({error!r}); compare the two."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -119,7 +132,9 @@ def _table(rows: Sequence[Mapping[str, float]], symptoms: tuple[str, ...], defau
     """(D, S) from one {symptom: probability} a disease."""
     strange = [name for row in rows for name in row if name not in symptoms]
     if strange:
-        raise ValueError(f"there is a probability for {strange[0]!r}, which is not in the list of symptoms; add it there.")
+        raise ValueError(
+            f"there is a probability for {strange[0]!r}, which is not in the list of symptoms; add it there."
+        )
     return np.array([[row.get(name, default) for name in symptoms] for row in rows], dtype=np.float64)
 
 
@@ -136,14 +151,15 @@ class Patient:
 class Consultation(TurnTask):
     """Find out what a patient has, with few and useful questions.
 
-    The prompt is the chief complaint, "have SYMPTOM .". The doctor's turns are "ask SYMPTOM ." (answered "yes", "no" or "unknown") and
-    "diagnose DISEASE .", which ends the conversation. Any other turn is malformed and answered "unclear".
+    The prompt is the chief complaint, "have SYMPTOM .". The doctor's turns are "ask SYMPTOM ." (answered "yes", "no" or
+    "unknown") and "diagnose DISEASE .", which ends the conversation. Any other turn is malformed and answered
+    "unclear".
 
         RM(W) = P(diagnosis | all that the patient said) - Σ penalties                         reward="posterior"
         RM(W) = [the diagnosis is right] - Σ penalties                                         reward="correct"
 
-    No diagnosis within `max_turns`: the first term is 0. The two have the same mean for every doctor; the posterior has less variance.
-    Penalties add up, each for every turn that deserves it:
+    No diagnosis within `max_turns`: the first term is 0. The two have the same mean for every doctor; the posterior has
+    less variance. Penalties add up, each for every turn that deserves it:
 
     - excess: a question after the first `free_questions`;
     - duplicate: a question about the complaint, or one asked before;
@@ -162,7 +178,9 @@ class Consultation(TurnTask):
         ValueError: naming the argument, its value and its range.
     """
 
-    separates = "turn-level credit over several rounds: useful questions from wasted ones, policy tokens from the patient's"
+    separates = (
+        "turn-level credit over several rounds: useful questions from wasted ones, policy tokens from the patient's"
+    )
     eos = EOS
     end_of_turn = END_OF_TURN
     prompt_length = 3
@@ -225,7 +243,9 @@ class Consultation(TurnTask):
             "duplicate": symptom == patient.complaint or symptom in asked,
             "irrelevant": not self.knowledge_base.is_relevant(symptom, posterior),
         }
-        return Outcome((patient.answers[symptom],), {name: -self.penalty[name] for name, fault in faults.items() if fault})
+        return Outcome(
+            (patient.answers[symptom],), {name: -self.penalty[name] for name, fault in faults.items() if fault}
+        )
 
     def posterior(self, patient: Patient, asked: Sequence[int]) -> np.ndarray:
         """(D,): probability of every disease given the complaint and the patient's answers to these questions."""
@@ -244,6 +264,7 @@ class Consultation(TurnTask):
 
     @staticmethod
     def _object_of(turn: tuple[int, ...], verb: int, first: int, count: int) -> int | None:
-        """The noun's number in a turn "verb noun", where nouns are the `count` words from `first` on; None for any other turn."""
+        """The noun's number in a turn "verb noun", where nouns are the `count` words from `first` on; None for any
+        other turn."""
         well_formed = len(turn) == 2 and turn[0] == verb and first <= turn[1] < first + count
         return turn[1] - first if well_formed else None

@@ -1,7 +1,7 @@
 """Small tasks in the spirit of bsuite, each built so that one difference between estimators shows.
 
-All are token MDPs, so `synthetic.instance(task)` hands them to the verifier and `llm_mdp.exact.tree_gradient` knows their values. Their hidden rewards
-look at the step and the token only, but for `RareSuccess`.
+All are token MDPs, so `synthetic.instance(task)` hands them to the verifier and `llm_mdp.exact.tree_gradient` knows
+their values. Their hidden rewards look at the step and the token only, but for `RareSuccess`.
 """
 
 from typing import ClassVar
@@ -16,8 +16,8 @@ from llm_mdp_envs.tasks.synthetic import TokenMDPTask, check_seed
 
 class Needle(TokenMDPTask):
     """One token among many, at the last step, is worth 1; everything before it is worth nothing.
-    Separates estimators by how a signal that is rare (1 in V) and late reaches its step: for the uniform policy every earlier
-    advantage is exactly zero, so credit given to earlier tokens is noise, and grows with the horizon.
+    Separates estimators by how a signal that is rare (1 in V) and late reaches its step: for the uniform policy every
+    earlier advantage is exactly zero, so credit given to earlier tokens is noise, and grows with the horizon.
     Optimum 1, reached by one token; the uniform policy gets 1/V.
 
     Args:
@@ -26,7 +26,9 @@ class Needle(TokenMDPTask):
         seed: of which token is the needle.
     """
 
-    separates: ClassVar[str] = "how a late, rare signal is found: only the last token matters, all credit before it is noise"
+    separates: ClassVar[str] = (
+        "how a late, rare signal is found: only the last token matters, all credit before it is noise"
+    )
 
     def __init__(self, vocab_size: int = 8, horizon: int = 4, seed: int = 0):
         check_shape(vocab_size, None, horizon, 1.0)
@@ -47,7 +49,9 @@ class Credit(TokenMDPTask):
         seed: of which tokens are right.
     """
 
-    separates: ClassVar[str] = "one reward for all tokens from values of prefixes: only the first of many tokens matters"
+    separates: ClassVar[str] = (
+        "one reward for all tokens from values of prefixes: only the first of many tokens matters"
+    )
 
     def __init__(self, vocab_size: int = 2, horizon: int = 8, seed: int = 0):
         check_shape(vocab_size, None, horizon, 1.0)
@@ -58,10 +62,10 @@ class Credit(TokenMDPTask):
 
 
 class Forked(TokenMDPTask):
-    """The first token leads to a rich branch (`height`) or a poor one (0); afterwards one token a step is worth 1 on either.
-    Separates a baseline that all responses to a prompt share (RLOO, GRPO, ReMax), which sits between the branches and is wrong
-    by height/2 on both, from values of the state reached (TRePO, VinePPO, a critic), which leave the small choices visible.
-    The larger the height, the more the fork drowns what is decided after it.
+    """The first token leads to a rich branch (`height`) or a poor one (0); afterwards one token a step is worth 1 on
+    either. Separates a baseline that all responses to a prompt share (RLOO, GRPO, ReMax), which sits between the
+    branches and is wrong by height/2 on both, from values of the state reached (TRePO, VinePPO, a critic), which leave
+    the small choices visible. The larger the height, the more the fork drowns what is decided after it.
 
     Args:
         vocab_size: V ≥ 2; half of the tokens, rounded down, lead to the rich branch.
@@ -70,7 +74,9 @@ class Forked(TokenMDPTask):
         seed: of which tokens do what.
     """
 
-    separates: ClassVar[str] = "baselines of the prompt from values of the state: after the fork the two differ by half its height"
+    separates: ClassVar[str] = (
+        "baselines of the prompt from values of the state: after the fork the two differ by half its height"
+    )
 
     def __init__(self, vocab_size: int = 4, horizon: int = 4, height: float = 10.0, seed: int = 0):
         check_shape(vocab_size, None, horizon, 1.0)
@@ -86,9 +92,10 @@ class Forked(TokenMDPTask):
 
 class LengthBias(TokenMDPTask):
     """The first token is the answer, right (1) or wrong (0); how long the response goes on is worth nothing either way.
-    Separates sums over tokens, under which length performs a random walk, from losses divided by the response's own length
-    (GRPO as published, `length-normalised`), which punish a long wrong answer less than a short one, so wrong answers grow.
-    Watch the length of wrong responses while training; the exact gradient does not move it for better or worse.
+    Separates sums over tokens, under which length performs a random walk, from losses divided by the response's own
+    length (GRPO as published, `length-normalised`), which punish a long wrong answer less than a short one, so wrong
+    answers grow. Watch the length of wrong responses while training; the exact gradient does not move it for better or
+    worse.
 
     Args:
         vocab_size: V ≥ 3; token 0 ends the response, one of the others is right.
@@ -102,7 +109,8 @@ class LengthBias(TokenMDPTask):
         check_shape(vocab_size, 0, horizon, 1.0)
         if vocab_size < 3 or horizon < 2:
             raise ValueError(
-                f"vocab_size is {vocab_size} and horizon {horizon}; an end token, a right and a wrong answer, and room to ramble "
+                f"vocab_size is {vocab_size} and horizon {horizon}; an end token, a right and a wrong answer, and room "
+                f"to ramble "
                 "take at least 3 and 2."
             )
         weights = _nothing(horizon, vocab_size)
@@ -112,9 +120,9 @@ class LengthBias(TokenMDPTask):
 
 class RareSuccess(TokenMDPTask):
     """One exact response is worth 1, all others 0: a binary outcome that a uniform policy reaches once in V^T.
-    Separates what estimators make of groups without a success, which carry no signal (leave them in the average or filter them),
-    and of groups with a single one: their std is the smallest there is, so GRPO's division by it is largest.
-    Values of prefixes rise towards the success, so branches find the way where whole responses rarely do.
+    Separates what estimators make of groups without a success, which carry no signal (leave them in the average or
+    filter them), and of groups with a single one: their std is the smallest there is, so GRPO's division by it is
+    largest. Values of prefixes rise towards the success, so branches find the way where whole responses rarely do.
 
     Args:
         vocab_size: V ≥ 2.
@@ -122,7 +130,9 @@ class RareSuccess(TokenMDPTask):
         seed: of which response succeeds.
     """
 
-    separates: ClassVar[str] = "what groups without success and division by their std do: one response in V^T is rewarded"
+    separates: ClassVar[str] = (
+        "what groups without success and division by their std do: one response in V^T is rewarded"
+    )
 
     def __init__(self, vocab_size: int = 4, horizon: int = 5, seed: int = 0):
         check_shape(vocab_size, None, horizon, 1.0)

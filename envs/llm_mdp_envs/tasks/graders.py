@@ -1,9 +1,11 @@
 """Grading of text that nobody vouches for, in a warm process of its own.
 
-Answers of a language model reach sympy, regular expressions and, in some reasoning-gym data sets, `eval`. One answer such as
-9**9**9**9 must not stop a training run, and none may run code in it. So grading happens in a second process which
+Answers of a language model reach sympy, regular expressions and, in some reasoning-gym data sets, `eval`. One answer
+such as 9**9**9**9 must not stop a training run, and none may run code in it. So grading happens in a second process
+which
 
-- is ended by the kernel when one answer takes more than its CPU time (a fresh copy is forked in milliseconds, nothing is re-imported),
+- is ended by the kernel when one answer takes more than its CPU time (a fresh copy is forked in milliseconds, nothing
+  is re-imported),
 - has a memory limit, and answers in JSON, so nothing it says can harm the process that trains,
 - evaluates expressions only if they consist of numbers, names, operators, lists and elementary functions.
 
@@ -40,7 +42,8 @@ class Grader:
 
     Args:
         function: "math" or "reasoning".
-        seconds: most CPU time for one answer. Ten times as much by the clock, on a machine that is busy with other work.
+        seconds: most CPU time for one answer. Ten times as much by the clock, on a machine that is busy with other
+            work.
         memory: most address space of the process, in bytes.
 
     Raises:
@@ -52,7 +55,9 @@ class Grader:
         if not seconds > 0:
             raise ValueError(f"the time limit for grading is {seconds!r} seconds; it must be above 0.")
         if not hasattr(os, "fork"):
-            raise OSError("grading in a process of its own needs Linux or macOS: this system cannot fork. On Windows, use WSL.")
+            raise OSError(
+                "grading in a process of its own needs Linux or macOS: this system cannot fork. On Windows, use WSL."
+            )
         self.function, self.seconds, self.memory = function, float(seconds), int(memory)
         self._process: subprocess.Popen | None = None
         self._owner = 0
@@ -72,7 +77,10 @@ class Grader:
             # A machine under load can break a process or stop its clock: only what happens twice is the answer's doing.
             reply = self._exchange(payload) or self._exchange(payload)
         if reply is None:
-            raise GradingError("the grading process ended or fell silent twice over one answer; is the machine out of memory or processes?")
+            raise GradingError(
+                "the grading process ended or fell silent twice over one answer; is the machine out of memory or "
+                "processes?"
+            )
         if "error" in reply:
             raise GradingError(reply["error"])
         return reply["result"]
@@ -117,12 +125,15 @@ class Grader:
         first = self._line(process, START_SECONDS)
         if first is None or "error" in first:
             self.close()
-            raise GradingError("the grading process did not start: " + (first["error"] if first else "see its message above."))
+            raise GradingError(
+                "the grading process did not start: " + (first["error"] if first else "see its message above.")
+            )
         return process
 
 
 def _end(process: subprocess.Popen, owner: int) -> None:
-    """Kill a grading process, if this process started it and has not ended it yet (its number may be another's by now)."""
+    """Kill a grading process, if this process started it and has not ended it yet (its number may be another's by
+    now)."""
     if owner != os.getpid() or process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -142,17 +153,80 @@ START_SECONDS = 60
 
 CALLABLE = frozenset(
     [
-        *("Symbol", "Integer", "Float", "Rational", "Function", "Add", "Mul", "Pow", "Abs", "Min", "Max", "sqrt", "cbrt", "root", "exp"),
-        *("log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "arcsin", "arccos", "arctan", "sinh"),
-        *("cosh", "tanh", "asinh", "acosh", "atanh", "floor", "ceiling", "factorial", "factorial2", "binomial", "sign", "erf"),
+        *(
+            "Symbol",
+            "Integer",
+            "Float",
+            "Rational",
+            "Function",
+            "Add",
+            "Mul",
+            "Pow",
+            "Abs",
+            "Min",
+            "Max",
+            "sqrt",
+            "cbrt",
+            "root",
+            "exp",
+        ),
+        *(
+            "log",
+            "ln",
+            "sin",
+            "cos",
+            "tan",
+            "cot",
+            "sec",
+            "csc",
+            "asin",
+            "acos",
+            "atan",
+            "acot",
+            "arcsin",
+            "arccos",
+            "arctan",
+            "sinh",
+        ),
+        *(
+            "cosh",
+            "tanh",
+            "asinh",
+            "acosh",
+            "atanh",
+            "floor",
+            "ceiling",
+            "factorial",
+            "factorial2",
+            "binomial",
+            "sign",
+            "erf",
+        ),
     ]
 )
 """What an expression in an answer may call. In sympy's parser every number and symbol is such a call."""
 
 _HARMLESS = (
-    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop, ast.BoolOp, ast.boolop,
-    ast.Compare, ast.cmpop, ast.IfExp, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Call, ast.keyword,
-)  # fmt: skip
+    ast.Expression,
+    ast.Constant,
+    ast.Name,
+    ast.Load,
+    ast.BinOp,
+    ast.operator,
+    ast.UnaryOp,
+    ast.unaryop,
+    ast.BoolOp,
+    ast.boolop,
+    ast.Compare,
+    ast.cmpop,
+    ast.IfExp,
+    ast.List,
+    ast.Tuple,
+    ast.Set,
+    ast.Dict,
+    ast.Call,
+    ast.keyword,
+)
 
 
 def check_expression(source: str) -> None:
@@ -179,7 +253,9 @@ def math_function():
 
     def equal(gold: str, answer: str) -> bool:
         if not parse_gold(gold):
-            raise ValueError(f"math-verify finds no answer in the gold answer {gold!r}; correct or remove this problem.")
+            raise ValueError(
+                f"math-verify finds no answer in the gold answer {gold!r}; correct or remove this problem."
+            )
         return verify(parse_gold(gold), parse(answer, parsing_timeout=None), timeout_seconds=None)
 
     return equal
@@ -248,7 +324,8 @@ def serve(function: Any, seconds: float, replies: int) -> None:
 
 
 def read_exactly(size: int) -> bytes | None:
-    """Unbuffered, so that nothing of the next request is lost when this process is ended. None at the end of the input."""
+    """Unbuffered, so that nothing of the next request is lost when this process is ended. None at the end of the
+    input."""
     data = b""
     while len(data) < size:
         chunk = os.read(0, size - len(data))

@@ -1,7 +1,7 @@
 """Guess the number: the shortest conversation. A guess, digit by digit, is answered "higher" or "lower".
 
-Separates estimators by turn-level credit with a known optimum: bisection needs the fewest turns on average, and an early bad guess
-shows only in when the number is found.
+Separates estimators by turn-level credit with a known optimum: bisection needs the fewest turns on average, and an
+early bad guess shows only in when the number is found.
 """
 
 from llm_mdp_envs.task import Question
@@ -15,14 +15,15 @@ class GuessNumber(TurnTask):
 
         RM(W) = [found at turn k] (1 - (k - 1) / max_turns) - malformed_penalty × malformed turns
 
-    A turn is malformed if it is not a number between 1 and `highest` in decimal digits without leading zeros; it is answered "unclear"
-    and uses up a turn. The prompt is `highest`.
+    A turn is malformed if it is not a number between 1 and `highest` in decimal digits without leading zeros; it is
+    answered "unclear" and uses up a turn. The prompt is `highest`.
 
     Args:
         highest: at least 1.
         max_turns: at least 1; bisection finds any number in ⌈log₂(highest + 1)⌉.
         malformed_penalty: at least 0.
-        horizon: most tokens of a response; None: enough for `max_turns` guesses of the longest length with their replies.
+        horizon: most tokens of a response; None: enough for `max_turns` guesses of the longest length with their
+            replies.
 
     Raises:
         ValueError: naming the argument, its value and its range.
@@ -36,7 +37,9 @@ class GuessNumber(TurnTask):
     part_names = ("found", "turns", "malformed")
     speakers = ("guesser", "host")
 
-    def __init__(self, highest: int = 100, max_turns: int = 10, malformed_penalty: float = 0.05, horizon: int | None = None):
+    def __init__(
+        self, highest: int = 100, max_turns: int = 10, malformed_penalty: float = 0.05, horizon: int | None = None
+    ):
         check_at_least(1, highest=highest, max_turns=max_turns)
         check_penalties(malformed_penalty=malformed_penalty)
         self.highest, self.max_turns, self.malformed_penalty = highest, max_turns, malformed_penalty

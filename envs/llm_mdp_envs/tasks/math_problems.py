@@ -47,18 +47,20 @@ CONVENTIONS = {
 class Math(TextTask):
     """Word problems with one right answer. The reward is a sum of graded parts (the paper's Eq. 30), each reported:
 
-    - answer: the reply's answer equals the solution's, says math-verify. The reply's answer is what stands in its last \\boxed{} or
-      after its last "####", whichever the convention asks for; else what math-verify finds in the whole reply.
+    - answer: the reply's answer equals the solution's, says math-verify. The reply's answer is what stands in its last
+      \\boxed{} or after its last "####", whichever the convention asks for; else what math-verify finds in the whole
+      reply.
     - format: the reply gives its answer the way the question asks.
-    - steps: the fraction of the equations in the reply, such as "12 * 3 = 36" or "<<12*3=36>>", that are true; 0 without any.
+    - steps: the fraction of the equations in the reply, such as "12 * 3 = 36" or "<<12*3=36>>", that are true; 0
+      without any.
 
-    The gold answer is found in the solution whatever the convention: after the last "####", else in the last \\boxed{}, else all of it.
-    Grading runs in a process of its own with a time limit, so it works in threads and no answer can stop it (`llm_mdp_envs.tasks.graders`).
-    A reply beyond the limit has no right answer.
+    The gold answer is found in the solution whatever the convention: after the last "####", else in the last \\boxed{},
+    else all of it. Grading runs in a process of its own with a time limit, so it works in threads and no answer can
+    stop it (`llm_mdp_envs.tasks.graders`). A reply beyond the limit has no right answer.
 
     Args:
-        problems: a JSONL file, one object a line; a folder written by `datasets`' `save_to_disk`; a `datasets.Dataset`; or a sequence of
-            mappings. None: sixty problems of our own.
+        problems: a JSONL file, one object a line; a folder written by `datasets`' `save_to_disk`; a `datasets.Dataset`;
+            or a sequence of mappings. None: sixty problems of our own.
         convention: "gsm8k" or "math": the names of the columns, and what the question ends with.
         question_column, solution_column: in place of the convention's.
         split: of a `DatasetDict`, such as "train".
@@ -72,7 +74,9 @@ class Math(TextTask):
         ValueError: naming the file and line, the column or the argument, and the remedy.
     """
 
-    separates: ClassVar[str] = "mathematics: whether a language model learns to reason to one verifiable answer; graded parts"
+    separates: ClassVar[str] = (
+        "mathematics: whether a language model learns to reason to one verifiable answer; graded parts"
+    )
 
     def __init__(
         self,
@@ -132,7 +136,9 @@ def load_rows(problems: Any, split: str | None) -> Sequence[Mapping[str, Any]]:
         elif path.is_file():
             problems = read_jsonl(path)
         else:
-            raise FileNotFoundError(f"there is no file or folder {str(path)!r}; give a JSONL file or what `save_to_disk` wrote.")
+            raise FileNotFoundError(
+                f"there is no file or folder {str(path)!r}; give a JSONL file or what `save_to_disk` wrote."
+            )
     if isinstance(problems, Mapping):  # a DatasetDict
         if split not in problems:
             raise ValueError(f"split is {split!r}; this data set has {', '.join(map(repr, problems))}.")
@@ -188,7 +194,8 @@ def in_box(text: str) -> str | None:
 NUMBER = r"\d[\d,]*+(?:\.\d++)?+"
 OPERATOR = r"\s*+[-+*/×÷]\s*+"
 EQUATION = re.compile(
-    # What stands before ("x +") or after ("= 30 + 6 = 36") makes it another equation. Possessive, so that no reply takes quadratic time.
+    # What stands before ("x +") or after ("= 30 + 6 = 36") makes it another equation. Possessive, so that no reply
+    # takes quadratic time.
     rf"(?P<before>[A-Za-z)\]}}]{OPERATOR})?+"
     rf"(?P<expression>(?<![\d.,])-?[$]?{NUMBER}(?:{OPERATOR}[$]?{NUMBER})++)"
     rf"(?:\s*+=\s*+[$]?(?P<value>-?{NUMBER})(?!{OPERATOR}[$]?\d))?+"
@@ -196,10 +203,13 @@ EQUATION = re.compile(
 
 
 def equations(text: str) -> list[tuple[str, str]]:
-    """Arithmetic stated in a text, as (expression, number): "12 × 3 + 1 = $37" gives ("12 * 3 + 1", "37"). The first `MOST_STEPS`."""
+    """Arithmetic stated in a text, as (expression, number): "12 × 3 + 1 = $37" gives ("12 * 3 + 1", "37"). The first
+    `MOST_STEPS`."""
     clean = str.maketrans({"$": None, ",": None, "×": "*", "÷": "/"})
     stated = (found for found in EQUATION.finditer(text) if found["value"] and not found["before"])
-    return [(found["expression"].translate(clean), found["value"].translate(clean)) for found in islice(stated, MOST_STEPS)]
+    return [
+        (found["expression"].translate(clean), found["value"].translate(clean)) for found in islice(stated, MOST_STEPS)
+    ]
 
 
 def true_steps(text: str) -> float:
@@ -247,7 +257,9 @@ DEFAULT_WEIGHTS = {"answer": 1.0, "format": 0.1, "steps": 0.1}
 def _problem(row: Mapping[str, Any], number: int, question: str, solution: str) -> tuple[str, str]:
     for column in (question, solution):
         if column not in row:
-            raise ValueError(f"problem {number} has no column {column!r}, only {', '.join(map(repr, row))}; name the columns.")
+            raise ValueError(
+                f"problem {number} has no column {column!r}, only {', '.join(map(repr, row))}; name the columns."
+            )
     gold = gold_answer(str(row[solution]))
     if not gold:
         raise ValueError(f"problem {number} has the solution {row[solution]!r}, in which there is no answer.")

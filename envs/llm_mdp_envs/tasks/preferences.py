@@ -19,7 +19,8 @@ from llm_mdp_envs.task import Question, Task
 class PreferencePairs:
     """Two responses to each of N prompts and which one was preferred. The rewards that decided are not in here.
 
-    Both responses of a pair may be the same; such a pair has no gradient, but leaving it out would change the loss's mean.
+    Both responses of a pair may be the same; such a pair has no gradient, but leaving it out would change the loss's
+    mean.
     """
 
     prompt: Int[Tensor, "N L"]
@@ -55,10 +56,13 @@ def label_pairs(
     n, steps = len(prompt), tokens.shape[-1]
     if tokens.shape != (n, 2, steps) or mask.shape != tokens.shape or reward.shape != (n, 2):
         raise ValueError(
-            f"tokens {tuple(tokens.shape)}, mask {tuple(mask.shape)} and reward {tuple(reward.shape)} do not fit {n} prompts;"
+            f"tokens {tuple(tokens.shape)}, mask {tuple(mask.shape)} and reward {tuple(reward.shape)} do not fit {n} "
+            f"prompts;"
             " they must be (N, 2, T), (N, 2, T) and (N, 2)."
         )
-    first_wins = torch.rand(n, generator=generator, dtype=torch.float64) < preference_probability(*reward.double().unbind(-1), temperature)
+    first_wins = torch.rand(n, generator=generator, dtype=torch.float64) < preference_probability(
+        *reward.double().unbind(-1), temperature
+    )
     order = torch.where(first_wins[:, None], torch.tensor([0, 1]), torch.tensor([1, 0]))
     tokens, mask = (pair.gather(1, order[..., None].expand_as(pair)) for pair in (tokens, mask))
     return PreferencePairs(prompt, tokens[:, 0], tokens[:, 1], mask[:, 0], mask[:, 1])
@@ -87,7 +91,9 @@ def preferences_of_policy(
         raise ValueError(f"n is {n!r}; draw at least 1 pair.")
     which = torch.multinomial(mdp.prompt_probability, n, replacement=True, generator=generator)
     prompt = mdp.prompt_tokens[which]
-    drawn = policy.sample(prompt, 2, eos=mdp.eos, horizon=mdp.horizon, generator=generator, temperature=sampling_temperature)
+    drawn = policy.sample(
+        prompt, 2, eos=mdp.eos, horizon=mdp.horizon, generator=generator, temperature=sampling_temperature
+    )
     with torch.no_grad():
         reward = mdp.response_reward(drawn.prompt, drawn.tokens, drawn.mask)
     pair = drawn.tokens.reshape(n, 2, -1), drawn.mask.reshape(n, 2, -1)
@@ -115,9 +121,14 @@ def preferences_of_task(
     """
     tokens = torch.as_tensor(tokens, dtype=torch.int64)
     if tokens.dim() != 3 or tokens.shape[:2] != (len(questions), 2):
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)} for {len(questions)} questions; it must be ({len(questions)}, 2, T).")
+        raise ValueError(
+            f"tokens has shape {tuple(tokens.shape)} for {len(questions)} questions; it must be ({len(questions)}, 2, "
+            f"T)."
+        )
     mask = tokens != PAD if mask is None else mask
     twice = [question for question in questions for _ in range(2)]
     scores = task.score(twice, tokens.flatten(0, 1).numpy(), mask.flatten(0, 1).numpy())
     reward = torch.from_numpy(np.asarray(scores.reward, dtype=np.float64)).reshape(-1, 2)
-    return label_pairs(pad_prompts([question.prompt for question in questions]), tokens, mask, reward, generator, temperature)
+    return label_pairs(
+        pad_prompts([question.prompt for question in questions]), tokens, mask, reward, generator, temperature
+    )

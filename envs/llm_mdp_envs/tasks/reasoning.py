@@ -23,20 +23,23 @@ INSTRUCTIONS = {
 class ReasoningGym(TextTask):
     """Puzzles of reasoning-gym, graded by its own `score_answer`.
 
-    The answer is taken out of the reply first: reasoning-gym compares whole strings. Some of its scorers evaluate the answer as
-    Python; here they run in a process of their own with a time limit, and evaluate arithmetic only (`llm_mdp_envs.tasks.graders`).
+    The answer is taken out of the reply first: reasoning-gym compares whole strings. Some of its scorers evaluate the
+    answer as Python; here they run in a process of their own with a time limit, and evaluate arithmetic only
+    (`llm_mdp_envs.tasks.graders`).
 
     Args:
-        dataset: the name of a data set ("chain_sum"); a mix, as reasoning-gym writes it: [{"name": "chain_sum", "weight": 2, "config":
-            {"max_terms": 3}}, …], weight 1 and config {} if left out; or a data set object (its class importable, not from a script).
+        dataset: the name of a data set ("chain_sum"); a mix, as reasoning-gym writes it: [{"name": "chain_sum",
+            "weight": 2, "config": {"max_terms": 3}}, …], weight 1 and config {} if left out; or a data set object (its
+            class importable, not from a script).
         settings: what `reasoning_gym.create_dataset` takes besides name, size and seed. For a single name only.
         size: how many different puzzles there are. They are made when asked.
         seed: of the data set. The environment's own seed chooses among its puzzles.
-        extract: how the answer is found: "tags" (in the last <answer>…</answer>), "number" (the last one), "raw" (all of the reply,
-            spaces around it removed), or a function from the reply to the answer or None. A reply without one is worth what
-            reasoning-gym gives for None.
+        extract: how the answer is found: "tags" (in the last <answer>…</answer>), "number" (the last one), "raw" (all
+            of the reply, spaces around it removed), or a function from the reply to the answer or None. A reply without
+            one is worth what reasoning-gym gives for None.
         instruction: what the question ends with; None: a sentence that fits `extract`.
-        seconds: most CPU time for scoring one reply. A reply beyond it is worth 0, as is one on which the scorer raises an exception.
+        seconds: most CPU time for scoring one reply. A reply beyond it is worth 0, as is one on which the scorer raises
+            an exception.
         others: see `TextTask`.
 
     Raises:
@@ -67,7 +70,9 @@ class ReasoningGym(TextTask):
         if not callable(extract) and extract not in EXTRACTIONS:
             raise ValueError(f"extract is {extract!r}; choose {', '.join(map(repr, EXTRACTIONS))} or give a function.")
         self.extract = extract if callable(extract) else EXTRACTIONS[extract]
-        self.instruction = instruction if instruction is not None else ("" if callable(extract) else INSTRUCTIONS[extract])
+        self.instruction = (
+            instruction if instruction is not None else ("" if callable(extract) else INSTRUCTIONS[extract])
+        )
         self.dataset, self._recipe = make_dataset(dataset, settings, size=size, seed=seed)
         self._grader = Grader("reasoning", seconds=seconds)
 
@@ -81,8 +86,9 @@ class ReasoningGym(TextTask):
 
 
 def make_dataset(dataset: Any, settings: Mapping[str, Any] | None, *, size: int, seed: int) -> tuple[Any, bytes]:
-    """A reasoning-gym data set from what `ReasoningGym` takes, and how the grading process gets the same one: a pickle of its name and
-    settings (some data sets cannot be pickled themselves), or of the data set. Raises ValueError, in words."""
+    """A reasoning-gym data set from what `ReasoningGym` takes, and how the grading process gets the same one: a pickle
+    of its name and settings (some data sets cannot be pickled themselves), or of the data set. Raises ValueError, in
+    words."""
     import reasoning_gym
     from reasoning_gym.composite import DatasetSpec
 
@@ -93,7 +99,9 @@ def make_dataset(dataset: Any, settings: Mapping[str, Any] | None, *, size: int,
     if isinstance(dataset, reasoning_gym.dataset.ProceduralDataset):
         return dataset, _pickle(dataset)
     if not isinstance(dataset, Sequence) or not dataset:
-        raise ValueError(f'dataset is {dataset!r}; give a name, a list of {{"name": …, "weight": …, "config": …}}, or a data set.')
+        raise ValueError(
+            f'dataset is {dataset!r}; give a name, a list of {{"name": …, "weight": …, "config": …}}, or a data set.'
+        )
     specs = []
     for number, part in enumerate(dataset):
         if not isinstance(part, Mapping) or not {"name"} <= set(part) <= {"name", "weight", "config"}:
@@ -111,7 +119,11 @@ def _create(name: str, settings: dict[str, Any]) -> tuple[Any, bytes]:
 
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "reasoning_gym.factory.DATASETS holds all names."
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "reasoning_gym.factory.DATASETS holds all names."
+        )
         raise ValueError(f"reasoning-gym has no data set {name!r}: {hint}")
     known = [field.name for field in fields(DATASETS[name][1])]
     for setting in settings:
@@ -120,16 +132,23 @@ def _create(name: str, settings: dict[str, Any]) -> tuple[Any, bytes]:
     try:
         return reasoning_gym.create_dataset(name, **settings), pickle.dumps((name, settings))
     except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"reasoning-gym refuses these settings of {name!r}: {error}. They are {settings!r}.") from error
+        raise ValueError(
+            f"reasoning-gym refuses these settings of {name!r}: {error}. They are {settings!r}."
+        ) from error
 
 
 def _pickle(dataset: Any) -> bytes:
     if type(dataset).__module__ == "__main__":
-        raise ValueError(f"the class {type(dataset).__name__} is in the main script, which grading cannot import; move it to a module.")
+        raise ValueError(
+            f"the class {type(dataset).__name__} is in the main script, which grading cannot import; move it to a "
+            f"module."
+        )
     try:
         return pickle.dumps(dataset)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise ValueError(f"this {type(dataset).__name__} cannot be pickled for the grading process ({error}); give its name.") from error
+        raise ValueError(
+            f"this {type(dataset).__name__} cannot be pickled for the grading process ({error}); give its name."
+        ) from error
 
 
 def answer_in_tags(reply: str) -> str | None:

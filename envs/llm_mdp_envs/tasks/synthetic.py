@@ -1,6 +1,8 @@
-"""Token MDPs of the core as tasks: their hidden rewards, gradients and values are known exactly, so agents can be measured against them.
+"""Token MDPs of the core as tasks: their hidden rewards, gradients and values are known exactly, so agents can be
+measured against them.
 
-`task.mdp` is for verifiers: `instance(task)` makes the verification problem that `llm_mdp.verify.problem.Problem` takes.
+`task.mdp` is for verifiers: `instance(task)` makes the verification problem that `llm_mdp.verify.problem.Problem`
+takes.
 """
 
 from functools import cached_property
@@ -22,7 +24,8 @@ LARGEST_TABLE = 10_000_000
 
 
 class TokenMDPTask(ArrayTask):
-    """Any `llm_mdp.mdp.token_mdp.TokenMDP`: a question is one of its prompts, the reward RM(W) = Σₜ γᵗ⁻¹ rₜ, the token rewards stay hidden.
+    """Any `llm_mdp.mdp.token_mdp.TokenMDP`: a question is one of its prompts, the reward RM(W) = Σₜ γᵗ⁻¹ rₜ, the token
+    rewards stay hidden.
 
     Questions are rows (n, 1): the number of the prompt. Responses are scored by look-up where a table fits in memory.
     """
@@ -48,7 +51,9 @@ class TokenMDPTask(ArrayTask):
             if prompt.tokens == tokens:
                 return Question(tokens, (number,))
         known = [list(prompt.tokens) for prompt in self.mdp.prompts[:5]]
-        raise ValueError(f"the prompt {list(tokens)} is not among the {len(self.mdp.prompts)} of this task, such as {known}.")
+        raise ValueError(
+            f"the prompt {list(tokens)} is not among the {len(self.mdp.prompts)} of this task, such as {known}."
+        )
 
     def score_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
         if self._leaf_table is not None:
@@ -58,7 +63,8 @@ class TokenMDPTask(ArrayTask):
         prompt = torch.from_numpy(self._prompts[secrets[:, 0]])
         return Scores(self.mdp.response_reward(prompt, torch.from_numpy(tokens), torch.from_numpy(mask)).numpy())
 
-    # RM(W) comes from the MDP in every case; where memory allows it is tabulated once, by response or by context, and then looked up.
+    # RM(W) comes from the MDP in every case; where memory allows it is tabulated once, by response or by context, and
+    # then looked up.
 
     def _leaf_rewards(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         offset, rewards = self._leaf_table
@@ -67,7 +73,8 @@ class TokenMDPTask(ArrayTask):
 
     @cached_property
     def _leaf_table(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """What each token adds to the leaf index, flat (T · (V+1),) with padding first, and RM of all leaves, flat (P · leaves,)."""
+        """What each token adds to the leaf index, flat (T · (V+1),) with padding first, and RM of all leaves, flat (P ·
+        leaves,)."""
         tree, n_prompts = self.mdp.tree, len(self.mdp.prompts)
         if tree.n_leaves * self.horizon * n_prompts > LARGEST_TABLE:
             return None
@@ -88,7 +95,8 @@ class TokenMDPTask(ArrayTask):
 
     @cached_property
     def _markov_table(self) -> np.ndarray | None:
-        """γᵗ⁻¹ r by step, whether it is the last, and the last order + 1 tokens plus one (0: nothing there), flat; None if too large."""
+        """γᵗ⁻¹ r by step, whether it is the last, and the last order + 1 tokens plus one (0: nothing there), flat; None
+        if too large."""
         reward, order, width = self.mdp.token_reward, self.mdp.token_reward.order, self.vocab_size + 1
         if order is None or self.horizon * 2 * width ** (order + 1) > LARGEST_TABLE:
             return None
@@ -96,7 +104,9 @@ class TokenMDPTask(ArrayTask):
         step, last, *text = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
         window = torch.stack(text[:order], dim=-1) - 1 if order else torch.empty((*shape, 0), dtype=torch.int64)
         token = text[order] - 1
-        values = self.mdp.discount.view(-1, *(1,) * (order + 2)) * reward.local(window, token.clamp(min=0), step, last == 1)
+        values = self.mdp.discount.view(-1, *(1,) * (order + 2)) * reward.local(
+            window, token.clamp(min=0), step, last == 1
+        )
         return torch.where(token == PAD, 0.0, values).reshape(-1).numpy()
 
     @cached_property
@@ -123,14 +133,21 @@ class Tabular(TokenMDPTask):
     separates: ClassVar[str] = "biased from unbiased estimators; every prefix has a hidden reward of its own"
 
     def __init__(
-        self, vocab_size: int = 4, horizon: int = 4, eos: int | None = 0, gamma: float = 1.0, n_prompts: int = 1, seed: int = 0
+        self,
+        vocab_size: int = 4,
+        horizon: int = 4,
+        eos: int | None = 0,
+        gamma: float = 1.0,
+        n_prompts: int = 1,
+        seed: int = 0,
     ):
         check_seed(seed)
         super().__init__(random_instance(vocab_size, horizon, eos=eos, gamma=gamma, n_prompts=n_prompts, seed=seed).mdp)
 
 
 class Ngram(TokenMDPTask):
-    """A random number for every token and the `order` tokens before it: long responses, exact gradients all the same (`llm_mdp.exact.ngram_gradient`).
+    """A random number for every token and the `order` tokens before it: long responses, exact gradients all the same
+    (`llm_mdp.exact.ngram_gradient`).
 
     Args:
         vocab_size, horizon, eos, gamma: as in `TokenMDP`.
@@ -144,20 +161,29 @@ class Ngram(TokenMDPTask):
     separates: ClassVar[str] = "estimators by variance on long responses; exact gradients at any horizon"
 
     def __init__(
-        self, vocab_size: int = 16, horizon: int = 64, eos: int | None = 0, gamma: float = 1.0, order: int = 1, seed: int = 0
+        self,
+        vocab_size: int = 16,
+        horizon: int = 64,
+        eos: int | None = 0,
+        gamma: float = 1.0,
+        order: int = 1,
+        seed: int = 0,
     ):
         check_shape(vocab_size, eos, horizon, gamma)
         check_seed(seed)
         if not isinstance(order, int) or isinstance(order, bool) or order < 0:
             raise ValueError(f"order is {order!r}; it must be a whole number of at least 0.")
         if (vocab_size + 1) ** order * vocab_size > LARGEST_TABLE:
-            raise ValueError(f"order is {order}, which over {vocab_size} tokens makes too large a table of rewards; use a lower one.")
+            raise ValueError(
+                f"order is {order}, which over {vocab_size} tokens makes too large a table of rewards; use a lower one."
+            )
         reward = NgramReward.random(vocab_size, order, torch.Generator().manual_seed(seed))
         super().__init__(TokenMDP(vocab_size, eos, horizon, reward, gamma, (Prompt(),)))
 
 
 def instance(task: TokenMDPTask, seed: int = 0) -> Instance:
-    """The verification problem of a task: its MDP with a random policy, reference policy and wrong critic (standard normal).
+    """The verification problem of a task: its MDP with a random policy, reference policy and wrong critic (standard
+    normal).
 
     Raises:
         InstanceError: if the tree has too many nodes to list; make the task with a smaller vocabulary or horizon.
@@ -178,7 +204,10 @@ def optimum(task: TokenMDPTask) -> float:
     """
     if task._leaf_table is None:
         leaves = f"{task.mdp.tree.n_leaves:.2g}"
-        raise ValueError(f"{type(task).__name__} has {leaves} responses, too many to list; make it with a smaller vocabulary or horizon.")
+        raise ValueError(
+            f"{type(task).__name__} has {leaves} responses, too many to list; make it with a smaller vocabulary or "
+            f"horizon."
+        )
     rewards = task._leaf_table[1].reshape(len(task.mdp.prompts), -1)
     return float(rewards.max(1) @ task._probability)
 

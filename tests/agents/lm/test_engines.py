@@ -27,11 +27,22 @@ OPTIONS = {"eos": 0, "horizon": 9}
 
 def llama(dtype="float32", lora=None, **options):
     config = {
-        "model_type": "llama", "vocab_size": V + 1, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "tie_word_embeddings": False,
-        "max_position_embeddings": 64, "bos_token_id": V, "eos_token_id": 0, "pad_token_id": None,
-        "llm_mdp": {"begin": V, "vocab_size": V}, **options,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": V + 1,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 64,
+        "bos_token_id": V,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "llm_mdp": {"begin": V, "vocab_size": V},
+        **options,
+    }
     return loading.load_policy(config, dtype=dtype, lora=lora)
 
 
@@ -80,7 +91,9 @@ def test_engines_that_cannot_be(monkeypatch):
 
 def test_without_vllm_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r"^engine vllm needs vLLM, .*pip install -e .*vllm,train.*; pip uninstall -y .*\.$"):
+    with pytest.raises(
+        ImportError, match=r"^engine vllm needs vLLM, .*pip install -e .*vllm,train.*; pip uninstall -y .*\.$"
+    ):
         engines.make_engine("vllm", llama())
 
 
@@ -164,7 +177,10 @@ def test_logp_of_what_is_drawn_is_the_policys(pair, case):
 def test_greedy_is_hf_greedy(pair, case):
     policy, engine = pair
     options = OPTIONS | CASES[case] | {"greedy": True}
-    check_same(engine.sample(policy, PROMPTS, 2, generator=seed(), **options), policy.sample(PROMPTS, 2, generator=seed(), **options))
+    check_same(
+        engine.sample(policy, PROMPTS, 2, generator=seed(), **options),
+        policy.sample(PROMPTS, 2, generator=seed(), **options),
+    )
 
 
 @needs_vllm
@@ -175,7 +191,9 @@ def test_every_prefix_may_have_ended(pair):
     engine.rescore = False
     assert ended.tokens[:, 1:].eq(PAD).all() and ended.logp.eq(0).all() and ended.finish.eq(Finish.EOS).all()
     none = torch.zeros(0, dtype=torch.int64)
-    assert engine.branch(policy, ended.prompt, ended.tokens, none, none, 2, generator=seed(), **OPTIONS).tokens.shape == (0, 9)
+    assert engine.branch(
+        policy, ended.prompt, ended.tokens, none, none, 2, generator=seed(), **OPTIONS
+    ).tokens.shape == (0, 9)
 
 
 @needs_vllm
@@ -208,7 +226,8 @@ def test_same_seed_same_responses_whatever_the_global_generator(pair):
 
 @needs_vllm
 def test_tokens_come_as_often_as_the_policy_says(pair):
-    """χ² of the first token, over a policy of five tokens that leaves out most of what its model would say, at a temperature."""
+    """χ² of the first token, over a policy of five tokens that leaves out most of what its model would say, at a
+    temperature."""
     model, engine = pair
     policy, n = lm.LanguageModelPolicy(model.model, 5, model.begin, temperature=1.25), 1000
     drawn = engine.sample(policy, PROMPTS[:1], n, generator=seed(), eos=None, horizon=1, temperature=1.6)
@@ -289,4 +308,6 @@ def test_impossible_requests(pair):
         with pytest.raises(ValueError, match=f"temperature times the call's is {temperature}, and vLLM has 0.01 … 2"):
             engine.sample(policy, PROMPTS, 1, generator=seed(), temperature=temperature, **OPTIONS)
     with pytest.raises(ValueError, match="a prefix has 2 tokens and the horizon is 1"):
-        engine.sample(policy, PROMPTS, 1, generator=seed(), prefix=torch.ones(4, 2, dtype=torch.int64), eos=0, horizon=1)
+        engine.sample(
+            policy, PROMPTS, 1, generator=seed(), prefix=torch.ones(4, 2, dtype=torch.int64), eos=0, horizon=1
+        )

@@ -21,10 +21,21 @@ def gpt2():
 def llama(**options):
     """In float64 throughout: Hugging Face's norm of Llama is always in float32. Two queries share a key."""
     config = {
-        "model_type": "llama", "vocab_size": V + 1, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "tie_word_embeddings": False, "bos_token_id": V,
-        "eos_token_id": None, "pad_token_id": None, "llm_mdp": {"begin": V, "vocab_size": V}, **options,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": V + 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": V,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "llm_mdp": {"begin": V, "vocab_size": V},
+        **options,
+    }
     policy = loading.load_policy(config, dtype="float64")
     for module in list(policy.modules()):
         for name, child in module.named_children():
@@ -48,7 +59,11 @@ OPTIONS = {"eos": 0, "horizon": 9}
 
 def check_same(one, other):
     assert torch.equal(one.tokens, other.tokens)
-    assert torch.equal(one.prompt, other.prompt) and torch.equal(one.mask, other.mask) and torch.equal(one.finish, other.finish)
+    assert (
+        torch.equal(one.prompt, other.prompt)
+        and torch.equal(one.mask, other.mask)
+        and torch.equal(one.finish, other.finish)
+    )
     torch.testing.assert_close(one.logp, other.logp, **EXACT)
 
 
@@ -70,12 +85,15 @@ def check_same(one, other):
 def test_samples_are_those_of_reading_everything_anew(build, options):
     policy, options = build(), OPTIONS | options
     check_same(
-        policy.sample(PROMPTS, 3, generator=seed(), **options), PolicyModule.sample(policy, PROMPTS, 3, generator=seed(), **options)
+        policy.sample(PROMPTS, 3, generator=seed(), **options),
+        PolicyModule.sample(policy, PROMPTS, 3, generator=seed(), **options),
     )
 
 
 @pytest.mark.parametrize("build", [gpt2, llama, mistral])
-@pytest.mark.parametrize("options", [{}, {"greedy": True}, {"temperature": 1.7, "stop": (6,)}], ids=["plain", "greedy", "temperature"])
+@pytest.mark.parametrize(
+    "options", [{}, {"greedy": True}, {"temperature": 1.7, "stop": (6,)}], ids=["plain", "greedy", "temperature"]
+)
 def test_branches_are_those_of_reading_every_prefix_anew(build, options):
     policy, options = build(), OPTIONS | options
     rollouts = policy.sample(PROMPTS, 2, generator=seed(1), **OPTIONS)
@@ -98,13 +116,16 @@ def test_what_is_drawn_is_scored_the_same():
 
 @pytest.mark.parametrize("build", [gpt2, llama])
 def test_work_is_not_done_twice(build):
-    """Distinct prompts and responses are read once; every later call reads one token of a batch that shrinks as rows end."""
+    """Distinct prompts and responses are read once; every later call reads one token of a batch that shrinks as rows
+    end."""
     policy, shapes = build(), []
     assert policy.linear_head and policy.full_attention
     embeddings = policy.model.get_input_embeddings()
     embeddings.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
     scored = []
-    hook = policy.causal_lm.get_output_embeddings().register_forward_hook(lambda module, inputs, output: scored.append(output.shape[1]))
+    hook = policy.causal_lm.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: scored.append(output.shape[1])
+    )
     drawn = policy.sample(PROMPTS, 8, generator=seed(), **OPTIONS)
     hook.remove()
     assert set(scored) == {1}
@@ -150,7 +171,9 @@ def test_gradient_checkpointing_leaves_the_cache_alone():
     expected = policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS)
     policy.model.activation_checkpointing_enable()
     policy.train()
-    policy.model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape[1]))
+    policy.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: shapes.append(inputs[0].shape[1])
+    )
     check_same(policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS), expected)
     assert set(shapes[1:]) == {1}
 

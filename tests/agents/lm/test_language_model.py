@@ -90,7 +90,9 @@ def test_the_ledger_of_a_transformer():
     """The same verification code, the same expectations: every computed verdict is the expected one."""
     instance = replace(random_instance(3, 3, gamma=0.9, seed=2), policy=lm.tiny_transformer(3, 3))
     document = run_ledger(Problem(instance))
-    wrong = {key: (row["verdict"], row["expected"]) for key, row in document["claims"].items() if row["holds"] is not True}
+    wrong = {
+        key: (row["verdict"], row["expected"]) for key, row in document["claims"].items() if row["holds"] is not True
+    }
     assert not wrong
     assert exit_status(document) == 0
     assert len(document["gradient"]) == sum(p.numel() for p in instance.policy.parameters())
@@ -102,15 +104,28 @@ V, T = 7, 5
 def llama(**options) -> Any:
     """In float64 throughout: Hugging Face's norm of Llama is always in float32."""
     config = {
-        "model_type": "llama", "vocab_size": V + 2, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "tie_word_embeddings": False, "bos_token_id": V,
-        "eos_token_id": None, "pad_token_id": None, "llm_mdp": {"begin": V, "vocab_size": V}, **options,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": V + 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": V,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "llm_mdp": {"begin": V, "vocab_size": V},
+        **options,
+    }
     policy = loading.load_policy(config, dtype="float64")
     for module in list(policy.modules()):
         for name, child in module.named_children():
             if type(child).__name__.endswith("RMSNorm"):
-                setattr(module, name, torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon, dtype=torch.float64))
+                setattr(
+                    module, name, torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon, dtype=torch.float64)
+                )
     return policy
 
 
@@ -128,7 +143,8 @@ def granite() -> Any:
 
 
 def batch(n_groups: int, group_size: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts of different lengths, responses of different lengths with tokens of an environment inside; the first has no token chosen."""
+    """Prompts of different lengths, responses of different lengths with tokens of an environment inside; the first has
+    no token chosen."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(V, (n_groups, length), generator=generator)
     prompt[torch.arange(length) < torch.arange(n_groups)[:, None] - 1] = PAD
@@ -202,7 +218,9 @@ def test_chunks_of_the_vocabulary_change_nothing(build, monkeypatch):
     monkeypatch.setattr(lm, "LOGIT_BYTES", 3 * 8 * V)
     score = lm.LanguageModelPolicy.scores
     arguments = batch(3, 4, 4)
-    monkeypatch.setattr(lm.LanguageModelPolicy, "scores", lambda self, logits: (rows.append(logits.shape[0]), score(self, logits))[1])
+    monkeypatch.setattr(
+        lm.LanguageModelPolicy, "scores", lambda self, logits: (rows.append(logits.shape[0]), score(self, logits))[1]
+    )
     policy.logp(*arguments)
     assert max(rows) == 3 and sum(rows) == int(arguments[2].sum())
     check_logp(policy, *arguments)
@@ -243,7 +261,15 @@ def test_adapters_alone_are_trained():
     policy = adapted(llama())
     trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_" in name for name in trained)
-    assert {name.split(".")[-4] for name in trained} == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {name.split(".")[-4] for name in trained} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
     prompt, tokens, mask = batch(2, 4, 10)
     check_logp(policy, prompt, tokens, mask)
     drawn = policy.sample(prompt[::4], 2, eos=0, horizon=T, generator=torch.Generator().manual_seed(0))
@@ -252,9 +278,16 @@ def test_adapters_alone_are_trained():
 
 def test_dropout_is_removed():
     config = {
-        "model_type": "opt", "vocab_size": 8, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "dropout": 0.5, "attention_dropout": 0.5,
-    }  # fmt: skip
+        "model_type": "opt",
+        "vocab_size": 8,
+        "hidden_size": 16,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "dropout": 0.5,
+        "attention_dropout": 0.5,
+    }
     policy = loading.load_policy(config, gradient_checkpointing=True)
     prompt, tokens, mask = batch(2, 2, 4)
     policy.train()
@@ -283,7 +316,10 @@ def test_half_precision_is_scored_in_single():
     [
         (lambda: lm.LanguageModelPolicy(gpt2().model, V + 2, None), "vocab_size is 9; it must be 1 … 8"),
         (lambda: lm.LanguageModelPolicy(gpt2().model, V, None, temperature=0), "temperature is 0; it must be above 0"),
-        (lambda: loading.load_policy({"model_type": "llama"}, dtype="int8"), "dtype is 'int8'; it must be one of float64"),
+        (
+            lambda: loading.load_policy({"model_type": "llama"}, dtype="int8"),
+            "dtype is 'int8'; it must be one of float64",
+        ),
         (lambda: loading.load_policy({"hidden_size": 8}), 'has no "model_type"'),
         (lambda: loading.load_policy("./nowhere"), "there is no nowhere"),
         (lambda: loading.load_policy("nowhere.gguf"), "there is no nowhere.gguf"),
@@ -339,8 +375,12 @@ def test_adapters_are_saved_alone(tmp_path):
     loading.save_model(policy, tmp_path / "adapters", merge=False)
     loaded = loading.load_policy(tmp_path / "adapters")
     assert torch.equal(loaded.logits(prompt, tokens), policy.logits(prompt, tokens))
-    assert not torch.allclose(loaded.logits(prompt, tokens), loading.load_policy(tmp_path / "base").logits(prompt, tokens))
-    assert sum(p.numel() for p in loaded.parameters() if p.requires_grad) == sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert not torch.allclose(
+        loaded.logits(prompt, tokens), loading.load_policy(tmp_path / "base").logits(prompt, tokens)
+    )
+    assert sum(p.numel() for p in loaded.parameters() if p.requires_grad) == sum(
+        p.numel() for p in policy.parameters() if p.requires_grad
+    )
 
 
 def gguf() -> Path | None:

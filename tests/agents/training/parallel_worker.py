@@ -1,6 +1,7 @@
 """One of the processes of test_parallel.py:  torchrun --nproc-per-node 2 tests/parallel_worker.py FOLDER
 
-Trains every case for a few steps, with copies of the policy and with shards of it, and writes what happened to FOLDER/<rank>.pt.
+Trains every case for a few steps, with copies of the policy and with shards of it, and writes what happened to
+FOLDER/<rank>.pt.
 """
 
 import sys
@@ -20,13 +21,23 @@ from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.tasks.synthetic import Tabular
 
 STEPS = 3
-CONFIG = TrainConfig(steps=STEPS, prompts_per_step=4, micro_batch=3, signal_every=1, learning_rate=0.01, max_grad_norm=1e6)
+CONFIG = TrainConfig(
+    steps=STEPS, prompts_per_step=4, micro_batch=3, signal_every=1, learning_rate=0.01, max_grad_norm=1e6
+)
 
 CASES: dict[str, tuple[str, dict[str, Any], TrainConfig]] = {
     "sum": ("grpo", {"group_size": 4, "reduction": "sum"}, CONFIG),
     "sequence_mean": ("grpo", {"group_size": 4, "reduction": "sequence_mean"}, CONFIG),
-    "token_mean": ("grpo", {"group_size": 4, "reduction": "token_mean", "kl": 0.1, "kl_in": "loss", "kl_estimator": "k3"}, CONFIG),
-    "all at once": ("grpo", {"group_size": 4, "reduction": "token_mean"}, replace(CONFIG, micro_batch=None, signal_every=0)),
+    "token_mean": (
+        "grpo",
+        {"group_size": 4, "reduction": "token_mean", "kl": 0.1, "kl_in": "loss", "kl_estimator": "k3"},
+        CONFIG,
+    ),
+    "all at once": (
+        "grpo",
+        {"group_size": 4, "reduction": "token_mean"},
+        replace(CONFIG, micro_batch=None, signal_every=0),
+    ),
     "branches": ("trepo", {"group_size": 2, "boundary": "random", "positions": 2, "samples": 2}, CONFIG),
     "critic": ("ppo", {"group_size": 2, "critic_warm_up": 2}, replace(CONFIG, max_grad_norm=0.01)),
     "epochs": ("rloo", {"group_size": 4, "clip_low": 0.2}, replace(CONFIG, epochs=2)),
@@ -52,7 +63,9 @@ def make_policy(case: str, task: Tabular) -> LanguageModelPolicy:
     if case not in ("adapters", "recomputed"):
         return policy
     lora, recompute = LoRAOptions(rank=2) if case == "adapters" else None, case == "recomputed"
-    loaded = load_policy(policy.model.config.to_dict(), dtype="float64", lora=lora, gradient_checkpointing=recompute, seed=2)
+    loaded = load_policy(
+        policy.model.config.to_dict(), dtype="float64", lora=lora, gradient_checkpointing=recompute, seed=2
+    )
     return LanguageModelPolicy(loaded.model, policy.vocab_size, policy.begin)
 
 
@@ -98,12 +111,17 @@ def run(case: str, shard: bool, folder: Path) -> dict[str, Any]:
     tensors, state = trainer.state()
     parameters = list(trainer.policy.parameters())
     result = {
-        "batches": list(batches), "metrics": metrics, "gradients": gradients, "checkpoint": (tensors, state),
+        "batches": list(batches),
+        "metrics": metrics,
+        "gradients": gradients,
+        "checkpoint": (tensors, state),
         "weights": {name: tensor.clone() for name, tensor in parallel.whole_state(trainer.policy).items()},
         "models": {name: model.state_dict() for name, model in trainer.agent.models.items()},
-        "sharded": all(isinstance(each, DTensor) for each in parameters) and all(isinstance(p.grad, DTensor) for p in trainer.parameters),
-        "share": sum(each.to_local().numel() if shard else each.numel() for each in parameters) / sum(each.numel() for each in parameters),
-    }  # fmt: skip
+        "sharded": all(isinstance(each, DTensor) for each in parameters)
+        and all(isinstance(p.grad, DTensor) for p in trainer.parameters),
+        "share": sum(each.to_local().numel() if shard else each.numel() for each in parameters)
+        / sum(each.numel() for each in parameters),
+    }
     if case in SAVED:
         whole = parallel.whole_policy(trainer.policy)
         if parallel.main:
@@ -120,7 +138,8 @@ def run(case: str, shard: bool, folder: Path) -> dict[str, Any]:
 
 
 def draw_unevenly() -> list[int]:
-    """Draw 1 token in the first process and 5 in the second, then train together. The length drawn here, and how many came through."""
+    """Draw 1 token in the first process and 5 in the second, then train together. The length drawn here, and how many
+    came through."""
     parallel = Sharded()
     trainer = make_trainer("sum", parallel)
     prompt, generator = torch.zeros(1, 1, dtype=torch.int64), torch.Generator().manual_seed(0)

@@ -69,7 +69,13 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
         "expanded": torch.ones(1).expand(4),
         "parameter": nn.Parameter(base.clone()),
     }
-    state = {"text": "π ≠ 3", "big": 2**130, "small": 5e-324, "nested": [{"a": None, "b": [True, 0.1]}], "infinite": float("-inf")}
+    state = {
+        "text": "π ≠ 3",
+        "big": 2**130,
+        "small": 5e-324,
+        "nested": [{"a": None, "b": [True, 0.1]}],
+        "infinite": float("-inf"),
+    }
     checkpoint = load(save(tmp_path, 7, tensors, state, keep=1))
     assert (checkpoint.step, checkpoint.state, checkpoint.path) == (7, state, tmp_path / "step-000007")
     assert set(checkpoint.tensors) == set(tensors)
@@ -108,7 +114,10 @@ def small_run(kind: str):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     scheduler = torch.optim.lr_scheduler.SequentialLR(
         optimizer,
-        [torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3), torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)],
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20),
+        ],
         milestones=[3],
     )
     data = torch.Generator().manual_seed(5)
@@ -159,14 +168,18 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, kind):
     assert ours[1] == theirs[1]
     assert all(bits(ours[0][name]) == bits(theirs[0][name]) for name in theirs[0])
     assert scheduler2.state_dict()["_last_lr"] == scheduler.state_dict()["_last_lr"]
-    assert all(bits(checkpoint.tensors[name]) == bits(load(tmp_path).tensors[name]) for name in checkpoint.tensors), "unpack copies"
+    assert all(bits(checkpoint.tensors[name]) == bits(load(tmp_path).tensors[name]) for name in checkpoint.tensors), (
+        "unpack copies"
+    )
 
 
 plain = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats(allow_nan=False) | st.text(max_size=5)
 trees = st.recursive(
     plain,
     lambda inner: (
-        st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.integers() | st.text(max_size=3), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.integers() | st.text(max_size=3), inner, max_size=3)
     ),
     max_leaves=8,
 )
@@ -266,7 +279,10 @@ TORN = {
     "truncated tensors": (truncate, r"tensors\.safetensors has 50 bytes instead of \d+, so step-000030 is torn"),
     "changed tensors": (flip, r"tensors\.safetensors has another checksum than state\.json says"),
     "truncated state": (lambda path: os.truncate(path / STATE, 60), r"state\.json is not JSON, so step-000030 is torn"),
-    "state in no text": (lambda path: (path / STATE).write_bytes(b"\xff\xfe"), r"state\.json is not JSON, so step-000030 is torn"),
+    "state in no text": (
+        lambda path: (path / STATE).write_bytes(b"\xff\xfe"),
+        r"state\.json is not JSON, so step-000030 is torn",
+    ),
     "another format": (change(format="pickle"), r"state\.json is not of a checkpoint of LLM-MDP"),
     "a list": (lambda path: (path / STATE).write_text("[1]"), r"state\.json is not of a checkpoint of LLM-MDP"),
     "a later version": (change(version=2), r"state\.json has format version 2, and this LLM-MDP reads version 1"),
@@ -346,7 +362,9 @@ for tensors, state in [({"w": torch.ones(10_000)}, {}), ({"w": torch.ones(10)}, 
 
 def test_a_full_disk_leaves_the_previous_one_and_no_half_folder(tmp_path):
     """Files of more than 20 kB are refused to the process, first the tensors, then the state."""
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, env=environment()
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("File too large") == 2
     assert done.stdout.count("step-000002 could not be written: ") == 2
@@ -384,10 +402,13 @@ for line in sys.stdin:
 
 
 def kill_savers(folder: Path, kills: int) -> int:
-    """Kill a process that does nothing but save, again and again; return the number of hidden folders that the kills left."""
+    """Kill a process that does nothing but save, again and again; return the number of hidden folders that the kills
+    left."""
     moments = random.Random(0)
     half = 0
-    with subprocess.Popen([sys.executable, "-c", SAVER, folder], stdin=-1, stdout=-1, text=True, env=environment()) as saver:
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVER, folder], stdin=-1, stdout=-1, text=True, env=environment()
+    ) as saver:
         last = 0
         for _ in range(kills):
             print(last, file=saver.stdin, flush=True)

@@ -1,4 +1,5 @@
-"""Several processes do what one does: the same gradient on the union of their batches, the same models everywhere, whole or sharded.
+"""Several processes do what one does: the same gradient on the union of their batches, the same models everywhere,
+whole or sharded.
 
 The processes are real ones (torchrun, gloo); parallel_worker.py is what they run.
 """
@@ -16,7 +17,16 @@ from torch.testing import assert_close
 from llm_mdp.sampling.evidence import Evidence, take_rows
 from llm_mdp_agents.lm.loading import load_policy
 from llm_mdp_agents.training.parallel import Parallel, parallel_from_environment
-from tests.agents.training.parallel_worker import CASES, RESUMED, SAVED, STEPS, gradient, make_policy, make_task, make_trainer
+from tests.agents.training.parallel_worker import (
+    CASES,
+    RESUMED,
+    SAVED,
+    STEPS,
+    gradient,
+    make_policy,
+    make_task,
+    make_trainer,
+)
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 KINDS = ("replicated", "sharded")
@@ -55,7 +65,8 @@ class Fed(Parallel):
 
 
 def in_the_order_of_halves(batch: Evidence) -> Evidence:
-    """The first half of each process's groups, then the second halves: a single process divides this batch where two divided theirs."""
+    """The first half of each process's groups, then the second halves: a single process divides this batch where two
+    divided theirs."""
     rows = torch.arange(len(batch.response_reward)).reshape(2, 2, -1)
     return take_rows(batch, rows.transpose(0, 1).flatten())
 
@@ -79,7 +90,9 @@ def test_two_processes_take_the_gradient_of_one_on_both_batches(results, kind, c
         assert here["metrics"][step]["loss"] == pytest.approx(metrics["loss"], rel=1e-6, abs=1e-9)
         if halved and "signal_to_noise" in metrics:
             # Of gradients in float32.
-            assert here["metrics"][step]["signal_to_noise"] == pytest.approx(metrics["signal_to_noise"], rel=1e-3, abs=1e-5)
+            assert here["metrics"][step]["signal_to_noise"] == pytest.approx(
+                metrics["signal_to_noise"], rel=1e-3, abs=1e-5
+            )
     for name, tensor in trainer.policy.state_dict().items():
         assert_close(here["weights"][name], tensor, rtol=0, atol=1e-8)
 
@@ -144,7 +157,9 @@ def test_a_checkpoint_has_the_form_of_a_single_process_s(results, kind):
     assert any("exp_avg" in name for name in shared)
     assert {name: tensors[name].shape for name in shared} == {name: mine[name].shape for name in shared}
     assert not any(isinstance(tensor, DTensor) for tensor in tensors.values())
-    with pytest.raises(ValueError, match="checkpoint is of a group of 2, each with draws of its own, but this is one of 1"):
+    with pytest.raises(
+        ValueError, match="checkpoint is of a group of 2, each with draws of its own, but this is one of 1"
+    ):
         alone.restore(tensors, state)
     with pytest.raises(ValueError, match="a group of 1, each with draws of its own, but this is one of 2"):
         make_trainer("critic", Group(2)).restore(mine, packed)
@@ -191,12 +206,16 @@ def test_a_lacking_library_and_uneven_prompts_are_said_before_any_work(monkeypat
         make_trainer("sum", Group(3))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ValueError, match="need accelerate, which is not installed; run pip install 'llm-mdp\\[train\\]'"):
+    with pytest.raises(
+        ValueError, match="need accelerate, which is not installed; run pip install 'llm-mdp\\[train\\]'"
+    ):
         parallel_from_environment()
 
 
 def test_a_group_of_one_is_refused():
     """What `accelerate launch --cpu` makes of any number of processes."""
     code = "from llm_mdp_agents.training.parallel import Replicated; Replicated()"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"WORLD_SIZE": "1"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"WORLD_SIZE": "1"}, capture_output=True, text=True, timeout=120
+    )
     assert "ValueError: WORLD_SIZE is 1, but the group has 1 processes; start them with torchrun." in done.stderr

@@ -132,7 +132,9 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path):
 
 
 def test_loggers_are_checked_before_the_run(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="'tensorbord' is not a logger; choose from tensorboard, wandb, trackio and none"):
+    with pytest.raises(
+        ValueError, match="'tensorbord' is not a logger; choose from tensorboard, wandb, trackio and none"
+    ):
         Records(tmp_path, loggers=("tensorbord",))
     with pytest.raises(ValueError, match="none stands alone"):
         Records(tmp_path, loggers=("none", "tensorboard"))
@@ -186,7 +188,9 @@ def test_new_run_folders_count_up(tmp_path):
 def test_a_named_run_is_made_once(tmp_path):
     assert new_run_folder(tmp_path, "mine", "grpo", "x") == tmp_path / "mine"
     (tmp_path / "mine" / METRICS).write_text(json.dumps({"step": 1}) + "\n")
-    with pytest.raises(ValueError, match=r"mine exists already; go on with it by --resume .*mine, or choose another --name"):
+    with pytest.raises(
+        ValueError, match=r"mine exists already; go on with it by --resume .*mine, or choose another --name"
+    ):
         new_run_folder(tmp_path, "mine", "grpo", "x")
     for name in ("", "a/b", "..", ".hidden", "/tmp/x", "a b"):
         with pytest.raises(ValueError, match="use letters, digits"):

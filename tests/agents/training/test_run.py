@@ -1,4 +1,5 @@
-"""Runs: what `train` gives back and leaves in its folder, and that a run killed at any moment goes on as if nothing had happened."""
+"""Runs: what `train` gives back and leaves in its folder, and that a run killed at any moment goes on as if nothing had
+happened."""
 
 import json
 import multiprocessing
@@ -60,7 +61,9 @@ class Plain(Estimator):
 # What train takes and gives back
 
 
-@pytest.mark.parametrize("agent", ["rloo", rloo.RLOOConfig(group_size=3), RLOO(group_size=3), Plain()], ids=lambda each: str(each)[:8])
+@pytest.mark.parametrize(
+    "agent", ["rloo", rloo.RLOOConfig(group_size=3), RLOO(group_size=3), Plain()], ids=lambda each: str(each)[:8]
+)
 def test_agents_come_as_names_options_or_estimators(agent):
     done = short(agent, "Tabular")
     assert [line["step"] for line in done.metrics] == [0, 1, 2] and done.folder is None
@@ -109,8 +112,16 @@ def test_the_same_seed_gives_the_same_run():
         (("rloo", "Arithmetic"), {"warm_start": -1}, "warm_start is -1"),
         (("rloo", "Arithmetic", "tabular"), {}, "Arithmetic is no token MDP"),
         (("rloo", "ReasoningGym"), {}, "ReasoningGym is in words; name a language model"),
-        (("rloo", "Tabular", ModelConfig(width=32)), {}, "width is 32, which changes nothing about the model 'tabular'"),
-        (("rloo", "Tabular", ModelConfig("small", lora_rank=4)), {}, "lora_rank is 4, which changes nothing about the model 'small'"),
+        (
+            ("rloo", "Tabular", ModelConfig(width=32)),
+            {},
+            "width is 32, which changes nothing about the model 'tabular'",
+        ),
+        (
+            ("rloo", "Tabular", ModelConfig("small", lora_rank=4)),
+            {},
+            "lora_rank is 4, which changes nothing about the model 'small'",
+        ),
         (("rloo", "Tabular", ModelConfig("small", device="abacus")), {}, "device is 'abacus', which is not here"),
         (("rloo", "Tabular", ModelConfig("small", width=10)), {}, "width is 10 with 4 heads"),
         ((trepo.TRePOConfig(samples=0), "Tabular"), {}, "samples is 0"),
@@ -153,7 +164,11 @@ def test_what_a_run_leaves_in_its_folder(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["agent"]["name"] == "grpo" and config["agent"]["group_size"] == 3
     assert config["env"] == {"id": "Tabular", "arguments": {"horizon": 3}}
-    assert config["train"]["steps"] == 5 and config["model"]["model"] == "auto" and config["run"]["loggers"] == ["tensorboard"]
+    assert (
+        config["train"]["steps"] == 5
+        and config["model"]["model"] == "auto"
+        and config["run"]["loggers"] == ["tensorboard"]
+    )
     lines = load_metrics(folder)
     assert lines == done.metrics and [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
     assert [line["step"] for line in lines if "eval/reward" in line] == [0, 2, 4, 5]
@@ -262,10 +277,19 @@ def alone(function, *args, kill_when=None, **options) -> None:
     if kill_when is not None:
         os.kill(process.pid, signal.SIGKILL)
     process.join(120)
-    assert process.exitcode == (0 if kill_when is None else -signal.SIGKILL), "the process ended before the kill, or failed"
+    assert process.exitcode == (0 if kill_when is None else -signal.SIGKILL), (
+        "the process ended before the kill, or failed"
+    )
 
 
-RESUMED = {"eval_prompts": 8, "eval_every": 4, "signal_every": 3, "checkpoint_every": 5, "schedule": "cosine", "warm_up_steps": 8}
+RESUMED = {
+    "eval_prompts": 8,
+    "eval_every": 4,
+    "signal_every": 3,
+    "checkpoint_every": 5,
+    "schedule": "cosine",
+    "warm_up_steps": 8,
+}
 RESUMED |= {"prompts_per_step": 4, "progress": False}
 TINY = ModelConfig("small", width=16, layers=1, heads=2)
 RUNS = {
@@ -273,9 +297,10 @@ RUNS = {
     "running mean": (("reinforce", "Tabular"), {"steps": 60}),
     "critic": ((ppo.PPOConfig(critic_warm_up=1, group_size=2), "Tabular"), {"steps": 20}),
     "transformer": (
-        (trepo.TRePOConfig(boundary="random", positions=2, samples=2, kl=0.1), "Arithmetic", TINY), {"steps": 20, "warm_start": 2},
+        (trepo.TRePOConfig(boundary="random", positions=2, samples=2, kl=0.1), "Arithmetic", TINY),
+        {"steps": 20, "warm_start": 2},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +349,12 @@ def test_a_run_can_be_killed_again_and_again(number, tmp_path, unbroken):
     for moment in at[1:]:
         done = load_metrics(folder)[-1]["step"]
         assert checkpoint.load(folder / "checkpoints").step >= done - 5
-        alone(resume, folder, progress=False, kill_when=lambda m=moment: lines(folder) > m and (draws.random() < 0.2 or saving(folder)))
+        alone(
+            resume,
+            folder,
+            progress=False,
+            kill_when=lambda m=moment: lines(folder) > m and (draws.random() < 0.2 or saving(folder)),
+        )
     alone(resume, folder, progress=False)
     check_same_run(folder, unbroken("table"))
 
@@ -344,7 +374,9 @@ def test_a_run_killed_before_its_first_checkpoint_is_to_be_started_anew(tmp_path
     folder = tmp_path / "run"
     kill = {"kill_when": lambda: (folder / "config.json").exists(), "folder": folder, "warm_start": 10_000}
     alone(train, "rloo", "Arithmetic", TINY, **RESUMED, **kill)
-    with pytest.raises(ValueError, match=r"has no checkpoint, .* start it anew: llm-mdp train --config .*run/config.json"):
+    with pytest.raises(
+        ValueError, match=r"has no checkpoint, .* start it anew: llm-mdp train --config .*run/config.json"
+    ):
         resume(folder)
 
 
@@ -369,7 +401,9 @@ def replace_by_foreign(path):
     (path / "state.json").write_text('{"model": "of another program"}')
 
 
-@pytest.mark.parametrize(("damage", "words"), [(tear, "is torn"), (replace_by_foreign, "is not of a checkpoint of LLM-MDP")])
+@pytest.mark.parametrize(
+    ("damage", "words"), [(tear, "is torn"), (replace_by_foreign, "is not of a checkpoint of LLM-MDP")]
+)
 def test_a_torn_or_foreign_checkpoint_is_refused_and_the_one_before_is_offered(copy, finished, damage, words):
     damage(copy / "checkpoints" / "step-000006")
     before = (copy / "metrics.jsonl").read_bytes()
@@ -396,14 +430,19 @@ def test_more_steps_and_what_a_longer_run_would_have_been(copy, tmp_path):
 
 
 def test_fewer_steps_than_were_done_are_refused(copy):
-    with pytest.raises(ValueError, match=r"steps is 3, but .*step-000006 is of step 6; give more steps, or an earlier checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"steps is 3, but .*step-000006 is of step 6; give more steps, or an earlier checkpoint"
+    ):
         resume(copy, steps=3)
 
 
 def test_a_finished_run_stays_as_it_is(copy, finished):
     done = resume(copy, progress=False)
     check_same_run(copy, finished)
-    assert timeless(done.metrics) == timeless(load_metrics(finished)) and done["eval/reward"] == load_metrics(finished)[-1]["eval/reward"]
+    assert (
+        timeless(done.metrics) == timeless(load_metrics(finished))
+        and done["eval/reward"] == load_metrics(finished)[-1]["eval/reward"]
+    )
 
 
 def test_a_folder_that_is_no_run(copy, tmp_path):
@@ -446,7 +485,9 @@ def test_a_reward_that_is_not_finite_stops_the_run(value, tmp_path):
     newest = checkpoint.load(tmp_path / "checkpoints")
     assert newest.step == 2
     weights = {name: newest.tensors[f"trainer/policy/{name}"] for name in policy.state_dict()}
-    assert all(torch.equal(each, weights[name]) for name, each in policy.state_dict().items()), "the bad batch changed the policy"
+    assert all(torch.equal(each, weights[name]) for name, each in policy.state_dict().items()), (
+        "the bad batch changed the policy"
+    )
 
 
 @dataclass(frozen=True)
@@ -464,9 +505,14 @@ class Flat(Parity):
 
 
 def test_a_loss_that_is_not_finite_leaves_its_batch_in_the_folder(tmp_path):
-    with pytest.raises(NonFinite, match=r"step 1: the loss is not finite, and nothing was updated. The batch is in .*step-000001") as stop:
+    with pytest.raises(
+        NonFinite, match=r"step 1: the loss is not finite, and nothing was updated. The batch is in .*step-000001"
+    ) as stop:
         short(Dividing(), Flat(), tiny_transformer(3, 5, 0), folder=tmp_path)
     failed = checkpoint.load(tmp_path / "failed")
     assert failed.step == 1 and str(failed.path) in str(stop.value)
-    assert failed.tensors["batch/tokens"].shape == (16, 4) and failed.tensors["batch/response_reward"].tolist() == [1.0] * 16
+    assert (
+        failed.tensors["batch/tokens"].shape == (16, 4)
+        and failed.tensors["batch/response_reward"].tolist() == [1.0] * 16
+    )
     assert checkpoint.load(tmp_path / "checkpoints").step == 0

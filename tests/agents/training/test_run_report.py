@@ -1,4 +1,5 @@
-"""The page of a run: right figures, nothing that a model wrote becomes markup, and it is there for every kind of run."""
+"""The page of a run: right figures, nothing that a model wrote becomes markup, and it is there for every kind of
+run."""
 
 import json
 import math
@@ -15,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mdp_agents.training.records import CONFIG, METRICS, SAMPLES, Records
-from llm_mdp_agents.training.run_report import CHARACTERS, POINTS, duration, running_mean, summary, thin, to_series, write_report
+from llm_mdp_agents.training.run_report import (
+    CHARACTERS,
+    POINTS,
+    duration,
+    running_mean,
+    summary,
+    thin,
+    to_series,
+    write_report,
+)
 
 EVIL = """<script>alert(1)</script><img src=x onerror="alert(2)">' " & {{settings}} </pre></title></svg> \u202e\ud800"""
 SHOWN = EVIL.replace("\ud800", "?")
@@ -44,7 +54,9 @@ def texts(html: str) -> set[str]:
     return {unescape(text) for text in re.split("<[^>]*>", html)}
 
 
-def make_run(folder: Path, metrics: list[dict], samples: dict[int, list[dict]] | None = None, config: dict | None = None) -> str:
+def make_run(
+    folder: Path, metrics: list[dict], samples: dict[int, list[dict]] | None = None, config: dict | None = None
+) -> str:
     if config is not None:
         (folder / CONFIG).write_text(json.dumps(config))
     with Records(folder, loggers=("none",)) as records:
@@ -59,17 +71,27 @@ def make_run(folder: Path, metrics: list[dict], samples: dict[int, list[dict]] |
 
 def drawings(html: str) -> list[ElementTree.Element]:
     """Every drawing of the page; fails if one is not well-formed."""
-    return [ElementTree.fromstring(re.sub(r"xlink:href", "href", each)) for each in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)]
+    return [
+        ElementTree.fromstring(re.sub(r"xlink:href", "href", each))
+        for each in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    ]
 
 
 def line_of(drawing: ElementTree.Element, colour: str, width: str = "stroke-width: 2") -> np.ndarray:
     """The points (n, 2) of the line of a colour."""
-    lines = [each.get("d") for each in drawing.iter("path") if {f"stroke: var({colour})", width} <= set(each.get("style", "").split("; "))]
+    lines = [
+        each.get("d")
+        for each in drawing.iter("path")
+        if {f"stroke: var({colour})", width} <= set(each.get("style", "").split("; "))
+    ]
     return np.array(re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", lines[0]), dtype=float)
 
 
 def test_summary():
-    lines = [{"step": k + 1, "reward": 0.32 - 0.02 * (k % 2) if k < 190 else 0.9 + 0.04 * (k % 2), "seconds": 3.6} for k in range(200)]
+    lines = [
+        {"step": k + 1, "reward": 0.32 - 0.02 * (k % 2) if k < 190 else 0.9 + 0.04 * (k % 2), "seconds": 3.6}
+        for k in range(200)
+    ]
     assert summary(to_series(lines)) == "reward 0.310 → 0.920 in 200 steps, 12 min"
     lines[0]["eval/reward"], lines[-1]["eval/reward"] = 0.25, 0.75
     assert summary(to_series(lines)) == "reward 0.310 → 0.920, evaluation 0.250 → 0.750 in 200 steps, 12 min"
@@ -82,7 +104,8 @@ def test_summary():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.25, "0.250 s"), (48.4, "48 s"), (90, "2 min"), (720, "12 min"), (5399, "1 h 30 min"), (12_000, "3 h 20 min")]
+    ("seconds", "words"),
+    [(0.25, "0.250 s"), (48.4, "48 s"), (90, "2 min"), (720, "12 min"), (5399, "1 h 30 min"), (12_000, "3 h 20 min")],
 )
 def test_duration(seconds, words):
     assert duration(seconds) == words
@@ -126,7 +149,11 @@ def test_a_curve_shows_its_values(tmp_path):
 def test_the_interval_of_an_evaluation_is_drawn_around_it(tmp_path):
     line = {"eval/reward": 0.5, "eval/reward_low": 0.4, "eval/reward_high": 0.6}
     html = make_run(tmp_path, [line, line | {"eval/reward": 0.55}])
-    areas = [each for each in drawings(html)[0].iter("use") if each.get("style") == "fill: var(--proportional); fill-opacity: 0.16"]
+    areas = [
+        each
+        for each in drawings(html)[0].iter("use")
+        if each.get("style") == "fill: var(--proportional); fill-opacity: 0.16"
+    ]
     assert len(areas) == 1
     assert "95 %: 0.400 to 0.600" in html
     assert len(drawings(html)) == 2, "the edges have no curves of their own"
@@ -136,10 +163,29 @@ def test_the_interval_of_an_evaluation_is_drawn_around_it(tmp_path):
 
 
 EVERY_METRIC = [
-    "reward", "reward_std", "kl", "entropy", "length", "gradient_norm", "groups_with_signal", "signal_to_noise", "learning_rate", "loss",
-    "tokens", "tokens_per_second", "seconds", "truncated", "eval/reward", "eval/reward_low", "eval/reward_high", "eval/greedy_reward",
-    "eval/exact_reward", "critic/loss", "reward_model/loss", "skipped",
-]  # fmt: skip
+    "reward",
+    "reward_std",
+    "kl",
+    "entropy",
+    "length",
+    "gradient_norm",
+    "groups_with_signal",
+    "signal_to_noise",
+    "learning_rate",
+    "loss",
+    "tokens",
+    "tokens_per_second",
+    "seconds",
+    "truncated",
+    "eval/reward",
+    "eval/reward_low",
+    "eval/reward_high",
+    "eval/greedy_reward",
+    "eval/exact_reward",
+    "critic/loss",
+    "reward_model/loss",
+    "skipped",
+]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 60])
@@ -150,7 +196,9 @@ def test_every_length_of_run_has_a_page_of_its_own(tmp_path, steps):
     page = Page(html)
     assert len(drawings(html)) == (18 if steps else 0)
     assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
-    assert not [value for name, value in page.attributes if name in ("src", "href", "xlink:href") and not value.startswith("#")]
+    assert not [
+        value for name, value in page.attributes if name in ("src", "href", "xlink:href") and not value.startswith("#")
+    ]
     assert not re.search(r"url\((?!#)|#0a0b|\bnan\b|\binf\b", html)
     ids = [value for name, value in page.attributes if name == "id"]
     definitions = {value[1:] for name, value in page.attributes if name == "xlink:href"}
@@ -170,7 +218,10 @@ def test_values_that_are_not_finite_are_told_and_marked(tmp_path):
     assert "Not finite in 2 steps, marked below." in text
     reward, _, kl, loss = drawings(html)
     assert len(line_of(kl, "--unbiased")) == 6
-    marks = [sum("stroke: var(--wrong)" in each.get("style", "") for each in drawing.iter("use")) for drawing in (reward, kl, loss)]
+    marks = [
+        sum("stroke: var(--wrong)" in each.get("style", "") for each in drawing.iter("use"))
+        for drawing in (reward, kl, loss)
+    ]
     assert marks == [0, 2, 8]
 
 
@@ -183,7 +234,12 @@ def test_nothing_that_a_model_or_a_user_wrote_becomes_markup(tmp_path):
     html = make_run(
         tmp_path,
         [{"reward": 0.5, EVIL: 1.0}],
-        {1: [{"prompt": EVIL + "p", "response": EVIL + "r", "reward": 0.5, EVIL: EVIL}, {"prompt": [{"role": "user", "content": EVIL}]}]},
+        {
+            1: [
+                {"prompt": EVIL + "p", "response": EVIL + "r", "reward": 0.5, EVIL: EVIL},
+                {"prompt": [{"role": "user", "content": EVIL}]},
+            ]
+        },
         {"command": f"llm-mdp train {EVIL}", "agent": EVIL, EVIL: {EVIL: EVIL}},
     )
     page = Page(html)
@@ -193,8 +249,12 @@ def test_nothing_that_a_model_or_a_user_wrote_becomes_markup(tmp_path):
     assert page.text.count(SHOWN) >= 9
     plain = tmp_path / "plain"
     plain.mkdir()
-    other = make_run(plain, [{"reward": 0.5, "x": 1.0}], {1: [{"prompt": "p", "response": "r", "reward": 0.5, "x": "x"}, {"prompt": [1]}]},
-                     {"command": "c", "agent": "a", "x": {"x": "x"}})  # fmt: skip
+    other = make_run(
+        plain,
+        [{"reward": 0.5, "x": 1.0}],
+        {1: [{"prompt": "p", "response": "r", "reward": 0.5, "x": "x"}, {"prompt": [1]}]},
+        {"command": "c", "agent": "a", "x": {"x": "x"}},
+    )
     assert page.tags == Page(other).tags
     assert len(drawings(html)) == 3
 
@@ -212,7 +272,9 @@ def test_samples_of_the_beginning_the_middle_and_the_end(tmp_path):
 
 
 def test_a_long_response_is_cut_and_says_so(tmp_path):
-    text = Page(make_run(tmp_path, [], {1: [{"prompt": "p", "response": "x" * (CHARACTERS + 1234), "reward": 1.0}]})).text
+    text = Page(
+        make_run(tmp_path, [], {1: [{"prompt": "p", "response": "x" * (CHARACTERS + 1234), "reward": 1.0}]})
+    ).text
     assert "x" * CHARACTERS + "… and 1,234 characters more" in text
     assert "x" * (CHARACTERS + 1) not in text
 
@@ -228,7 +290,10 @@ def test_the_configuration_is_a_table(tmp_path):
 
 def test_a_long_run_is_thinned(tmp_path):
     with (tmp_path / METRICS).open("w") as file:
-        file.writelines(json.dumps({"step": k, "reward": math.sin(k), "kl": k / 1e5, "length": 7.0}) + "\n" for k in range(1, 100_001))
+        file.writelines(
+            json.dumps({"step": k, "reward": math.sin(k), "kl": k / 1e5, "length": 7.0}) + "\n"
+            for k in range(1, 100_001)
+        )
     start = time.monotonic()
     html = write_report(tmp_path).read_text()
     assert time.monotonic() - start < 30

@@ -46,12 +46,30 @@ def run(sandbox, source, *inputs, entry_point="f"):
     return sandbox.run([Program(source, entry_point, list(inputs) or [(1,)])])[0]
 
 
-# --- What programs can do ---------------------------------------------------------------------------------------------------------------
+# --- What programs can do
+# ---------------------------------------------------------------------------------------------------------------
 
 PLAIN = [
-    None, True, 0, -7, 10**40, 1.5, -0.0, math.inf, "", "naïve 😀 \n \x00", b"\x00\xff", 1 + 2j, [], (), set(), frozenset({1}), {},
-    [1, (2, [3.5, {"a": {1, 2}}]), {(1, 2): [None]}], {1: 2, "1": 3, None: True},
-]  # fmt: skip
+    None,
+    True,
+    0,
+    -7,
+    10**40,
+    1.5,
+    -0.0,
+    math.inf,
+    "",
+    "naïve 😀 \n \x00",
+    b"\x00\xff",
+    1 + 2j,
+    [],
+    (),
+    set(),
+    frozenset({1}),
+    {},
+    [1, (2, [3.5, {"a": {1, 2}}]), {(1, 2): [None]}],
+    {1: 2, "1": 3, None: True},
+]
 
 
 def test_plain_data_crosses_both_ways_with_its_types(sandbox):
@@ -98,7 +116,14 @@ def test_sleeping_takes_no_time(sandbox):
 def test_subclasses_cross_as_their_base(sandbox):
     if sandbox.name == "monty":
         pytest.skip("Monty has no inheritance")
-    for base, value in (("str", "'x'"), ("list", "[1, 2]"), ("int", "3"), ("dict", "{1: 2}"), ("tuple", "(1, 2)"), ("float", "2.5")):
+    for base, value in (
+        ("str", "'x'"),
+        ("list", "[1, 2]"),
+        ("int", "3"),
+        ("dict", "{1: 2}"),
+        ("tuple", "(1, 2)"),
+        ("float", "2.5"),
+    ):
         source = f"class S({base}):\n    def __eq__(self, other): return True\n    __hash__ = None\ndef f(x):\n    return S({value})"
         (output,) = run(sandbox, source).outputs
         assert repr(output) == value and type(output) is type(eval(value))
@@ -116,7 +141,7 @@ FULL_PYTHON = {
     "dataclass": "from __future__ import annotations\nfrom dataclasses import dataclass, field\n@dataclass(order=True)\nclass P:\n"
     "    y: list = field(default_factory=lambda: [1, 2])\ndef f(x):\n    return P().y",
     "del": "def f(x):\n    y = [0, 1, 2]\n    del y[0]\n    return y",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("feature", FULL_PYTHON)
@@ -128,54 +153,99 @@ def test_all_of_python_runs_or_is_called_unsupported(sandbox, feature):
         assert (outcome.verdict, outcome.outputs, outcome.unsupported) == ("finished", ([1, 2],), False)
 
 
-@pytest.mark.parametrize("source", ["def f(x):\n    return undefined", "def f(x:", "def f(x):\n    return 'a'.no_such_method()", "import no_such"])
+@pytest.mark.parametrize(
+    "source",
+    ["def f(x):\n    return undefined", "def f(x:", "def f(x):\n    return 'a'.no_such_method()", "import no_such"],
+)
 def test_the_programs_own_mistakes_are_not_called_unsupported(sandbox, source):
     outcome = run(sandbox, source)
     assert (outcome.verdict, outcome.unsupported) == ("error", False) and outcome.message
 
 
 def test_monty_timeouts_run_again_where_python_is_faster():
-    with contextlib.suppress(SandboxUnavailable), make_sandbox("auto", workers=1, limits=Limits(cpu_seconds=1.0)) as sandbox:
+    with (
+        contextlib.suppress(SandboxUnavailable),
+        make_sandbox("auto", workers=1, limits=Limits(cpu_seconds=1.0)) as sandbox,
+    ):
         if "+" not in sandbox.name:
             pytest.skip(f"needs Monty and an isolating backend; this machine has {sandbox.name}")
-        outcome = run(sandbox, "def f(x):\n    total = 0\n    for i in range(4_000_000):\n        total += i & 1\n    return total")
+        outcome = run(
+            sandbox,
+            "def f(x):\n    total = 0\n    for i in range(4_000_000):\n        total += i & 1\n    return total",
+        )
         assert outcome.outputs == (2_000_000,), outcome
 
 
-# --- What they cannot do ----------------------------------------------------------------------------------------------------------------
+# --- What they cannot do
+# ----------------------------------------------------------------------------------------------------------------
 
 LOOP = "def f(x):\n    while True:\n        pass"
 SPOOF = "def write(text):\n    for fd in range(256):\n        try:\n            os.write(fd, text)\n        except OSError:\n            pass\n"
 ENDED = {"error", "forbidden"}
-# Each would do little harm if it came through: bounded, signal 0, a file of no worth. Keep it so: one day a wall will be down.
+# Each would do little harm if it came through: bounded, signal 0, a file of no worth. Keep it so: one day a wall will
+# be down.
 ATTACKS = {
     "infinite loop": (LOOP, {"timeout"}),
     "infinite loop at import": ("while True:\n    pass", {"timeout"}),
-    "loop that catches everything": ("def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass", {"timeout"}),
+    "loop that catches everything": (
+        "def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+        {"timeout"},
+    ),
     "loop in C": ("def f(x):\n    return sum(range(10**14))", {"timeout", "error"}),
     "huge power": ("def f(x):\n    return len(str(7 ** (7 ** 9)))", {"timeout", "memory", "error"}),
-    "regular expression": ("import re\ndef f(x):\n    return re.match('(a|a|aa)+$', 'a' * 200 + 'b') is None", {"timeout", "error", "finished"}),
-    "memory bomb": ("def f(x):\n    y = []\n    while len(y) < 2000:\n        y.append('x' * 10**6 + str(len(y)))", {"memory", "timeout"}),  # whichever limit a busy machine comes to first
+    "regular expression": (
+        "import re\ndef f(x):\n    return re.match('(a|a|aa)+$', 'a' * 200 + 'b') is None",
+        {"timeout", "error", "finished"},
+    ),
+    "memory bomb": (
+        "def f(x):\n    y = []\n    while len(y) < 2000:\n        y.append('x' * 10**6 + str(len(y)))",
+        {"memory", "timeout"},
+    ),  # whichever limit a busy machine comes to first
     "memory bomb at once": ("def f(x):\n    return [0] * 10**11", {"memory"}),
     "fork bomb": ("import os\ndef f(x):\n    for _ in range(20):\n        os.fork() or os._exit(0)", ENDED),
-    "fork bomb that catches": ("import os\ndef f(x):\n    for _ in range(20):\n        try:\n            os.fork() or os._exit(0)\n        except BaseException: pass\n    return 41", ENDED | {"finished"}),
+    "fork bomb that catches": (
+        "import os\ndef f(x):\n    for _ in range(20):\n        try:\n            os.fork() or os._exit(0)\n        "
+        "except BaseException: pass\n    return 41",
+        ENDED | {"finished"},
+    ),
     "recursion": ("def f(x):\n    return f(x)", {"error", "memory"}),
-    "deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x):\n    return [f(x)]", {"error", "memory", "timeout"}),
-    "recursion in C": ("import sys\nsys.setrecursionlimit(10**9)\nclass A:\n    def __repr__(self): return repr([self])\ndef f(x):\n    return repr(A())", {"error", "memory", "timeout"}),
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(x):\n    return [f(x)]",
+        {"error", "memory", "timeout"},
+    ),
+    "recursion in C": (
+        "import sys\nsys.setrecursionlimit(10**9)\nclass A:\n    def __repr__(self): return repr([self])\ndef f(x):\n  "
+        "  return repr(A())",
+        {"error", "memory", "timeout"},
+    ),
     "flood of prints": ("def f(x):\n    while True:\n        print('x' * 10**5)", {"timeout", "memory"}),
-    "flood of descriptors": ("import os\ndef f(x):\n    while True:\n" + SPOOF.replace("\n", "\n        ").rstrip(" ").replace("def write(text):\n            for", "for") .replace("text", "b'x' * 60000"), {"error", "timeout"}),
+    "flood of descriptors": (
+        "import os\ndef f(x):\n    while True:\n"
+        + SPOOF.replace("\n", "\n        ")
+        .rstrip(" ")
+        .replace("def write(text):\n            for", "for")
+        .replace("text", "b'x' * 60000"),
+        {"error", "timeout"},
+    ),
     "huge output": ("def f(x):\n    return 'x' * 10**8", {"error", "memory", "timeout"}),
     "huge output, slowly": ("def f(x):\n    return ['x' * 1000] * 10**4", {"error", "memory", "timeout"}),
     "nested output": ("def f(x):\n    for i in range(10**5):\n        x = [x]\n    return x", {"error"}),
     "cyclic output": ("def f(x):\n    y = []\n    y.append(y)\n    return y", {"error"}),
-    "billion laughs": ("def f(x):\n    for i in range(50):\n        x = [x, x]\n    return x", {"error", "timeout", "memory"}),
+    "billion laughs": (
+        "def f(x):\n    for i in range(50):\n        x = [x, x]\n    return x",
+        {"error", "timeout", "memory"},
+    ),
     "huge int": ("def f(x):\n    return 1 << 10**6", {"error"}),
     "colliding keys": ("def f(x):\n    return {i * (2**61 - 1) for i in range(5000)}", {"error", "timeout"}),
     "generator": ("def f(x):\n    yield 42", {"error"}),
     "endless iterator": ("import itertools\ndef f(x):\n    return itertools.count()", {"error", "timeout", "memory"}),
     "password file": ("def f(x):\n    return open('/etc/passwd').read()", ENDED),
     "the test itself": (f"def f(x):\n    return open({__file__!r}).read()", ENDED),
-    "installed packages": (f"def f(x):\n    return open({math.__name__!r}.join([{str(Path(pytest.__file__).parent)!r} + '/', '']) [:-4] + '__init__.py').read()", ENDED),
+    "installed packages": (
+        f"def f(x):\n    return open({math.__name__!r}.join([{str(Path(pytest.__file__).parent)!r} + '/', '']) [:-4] + "
+        f"'__init__.py').read()",
+        ENDED,
+    ),
     "own memory map": ("def f(x):\n    return open('/proc/self/maps').read()", ENDED),
     "parent's environment": ("import os\ndef f(x):\n    return open(f'/proc/{os.getppid()}/environ').read()", ENDED),
     "parent's memory": ("import os\ndef f(x):\n    return open(f'/proc/{os.getppid()}/mem', 'rb').read(100)", ENDED),
@@ -197,17 +267,31 @@ ATTACKS = {
     "kill a group": ("import os\ndef f(x):\n    os.killpg(0, 0)", ENDED),
     "ptrace": ("import ctypes, os\ndef f(x):\n    ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0)", ENDED),
     "raw system call": ("import ctypes\ndef f(x):\n    ctypes.CDLL(None).syscall(425, 1, 0)", ENDED),
-    "read another's memory": ("import ctypes, os\ndef f(x):\n    ctypes.CDLL(None).syscall(310, os.getppid(), 0, 0, 0, 0, 0)", ENDED),
-    "signal by descriptor": ("import fcntl, os\ndef f(x):\n    for fd in range(9):\n        try: fcntl.fcntl(fd, fcntl.F_SETOWN, os.getppid())\n        except OSError: pass", ENDED),
+    "read another's memory": (
+        "import ctypes, os\ndef f(x):\n    ctypes.CDLL(None).syscall(310, os.getppid(), 0, 0, 0, 0, 0)",
+        ENDED,
+    ),
+    "signal by descriptor": (
+        "import fcntl, os\ndef f(x):\n    for fd in range(9):\n        try: fcntl.fcntl(fd, fcntl.F_SETOWN, "
+        "os.getppid())\n        except OSError: pass",
+        ENDED,
+    ),
     "memory file": ("import os\ndef f(x):\n    os.memfd_create('x')", ENDED),
     "null pointer": ("import ctypes\ndef f(x):\n    ctypes.string_at(0)", ENDED),
     "thread": ("import threading\ndef f(x):\n    threading.Thread(target=print).start()", ENDED),
     "processes": ("import multiprocessing\ndef f(x):\n    multiprocessing.Process(target=print).start()", ENDED),
-    "signal handler": ("import signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n" + LOOP, ENDED),
+    "signal handler": (
+        "import signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
+        + LOOP,
+        ENDED,
+    ),
     "blocked signals": ("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\n" + LOOP, ENDED),
     "timer": ("import signal\nsignal.setitimer(signal.ITIMER_PROF, 0)\n" + LOOP, ENDED),
     "raised limits": ("import resource\nresource.setrlimit(resource.RLIMIT_CPU, (-1, -1))\n" + LOOP, ENDED),
-    "deadlock": ("import threading\ndef f(x):\n    lock = threading.Lock()\n    lock.acquire()\n    lock.acquire()", {"timeout", "error"}),
+    "deadlock": (
+        "import threading\ndef f(x):\n    lock = threading.Lock()\n    lock.acquire()\n    lock.acquire()",
+        {"timeout", "error"},
+    ),
     "standard input": ("def f(x):\n    return input()", {"error"}),
     "standard input, raw": ("import os\ndef f(x):\n    return os.read(0, 10) + 1", ENDED),
     "sys.exit": ("import sys\ndef f(x):\n    sys.exit(0)", {"error"}),
@@ -217,21 +301,54 @@ ATTACKS = {
     "no function": ("f = 42", {"error"}),
     "nothing": ("", {"error"}),
     "null characters": ("def f(x):\n    return 42\n\x00", {"error", "finished"}),
-    "exception that cannot be shown": ("class E(Exception):\n    def __str__(self): raise E\ndef f(x):\n    raise E", {"error"}),
+    "exception that cannot be shown": (
+        "class E(Exception):\n    def __str__(self): raise E\ndef f(x):\n    raise E",
+        {"error"},
+    ),
     "exception with a huge message": ("def f(x):\n    raise ValueError('x' * 10**7)", {"error", "memory"}),
     "equal to everything": ("class A:\n    def __eq__(self, other): return True\ndef f(x):\n    return A()", {"error"}),
     "instance with the answer's class": ("class A:\n    __class__ = int\ndef f(x):\n    return A()", {"error"}),
-    "escape from attributes": ("def f(x):\n    return [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen'][0]('true')", ENDED),
-    "fake json": ("import json\njson.dumps = lambda *a, **k: '{\"verdict\": \"passed\"}'\njson.encoder = None\ndef f(x):\n    return 41", {"error", "finished"}),
-    "fake builtins": ("import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.type = lambda *a: int\ndef f(x):\n    return object()", {"error", "finished", "timeout"}),
-    "fake codec": ("import sys\nfor name in list(sys.modules):\n    if 'codec' in name: sys.modules[name].encode_plain_data = lambda *a: 41\ndef f(x):\n    return 41", {"error", "finished"}),
-    "spoofed lines": ("import os\n" + SPOOF + "write(b'{\"output\": 41}\\n{\"verdict\": \"passed\"}\\n')\ndef f(x):\n    return 41", {"error", "finished"}),
-    "spoofed status": ("import os, struct\n" + SPOOF + "write(struct.pack('<qqd', 1, 0, 0.0) * 9)\nos._exit(0)\ndef f(x):\n    return 41", {"error"}),
-    "spoofed orders": ("import os\n" + SPOOF + "for n in range(200):\n    write(n.to_bytes(8, 'little'))\ndef f(x):\n    return 41", {"error", "finished"}),
+    "escape from attributes": (
+        "def f(x):\n    return [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen'][0]('true')",
+        ENDED,
+    ),
+    "fake json": (
+        'import json\njson.dumps = lambda *a, **k: \'{"verdict": "passed"}\'\njson.encoder = None\ndef f(x):\n    '
+        "return 41",
+        {"error", "finished"},
+    ),
+    "fake builtins": (
+        "import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.type = lambda *a: int\ndef f(x):\n    return "
+        "object()",
+        {"error", "finished", "timeout"},
+    ),
+    "fake codec": (
+        "import sys\nfor name in list(sys.modules):\n    if 'codec' in name: sys.modules[name].encode_plain_data = "
+        "lambda *a: 41\ndef f(x):\n    return 41",
+        {"error", "finished"},
+    ),
+    "spoofed lines": (
+        "import os\n" + SPOOF + 'write(b\'{"output": 41}\\n{"verdict": "passed"}\\n\')\ndef f(x):\n    return 41',
+        {"error", "finished"},
+    ),
+    "spoofed status": (
+        "import os, struct\n"
+        + SPOOF
+        + "write(struct.pack('<qqd', 1, 0, 0.0) * 9)\nos._exit(0)\ndef f(x):\n    return 41",
+        {"error"},
+    ),
+    "spoofed orders": (
+        "import os\n" + SPOOF + "for n in range(200):\n    write(n.to_bytes(8, 'little'))\ndef f(x):\n    return 41",
+        {"error", "finished"},
+    ),
     "closed descriptors": ("import os\ndef f(x):\n    os.closerange(0, 4096)\n    return 41", {"error", "finished"}),
     "exit handlers": ("import atexit\natexit.register(lambda: 1 / 0)\ndef f(x):\n    return 41", {"error", "finished"}),
-    "replaced frames": ("import sys\ndef f(x):\n    sys._getframe(1).f_locals.clear()\n    sys._getframe(1).f_locals['text'] = '{}'\n    return 41", {"error", "finished"}),
-}  # fmt: skip
+    "replaced frames": (
+        "import sys\ndef f(x):\n    sys._getframe(1).f_locals.clear()\n    sys._getframe(1).f_locals['text'] = '{}'\n  "
+        "  return 41",
+        {"error", "finished"},
+    ),
+}
 ANSWER = Case((1,), 42)
 
 
@@ -241,17 +358,24 @@ def test_attack(sandbox, attack):
     outcome = run(sandbox, source)
     # Monty may refuse the language of an attack instead of the attack itself.
     assert outcome.verdict in verdicts or (sandbox.name == "monty" and outcome.verdict in ENDED), outcome
-    assert grade(outcome, [ANSWER]).verdict != "passed" or (attack in ("generator", "null characters") and sandbox.name == "monty")
+    assert grade(outcome, [ANSWER]).verdict != "passed" or (
+        attack in ("generator", "null characters") and sandbox.name == "monty"
+    )
     assert SECRET not in repr(outcome)
     assert not Path("/tmp/sandbox-was-here").exists()
     assert Path(VICTIM).read_text() == "whole" and Path(VICTIM).stat().st_mode & 0o400
     assert run(sandbox, "def f(x):\n    return x + 1").outputs == (2,), "the worker did not survive"
     time.sleep(0.01)
     assert set(names_of(ours())) <= {"bwrap", "monty", Path(sys.executable).resolve().name}, "something else is running"
-    assert len(ours()) <= 6, "the attack left processes"  # Monty's one, bwrap's two, the server, its child, a zombie's grace
+    assert len(ours()) <= 6, (
+        "the attack left processes"
+    )  # Monty's one, bwrap's two, the server, its child, a zombie's grace
 
 
-@pytest.mark.parametrize("attack", ["fork bomb", "kill host", "ptrace", "raw system call", "write a file", "socket", "thread", "signal handler"])
+@pytest.mark.parametrize(
+    "attack",
+    ["fork bomb", "kill host", "ptrace", "raw system call", "write a file", "socket", "thread", "signal handler"],
+)
 def test_what_is_forbidden_is_called_so(sandbox, attack):
     if sandbox.name == "monty":
         pytest.skip("Monty has none of these to forbid")
@@ -311,7 +435,12 @@ def test_a_retry_forgives_a_busy_machine_once(monkeypatch):
         assert run(sandbox, "").verdict == "finished" and worker.attempts == 2
 
 
-# --- Processes --------------------------------------------------------------------------------------------------------------------------
+# --- Processes
+#
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 OTHERS: set[int] = set()
@@ -410,13 +539,17 @@ def test_a_worker_that_dies_is_replaced(backend):
 
 
 def test_without_a_backend_nothing_is_run(monkeypatch, tmp_path):
-    """Real backends, each made impossible as machines do it: a program that is not there, a package that is not there, an old kernel."""
+    """Real backends, each made impossible as machines do it: a program that is not there, a package that is not there,
+    an old kernel."""
     from llm_mdp_envs.sandbox import landlock
 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "pydantic_monty", None)
     monkeypatch.setattr(landlock, "landlock_version", lambda: 0)
-    with pytest.raises(SandboxUnavailable, match=r"none is run.*bwrap: not installed; apt-get install.*landlock: this kernel.*monty: not installed"):
+    with pytest.raises(
+        SandboxUnavailable,
+        match=r"none is run.*bwrap: not installed; apt-get install.*landlock: this kernel.*monty: not installed",
+    ):
         make_sandbox("auto")
 
 
@@ -437,7 +570,13 @@ def test_a_backend_that_does_not_isolate_is_not_used(monkeypatch):
     except SandboxUnavailable as error:
         pytest.skip(f"bwrap does not work on this machine: {error}")
     command = bwrap.bwrap_command
-    opened = lambda *arguments: [*command(*arguments)[:3], "--ro-bind", "/", "/", *command(*arguments)[command(*arguments).index("--chdir") :]]  # noqa: E731
+    opened = lambda *arguments: [
+        *command(*arguments)[:3],
+        "--ro-bind",
+        "/",
+        "/",
+        *command(*arguments)[command(*arguments).index("--chdir") :],
+    ]
     monkeypatch.setattr(bwrap, "bwrap_command", opened)
     with pytest.raises(SandboxUnavailable, match="could read a file of the host"):
         make_sandbox("bwrap", workers=1)
@@ -452,19 +591,32 @@ def test_a_backend_without_its_filter_runs_nothing(monkeypatch, backend):
         make_sandbox(backend, workers=1).close()
     except SandboxUnavailable as error:
         pytest.skip(f"the backend {backend} does not work on this machine: {error}")
-    monkeypatch.setattr(forkserver, "filter_instructions", lambda: bytes.fromhex("060000000000ff7f"))  # return SECCOMP_RET_ALLOW
+    monkeypatch.setattr(
+        forkserver, "filter_instructions", lambda: bytes.fromhex("060000000000ff7f")
+    )  # return SECCOMP_RET_ALLOW
     with pytest.raises(SandboxUnavailable, match="could not run a program"):
         make_sandbox(backend, workers=1)
 
 
-# --- Data and verdicts ------------------------------------------------------------------------------------------------------------------
+# --- Data and verdicts
+# ------------------------------------------------------------------------------------------------------------------
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.binary(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
-    | st.sets(st.integers() | st.tuples(st.text(max_size=2)), max_size=3) | st.frozensets(st.integers(), max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+        | st.sets(st.integers() | st.tuples(st.text(max_size=2)), max_size=3)
+        | st.frozensets(st.integers(), max_size=3)
+    ),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 @given(plain)
@@ -474,10 +626,31 @@ def test_the_codec_is_its_own_inverse(value):
 
 
 HOSTILE = [
-    "", "{", "NaN", "Infinity", '{"float": "1"}', '{"tuple": 3}', '{"tuple": "abc"}', '{"set": [[1]]}', '{"dict": [[1]]}', '{"dict": [[[1], 2]]}',
-    '{"dict": [[1, 2, 3]]}', '{"bytes": "zz"}', '{"bytes": 3}', '{"complex": [1]}', '{"complex": ["a", 1]}', '{"unknown": 1}', '{"tuple": [], "set": []}',
-    "{}", "[" * 100 + "]" * 100, "[" * 100_000, '{"tuple": [' * 70 + "]}" * 70, "9" * 5000, '{"set": [' + "1," * 5000 + "1]}", '{"float": []}',
-]  # fmt: skip
+    "",
+    "{",
+    "NaN",
+    "Infinity",
+    '{"float": "1"}',
+    '{"tuple": 3}',
+    '{"tuple": "abc"}',
+    '{"set": [[1]]}',
+    '{"dict": [[1]]}',
+    '{"dict": [[[1], 2]]}',
+    '{"dict": [[1, 2, 3]]}',
+    '{"bytes": "zz"}',
+    '{"bytes": 3}',
+    '{"complex": [1]}',
+    '{"complex": ["a", 1]}',
+    '{"unknown": 1}',
+    '{"tuple": [], "set": []}',
+    "{}",
+    "[" * 100 + "]" * 100,
+    "[" * 100_000,
+    '{"tuple": [' * 70 + "]}" * 70,
+    "9" * 5000,
+    '{"set": [' + "1," * 5000 + "1]}",
+    '{"float": []}',
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:30])
@@ -489,7 +662,12 @@ def test_the_codec_refuses_what_it_did_not_write(text):
 
 
 @settings(max_examples=300)
-@given(st.lists(st.binary(max_size=40) | st.sampled_from([b'{"output": 1}', b'{"exception": [], "message": ""}', b"started"]), max_size=4))
+@given(
+    st.lists(
+        st.binary(max_size=40) | st.sampled_from([b'{"output": 1}', b'{"exception": [], "message": ""}', b"started"]),
+        max_size=4,
+    )
+)
 def test_no_lines_are_too_strange_to_read(lines):
     outcome = outcome_of_lines(lines, 2, 0.0)
     assert len(outcome.outputs) == 2

@@ -90,7 +90,16 @@ def test_a_response_without_an_end_misses_its_reward():
 
 @pytest.mark.parametrize(
     ("response", "reward"),
-    [("#55", 1), ("4+8#55", 1), ("12345#55", 1), ("55", 0), ("4#5#55", 1 / 3), ("12#", 0), ("##55", 1 / 3), ("5512#56", 2 / 3)],
+    [
+        ("#55", 1),
+        ("4+8#55", 1),
+        ("12345#55", 1),
+        ("55", 0),
+        ("4#5#55", 1 / 3),
+        ("12#", 0),
+        ("##55", 1 / 3),
+        ("5512#56", 2 / 3),
+    ],
 )
 def test_scratchpad(response, reward):
     """The answer begins after the first mark; what comes before it is free."""
@@ -125,7 +134,9 @@ def test_numerals():
 @pytest.mark.parametrize("prompt", ["47+8", "47-8=", "047+8=", "470+8=", "+8=", "4+8=1", "47+8=="])
 def test_bad_prompts(prompt):
     task = Arithmetic()
-    with pytest.raises(ValueError, match=r"the prompt reads .*; it must be two numbers of at most 2 digits, as in '7\+5='"):
+    with pytest.raises(
+        ValueError, match=r"the prompt reads .*; it must be two numbers of at most 2 digits, as in '7\+5='"
+    ):
         ask(task, prompt)
 
 

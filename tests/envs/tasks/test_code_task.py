@@ -1,4 +1,5 @@
-"""Programs as responses: real HumanEval problems in the real sandbox, MBPP-style files, and what unsupported programs are worth."""
+"""Programs as responses: real HumanEval problems in the real sandbox, MBPP-style files, and what unsupported programs
+are worth."""
 
 import json
 
@@ -15,7 +16,12 @@ MBPP = {
     "task_id": 11,
     "text": "Write a function that doubles a number.",
     "code": "def double(x):\n    return 2 * x",
-    "test_list": ["assert double(1) == 2", "assert double(0) == 0", "assert double(-3) == -6", "assert double(8) == 16"],
+    "test_list": [
+        "assert double(1) == 2",
+        "assert double(0) == 0",
+        "assert double(-3) == -6",
+        "assert double(8) == 16",
+    ],
 }
 
 
@@ -61,11 +67,17 @@ def test_an_episode_hides_the_tests(tmp_path, sandbox):
     said = [env.render()]
     for token in env.task.encode_response(MBPP["code"]):
         observation, value, terminated, _, info = env.step(token)
-        said += [env.render(), str(info), bytes(observation[(observation >= 0) & (observation < 256)].tolist()).decode()]
+        said += [
+            env.render(),
+            str(info),
+            bytes(observation[(observation >= 0) & (observation < 256)].tolist()).decode(),
+        ]
     assert terminated and value == 1.0
     total = info["details"]["total"]
     assert info["details"] == {"verdict": "passed", "passed": total, "total": total, "unsupported": False}
-    assert MBPP["text"] in said[0] and not any(number in text for text in said for number in (canary, str(2 * int(canary))))
+    assert MBPP["text"] in said[0] and not any(
+        number in text for text in said for number in (canary, str(2 * int(canary)))
+    )
 
 
 def test_fraction_and_all(mbpp, sandbox):

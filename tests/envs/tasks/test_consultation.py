@@ -31,7 +31,12 @@ def small_base(unknown: float = 0.2) -> KnowledgeBase:
 
 
 def small_task(**settings) -> Consultation:
-    penalties = {"excess_penalty": 0.01, "duplicate_penalty": 0.02, "irrelevant_penalty": 0.04, "malformed_penalty": 0.08}
+    penalties = {
+        "excess_penalty": 0.01,
+        "duplicate_penalty": 0.02,
+        "irrelevant_penalty": 0.04,
+        "malformed_penalty": 0.08,
+    }
     return Consultation(small_base(), **{**penalties, "free_questions": 3, **settings})
 
 
@@ -49,16 +54,21 @@ def parts(task: Consultation, question: Question, *turns: str) -> dict[str, floa
     return {name: float(values[0]) for name, values in scores.parts.items()} | {"reward": float(scores.reward[0])}
 
 
-# --- knowledge and patients ---------------------------------------------------------------------------------------------------
+# --- knowledge and patients
+# ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("complaint, told", [(0, {}), (0, {1: True}), (1, {0: False, 2: True}), (0, {1: True, 2: False, 3: True})])
+@pytest.mark.parametrize(
+    "complaint, told", [(0, {}), (0, {1: True}), (1, {0: False, 2: True}), (0, {1: True, 2: False, 3: True})]
+)
 def test_the_posterior_is_bayes(complaint, told):
     """Against the joint distribution of disease, complaint and all symptoms, summed case by case."""
     base = small_base()
     joint = np.zeros(3)
     for disease, has in product(range(3), product([False, True], repeat=4)):
-        others = [base.present[disease, s] if has[s] else 1 - base.present[disease, s] for s in range(4) if s != complaint]
+        others = [
+            base.present[disease, s] if has[s] else 1 - base.present[disease, s] for s in range(4) if s != complaint
+        ]
         if has[complaint] and all(has[s] == yes for s, yes in told.items()):
             joint[disease] += base.prior[disease] * base.complaint[disease, complaint] * np.prod(others)
     np.testing.assert_allclose(base.posterior(complaint, told), joint / joint.sum(), atol=1e-12)
@@ -92,7 +102,8 @@ def test_the_shipped_knowledge_base_is_marked_as_invented():
     assert base.present[base.diseases.index("velmoria"), base.symptoms.index("slow-blink")] == 0.05, "background"
 
 
-# --- rewards ------------------------------------------------------------------------------------------------------------------
+# --- rewards
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_diagnosis_is_worth_its_posterior():
@@ -101,9 +112,14 @@ def test_the_diagnosis_is_worth_its_posterior():
     expected = 0.3 * 0.6 * (1 - 0.8) * 0.3
     expected /= expected + 0.5 * 1.0 * (1 - 0.1) * 0.3
     assert parts(task, question, "ask b", "ask c", "diagnose pox")["diagnosis"] == pytest.approx(expected)
-    assert parts(task, question, "diagnose pox")["diagnosis"] == pytest.approx(0.18 / 0.68), "the complaint is known from the beginning"
+    assert parts(task, question, "diagnose pox")["diagnosis"] == pytest.approx(0.18 / 0.68), (
+        "the complaint is known from the beginning"
+    )
     assert parts(task, question, "diagnose gout")["diagnosis"] == 0
-    assert parts(task, question, "ask b", "diagnose pox <eos>")["diagnosis"] == parts(task, question, "ask b", "diagnose pox")["diagnosis"]
+    assert (
+        parts(task, question, "ask b", "diagnose pox <eos>")["diagnosis"]
+        == parts(task, question, "ask b", "diagnose pox")["diagnosis"]
+    )
     assert parts(task, question, "ask b")["reward"] == 0, "no diagnosis"
 
 
@@ -116,7 +132,10 @@ def test_the_diagnosis_is_right_or_wrong():
 def test_unknown_teaches_nothing_and_the_posterior_hears_no_later_answer():
     task = small_task()
     question = visit(task, answers="yes unknown yes yes")
-    assert parts(task, question, "ask b", "diagnose pox")["diagnosis"] == parts(task, question, "diagnose pox")["diagnosis"]
+    assert (
+        parts(task, question, "ask b", "diagnose pox")["diagnosis"]
+        == parts(task, question, "diagnose pox")["diagnosis"]
+    )
     assert parts(task, question, "diagnose pox", "ask c") == parts(task, question, "diagnose pox")
 
 
@@ -136,7 +155,8 @@ def test_unknown_teaches_nothing_and_the_posterior_hears_no_later_answer():
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )
 def test_every_fault_costs_exactly_its_penalty(turns, faults):
-    """Against the same consultation without the faulty turns, which teach nothing. With complaint a, c is irrelevant: gout is out."""
+    """Against the same consultation without the faulty turns, which teach nothing. With complaint a, c is irrelevant:
+    gout is out."""
     task, amounts = small_task(), {"excess": 0.01, "duplicate": 0.02, "irrelevant": 0.04, "malformed": 0.08}
     question = visit(task)
     without, with_them = parts(task, question, "ask b", "diagnose pox"), parts(task, question, *turns)
@@ -167,7 +187,21 @@ def test_relevance_depends_on_what_is_still_possible():
 
 @pytest.mark.parametrize(
     "turn",
-    ["", "ask", "diagnose", "a", "ask ask", "ask a a", "ask flu", "diagnose a", "diagnose flu flu", "yes", "unclear", "have a", "a ask"],
+    [
+        "",
+        "ask",
+        "diagnose",
+        "a",
+        "ask ask",
+        "ask a a",
+        "ask flu",
+        "diagnose a",
+        "diagnose flu flu",
+        "yes",
+        "unclear",
+        "have a",
+        "a ask",
+    ],
 )
 def test_malformed_turns_are_answered_and_cost_something(turn):
     task = small_task()
@@ -194,11 +228,15 @@ def test_the_conversation_ends_with_a_diagnosis_or_at_the_turn_limit():
     assert task.decode(tokens) == "diagnose flu ." and mask.all()
 
 
-# --- secrets ------------------------------------------------------------------------------------------------------------------
+# --- secrets
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.integers(0, 2**32 - 1), st.lists(st.lists(st.integers(0, 36).filter(lambda word: word not in (7, 8)), max_size=4), max_size=10))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.lists(st.integers(0, 36).filter(lambda word: word not in (7, 8)), max_size=4), max_size=10),
+)
 def test_the_patient_never_names_a_disease(seed, turns):
     task = Consultation()
     question = task.question(np.random.default_rng(seed))
@@ -223,11 +261,13 @@ def test_nothing_that_is_said_depends_on_the_disease_but_the_answers(answers, tu
     assert rewards[0] == rewards[1]
 
 
-# --- doctors ------------------------------------------------------------------------------------------------------------------
+# --- doctors
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def expert(task: Consultation, question: Question, turns: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Bayes, one question ahead: ask what leaves the least expected entropy, while questions are free and there is some doubt."""
+    """Bayes, one question ahead: ask what leaves the least expected entropy, while questions are free and there is some
+    doubt."""
     base = task.knowledge_base
     complaint = base.symptoms.index(task.words[question.prompt[1]])
     heard = play(task, question, turns)[0].tolist()
@@ -240,7 +280,9 @@ def expert(task: Consultation, question: Question, turns: list[tuple[int, ...]])
         if symptom == complaint or symptom in asked or not base.is_relevant(symptom, now):
             continue
         joint = np.stack([now * base.present[:, symptom], now * (1 - base.present[:, symptom])])
-        entropy[symptom] = -(joint * np.log(joint / joint.sum(1, keepdims=True), where=joint > 0, out=np.zeros_like(joint))).sum()
+        entropy[symptom] = -(
+            joint * np.log(joint / joint.sum(1, keepdims=True), where=joint > 0, out=np.zeros_like(joint))
+        ).sum()
     if len(turns) >= task.free_questions or not entropy or now.max() > 0.99:
         return task.encode(f"diagnose {base.diseases[int(now.argmax())]}")
     return task.encode(f"ask {base.symptoms[min(entropy, key=entropy.__getitem__)]}")
@@ -290,7 +332,8 @@ def test_questions_help():
 
 @pytest.mark.parametrize("doctor, n", [(expert, 400), (random_doctor(1), 1500)], ids=["expert", "random"])
 def test_posterior_and_correctness_have_the_same_mean_and_the_posterior_less_variance(doctor, n):
-    """E[diagnosis is right | conversation] = posterior: exact Bayes is calibrated on patients drawn from the same knowledge."""
+    """E[diagnosis is right | conversation] = posterior: exact Bayes is calibrated on patients drawn from the same
+    knowledge."""
     task, right = Consultation(), Consultation(reward="correct")
     visits = consult(task, doctor, n, 3)
     probability, correct = task.score(*visits).parts["diagnosis"], right.score(*visits).parts["diagnosis"]
@@ -300,7 +343,8 @@ def test_posterior_and_correctness_have_the_same_mean_and_the_posterior_less_var
     assert set(correct) <= {0.0, 1.0}
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------------
+# --- bad input
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -332,13 +376,28 @@ def broken(change: Callable[[dict], object]) -> str:
         ("{}", "has not the form of the package's own diseases.json"),
         ("[]", "has not the form of the package's own diseases.json"),
         (broken(lambda c: c["diseases"]["velmoria"].update(prior=0.2)), "the prior: the probabilities sum to 1.06"),
-        (broken(lambda c: c["diseases"]["velmoria"].update(prior=-0.14)), r"prior has the entry -0.14; a probability is in \[0, 1\]"),
-        (broken(lambda c: c["diseases"]["velmoria"]["complaints"].update({"tin-taste": 0.5})), "the complaints of 'velmoria'.*sum to 1.5"),
-        (broken(lambda c: c["diseases"]["velmoria"]["symptoms"].update({"tin-taste": 1.5})), "present has the entry 1.5"),
-        (broken(lambda c: c["diseases"]["velmoria"]["symptoms"].update({"sneeze": 0.5})), "for 'sneeze', which is not in the list"),
+        (
+            broken(lambda c: c["diseases"]["velmoria"].update(prior=-0.14)),
+            r"prior has the entry -0.14; a probability is in \[0, 1\]",
+        ),
+        (
+            broken(lambda c: c["diseases"]["velmoria"]["complaints"].update({"tin-taste": 0.5})),
+            "the complaints of 'velmoria'.*sum to 1.5",
+        ),
+        (
+            broken(lambda c: c["diseases"]["velmoria"]["symptoms"].update({"tin-taste": 1.5})),
+            "present has the entry 1.5",
+        ),
+        (
+            broken(lambda c: c["diseases"]["velmoria"]["symptoms"].update({"sneeze": 0.5})),
+            "for 'sneeze', which is not in the list",
+        ),
         (broken(lambda c: c["symptoms"].append("tin-taste")), "the word 'tin-taste' twice"),
         (broken(lambda c: c["symptoms"].append("yes")), "the word 'yes' twice"),
-        (broken(lambda c: c["symptoms"].append("tin taste")), "the word 'tin taste'; a word is a string without white space"),
+        (
+            broken(lambda c: c["symptoms"].append("tin taste")),
+            "the word 'tin taste'; a word is a string without white space",
+        ),
         (broken(lambda c: c.update(unknown=2)), "unknown has the entry 2.0"),
         (broken(lambda c: c.update(diseases={})), "has 0 diseases and 18 symptoms; it needs at least 2 and 1"),
     ],
@@ -361,7 +420,9 @@ def test_a_knowledge_base_of_ones_own(tmp_path):
 
 def test_shapes_of_a_knowledge_base_are_checked():
     base = small_base()
-    with pytest.raises(ValueError, match=r"present has the shape \(2, 4\); with 3 diseases and 4 symptoms it must be \(3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"present has the shape \(2, 4\); with 3 diseases and 4 symptoms it must be \(3, 4\)"
+    ):
         KnowledgeBase(base.diseases, base.symptoms, base.prior, base.complaint, base.present[:2], 0.0)
 
 

@@ -50,7 +50,9 @@ def fewest_turns(n: int) -> int:
 @pytest.mark.parametrize("highest", [1, 2, 9, 10, 37, 100])
 def test_bisection_is_optimal(highest):
     task = GuessNumber(highest)
-    needed, rewards = zip(*(playing(task, asked(task, secret), lambda low, high: (low + high) // 2) for secret in range(1, highest + 1)))
+    needed, rewards = zip(
+        *(playing(task, asked(task, secret), lambda low, high: (low + high) // 2) for secret in range(1, highest + 1))
+    )
     assert sum(needed) == fewest_turns(highest)
     assert np.mean(rewards) == pytest.approx(1 - (fewest_turns(highest) / highest - 1) / task.max_turns)
 
@@ -83,7 +85,10 @@ def test_malformed_turns_are_answered_and_cost_something(text):
     question = asked(task, 7)
     tokens, _ = play(task, question, [task.encode(text)])
     assert task.decode(tokens[-2:]) == "unclear ."
-    without, with_it = reward(task, question, [says(task, 9)]), reward(task, question, [says(task, 9), task.encode(text)])
+    without, with_it = (
+        reward(task, question, [says(task, 9)]),
+        reward(task, question, [says(task, 9), task.encode(text)]),
+    )
     assert with_it == pytest.approx(without - 0.05)
 
 
@@ -107,7 +112,17 @@ def test_endless_digits_do_not_crash():
         (["7", "x"], 1.0),
         ([], 0.0),
     ],
-    ids=["at once", "second", "malformed between", "last turn", "too late", "eos closes", "left", "nothing after the end", "no turn"],
+    ids=[
+        "at once",
+        "second",
+        "malformed between",
+        "last turn",
+        "too late",
+        "eos closes",
+        "left",
+        "nothing after the end",
+        "no turn",
+    ],
 )
 def test_rewards_by_hand(turns, value):
     task = GuessNumber(100, max_turns=10, malformed_penalty=0.05)

@@ -87,7 +87,9 @@ def test_our_own_problems_are_solved_by_their_solutions():
     assert len(rows) == len({row["question"] for row in rows}) == 60
     replies = [task.reply_to(task.ask(row["question"], gold_answer(row["answer"])), row["answer"]) for row in rows]
     assert (task.grade(replies).parts["answer"] == 1).all()
-    next_problem = [task.reply_to(task.ask("?", gold), reply.text) for (_, gold), reply in zip(task.problems[1:], replies)]
+    next_problem = [
+        task.reply_to(task.ask("?", gold), reply.text) for (_, gold), reply in zip(task.problems[1:], replies)
+    ]
     assert task.grade(next_problem).parts["answer"].mean() < 0.2  # a few neighbours share their answer
 
 
@@ -103,7 +105,11 @@ def test_gold_answers(solution, gold):
 
 
 def test_boxes_and_hashes():
-    assert in_box("\\boxed{\\boxed{3}}") == "3" and in_box("\\fbox{7} } \\boxed{8") == "7" and in_box("\\boxed {\\{1,2\\}}") == "\\{1,2\\}"
+    assert (
+        in_box("\\boxed{\\boxed{3}}") == "3"
+        and in_box("\\fbox{7} } \\boxed{8") == "7"
+        and in_box("\\boxed {\\{1,2\\}}") == "\\{1,2\\}"
+    )
     assert in_box("\\boxed{") is None and in_box("{1}") is None
     assert after_hashes("#### a\n####  $1,000.\n") == "1000" and after_hashes("### 1") is None
 
@@ -142,13 +148,21 @@ def test_no_reply_can_hang_it():
     task = Math([GSM], seconds=0.5)
     assert graded(task, "#### 42")[1]["answer"] == 1
     began = time.monotonic()
-    for text in ("#### 9^{9^{9^{9}}}", "#### 9**9**9**9**9", "#### " + "(" * 20_000, "\\boxed{" * 20_000, "#### 10^{10^{10}}!"):
+    for text in (
+        "#### 9^{9^{9^{9}}}",
+        "#### 9**9**9**9**9",
+        "#### " + "(" * 20_000,
+        "\\boxed{" * 20_000,
+        "#### 10^{10^{10}}!",
+    ):
         assert graded(task, text)[1]["answer"] == 0
     assert graded(task, "#### 42")[1]["answer"] == 1
     assert time.monotonic() - began < 15
 
 
-@pytest.mark.parametrize("text", ["1+", "1 ", "\\boxed{", "\\boxed ", "####", "#### \n", "1", "1+1=", "{", "- ", "1,", "1 = "])
+@pytest.mark.parametrize(
+    "text", ["1+", "1 ", "\\boxed{", "\\boxed ", "####", "#### \n", "1", "1+1=", "{", "- ", "1,", "1 = "]
+)
 def test_reading_a_long_reply_takes_linear_time(text):
     began = time.process_time()
     for read in (in_box, after_hashes, true_steps):
@@ -194,7 +208,13 @@ def test_files_folders_and_data_sets(tmp_path):
     table.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict(train=table, test=table.select([0])).save_to_disk(str(tmp_path / "two"))
     expected = Math([GSM, GSM]).problems
-    for source, split in ((path, None), (str(path), None), (table, None), (tmp_path / "one", None), (tmp_path / "two", "train")):
+    for source, split in (
+        (path, None),
+        (str(path), None),
+        (table, None),
+        (tmp_path / "one", None),
+        (tmp_path / "two", "train"),
+    ):
         assert Math(source, split=split).problems == expected
     assert len(Math(tmp_path / "two", split="test").problems) == 1
     renamed = table.rename_columns({"question": "ask", "answer": "key"})
@@ -208,7 +228,10 @@ def test_files_folders_and_data_sets(tmp_path):
     [
         ('{"question": 1', "line 1 is no JSON"),
         ("[1]", "line 1 is '\\[1\\]'; each line must be a JSON object"),
-        ('{"question": "?", "solution": "1"}', "problem 0 has no column 'answer', only 'question', 'solution'; name the columns"),
+        (
+            '{"question": "?", "solution": "1"}',
+            "problem 0 has no column 'answer', only 'question', 'solution'; name the columns",
+        ),
         ('{"question": "?", "answer": " "}', "in which there is no answer"),
         ("", "there are no problems"),
     ],

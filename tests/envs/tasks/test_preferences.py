@@ -40,7 +40,8 @@ def leaf_index(mdp, tokens):
 
 
 def chi_square(counts: torch.Tensor, probability: torch.Tensor) -> float:
-    """(χ² - degrees of freedom) / its standard deviation: about normal, so below 5 unless the probabilities are wrong."""
+    """(χ² - degrees of freedom) / its standard deviation: about normal, so below 5 unless the probabilities are
+    wrong."""
     expected = probability * counts.sum()
     assert bool((counts[expected == 0] == 0).all())
     seen = expected > 0
@@ -105,12 +106,15 @@ def test_pairs_of_a_task():
     won = (pairs.chosen[:, 0] == ord("a")).double().mean()
     probability = 1 / (1 + np.exp(-2.0 / 2.0))
     assert abs(float(won) - probability) < 5 * (probability * (1 - probability) / 2000) ** 0.5
-    assert [tuple(row[row >= 0].tolist()) for row in pairs.prompt[:4]] == [question.prompt for question in questions[:4]]
+    assert [tuple(row[row >= 0].tolist()) for row in pairs.prompt[:4]] == [
+        question.prompt for question in questions[:4]
+    ]
     assert torch.equal(pairs.chosen_mask, pairs.chosen >= 0)
 
 
 def test_dpo_on_these_pairs_finds_its_closed_form():
-    """The pairs serve their purpose: minimising the DPO loss on them gives ref exp(RM/β)/Z, up to noise in the labels."""
+    """The pairs serve their purpose: minimising the DPO loss on them gives ref exp(RM/β)/Z, up to noise in the
+    labels."""
     tree, prompts, beta = PrefixTree(2, None, 2), pad_prompts([()]), 1.0
     mdp = TokenMDP(2, None, 2, TableReward.random(tree, prompts, generator(7)))
     reference, policy = (TabularPolicy.random(tree, prompts, generator(8), scale=0.3) for _ in range(2))
@@ -139,9 +143,18 @@ def test_dpo_on_these_pairs_finds_its_closed_form():
     ("call", "words"),
     [
         (lambda: preference_probability(torch.ones(2), torch.ones(2), 0.0), "temperature is 0.0; it must be above 0"),
-        (lambda: preference_probability(torch.tensor([1.0, float("nan")]), torch.ones(2)), "reward of response 1 is nan"),
-        (lambda: label_pairs(torch.zeros(2, 1), THREES, THREES, torch.zeros(2, 2), generator()), "do not fit 2 prompts"),
-        (lambda: preferences_of_task(CallableReward(len, ["a"]), [], THREES, generator()), "shape \\(2, 3, 1\\) for 0 questions"),
+        (
+            lambda: preference_probability(torch.tensor([1.0, float("nan")]), torch.ones(2)),
+            "reward of response 1 is nan",
+        ),
+        (
+            lambda: label_pairs(torch.zeros(2, 1), THREES, THREES, torch.zeros(2, 2), generator()),
+            "do not fit 2 prompts",
+        ),
+        (
+            lambda: preferences_of_task(CallableReward(len, ["a"]), [], THREES, generator()),
+            "shape \\(2, 3, 1\\) for 0 questions",
+        ),
     ],
 )
 def test_bad_arguments(call, words):

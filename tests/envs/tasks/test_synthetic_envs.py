@@ -1,4 +1,5 @@
-"""Token MDPs as tasks: every way of scoring agrees with the MDP; the diagnostics separate what they say they separate, exactly."""
+"""Token MDPs as tasks: every way of scoring agrees with the MDP; the diagnostics separate what they say they separate,
+exactly."""
 
 from dataclasses import replace
 
@@ -7,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_mdp.exact.ngram_gradient import ngram_gradient
 
 from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO
 from llm_mdp.exact.instances import InstanceError, random_instance
+from llm_mdp.exact.ngram_gradient import ngram_gradient
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.verify.certificate import exact_certificate, exact_moments
@@ -30,7 +31,8 @@ DIAGNOSTICS = (Needle, Credit, Forked, LengthBias, RareSuccess)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_every_way_of_scoring_gives_the_mdps_reward(name, data):
-    """All complete responses to all prompts, against RM computed response by response: by response, by context, and computed."""
+    """All complete responses to all prompts, against RM computed response by response: by response, by context, and
+    computed."""
     mdp = data.draw(token_mdps(rewards=(name,)))
     by_response, by_context, computed = TokenMDPTask(mdp), TokenMDPTask(mdp), TokenMDPTask(mdp)
     by_context._leaf_table = computed._leaf_table = computed._markov_table = None
@@ -39,10 +41,14 @@ def test_every_way_of_scoring_gives_the_mdps_reward(name, data):
         expected = mdp.response_reward(prompt.expand(len(responses), -1), responses, responses >= 0)
         tokens, secrets = responses.numpy(), np.full((len(responses), 1), number)
         for task in (by_response, by_context, computed):
-            np.testing.assert_allclose(task.score_rows(secrets, tokens, tokens >= 0).reward, expected, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(
+                task.score_rows(secrets, tokens, tokens >= 0).reward, expected, rtol=0, atol=1e-12
+            )
 
 
-@pytest.mark.parametrize("task", [Ngram(vocab_size=5, horizon=30, gamma=0.9), Ngram(vocab_size=3, horizon=40, order=2, eos=None)])
+@pytest.mark.parametrize(
+    "task", [Ngram(vocab_size=5, horizon=30, gamma=0.9), Ngram(vocab_size=3, horizon=40, order=2, eos=None)]
+)
 def test_long_responses_are_scored_by_context(task):
     env = TokenVectorEnv(task, 50)
     env.reset(seed=0)
@@ -87,7 +93,10 @@ def test_the_optimum_is_the_best_responses_reward():
     task = Tabular(vocab_size=3, horizon=3, n_prompts=2, gamma=0.7)
     mdp = task.mdp
     best = [
-        max(mdp.response_reward(prompt, torch.tensor(one), torch.ones(len(one), dtype=torch.bool)) for one in plain_responses(mdp.tree))
+        max(
+            mdp.response_reward(prompt, torch.tensor(one), torch.ones(len(one), dtype=torch.bool))
+            for one in plain_responses(mdp.tree)
+        )
         for prompt in mdp.prompt_tokens
     ]
     assert optimum(task) == pytest.approx(float(best[0] / 3 + best[1] * 2 / 3))
@@ -176,7 +185,10 @@ def test_needle_noise_grows_with_the_horizon():
     ratio = [spread(Needle(4, T), shared_baseline) / spread(Needle(4, T), own_values) for T in (2, 4)]
     assert ratio[0] > 1.5 and ratio[1] > 1.5 * ratio[0]
     gradient = problem(Needle(4, 3)).gradient[1]
-    assert all(float(level.detach().abs().max()) < 1e-15 for level in gradient[:-1]) and float(gradient[-1].detach().abs().max()) > 0
+    assert (
+        all(float(level.detach().abs().max()) < 1e-15 for level in gradient[:-1])
+        and float(gradient[-1].detach().abs().max()) > 0
+    )
 
 
 def test_credit_separates_values_of_prefixes_from_one_reward_for_all():
@@ -187,12 +199,16 @@ def test_credit_separates_values_of_prefixes_from_one_reward_for_all():
 
 
 def test_forked_separates_by_the_square_of_its_height():
-    after_the_fork = [spread(Forked(4, 4, height), shared_baseline) - spread(Forked(4, 4, height), own_values) for height in (10.0, 100.0)]
+    after_the_fork = [
+        spread(Forked(4, 4, height), shared_baseline) - spread(Forked(4, 4, height), own_values)
+        for height in (10.0, 100.0)
+    ]
     assert after_the_fork[0] > 0 and 50 < after_the_fork[1] / after_the_fork[0] < 110
 
 
 def test_length_bias_makes_wrong_answers_long_and_right_ones_short():
-    """The mean over a response's tokens moves the end token after a wrong answer down; the exact gradient does not move it at all."""
+    """The mean over a response's tokens moves the end token after a wrong answer down; the exact gradient does not move
+    it at all."""
     task = LengthBias(vocab_size=3, horizon=4)
     one = problem(task)
     right = int(task.mdp.token_reward.weights[0].argmax())

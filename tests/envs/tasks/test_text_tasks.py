@@ -32,12 +32,15 @@ class Echo(TextTask):
 
 @pytest.fixture(scope="module")
 def word_tokenizer():
-    """A real tokenizer trained here: BPE, with a token at the beginning and one at the end of every text, as some models have."""
+    """A real tokenizer trained here: BPE, with a token at the beginning and one at the end of every text, as some
+    models have."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     backend.train_from_iterator(["Say kiwi. Say plum. How many kiwis are plums?"] * 20, trainer)
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -61,7 +64,11 @@ def test_every_byte_sequence_is_a_text():
 def test_the_byte_tokenizer_survives_a_folder(tmp_path):
     BYTES.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path)
-    assert again.encode("naïve 1 , 2") == BYTES.encode("naïve 1 , 2") and again.eos_token_id == 256 and len(again) == len(BYTES) == 261
+    assert (
+        again.encode("naïve 1 , 2") == BYTES.encode("naïve 1 , 2")
+        and again.eos_token_id == 256
+        and len(again) == len(BYTES) == 261
+    )
 
 
 def test_the_reward_of_an_episode():

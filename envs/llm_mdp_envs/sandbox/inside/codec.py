@@ -1,10 +1,12 @@
 """Plain data as tagged JSON: the only thing that crosses the wall of a sandbox, in either direction.
 
-None, booleans, strings, finite numbers and lists are themselves; everything else is an object with one key, its tag: `tuple`, `set`,
-`frozenset`, `dict` (a list of pairs), `bytes` (hexadecimal), `complex`, `float` (inf, -inf, nan). Subclasses cross as their base, so what
-they override (`__eq__`, `__hash__`, `__repr__`) stays inside. Nothing is pickled, nothing is evaluated.
+None, booleans, strings, finite numbers and lists are themselves; everything else is an object with one key, its tag:
+`tuple`, `set`, `frozenset`, `dict` (a list of pairs), `bytes` (hexadecimal), `complex`, `float` (inf, -inf, nan).
+Subclasses cross as their base, so what they override (`__eq__`, `__hash__`, `__repr__`) stays inside. Nothing is
+pickled, nothing is evaluated.
 
-This file runs on both sides: outside as a module, inside the fork server, and inside Monty, whose subset of Python the encoder keeps to.
+This file runs on both sides: outside as a module, inside the fork server, and inside Monty, whose subset of Python the
+encoder keeps to.
 """
 
 import json
@@ -44,7 +46,11 @@ def encode_plain_data(value, depth=0):
     if isinstance(value, (set, frozenset, dict)) and len(value) > 4096:
         raise ValueError("a set or dict of more than 4096 entries")
     if isinstance(value, dict):
-        return {"dict": [[encode_plain_data(key, depth + 1), encode_plain_data(item, depth + 1)] for key, item in value.items()]}
+        return {
+            "dict": [
+                [encode_plain_data(key, depth + 1), encode_plain_data(item, depth + 1)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, set):
         return {"set": [encode_plain_data(item, depth + 1) for item in value]}
     if isinstance(value, frozenset):

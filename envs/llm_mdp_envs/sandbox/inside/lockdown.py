@@ -1,4 +1,5 @@
-"""What a process gives up for good before it reads a program: capabilities, files (Landlock), resources (rlimits), system calls (seccomp).
+"""What a process gives up for good before it reads a program: capabilities, files (Landlock), resources (rlimits),
+system calls (seccomp).
 
 Runs inside the sandbox, on the standard library alone.
 """
@@ -19,7 +20,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Ruleset(ctypes.Structure):
-    _fields_ = (("handled_access_fs", ctypes.c_uint64), ("handled_access_net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
 
 
 class _PathBeneath(ctypes.Structure):
@@ -49,7 +54,8 @@ def landlock_version() -> int:
 
 
 def restrict_files(readable: list[str], listable: list[str]) -> None:
-    """Only these files and folders may be read, only these listed; nothing written; no TCP; no signal leaves (as far as the kernel knows).
+    """Only these files and folders may be read, only these listed; nothing written; no TCP; no signal leaves (as far as
+    the kernel knows).
 
     Raises:
         OSError: the kernel has no Landlock.
@@ -60,7 +66,9 @@ def restrict_files(readable: list[str], listable: list[str]) -> None:
     files = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     ruleset = _Ruleset(files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    fd = _call("landlock_create_ruleset", _libc.syscall(_LANDLOCK_CREATE, ctypes.byref(ruleset), ctypes.c_size_t(size), 0))
+    fd = _call(
+        "landlock_create_ruleset", _libc.syscall(_LANDLOCK_CREATE, ctypes.byref(ruleset), ctypes.c_size_t(size), 0)
+    )
     for path in readable:
         _allow(fd, path, _LANDLOCK_READ_FILE | (_LANDLOCK_READ_DIR if os.path.isdir(path) else 0))
     for path in listable:
@@ -70,7 +78,8 @@ def restrict_files(readable: list[str], listable: list[str]) -> None:
 
 
 def limit_resources(cpu_seconds: float, memory_bytes: int) -> None:
-    """CPU time (a signal that the program cannot catch once the filter is loaded), address space, no files, no core dumps, no locks."""
+    """CPU time (a signal that the program cannot catch once the filter is loaded), address space, no files, no core
+    dumps, no locks."""
     for name, limit in (
         (resource.RLIMIT_CPU, int(cpu_seconds) + 2),
         (resource.RLIMIT_AS, memory_bytes),

@@ -1,10 +1,12 @@
 """The fork server: one warm interpreter inside the sandbox, one forked child for each program.
 
-It forks *before* a request arrives and never reads one itself, so its memory, which every child inherits, has never held a program, an
-input or an output. The child gives up what it can (lockdown), reads one request, runs it, writes one line for every input, and is gone.
-Only the server writes to the status pipe, which no child holds: how a child ended and what it cost are not the child's to tell.
+It forks *before* a request arrives and never reads one itself, so its memory, which every child inherits, has never
+held a program, an input or an output. The child gives up what it can (lockdown), reads one request, runs it, writes one
+line for every input, and is gone. Only the server writes to the status pipe, which no child holds: how a child ended
+and what it cost are not the child's to tell.
 
-    server.py CONFIG     CONFIG is JSON: descriptors, limits, the seccomp filter, and the readable paths where Landlock is to be used
+    server.py CONFIG     CONFIG is JSON: descriptors, limits, the seccomp filter, and the readable paths where Landlock
+    is to be used
 """
 
 import gc
@@ -24,8 +26,34 @@ import codec
 import lockdown
 
 PRELOADED = (
-    *("abc", "array", "bisect", "calendar", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "datetime"),
-    *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "math", "numbers", "operator", "re", "secrets"),
+    *(
+        "abc",
+        "array",
+        "bisect",
+        "calendar",
+        "cmath",
+        "collections",
+        "collections.abc",
+        "contextlib",
+        "copy",
+        "dataclasses",
+        "datetime",
+    ),
+    *(
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "io",
+        "itertools",
+        "math",
+        "numbers",
+        "operator",
+        "re",
+        "secrets",
+    ),
     *("statistics", "string", "textwrap", "traceback", "types", "typing", "unicodedata", "warnings"),
 )
 STATUS = struct.Struct("<qqd")
@@ -105,7 +133,9 @@ def run(program: dict, result: int) -> None:
         return
     for arguments in program["inputs"]:
         try:
-            text = json.dumps({"output": codec.encode_plain_data(function(*codec.decode_plain_data(arguments)))}, allow_nan=False)
+            text = json.dumps(
+                {"output": codec.encode_plain_data(function(*codec.decode_plain_data(arguments)))}, allow_nan=False
+            )
         except BaseException as error:
             text = failure(error)
         write_line(result, text)
