@@ -1,6 +1,5 @@
 """From what a person writes (names, ids, options) to agents, tasks and policies."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -11,8 +10,9 @@ from typing import Any, Literal
 import torch
 
 from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.own import did_you_mean, load_module
 from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
-from llm_mdp.verify.check import check_estimator
+from llm_mdp.verify.check import check_estimator, load_estimator
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.registry import ENTRIES, make_task, task_class
@@ -80,11 +80,8 @@ def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
         if agent in AGENTS:
             return AGENTS[agent]
         if ":" in agent:
-            from llm_mdp.cli.__main__ import load_estimator
-
             return load_estimator(agent)
-        close = difflib.get_close_matches(agent, AGENTS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(AGENTS)}."
+        hint = did_you_mean(agent, AGENTS, f"choose one of {', '.join(AGENTS)}.")
         raise ValueError(f"there is no agent {agent!r}; {hint}")
     if isinstance(agent, AgentConfig):
         for known in AGENTS.values():
@@ -140,18 +137,14 @@ def _registered_task(env: str) -> tuple[str, Callable[..., Task], Callable[..., 
         entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES
     }
     if env not in entries:
-        close = difflib.get_close_matches(env, entries, n=1)
-        raise ValueError(
-            f"there is no environment {env!r}; {f'did you mean {close[0]}?' if close else '`llm-mdp envs` lists them.'}"
-        )
+        hint = did_you_mean(env, entries, "`llm-mdp envs` lists them.")
+        raise ValueError(f"there is no environment {env!r}; {hint}")
     entry = entries[env]
     return entry.id, task_class(entry.task), partial(make_task, entry.task, **entry.kwargs)
 
 
 def _own_task(name: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
     """The same of FILE.py:CLASS."""
-    from llm_mdp.cli.__main__ import load_module
-
     place, _, attribute = name.rpartition(":")
     factory = getattr(load_module(place), attribute, None)
     if factory is None:

@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.text import Text
 
 import llm_mdp
-from llm_mdp.cli.__main__ import UsageError, check_writable, command_line, load_estimator
-from llm_mdp.cli.train import FLAGS, env_arguments
+from llm_mdp.cli.options import FLAGS, check_writable, command_line, env_arguments
 from llm_mdp.estimators.algorithms import Estimator
 from llm_mdp.files import write_text
 from llm_mdp.inspection import KNOWN, Choices, Subject, check_known, exact_value, known_subject, own_subject
 from llm_mdp.inspection import inspect as look
+from llm_mdp.own import UsageError
 from llm_mdp.report.inspect_page import Row, render_inspection, rows_of, token_label
 from llm_mdp.report.terminal import progress
 from llm_mdp.sampling.policies import Policy
+from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.models import scored
 from llm_mdp_agents.resolve import ModelConfig, is_named
 from llm_mdp_agents.sampler import TaskSampler

@@ -1,25 +1,22 @@
-"""`llm-mdp train`, `llm-mdp eval`, `llm-mdp agents`: what a person types, made into calls of `run`, `evaluation` and
-the zoo."""
+"""`llm-mdp train`: what a person types, made into a call of `training.run`."""
 
-import ast
 import inspect
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from llm_mdp.cli.__main__ import UsageError, check_writable
-from llm_mdp.files import write_text
+from llm_mdp.cli.options import FLAGS, env_arguments
+from llm_mdp.own import UsageError
 from llm_mdp_agents.resolve import ModelConfig, find_agent
 from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
 from llm_mdp_agents.zoo import AGENTS
 
 C = TypeVar("C")
-FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
 
 @dataclass(frozen=True)
@@ -63,36 +60,6 @@ class ResumeArguments:
     """A run's folder, or one of its checkpoints."""
     steps: int | None = None
     """A new number of steps in all."""
-
-
-@dataclass(frozen=True)
-class EvalArguments:
-    """Rewards of a policy: drawn, greedy, and the expectation itself on small token MDPs."""
-
-    env: Annotated[str | None, tyro.conf.Positional] = None
-    """Id of the environment; with --run, that of the run."""
-    run: Path | None = None
-    """Evaluate the policy that this run trained, on its environment."""
-    model: ModelConfig = ModelConfig()
-    env_args: tuple[str, ...] = ()
-    """Arguments of the environment, such as digits=1 reward=outcome."""
-    prompts: int = 256
-    """Number of prompts."""
-    seed: int = 0
-    """Of prompts and responses."""
-    samples: int = 5
-    """Responses to show."""
-    json: Path | None = None
-    """Write figures and samples to this file."""
-
-
-@dataclass(frozen=True)
-class AgentsArguments:
-    """List the agents: algorithm, paper, file, and the verdicts of the ledger about them, computed now on one
-    instance."""
-
-    json: Path | None = None
-    """Write the list to this file."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -157,95 +124,6 @@ USAGE = """usage: llm-mdp train AGENT ENV [options]
 AGENT is one of: {agents};
 or an estimator of your own, FILE.py:CLASS. `llm-mdp train AGENT --help` shows all options, `llm-mdp agents` the papers, `llm-mdp envs` the
 environments. Example: llm-mdp train trepo llm_mdp/Arithmetic-v0"""
-
-
-def evaluate(argv: Sequence[str]) -> int:
-    """Run `llm-mdp eval`."""
-    from rich.console import Console
-
-    from llm_mdp_agents.training.evaluation import evaluate as figures_of
-    from llm_mdp_agents.training.evaluation import samples
-    from llm_mdp_agents.training.run import load_policy_of_run, threads
-
-    threads()
-    arguments = tyro.cli(EvalArguments, args=argv, prog="llm-mdp eval", config=FLAGS)
-    check_writable(arguments.json)
-    if arguments.run is None and arguments.env is None:
-        raise UsageError("name an environment, or a run with --run runs/NAME.")
-    if arguments.run is not None and arguments.model != ModelConfig():
-        raise UsageError("--run brings its own model; leave the options of a model out.")
-    if arguments.samples < 0:
-        raise UsageError(f"--samples is {arguments.samples}; it must be at least 0.")
-    policy, task = load_policy_of_run(
-        arguments.run, arguments.env, env_arguments(arguments.env_args), arguments.model, arguments.seed
-    )
-    figures = figures_of(policy, task, arguments.prompts, arguments.seed)
-    shown = samples(policy, task, arguments.samples, arguments.seed) if arguments.samples else []
-    console = Console(highlight=False)
-    reward, low, high = (figures[f"eval/{name}"] for name in ("reward", "reward_low", "reward_high"))
-    greedy = figures["eval/greedy_reward"]
-    console.print(
-        f"reward {reward:.3f} (95 %: {low:.3f} … {high:.3f}, {arguments.prompts} prompts), greedy {greedy:.3f}"
-    )
-    if "eval/exact_reward" in figures:
-        console.print(f"expected reward {figures['eval/exact_reward']:.6f}, exactly")
-    for sample in shown:
-        console.print(f"\n[dim]{sample['reward']:.3f}[/]  ", end="")
-        console.print(f"{sample['prompt']} → {sample['response']}", markup=False)
-    if arguments.json:
-        write_text(arguments.json, json.dumps({**figures, "samples": shown}, indent=1) + "\n")
-    return 0
-
-
-def agents(argv: Sequence[str]) -> int:
-    """Run `llm-mdp agents`."""
-    from rich.console import Console
-    from rich.padding import Padding
-
-    from llm_mdp.exact.instances import random_instance
-    from llm_mdp.report.terminal import progress
-    from llm_mdp.verify.claims import CLAIMS
-    from llm_mdp.verify.ledger import run_ledger
-    from llm_mdp.verify.problem import Problem
-    from llm_mdp_agents.training.run import threads
-
-    threads()
-    arguments = tyro.cli(AgentsArguments, args=argv, prog="llm-mdp agents", config=FLAGS)
-    check_writable(arguments.json)
-    named = {claim for agent in AGENTS.values() for claim in agent.claims}
-    claims = tuple(claim for claim in CLAIMS if claim.id in named)
-    with progress(Console(stderr=True), len(claims)) as done:
-        rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
-    console, listed = Console(highlight=False), []
-    for name, agent in AGENTS.items():
-        file = f"agents/llm_mdp_agents/{Path(inspect.getfile(agent)).name}"
-        verdicts = {claim: rows[claim]["verdict"] for claim in agent.claims}
-        options = [each.name for each in fields(agent.Config)]
-        listed.append({"name": name, "paper": agent.paper, "file": file, "claims": verdicts, "options": options})
-        console.print(f"[bold]{name:<14}[/] {agent.paper}")
-        console.print(Padding(file, (0, 0, 0, 15)), style="dim")
-        console.print(Padding(", ".join(f"{claim} {verdict}" for claim, verdict in verdicts.items()), (0, 0, 0, 15)))
-    if arguments.json:
-        write_text(arguments.json, json.dumps(listed, indent=1) + "\n")
-    return 0
-
-
-def env_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """`digits=1 reward=outcome` as arguments.
-
-    Raises:
-        UsageError: naming what is no NAME=VALUE.
-    """
-    arguments = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError(f"--env-args has {word!r}; write NAME=VALUE, such as digits=1.")
-        try:
-            arguments[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[name] = value
-    return arguments
 
 
 def _read_json(path: Path) -> Any:

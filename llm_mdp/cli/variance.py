@@ -18,15 +18,18 @@ from typing import Annotated, Any
 import tyro
 
 from llm_mdp import __version__
-from llm_mdp.cli.__main__ import UsageError, check_writable, command_line, load_estimator
+from llm_mdp.cli.options import FLAGS, check_writable, command_line
+from llm_mdp.cli.options import env_arguments as read_arguments
 from llm_mdp.files import write_text
 from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.own import UsageError
 from llm_mdp.sampling.policies import Policy
 from llm_mdp.variance.comparison import best_by_budget, on_frontier, recommendation
 from llm_mdp.variance.grid import DEFAULT, KINDS, Candidate, Grid, Setup, candidates
 from llm_mdp.variance.measurement import Measurement, known, read_measurement
 from llm_mdp.variance.setting import Kind, NgramWorld, Rewards, Setting, TreeWorld, make_world
 from llm_mdp.variance.sweep import run_cells
+from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.resolve import ModelConfig
 
 AXES = {
@@ -131,7 +134,6 @@ def variance(argv: Sequence[str]) -> int:
     """Run `llm-mdp variance`."""
     from rich.console import Console
 
-    from llm_mdp.cli.train import FLAGS
     from llm_mdp.report.terminal import progress
     from llm_mdp.report.variance_page import render_variance_page
     from llm_mdp.report.variance_rows import write_csv
@@ -292,7 +294,6 @@ def written(folder: Path) -> int:
 
 def task_plan(arguments: VarianceArguments) -> Plan:
     """One cell for a whole task: its estimators share their draws."""
-    from llm_mdp.cli.train import env_arguments as read_arguments
     from llm_mdp_agents.resolve import find_task
     from llm_mdp_agents.training.run import setup_of
     from llm_mdp_agents.training.warm_start import check_answers

@@ -17,6 +17,7 @@ from llm_mdp.exact.enumeration import Enumeration, ExactSampler, Groups, TreeBra
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PAD
+from llm_mdp.own import UsageError, load
 from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, join, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler
@@ -58,6 +59,22 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
         instance = random_instance(3, 3, gamma=0.9)
         enumeration = Enumeration(instance.mdp, instance.policy)
     _check_answers(estimator, estimator, enumeration)
+
+
+def load_estimator(name: str) -> Estimator:
+    """A user's estimator, FILE.py:CLASS or MODULE:CLASS, checked.
+
+    Raises:
+        UsageError: if there is none.
+        EstimatorError: if it could not be verified or trained with.
+    """
+    kind = load(name)
+    try:
+        estimator = kind() if isinstance(kind, type) else kind
+    except TypeError as error:
+        raise UsageError(f"{name} could not be made without arguments: {error}") from error
+    check_estimator(estimator)
+    return estimator
 
 
 def _check_answers(estimator: Any, twin: Any, enumeration: Enumeration) -> None:

@@ -7,10 +7,12 @@ import llm_mdp
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instances import flatten, instance_to_dict
 from llm_mdp.exact.optima import NotConverged, dpo_minimiser
+from llm_mdp.own import UsageError, did_you_mean, is_own
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.certificate import Certificate, exact_certificate
-from llm_mdp.verify.claims import CLAIMS, Claim
+from llm_mdp.verify.check import load_estimator
+from llm_mdp.verify.claims import CLAIMS, Claim, always
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import sampled_certificate
 
@@ -65,6 +67,34 @@ def run_ledger(
         "claims": rows,
         "instance": instance_to_dict(instance),
     }
+
+
+def find_claims(names: Sequence[str]) -> tuple[Claim, ...]:
+    """The claims with these ids, and the users' own estimators as claims of "unbiased"."""
+    known = {claim.id: claim for claim in CLAIMS}
+    found = []
+    for name in names:
+        if name in known:
+            found.append(known[name])
+        elif is_own(name):
+            found.append(own_claim(name))
+        else:
+            hint = did_you_mean(name, known, "an estimator of your own is written FILE.py:CLASS.")
+            raise UsageError(f"there is no claim {name!r}; {hint}")
+    if len({claim.id for claim in found}) < len(found):
+        raise UsageError("the same claim is named twice; name each once.")
+    return tuple(found) or CLAIMS
+
+
+def own_claim(name: str) -> Claim:
+    """A user's estimator, FILE.py:CLASS or MODULE:CLASS, as the claim that it is unbiased (or what its `expected`
+    says)."""
+    estimator, attribute = load_estimator(name), name.rpartition(":")[2]
+    statement = " ".join((type(estimator).__doc__ or "").strip().split("\n\n")[0].split())
+    return Claim(
+        attribute, "yours", "" if statement.startswith(f"{attribute}(") else statement, name,
+        always(getattr(estimator, "expected", "unbiased")), "your estimator", lambda problem: estimator,
+    )  # fmt: skip
 
 
 def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int, confidence: float) -> dict[str, Any]:

@@ -351,7 +351,7 @@ def test_an_object_on_a_task_without_token_mdp_cannot_be_checked():
     agent = RLOOAgent(RLOOConfig(), NgramPolicy.random(task.vocab_size, 1, torch.Generator().manual_seed(0)), task)
     with pytest.raises(
         AgentError,
-        match=r"^RLOO\.task has no token MDP; make the agent on one, such as llm_mdp_envs\.synthetic\.Tabular",
+        match=r"^RLOO\.task has no token MDP; make the agent on one, such as llm_mdp_envs\.tasks\.synthetic\.Tabular",
     ):
         check_agent(agent)
 

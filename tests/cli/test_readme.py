@@ -71,12 +71,12 @@ def test_ledger_is_the_one_that_the_results_give(tmp_path):
 
 
 def test_recorded_results_are_what_the_code_computes():
-    from llm_mdp.cli.__main__ import Verify, find_instances
+    from llm_mdp.cli.verify import VerifyArguments, find_instances
     from llm_mdp.verify.ledger import run_ledger
     from llm_mdp.verify.problem import Problem
 
     recorded = json.loads((ROOT / "benchmarks" / "results" / "ledger.json").read_text())["instances"]
-    for number, instance in enumerate(find_instances(Verify())):
+    for number, instance in enumerate(find_instances(VerifyArguments())):
         if number not in (1, 2):
             continue
         fresh = run_ledger(Problem(instance))["claims"]

@@ -27,7 +27,7 @@ AGENTS: dict[str, type[Agent]] = {
 }
 """In the paper's order."""
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 HEAD = """# Agents
 
 <!-- Written by `python -m llm_mdp_agents.zoo`; edit the agents' files, not this page. -->
@@ -44,7 +44,7 @@ def readme() -> str:
     sections = []
     for name, agent in AGENTS.items():
         module = sys.modules[agent.__module__]
-        file = f"llm_mdp_agents/{Path(inspect.getfile(agent)).name}"
+        file = f"llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
         table.append(f"| [`{name}`]({file}) | {agent.paper} | {', '.join(f'`{claim}`' for claim in agent.claims)} |")
         sections.append(f"## {name}\n\n{_markdown(inspect.getdoc(module) or '')}\n")
     return "\n".join([HEAD, *table, "", *sections])

@@ -1,0 +1,147 @@
+"""`llm-mdp verify`: the ledger on random instances, on one of a file, or of an estimator of your own."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from llm_mdp.cli.options import check_writable, command_line
+from llm_mdp.exact.instances import Instance, random_instance, read_instance, write_instance
+from llm_mdp.files import write_text
+from llm_mdp.own import UsageError
+from llm_mdp.report.page import render_page
+from llm_mdp.report.terminal import print_report, progress
+from llm_mdp.sampling.policies import NgramPolicy
+from llm_mdp.verify.ledger import exit_status, find_claims, run_ledger
+from llm_mdp.verify.problem import Problem
+
+PolicyKind = Literal["tabular", "ngram", "transformer"]
+
+
+@dataclass(frozen=True)
+class VerifyArguments:
+    """Check which estimators of the policy gradient are unbiased, merely proportional, or biased, and why.
+
+    Without options: every claim of the ledger on several random token MDPs and policies. With --instance, or any of
+    --vocab,
+    --horizon, --gamma: on that one.
+    """
+
+    claims: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ID | FILE.py:CLASS | MODULE:CLASS ...]")
+    ] = ()
+    """Ids of claims (default: all), or estimators of your own."""
+    instance: Path | None = None
+    """Read the token MDP, policy, reference and critic from this JSON file."""
+    vocab: int | None = None
+    """V, number of tokens of a random instance."""
+    horizon: int | None = None
+    """T, longest response of a random instance."""
+    gamma: float | None = None
+    """Discount in (0, 1] of a random instance."""
+    seed: int = 0
+    """Of random instances and of samples."""
+    group_size: int = 3
+    """K, responses to a prompt, of the group estimators."""
+    beta: float = 0.7
+    """β of DPO, RTO and PRIME."""
+    policy: PolicyKind | None = None
+    """Kind of policy (default: the instance's table; in the run over several instances, all three kinds)."""
+    sampled: int | None = None
+    """Draw this many responses for every claim instead of enumerating all."""
+    quick: bool = False
+    """One instance instead of several."""
+    json: Path | None = None
+    """Write all results to this file."""
+    save_instance: Path | None = None
+    """Write the instance in use to this file."""
+    html: Path | None = None
+    """Write a self-contained page to this file."""
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Run `llm-mdp verify`; the exit status is 1 if any verdict differs from the expected one."""
+    command = tyro.cli(VerifyArguments, args=argv, prog="llm-mdp verify")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # many small tensors: more threads only wait for one another
+    for path in (command.json, command.save_instance, command.html):
+        check_writable(path)
+    claims = find_claims(command.claims)
+    instances = find_instances(command)
+    if command.save_instance and len(instances) > 1:
+        raise UsageError(
+            "--save-instance writes one instance, but this run has several; choose one with --vocab, --horizon, "
+            "--gamma or --quick."
+        )
+    problems = [Problem(instance, command.group_size, command.beta) for instance in instances]
+    confidence = 1 - 0.01 / (len(claims) * len(problems))
+
+    with progress(Console(stderr=True), len(claims) * len(problems)) as done:
+        runs = [
+            run_ledger(
+                problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=done
+            )
+            | {"command": command_line()}
+            for problem in problems
+        ]
+    document = runs[0] if len(runs) == 1 else {"instances": runs}
+
+    if command.save_instance:
+        write_instance(instances[0], command.save_instance)
+    if command.json:
+        write_text(command.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if command.html:
+        write_text(command.html, render_page(document))
+    print_report(document, Console())
+    return exit_status(document)
+
+
+def find_instances(command: VerifyArguments) -> list[Instance]:
+    """The instances that a command line asks for."""
+    shape = (command.vocab, command.horizon, command.gamma)
+    if command.instance is not None:
+        if any(number is not None for number in shape):
+            raise UsageError("--instance already says --vocab, --horizon and --gamma; leave them out.")
+        return [with_policy(read_instance(command.instance), command.policy or "tabular", command.seed)]
+    if any(number is not None for number in shape):
+        vocab, horizon, gamma = (default if number is None else number for number, default in zip(shape, (3, 3, 1.0)))
+        instance = random_instance(int(vocab), int(horizon), gamma=gamma, seed=command.seed)
+        return [with_policy(instance, command.policy or "tabular", command.seed)]
+    chosen = DEFAULT_INSTANCES[:1] if command.quick else DEFAULT_INSTANCES
+    return [
+        with_policy(random_instance(**options, seed=command.seed + number), command.policy or kind, command.seed)
+        for number, (kind, options) in enumerate(chosen)
+    ]
+
+
+DEFAULT_INSTANCES: list[tuple[PolicyKind, dict[str, Any]]] = [
+    ("tabular", {"vocab_size": 3, "horizon": 4, "gamma": 0.9}),
+    ("tabular", {"vocab_size": 3, "horizon": 3}),
+    ("tabular", {"vocab_size": 2, "horizon": 4, "eos": 1, "gamma": 0.7}),
+    ("tabular", {"vocab_size": 4, "horizon": 3, "eos": 2, "n_prompts": 2}),
+    ("ngram", {"vocab_size": 3, "horizon": 4, "n_prompts": 2}),
+    ("transformer", {"vocab_size": 3, "horizon": 4, "gamma": 0.9, "n_prompts": 2}),
+]
+"""Short and long, discounted and not, the end token at every place, one prompt and two, every kind of policy."""
+
+
+def with_policy(instance: Instance, kind: PolicyKind, seed: int) -> Instance:
+    """The instance with a policy of this kind, named for reports."""
+    mdp = instance.mdp
+    prompts = f" {len(mdp.prompts)} prompts" if len(mdp.prompts) > 1 else ""
+    name = f"V={mdp.vocab_size} T={mdp.horizon} γ={mdp.gamma:g}{prompts}"
+    if kind == "ngram":
+        policy = NgramPolicy.random(mdp.vocab_size, 1, torch.Generator().manual_seed(seed))
+        return replace(instance, policy=policy, name=name)
+    if kind == "transformer":
+        from llm_mdp_agents.lm.policy import tiny_transformer
+
+        policy = tiny_transformer(mdp.vocab_size, mdp.prompt_tokens.shape[1] + mdp.horizon, seed)
+        return replace(instance, policy=policy, name=name)
+    return replace(instance, name=name)
