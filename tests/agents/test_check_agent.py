@@ -11,8 +11,9 @@ import torch
 from llm_mdp.estimators.algorithms import GRPO, RLOO, Estimator
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.verify.check import AgentError, EstimatorError, check_agent, check_estimator
+from llm_mdp.verify.check import EstimatorError, check_estimator
 from llm_mdp_agents.base import Agent, AgentConfig, Plain, SegmentConfig, WithSegments
+from llm_mdp_agents.check import AgentError, check_agent
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_agents.zoo.rloo import RLOO as RLOOAgent
 from llm_mdp_agents.zoo.rloo import RLOOConfig
