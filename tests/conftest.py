@@ -1,8 +1,12 @@
-"""What the tests of several commands begin with."""
+"""What the tests of several commands begin with, and what no test may depend on: the speed of the machine."""
 
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ file."""
 import copy
 import itertools
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -214,10 +213,8 @@ def test_random_prompts_are_distinct_short_and_unequally_likely(n_prompts, lengt
     ],
 )
 def test_impossible_random_instances_are_refused_before_anything_is_built(arguments, message):
-    start = time.perf_counter()
     with pytest.raises(ValueError, match=message):
         random_instance(**arguments)
-    assert time.perf_counter() - start < 5
 
 
 def test_parts_that_do_not_belong_together_are_refused():
@@ -558,13 +555,11 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_large_files_take_seconds(tmp_path):
+def test_a_large_file_comes_back_whole(tmp_path):
     instance = random_instance(4, 10, eos=3)
     assert len(instance.node_order) == 29_524
-    start = time.perf_counter()
     write_instance(instance, tmp_path / "it.json")
     assert_identical(instance, read_instance(tmp_path / "it.json"))
-    assert time.perf_counter() - start < 20
 
 
 def test_a_reward_that_is_not_a_table_needs_no_prompt_table():

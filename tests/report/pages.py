@@ -6,6 +6,8 @@ import subprocess
 
 import pytest
 
+from tests.patience import PATIENCE
+
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 FLAGS = [
     "--headless",
@@ -26,7 +28,7 @@ def opened(text: str, folder, *flags: str) -> str:
     assert CHROMIUM
     (folder / "page.html").write_text(text, encoding="utf-8")
     command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 class Page(html.parser.HTMLParser):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from llm_mdp.variance.sweep import SweepError, run_cells
+from tests.patience import PATIENCE
 
 
 class Unusual(Exception):
@@ -25,7 +26,7 @@ class Unusual(Exception):
 
 
 def wait_for_files(number: int, folder: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while len(list(folder.glob("*.json"))) < number:
         time.sleep(0.01)
         if time.monotonic() > deadline:

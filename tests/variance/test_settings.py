@@ -3,7 +3,6 @@ is made."""
 
 import json
 import math
-import time
 from dataclasses import replace
 from functools import cache
 
@@ -309,13 +308,11 @@ def test_small_trees_are_measured_exactly_and_large_ones_are_sampled(monkeypatch
 def test_a_tree_too_large_to_enumerate_is_refused_at_once(shape):
     """Where it is asked for, not where it is made or measured; and a chain needs no tree."""
     options = dict(zip(("vocab_size", "horizon", "prompts"), shape))
-    start = time.perf_counter()
     with pytest.raises(
         ValueError,
         match=r"make more than 6,000 \(prefix, token\) pairs, too many to enumerate; make one of them smaller",
     ):
         Setting(**options)
-    assert time.perf_counter() - start < 1
     Setting(**(options | {"prompts": 1}), policy="ngram")
 
 

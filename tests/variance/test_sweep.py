@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mdp.variance.sweep import SweepError, run_cells
+from tests.patience import PATIENCE
 from tests.variance.sweep_worker import (
     another,
     count_threads,
@@ -39,8 +40,6 @@ HERE = {
     "threads": {"jobs": 2, "backend": "threading"},
     "processes": {"jobs": 2, "backend": "loky"},
 }
-TIMEOUT = 120
-"""Seconds; a sweep that waits for a lost worker would wait for ever."""
 
 
 def computed(log: Path) -> Counter:
@@ -264,7 +263,7 @@ def test_a_worker_lost_by_dask_is_told(tmp_path):
     cells = plan(None)
     cells[1]["broken"] = str(broken)
     with elsewhere("die_once", cells, tmp_path / "cells", jobs=2, backend="dask") as sweep:
-        _, errors = sweep.communicate(timeout=TIMEOUT)
+        _, errors = sweep.communicate(timeout=PATIENCE)
     assert "a worker of the backend dask was lost (KilledWorker" in errors and sweep.returncode == 1
     assert 3 not in kept(tmp_path / "cells")
 
@@ -403,7 +402,7 @@ def test_a_dask_worker_without_this_package_is_told(tmp_path, monkeypatch):
             [*worker, cluster.scheduler_address], env=os.environ | {"PYTHONPATH": str(tmp_path)}
         ) as process:
             try:
-                client.wait_for_workers(1, timeout=TIMEOUT)
+                client.wait_for_workers(1, timeout=PATIENCE)
                 with pytest.raises(
                     ImportError, match=rf"the Dask cluster at {cluster.scheduler_address} cannot import llm_mdp"
                 ):

@@ -27,11 +27,10 @@ from tests.agents.training.parallel_worker import (
     make_task,
     make_trainer,
 )
+from tests.patience import PATIENCE
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 KINDS = ("replicated", "sharded")
-TIMEOUT = 240
-"""Seconds; processes that wait for one another would wait half an hour."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def results(tmp_path_factory) -> list[dict]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     group = subprocess.Popen([*launch, str(WORKER), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        _, errors = group.communicate(timeout=TIMEOUT)
+        _, errors = group.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         # Ended kindly, for it has its processes to end.
         group.terminate()
@@ -216,6 +215,10 @@ def test_a_group_of_one_is_refused():
     """What `accelerate launch --cpu` makes of any number of processes."""
     code = "from llm_mdp_agents.training.parallel import Replicated; Replicated()"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"WORLD_SIZE": "1"}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env=os.environ | {"WORLD_SIZE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert "ValueError: WORLD_SIZE is 1, but the group has 1 processes; start them with torchrun." in done.stderr

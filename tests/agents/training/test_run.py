@@ -26,6 +26,7 @@ from llm_mdp_agents.training.warm_start import default_batches
 from llm_mdp_agents.zoo import grpo, ppo, rloo, trepo
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.tasks.synthetic import Tabular
+from tests.patience import PATIENCE
 
 TIMING = {"seconds", "tokens_per_second"}
 SHORT = {"prompts_per_step": 4, "eval_prompts": 8, "eval_every": 2, "signal_every": 2, "progress": False}
@@ -271,12 +272,12 @@ def alone(function, *args, kill_when=None, **options) -> None:
     """Call it in a process of its own; kill that process in the moment that `kill_when` names."""
     process = PROCESSES.Process(target=function, args=args, kwargs=options)
     process.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while kill_when is not None and not kill_when() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.0005)
     if kill_when is not None:
         os.kill(process.pid, signal.SIGKILL)
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == (0 if kill_when is None else -signal.SIGKILL), (
         "the process ended before the kill, or failed"
     )

@@ -4,7 +4,6 @@ run."""
 import json
 import math
 import re
-import time
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -294,9 +293,7 @@ def test_a_long_run_is_thinned(tmp_path):
             json.dumps({"step": k, "reward": math.sin(k), "kl": k / 1e5, "length": 7.0}) + "\n"
             for k in range(1, 100_001)
         )
-    start = time.monotonic()
     html = write_report(tmp_path).read_text()
-    assert time.monotonic() - start < 30
     assert len(html) < 300_000
     assert len(line_of(drawings(html)[2], "--unbiased", "stroke-width: 2.2")) <= POINTS
     assert "means of 334 steps, with their range behind them" in html and "100,000 steps" in html

@@ -20,6 +20,7 @@ from llm_mdp_envs.sandbox.forkserver import judge
 from llm_mdp_envs.sandbox.grading import matches
 from llm_mdp_envs.sandbox.inside import codec
 from llm_mdp_envs.sandbox.reports import outcome_of_lines
+from tests.patience import PATIENCE
 
 SECRET = "canary-" + os.urandom(8).hex()
 VICTIM = os.path.join(tempfile.mkdtemp(prefix="sandbox-victim-"), "file")
@@ -108,9 +109,7 @@ def test_outcomes_come_in_the_order_of_the_programs(sandbox):
 
 
 def test_sleeping_takes_no_time(sandbox):
-    begin = time.monotonic()
-    assert run(sandbox, "import time\ndef f(x):\n    time.sleep(60)\n    return x").outputs == (1,)
-    assert time.monotonic() - begin < 30
+    assert run(sandbox, "import time\ndef f(x):\n    time.sleep(10**6)\n    return x").outputs == (1,)
 
 
 def test_subclasses_cross_as_their_base(sandbox):
@@ -500,7 +499,7 @@ def test_nothing_is_left_when_the_host_process_is_killed(backend, moment):
     if moment == "running":
         host.stdout.read(2)
         time.sleep(0.3)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not (left := descendants(host.pid)) and time.monotonic() < deadline:
         time.sleep(0.01)
     host.kill()
