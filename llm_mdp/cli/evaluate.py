@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from llm_mdp.cli.options import FLAGS, check_writable, env_arguments
+from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, env_arguments
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp_agents.resolve import ModelConfig
@@ -46,8 +46,7 @@ def evaluate(argv: Sequence[str]) -> int:
     check_writable(arguments.json)
     if arguments.run is None and arguments.env is None:
         raise UsageError("name an environment, or a run with --run runs/NAME.")
-    if arguments.run is not None and arguments.model != ModelConfig():
-        raise UsageError("--run brings its own model; leave the options of a model out.")
+    check_model_choice(arguments.run, arguments.model)
     if arguments.samples < 0:
         raise UsageError(f"--samples is {arguments.samples}; it must be at least 0.")
     policy, task = load_policy_of_run(

@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.text import Text
 
 import llm_mdp
-from llm_mdp.cli.options import FLAGS, check_writable, command_line, env_arguments
+from llm_mdp.cli.options import (
+    FLAGS,
+    check_model_choice,
+    check_writable,
+    command_line,
+    env_arguments,
+    policy_and_task,
+    warm_up,
+)
 from llm_mdp.estimators.algorithms import Estimator
 from llm_mdp.files import write_text
 from llm_mdp.inspection import KNOWN, Choices, Subject, check_known, exact_value, known_subject, own_subject
@@ -24,11 +32,9 @@ from llm_mdp.report.inspect_page import Row, render_inspection, rows_of, token_l
 from llm_mdp.report.terminal import progress
 from llm_mdp.sampling.policies import Policy
 from llm_mdp.verify.check import load_estimator
-from llm_mdp_agents.models import scored
 from llm_mdp_agents.resolve import ModelConfig, is_named
 from llm_mdp_agents.sampler import TaskSampler
-from llm_mdp_agents.training.run import load_policy_of_run, setup_of, threads
-from llm_mdp_agents.training.warm_start import default_batches, warm_start
+from llm_mdp_agents.training.run import setup_of, threads
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.token_env import close_task
 
@@ -90,14 +96,18 @@ def inspect(argv: Sequence[str]) -> int:
     arguments = tyro.cli(InspectArguments, args=argv, prog="llm-mdp inspect", config=FLAGS)
     _check(arguments)
     own = load_own(arguments.estimators)
-    policy, task = _policy_and_task(arguments)
+    env = arguments.env if arguments.run or arguments.env else DEFAULT_ENV
+    policy, task = policy_and_task(
+        arguments.run, env, env_arguments(arguments.env_args), arguments.model, arguments.seed
+    )
     large = sum(parameter.numel() for parameter in policy.parameters()) > LARGE
     mdp = getattr(task, "mdp", None)
     critic = None if mdp is None else exact_value(policy, mdp)
     every = (SEGMENT if large else 1) if arguments.every is None else arguments.every
     draws = (0 if large else DRAWS) if arguments.branches is None else arguments.branches
     subjects = find_subjects(arguments.estimators, own, Choices(task.horizon, arguments.samples, every, critic))
-    _warm_up(policy, task, arguments)
+    with Console(stderr=True).status("warm start"):
+        warm_up(policy, task, arguments.run, arguments.model, arguments.warm_start, arguments.seed)
     sampler = TaskSampler(
         policy,
         task,
@@ -213,10 +223,7 @@ def _check(arguments: InspectArguments) -> None:
     """Raise UsageError, in words, before any work starts."""
     for path in (arguments.html, arguments.json):
         check_writable(path)
-    if arguments.run is not None and arguments.model != ModelConfig():
-        raise UsageError("--run brings its own model; leave the options of a model out.")
-    if arguments.run is not None and arguments.warm_start is not None:
-        raise UsageError("--run brings a trained policy; leave --warm-start out.")
+    check_model_choice(arguments.run, arguments.model, arguments.warm_start)
     if arguments.model.engine != "hf":
         raise UsageError(
             f"--engine is {arguments.model.engine}, but a page of responses needs no other engine; leave it out."
@@ -226,7 +233,6 @@ def _check(arguments: InspectArguments) -> None:
         ("group_size", 2),
         ("samples", 1),
         ("every", 1),
-        ("warm_start", 0),
         ("seed", 0),
     ):
         value = getattr(arguments, name)
@@ -234,25 +240,6 @@ def _check(arguments: InspectArguments) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
     if arguments.branches is not None and (arguments.branches < 0 or arguments.branches == 1):
         raise UsageError(f"--branches is {arguments.branches}; give at least 2, or 0 to leave the advantage out.")
-
-
-def _policy_and_task(arguments: InspectArguments) -> tuple[Any, Any]:
-    """What a run trained and its environment, or a policy as it is made and an environment."""
-    env = arguments.env if arguments.run or arguments.env else DEFAULT_ENV
-    policy, task = load_policy_of_run(
-        arguments.run, env, env_arguments(arguments.env_args), arguments.model, arguments.seed
-    )
-    return policy, scored(task, policy, arguments.seed, arguments.model.scored_by)
-
-
-def _warm_up(policy: Policy, task: Task, arguments: InspectArguments) -> None:
-    """As training would."""
-    batches = arguments.warm_start
-    if batches is None:
-        batches = default_batches(arguments.model.model, task) if arguments.run is None else 0
-    if batches:
-        with Console(stderr=True).status("warm start"):
-            warm_start(policy, task, batches, arguments.seed)
 
 
 def _task_name(arguments: InspectArguments, task: Task) -> str:

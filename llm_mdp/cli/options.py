@@ -1,4 +1,5 @@
-"""What several commands share: flags, arguments of an environment, files that can be written, the command as typed."""
+"""What several commands share: flags, arguments of an environment, a policy and its task, files that can be written,
+the command as typed."""
 
 import ast
 import os
@@ -6,11 +7,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from llm_mdp.own import UsageError
+
+if TYPE_CHECKING:  # commands that need no agents do not wait for them
+    from llm_mdp.sampling.policies import Policy
+    from llm_mdp_agents.resolve import ModelConfig
+    from llm_mdp_envs.task import Task
 
 FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
@@ -31,6 +37,46 @@ def env_arguments(words: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             arguments[name] = value
     return arguments
+
+
+def check_model_choice(run: Path | None, model: "ModelConfig", warm_start: int | None = None) -> None:
+    """Raise UsageError if a run is named beside what it brings itself, or the supervised batches are no number."""
+    if run is not None and model != type(model)():
+        raise UsageError("--run brings its own model; leave the options of a model out.")
+    if run is not None and warm_start is not None:
+        raise UsageError("--run brings a trained policy; leave --warm-start out.")
+    if warm_start is not None and warm_start < 0:
+        raise UsageError(f"--warm-start is {warm_start}; it must be at least 0.")
+
+
+def policy_and_task(
+    run: Path | None, env: str | None, env_arguments: dict[str, Any], model: "ModelConfig", seed: int
+) -> tuple["Policy", "Task"]:
+    """What a run trained and its environment, or a policy as it is made and an environment, its responses scored by the
+    reward model if one is named.
+
+    Raises:
+        ValueError: if there is no such run, model or environment.
+    """
+    from llm_mdp_agents.models import scored
+    from llm_mdp_agents.training.run import load_policy_of_run
+
+    policy, task = load_policy_of_run(run, env, env_arguments, model, seed)
+    return policy, scored(task, policy, seed, model.scored_by)
+
+
+def warm_up(
+    policy: "Policy", task: "Task", run: Path | None, model: "ModelConfig", batches: int | None, seed: int
+) -> None:
+    """Supervised batches as training would begin with; None: as many as it would; none for what a run trained.
+
+    Raises:
+        ValueError: if some are asked for and the task has no answers to learn from.
+    """
+    from llm_mdp_agents.training.warm_start import batches_of, warm_start
+
+    if batches := batches_of(batches, task, model.model if run is None else None):
+        warm_start(policy, task, batches, seed)
 
 
 def check_writable(path: Path | None) -> None:

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 import tyro
 
 from llm_mdp import __version__
-from llm_mdp.cli.options import FLAGS, check_writable, command_line
+from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, command_line, warm_up
 from llm_mdp.cli.options import env_arguments as read_arguments
+from llm_mdp.cli.options import policy_and_task as find_policy_and_task
 from llm_mdp.files import write_text
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.own import UsageError
@@ -190,12 +191,7 @@ def check(arguments: VarianceArguments) -> None:
         )
     if arguments.env is not None and arguments.run is not None:
         raise UsageError("--run brings its own environment; leave --env out.")
-    if arguments.run is not None and arguments.model != ModelConfig():
-        raise UsageError("--run brings its own model; leave the options of a model out.")
-    if arguments.run is not None and arguments.warm_start is not None:
-        raise UsageError("--run brings a trained policy; leave --warm-start out.")
-    if arguments.warm_start is not None and arguments.warm_start < 0:
-        raise UsageError(f"--warm-start is {arguments.warm_start}; it must be at least 0.")
+    check_model_choice(arguments.run, arguments.model, arguments.warm_start)
     if task and arguments.model.engine != "hf":
         raise UsageError(
             f"--engine is {arguments.model.engine}, but the model itself draws what is measured; leave it out."
@@ -405,19 +401,10 @@ def with_ratio(row: dict[str, Any], measured: Measurement, base: Measurement | N
 
 def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:
     """The policy and the task of a cell."""
-    from llm_mdp_agents.models import scored
-    from llm_mdp_agents.training.run import load_policy_of_run
-    from llm_mdp_agents.training.warm_start import default_batches, warm_start
-
-    model = ModelConfig(**document["model"])
-    run = document["run"] and Path(document["run"])
-    policy, task = load_policy_of_run(run, document["env"], document["env_arguments"], model, seed)
-    batches = document["warm_start"]
-    if batches is None:
-        batches = default_batches(model.model, task) if run is None else 0
-    if batches:
-        warm_start(policy, task, batches, seed)
-    return policy, scored(task, policy, seed, model.scored_by)
+    model, run = ModelConfig(**document["model"]), document["run"] and Path(document["run"])
+    policy, task = find_policy_and_task(run, document["env"], document["env_arguments"], model, seed)
+    warm_up(policy, task, run, model, document["warm_start"], seed)
+    return policy, task
 
 
 def make_document(

@@ -27,7 +27,7 @@ from llm_mdp_agents.training.parallel import parallel_from_environment
 from llm_mdp_agents.training.records import CONFIG, Records, check_loggers, load_config, load_metrics
 from llm_mdp_agents.training.run_report import write_report
 from llm_mdp_agents.training.trainer import TrainConfig, Trainer
-from llm_mdp_agents.training.warm_start import check_answers, default_batches, warm_start
+from llm_mdp_agents.training.warm_start import batches_of, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require
 from llm_mdp_envs.token_env import close_task
@@ -295,7 +295,7 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
     task: Any = find_task(setup.env, setup.env_arguments, setup.model)
     policy = given if given is not None else build_policy(setup.model, task, config.seed)
     task = scored(task, policy, config.seed, setup.model.scored_by)
-    batches = _warm_start_batches(setup, task, given)
+    batches = batches_of(setup.warm_start, task, setup.model.model if given is None else None)
     found = find_agent(setup.agent)
     chosen = setup.agent if isinstance(found, type) else found
     agent = build_agent(chosen, policy, task, config.seed)
@@ -372,16 +372,6 @@ def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed
     engine.close()
     close_task(task)
     return Run(agent, policy, task, metrics, folder)
-
-
-def _warm_start_batches(setup: Setup, task: Task, given: Policy | None) -> int:
-    if setup.warm_start is None:
-        return default_batches(setup.model.model, task) if given is None else 0
-    if setup.warm_start < 0:
-        raise ValueError(f"warm_start is {setup.warm_start}; it is a number of batches, at least 0.")
-    if setup.warm_start:
-        check_answers(task)
-    return setup.warm_start
 
 
 def _save_model(policy: Policy, folder: Path) -> None:

@@ -31,10 +31,24 @@ def check_answers(task: Task) -> None:
         )
 
 
-def default_batches(model: str, task: Task) -> int:
-    """Supervised batches if nobody says how many: `WARM_START` for a transformer from scratch on a task with answers,
-    else none."""
-    return WARM_START if model in ("auto", "small") and not hasattr(task, "mdp") and has_answers(task) else 0
+def batches_of(asked: int | None, task: Task, model: str | None) -> int:
+    """How many supervised batches a policy begins with: as many as are asked for; where nobody says, `WARM_START` for a
+    transformer from scratch on a task with answers, else none.
+
+    Args:
+        model: what the policy is made from; None: it is there already.
+
+    Raises:
+        ValueError: if there cannot be so many.
+    """
+    if asked is None:
+        from_scratch = model in ("auto", "small") and not hasattr(task, "mdp")
+        return WARM_START if from_scratch and has_answers(task) else 0
+    if asked < 0:
+        raise ValueError(f"warm_start is {asked}; it is a number of batches, at least 0.")
+    if asked:
+        check_answers(task)
+    return asked
 
 
 def demonstrations(task: Task, generator: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from llm_mdp_agents.resolve import ModelConfig, find_task
 from llm_mdp_agents.training import checkpoint, run
 from llm_mdp_agents.training.records import load_metrics, load_samples
 from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
-from llm_mdp_agents.training.warm_start import default_batches
+from llm_mdp_agents.training.warm_start import batches_of
 from llm_mdp_agents.zoo import grpo, ppo, rloo, trepo
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.tasks.synthetic import Tabular
@@ -199,7 +199,7 @@ def test_a_small_transformer_comes_back_from_its_folder(tmp_path):
     ],
 )
 def test_only_what_begins_from_nothing_is_warmed_up_unasked(model, env, arguments, batches):
-    assert default_batches(model, find_task(env, arguments)) == batches
+    assert batches_of(None, find_task(env, arguments), model) == batches
 
 
 def test_the_reference_is_the_policy_after_the_warm_start():
