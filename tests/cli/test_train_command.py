@@ -477,13 +477,7 @@ def test_the_command_line_starts_without_what_training_needs(code):
 
 def test_the_zoo_is_loaded_when_it_is_asked_for():
     assert "torch" in loaded_by("import llm_mdp_agents\nllm_mdp_agents.train")
-    assert not loaded_by("from llm_mdp_agents import command") & {
-        "transformers",
-        "peft",
-        "matplotlib",
-        "tensorboard",
-        "accelerate",
-    }
+    assert not loaded_by("import llm_mdp_agents.zoo") & {"transformers", "peft", "matplotlib", "tensorboard"}
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         __import__("llm_mdp_agents").trian  # noqa: B018
 

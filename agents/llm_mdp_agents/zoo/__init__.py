@@ -1,63 +1,63 @@
-"""The zoo: every agent by its name. `python -m llm_mdp_agents.zoo` writes agents/README.md from what the agents' files
-say."""
+"""The zoo: every agent by its name, one file an algorithm.
 
-import inspect
-import sys
-from pathlib import Path
-
-from llm_mdp_agents.base import Agent
-from llm_mdp_agents.zoo.abc import ABC
-from llm_mdp_agents.zoo.dpo import DPO
-from llm_mdp_agents.zoo.grpo import GRPO
-from llm_mdp_agents.zoo.iterative_dpo import IterativeDPO
-from llm_mdp_agents.zoo.ma_rlhf import MARLHF
-from llm_mdp_agents.zoo.ppo import PPO
-from llm_mdp_agents.zoo.prime import PRIME
-from llm_mdp_agents.zoo.r3hf import R3HF
-from llm_mdp_agents.zoo.reinforce import REINFORCE
-from llm_mdp_agents.zoo.remax import ReMax
-from llm_mdp_agents.zoo.rloo import RLOO
-from llm_mdp_agents.zoo.rto import RTO
-from llm_mdp_agents.zoo.trepo import TRePO
-from llm_mdp_agents.zoo.vineppo import VinePPO
-
-AGENTS: dict[str, type[Agent]] = {
-    agent.name: agent
-    for agent in (REINFORCE, RLOO, ReMax, GRPO, PPO, VinePPO, TRePO, MARLHF, DPO, IterativeDPO, RTO, ABC, R3HF, PRIME)
-}
-"""In the paper's order."""
-
-README = Path(__file__).parents[2] / "README.md"
-HEAD = """# Agents
-
-<!-- Written by `python -m llm_mdp_agents.zoo`; edit the agents' files, not this page. -->
-
-`llm-mdp train NAME ENV` trains with one, `llm-mdp train NAME --help` shows its options, `llm-mdp agents` computes what the ledger says of
-its claims. An agent is an estimator of the core (`llm_mdp/estimators/algorithms.py`), the one that is verified, and the models that are trained beside
-the policy. A new one is one file: a frozen `Config`, a class with `make_estimator`, and `fit` if there is something to train.
+A file in this folder is found by itself: whatever class in it is an `Agent` with a `name` of its own is an agent of the
+zoo. Files whose names begin with _ are helpers. `python -m llm_mdp_agents.zoo` writes agents/README.md from what the
+files say.
 """
 
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from importlib import import_module
 
-def readme() -> str:
-    """The text of agents/README.md."""
-    table = ["| name | paper | claims |", "|---|---|---|"]
-    sections = []
-    for name, agent in AGENTS.items():
-        module = sys.modules[agent.__module__]
-        file = f"llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
-        table.append(f"| [`{name}`]({file}) | {agent.paper} | {', '.join(f'`{claim}`' for claim in agent.claims)} |")
-        sections.append(f"## {name}\n\n{_markdown(inspect.getdoc(module) or '')}\n")
-    return "\n".join([HEAD, *table, "", *sections])
+from llm_mdp.own import UsageError
+from llm_mdp_agents.base import Agent
 
-
-def _markdown(docstring: str) -> str:
-    """A module's docstring: indented equations become code."""
-    paragraphs = docstring.split("\n\n")
-    return "\n\n".join(
-        f"```\n{inspect.cleandoc(each)}\n```" if each.startswith("    ") else each for each in paragraphs
-    )
+PAPER = (
+    "reinforce", "rloo", "remax", "grpo", "ppo", "vineppo", "trepo", "ma-rlhf", "dpo", "iterative-dpo", "rto", "abc",
+    "r3hf", "prime",
+)  # fmt: skip
+"""The paper's order; agents that it does not have come after these, by name."""
 
 
-if __name__ == "__main__":
-    README.write_text(readme(), encoding="utf-8")
-    print(f"Written to {README}")
+def find_agents(folders: Iterable[str]) -> dict[str, type[Agent]]:
+    """The agents in the files of these folders, which are parts of this package (its `__path__`), in order.
+
+    Raises:
+        UsageError: naming a file without an agent, or two files with the same one.
+    """
+    found: dict[str, type[Agent]] = {}
+    for file in pkgutil.iter_modules(folders):
+        if file.name.startswith("_"):
+            continue
+        agents = _agents_in(f"{__name__}.{file.name}")
+        if not agents:
+            raise UsageError(
+                f"zoo/{file.name}.py has no agent; write a class of llm_mdp_agents.base.Agent with a `name` of its own "
+                f"into it, or begin the file's name with _."
+            )
+        for agent in agents:
+            if agent.name in found:
+                raise UsageError(
+                    f"two agents have the name {agent.name!r}, {_place(found[agent.name])} and {_place(agent)}; give "
+                    f"one of them another."
+                )
+            found[agent.name] = agent
+    names = sorted(found, key=lambda name: (PAPER.index(name) if name in PAPER else len(PAPER), name))
+    return {name: found[name] for name in names}
+
+
+def _agents_in(module: str) -> list[type[Agent]]:
+    """The agents that a module defines, not those that it imports or the bases without a name."""
+    classes = inspect.getmembers(import_module(module), inspect.isclass)
+    return [
+        kind for _, kind in classes if issubclass(kind, Agent) and kind.__module__ == module and "name" in vars(kind)
+    ]
+
+
+def _place(agent: type[Agent]) -> str:
+    return f"{agent.__name__} in zoo/{agent.__module__.rpartition('.')[2]}.py"
+
+
+AGENTS = find_agents(__path__)
+"""Every agent by its name, in the paper's order."""

@@ -1,8 +1,8 @@
 """ABC, Attention Based Credit (Chan et al. 2024; the paper's Eq. 42): the reward spread over tokens by the reward
 model's attention.
 
-    rₜ = β aₜ RM(W) + (1 - β) RM(W) on the last token,   aₜ: last layer, mean over heads, from the last token,
-    renormalised
+    rₜ = β aₜ RM(W) + (1 - β) RM(W) on the last token
+    aₜ: last layer, mean over heads, from the last token, renormalised
 
 Summed over the whole response it is RM(W), unbiased (claim `abc-full-sum`); summed from t on, as in the original, it is
 biased (claim `abc-return-to-go`), for aₜ depends on what comes later. The reward model is fitted to the environment's
