@@ -13,7 +13,7 @@ from rich.padding import Padding
 from llm_mdp.cli.options import FLAGS, check_writable
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.files import write_text
-from llm_mdp.report.terminal import progress
+from llm_mdp.report.terminal import progress_bar
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.ledger import run_ledger
 from llm_mdp.verify.problem import Problem
@@ -37,7 +37,7 @@ def agents(argv: Sequence[str]) -> int:
     check_writable(arguments.json)
     named = {claim for agent in AGENTS.values() for claim in agent.claims}
     claims = tuple(claim for claim in CLAIMS if claim.id in named)
-    with progress(Console(stderr=True), len(claims)) as done:
+    with progress_bar(Console(stderr=True), len(claims)) as done:
         rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
     console, listed = Console(highlight=False), []
     for name, agent in AGENTS.items():

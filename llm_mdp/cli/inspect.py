@@ -29,7 +29,7 @@ from llm_mdp.inspection import KNOWN, Choices, Subject, check_known, exact_value
 from llm_mdp.inspection import inspect as look
 from llm_mdp.own import UsageError
 from llm_mdp.report.inspect_page import Row, render_inspection, rows_of, token_label
-from llm_mdp.report.terminal import progress
+from llm_mdp.report.terminal import progress_bar
 from llm_mdp.sampling.policies import Policy
 from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.resolve import ModelConfig, is_named
@@ -115,7 +115,7 @@ def inspect(argv: Sequence[str]) -> int:
         np.random.default_rng([arguments.seed, 1]),
         arguments.prompts,
     )
-    with progress(Console(stderr=True), len(subjects)) as done:
+    with progress_bar(Console(stderr=True), len(subjects)) as done:
         found = look(
             sampler, subjects, arguments.group_size, task.decode, eos=task.eos,
             hidden=mdp is not None or hasattr(task, "token_rewards"), critic=critic, draws=draws, progress=done,

@@ -135,7 +135,7 @@ def variance(argv: Sequence[str]) -> int:
     """Run `llm-mdp variance`."""
     from rich.console import Console
 
-    from llm_mdp.report.terminal import progress
+    from llm_mdp.report.terminal import progress_bar
     from llm_mdp.report.variance_page import render_variance_page
     from llm_mdp.report.variance_rows import write_csv
     from llm_mdp.report.variance_terminal import print_variance
@@ -152,11 +152,11 @@ def variance(argv: Sequence[str]) -> int:
     folder, workers = arguments.out / "cells", {"jobs": arguments.jobs, "backend": arguments.backend}
     if "task" in cells[0]:
         # One cell, in this process, so that it can say how far it is.
-        with progress(Console(stderr=True), -(-cells[0]["prompts"] // PROMPTS_AT_ONCE)) as done:
+        with progress_bar(Console(stderr=True), -(-cells[0]["prompts"] // PROMPTS_AT_ONCE)) as done:
             measure_task_cell.progress = lambda prompts: done(f"{prompts} prompts")  # pyright: ignore[reportFunctionMemberAccess]
             results = run_cells(measure_cell, cells, folder=folder)
     else:
-        with progress(Console(stderr=True), len(cells)) as done:
+        with progress_bar(Console(stderr=True), len(cells)) as done:
             results = run_cells(measure_cell, cells, folder=folder, **workers, progress=done)
     document = make_document(arguments, plans, results) | {"command": command_line()}
     write_text(arguments.out / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")

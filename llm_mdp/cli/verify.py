@@ -16,7 +16,7 @@ from llm_mdp.exact.instances import Instance, random_instance, read_instance, wr
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.page import render_page
-from llm_mdp.report.terminal import print_report, progress
+from llm_mdp.report.terminal import print_report, progress_bar
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.verify.ledger import exit_status, find_claims, run_ledger
 from llm_mdp.verify.problem import Problem
@@ -82,7 +82,7 @@ def verify(argv: Sequence[str]) -> int:
     problems = [Problem(instance, command.group_size, command.beta) for instance in instances]
     confidence = 1 - 0.01 / (len(claims) * len(problems))
 
-    with progress(Console(stderr=True), len(claims) * len(problems)) as done:
+    with progress_bar(Console(stderr=True), len(claims) * len(problems)) as done:
         runs = [
             run_ledger(
                 problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=done

@@ -73,8 +73,8 @@ def print_report(document: Document, console: Console) -> None:
 
 
 @contextmanager
-def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar that disappears at the end: `with progress(console, 54) as done: run_ledger(problem,
+def progress_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar that disappears at the end: `with progress_bar(console, 54) as done: run_ledger(problem,
     progress=done)`."""
     columns = (
         TextColumn("{task.description:<24}", markup=False),

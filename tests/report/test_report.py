@@ -10,11 +10,11 @@ import re
 import pytest
 from rich.console import Console
 
-from llm_mdp.report import print_report, progress, render_page
 from llm_mdp.report.drawings import MAX_EDGES, points, tree_edges, tree_svg
-from llm_mdp.report.page import embedded_json
+from llm_mdp.report.page import embedded_json, render_page
 from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main, update_readme
 from llm_mdp.report.rows import Span, bias, claim_rows, named_instances, number, ratio, span_text
+from llm_mdp.report.terminal import print_report, progress_bar
 from tests.report.pages import Page, in_chromium, opened
 
 CLAIMS = """
@@ -305,7 +305,7 @@ def test_a_document_without_claims_is_refused_in_words():
 
 def test_progress_accepts_updates():
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    with progress(console, total=2) as done:
+    with progress_bar(console, total=2) as done:
         done("lemma-1")
         done("theorem-1")
     assert "theorem-1" in console.file.getvalue() and "2/2" in console.file.getvalue()
