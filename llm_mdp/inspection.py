@@ -26,7 +26,7 @@ from llm_mdp.exact.tree_gradient import node_logits, tree_values
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.evidence import Branches, Evidence, Finish, Rollouts, take_rows
 from llm_mdp.sampling.policies import Critic, NgramPolicy, Policy, TabularValue
-from llm_mdp.sampling.sampler import NothingKept, Sampler, kept_rows
+from llm_mdp.sampling.sampler import NothingKept, Sampler, SamplerAround, kept_rows
 from llm_mdp.verify.certificate import exact_certificate, loss_weights
 from llm_mdp.verify.problem import Problem
 
@@ -34,11 +34,10 @@ LARGEST_TREE = 2_000_000
 """Most numbers in a policy's logits over the tree for which exact values are computed."""
 
 
-# --- the same responses for everybody
-# -------------------------------------------------------------------------------------------
+# --- the same responses for everybody ---------------------------------------------------------------------------------
 
 
-class SameRollouts:
+class SameRollouts(SamplerAround):
     """A sampler (`llm_mdp.sampling.sampler.Sampler`) that answers with responses drawn before; branches and values are
     drawn afresh.
 
@@ -48,7 +47,8 @@ class SameRollouts:
     """
 
     def __init__(self, sampler: Sampler, rollouts: Rollouts, reward: Float[Tensor, " B"], group_size: int):
-        self.sampler, self.recorded, self.reward, self.group_size = sampler, rollouts, reward, group_size
+        super().__init__(sampler)
+        self.recorded, self.reward, self.group_size = rollouts, reward, group_size
         self.rows = torch.arange(len(reward))
         """Which responses are still there, after `keep`."""
 
@@ -66,18 +66,12 @@ class SameRollouts:
             return self.reward[self.rows]
         return self.sampler.response_reward(rollouts)
 
-    def branches(self, rollouts, boundary, samples=1, greedy=False, temperatures=None) -> Branches:
+    def branches(self, rollouts, boundary, temperatures=(1.0,)) -> Branches:
         # The sampler knows the questions of all responses; those that were left out have no boundary.
         everywhere = torch.zeros_like(self.recorded.mask).index_copy(0, self.rows, boundary & rollouts.mask)
-        branches = self.sampler.branches(self.recorded, everywhere, samples, greedy, temperatures)
+        branches = self.sampler.branches(self.recorded, everywhere, temperatures)
         place = torch.zeros(len(self.reward), dtype=torch.int64).index_copy(0, self.rows, torch.arange(len(self.rows)))
         return replace(branches, row=place[branches.row])
-
-    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        return self.sampler.logp(policy, rollouts)
-
-    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "B T1"]:
-        return self.sampler.value(critic, rollouts)
 
     def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         return self.sampler.hidden_reward(self.recorded)[self.rows]
@@ -106,8 +100,7 @@ def token_weights(estimator: Estimator, sampler: SameRollouts) -> Float[Tensor, 
     return weights.index_copy(0, sampler.rows, len(derivative) * derivative.double())
 
 
-# --- which estimators
-# -----------------------------------------------------------------------------------------------------------
+# --- which estimators -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -149,13 +142,12 @@ KNOWN: dict[str, Known] = {
     "trepo": Known(
         "TRePO",
         "From token to token, the change of a value that fresh draws estimate.",
-        lambda c: TRePO(samples=c.samples, boundary=EveryNTokens(c.every)),
+        lambda c: TRePO(temperatures=(1.0,) * c.samples, boundary=EveryNTokens(c.every)),
     ),
     "trepo-paper": Known(
         "TRePO as printed",
         "The same with draws of later tokens pooled (Eq. 31), interpolation, and temperatures raised from 0.",
         lambda c: TRePO(
-            samples=c.samples,
             boundary=EveryNTokens(2 * c.every),
             pooled=True,
             interpolated=True,
@@ -165,7 +157,7 @@ KNOWN: dict[str, Known] = {
     "vineppo": Known(
         "VinePPO",
         "From segment to segment, the change of a value that fresh draws estimate.",
-        lambda c: VinePPO(samples=c.samples, boundary=EveryNTokens(2 * c.every)),
+        lambda c: VinePPO(temperatures=(1.0,) * c.samples, boundary=EveryNTokens(2 * c.every)),
     ),
     "gae": Known(
         "PPO, exact critic",
@@ -251,8 +243,7 @@ def with_group_size(estimator: Estimator, group_size: int) -> Estimator:
     return replace(estimator, group_size=group_size)
 
 
-# --- the truth
-# ------------------------------------------------------------------------------------------------------------------
+# --- the truth --------------------------------------------------------------------------------------------------------
 
 
 def exact_value(policy: Policy, mdp: TokenMDP) -> Critic | None:
@@ -302,7 +293,7 @@ def find_truth(sampler: SameRollouts, *, hidden: bool, critic: Critic | None, dr
         return Truth(reward, token_weights(Theorem2(group_size=sampler.group_size, critic=critic), sampler))
     if draws == 0:
         return Truth(reward)
-    estimator = TRePO(group_size=sampler.group_size, samples=draws)
+    estimator = TRePO(group_size=sampler.group_size, temperatures=(1.0,) * draws)
     evidence = estimator.collect(sampler)
     return Truth(reward, estimator.advantages(evidence), _error_of_draws(evidence, draws), draws)
 
@@ -325,8 +316,7 @@ def _error_of_draws(evidence: Evidence, draws: int) -> Float[Tensor, "B T"]:
     )
 
 
-# --- the document
-# ---------------------------------------------------------------------------------------------------------------
+# --- the document -----------------------------------------------------------------------------------------------------
 
 
 def inspect(

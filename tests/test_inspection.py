@@ -112,7 +112,7 @@ def test_every_estimator_sees_the_same_responses_and_the_document_shows_them():
 
 
 def test_a_seed_is_one_document_and_another_seed_another():
-    estimators = (RLOO(), TRePO(samples=3))
+    estimators = (RLOO(), TRePO(temperatures=(1.0,) * 3))
     assert document_of(*estimators) == document_of(*estimators) != document_of(*estimators, seed=1)
     assert json.loads(json.dumps(document_of(*estimators), allow_nan=False)) == document_of(*estimators)
 
@@ -121,14 +121,14 @@ def test_a_seed_is_one_document_and_another_seed_another():
 class FilteredTRePO(TRePO):
     """Greedy branches, only for groups whose rewards differ: keeps first and draws then."""
 
-    greedy: bool = True
+    temperatures: tuple[float, ...] = (0.0,)
     group_size: int = K
 
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
         reward = sampler.response_reward(rollouts)
         kept = sampler.keep(Evidence(rollouts, reward), has_signal(reward, self.group_size))
-        branches = sampler.branches(kept.rollouts, kept.rollouts.mask, 1, True)
+        branches = sampler.branches(kept.rollouts, kept.rollouts.mask, self.temperatures)
         return replace(kept, response_reward=sampler.response_reward(kept.rollouts), branches=branches)
 
 
@@ -151,7 +151,7 @@ def test_groups_that_an_estimator_leaves_out_have_no_weight_and_the_others_their
 
     for filtered, plain in (
         (ZeroStdFiltered(group_size=K), RLOO(group_size=K)),
-        (FilteredTRePO(), TRePO(group_size=K, greedy=True)),
+        (FilteredTRePO(), TRePO(group_size=K, temperatures=(0.0,))),
     ):
         found, whole = token_weights(filtered, fresh()), token_weights(plain, fresh())
         assert not found[~signal].any()
@@ -169,7 +169,7 @@ def test_tokens_of_the_environment_have_no_figures():
     task = GuessNumber(highest=9)
     policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, width=16, layers=1, heads=2, seed=0)
     sampler = TaskSampler(policy, task, seeded(), np.random.default_rng(0), 3)
-    document = inspect(sampler, [subject("trepo", TRePO(samples=2))], K, task.decode, eos=task.eos, draws=2)
+    document = inspect(sampler, [subject("trepo", TRePO(temperatures=(1.0,) * 2))], K, task.decode, eos=task.eos, draws=2)
     tokens = [token for group in document["groups"] for response in group["responses"] for token in response["tokens"]]
     assert {token["policy"] for token in tokens} == {True, False}
     for token in tokens:
@@ -283,7 +283,7 @@ def test_verdicts_of_the_named_estimators():
 
 def test_options_reach_the_estimators():
     made = known_subject("trepo-paper", Choices(horizon=7, samples=5, every=3)).estimator
-    assert (made.samples, made.boundary.n, made.pooled, made.interpolated) == (5, 6, True, True)
+    assert (len(made.temperatures), made.boundary.n, made.pooled, made.interpolated) == (5, 6, True, True)
     assert known_subject("dr-grpo", Choices(horizon=7)).estimator.reduction_constant == 7
 
 

@@ -15,7 +15,8 @@ from pytest import MonkeyPatch
 from llm_mdp.estimators import algorithms as estimators
 from llm_mdp.estimators import boundaries, credit, objectives, practices, theorems, values
 from llm_mdp.exact import enumeration
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, WorldSampler
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.worlds import ExactSampler, WorldSampler
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.hidden_rewards import last_token
 from llm_mdp.mdp.token_mdp import TokenMDP
@@ -35,8 +36,7 @@ def wrap(monkeypatch: MonkeyPatch, owner: object, name: str, around: Callable) -
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: around(original, *args, **kwargs))
 
 
-# --- what is sampled
-# ----------------------------------------------------------------------------------------------------------
+# --- what is sampled --------------------------------------------------------------------------------------------------
 
 
 def end_token_masked_out(monkeypatch):
@@ -108,8 +108,7 @@ def _least_probable(original, self, *args, **kwargs):
         e.__dict__["edge_logits"] = kept
 
 
-# --- the policy and the reward
-# ------------------------------------------------------------------------------------------------
+# --- the policy and the reward ----------------------------------------------------------------------------------------
 
 
 def end_token_without_gradient(monkeypatch):
@@ -135,8 +134,7 @@ def hidden_rewards_of_the_token_before(monkeypatch):
     wrap(monkeypatch, WorldSampler, "hidden_reward", around)
 
 
-# --- values and baselines
-# -----------------------------------------------------------------------------------------------------
+# --- values and baselines ---------------------------------------------------------------------------------------------
 
 
 def own_reward_in_the_leave_one_out_mean(monkeypatch):
@@ -179,8 +177,7 @@ def pooling_without_the_response_itself(monkeypatch):
     wrap(monkeypatch, values, "pooled_branches", around)
 
 
-# --- credit, returns
-# ----------------------------------------------------------------------------------------------------------
+# --- credit, returns --------------------------------------------------------------------------------------------------
 
 
 def reward_on_the_first_token(monkeypatch):
@@ -244,8 +241,7 @@ def interpolation_forgotten(monkeypatch):
     monkeypatch.setattr(estimators, "interpolate", lambda advantage, boundary, mask: advantage)
 
 
-# --- boundaries
-# ---------------------------------------------------------------------------------------------------------------
+# --- boundaries -------------------------------------------------------------------------------------------------------
 
 
 def boundary_looks_ahead(monkeypatch):
@@ -259,8 +255,7 @@ def boundary_looks_ahead(monkeypatch):
     monkeypatch.setattr(boundaries.EveryNTokens, "__call__", from_the_end)
 
 
-# --- objectives
-# ---------------------------------------------------------------------------------------------------------------
+# --- objectives -------------------------------------------------------------------------------------------------------
 
 
 def mean_in_place_of_sum(monkeypatch):

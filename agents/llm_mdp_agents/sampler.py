@@ -1,6 +1,6 @@
 """The sampler of training: questions of a task, the policy's responses to them, the environment's replies and rewards.
 
-`llm_mdp.exact.enumeration.ExactSampler` is the one of verification; an agent's `collect` cannot tell them apart.
+`llm_mdp.exact.worlds.ExactSampler` is the one of verification; an agent's `collect` cannot tell them apart.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llm_mdp.mdp.tree import PAD, pad_prompts
-from llm_mdp.sampling.evidence import Branches, Evidence, Finish, Rollouts, take_rows
+from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts, take_rows
 from llm_mdp.sampling.policies import Critic, Policy, logp_of
-from llm_mdp.sampling.sampler import check_temperatures, draw_branches, kept_rows
+from llm_mdp.sampling.sampler import BatchSampler, kept_rows
 from llm_mdp_agents.lm.engines import Engine, OwnEngine
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.token_env import FINISH, Progress, advance, check_scores, follow
@@ -31,7 +31,7 @@ class Cost:
     """Responses that were scored."""
 
 
-class TaskSampler:
+class TaskSampler(BatchSampler):
     """Draws from a policy on a task (`llm_mdp.sampling.sampler.Sampler`), `prompts_per_batch` questions at a time.
 
     Args:
@@ -70,30 +70,20 @@ class TaskSampler:
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
         return torch.from_numpy(self._score(self.questions, rollouts).reward.astype(np.float64))
 
-    def branches(
-        self,
-        rollouts: Rollouts,
-        boundary: Bool[Tensor, "B T"],
-        samples: int = 1,
-        greedy: bool = False,
-        temperatures: tuple[float, ...] | None = None,
-    ) -> Branches:
-        def draw(row: Tensor, step: Tensor, number: int, temperature: float) -> tuple[Tensor, Tensor]:
-            places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]
-            questions = [self.questions[r] for r, _ in places]
-            options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
-            drawn = self.engine.branch(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
-            if self.task.end_of_turn is None:
-                self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
-            else:
-                starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
-                drawn = self._converse(questions, drawn, starts, temperature or 1.0, temperature == 0)
-            reward = self._score(questions, drawn).reward if questions else np.zeros(0)
-            # What the policy wrote before the cut is not drawn; what the environment wrote there is not in the mask.
-            written = (rollouts.mask.cumsum(-1) - rollouts.mask.long())[row, step].repeat_interleave(number)
-            return torch.from_numpy(reward.astype(np.float64)), drawn.mask.sum(-1) - written
-
-        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), draw)
+    def draw(self, rollouts, row, step, number, temperature):
+        places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]
+        questions = [self.questions[r] for r, _ in places]
+        options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
+        drawn = self.engine.branch(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
+        if self.task.end_of_turn is None:
+            self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
+        else:
+            starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
+            drawn = self._converse(questions, drawn, starts, temperature or 1.0, temperature == 0)
+        reward = self._score(questions, drawn).reward if questions else np.zeros(0)
+        # What the policy wrote before the cut is not drawn; what the environment wrote there is not in the mask.
+        written = (rollouts.mask.cumsum(-1) - rollouts.mask.long())[row, step].repeat_interleave(number)
+        return torch.from_numpy(reward.astype(np.float64)), drawn.mask.sum(-1) - written
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:

@@ -24,7 +24,7 @@ from llm_mdp.estimators.objectives import (
 from llm_mdp.estimators.returns import gae, interpolate, return_to_go
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import Critic, Policy
-from llm_mdp.sampling.sampler import Sampler
+from llm_mdp.sampling.sampler import Sampler, check_temperatures
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ReMax(Estimator):
 
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
-        branches = sampler.branches(rollouts, first_token(rollouts.mask), greedy=True)
+        branches = sampler.branches(rollouts, first_token(rollouts.mask), (0.0,))
         return Evidence(rollouts, sampler.response_reward(rollouts), branches=branches)
 
     def advantages(self, evidence):
@@ -173,27 +173,23 @@ class VinePPO(Estimator):
     """Values of segment starts by fresh branches instead of a critic, segment-constant advantages (Kazemnejad et al.
     2024).
 
-        Âₛ = v̂(next start) - v̂(start),   v̂ = mean RM of `samples` branches,   v̂(end) = RM(W)
+        Âₛ = v̂(next start) - v̂(start),   v̂ = mean RM of the branches,   v̂(end) = RM(W)
 
     λ > 0 gives GAE(λ) over segments. Claim: `vineppo`, unbiased while `boundary` is a stopping rule.
     """
 
     boundary: Boundary = EveryNTokens(2)
-    samples: int = 9
+    temperatures: tuple[float, ...] = (1.0,) * 9
+    """Of the branches from each boundary: (1.0,) * M are M draws of the policy's own, (0.0,) is the greedy one. At any
+    temperature but 1 the values are those of another policy."""
     lam: float = 0.0
-    greedy: bool = False
-    """One greedy branch instead of `samples` drawn ones."""
-    temperatures: tuple[float, ...] | None = None
-    """One for each of the `samples`, 0 for greedy; None: all 1, without which the values are those of another
-    policy."""
     group_baseline: bool = False
     """The value of the prompt is the mean reward of the other responses to it, as in `RLOO`, and costs no branches;
     without later boundaries this is RLOO."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; a value needs at least 1 branch.")
+        check_temperatures(self.temperatures)
         if self.group_baseline and self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}, but group_baseline=True needs other responses; make it 2 or more."
@@ -204,7 +200,7 @@ class VinePPO(Estimator):
         boundary = self.boundary(rollouts)
         if self.group_baseline:
             boundary = boundary & ~first_token(rollouts.mask)
-        branches = sampler.branches(rollouts, boundary, self.samples, self.greedy, self.temperatures)
+        branches = sampler.branches(rollouts, boundary, self.temperatures)
         return Evidence(rollouts, sampler.response_reward(rollouts), branches=branches)
 
     def advantages(self, evidence):
@@ -231,7 +227,7 @@ class VinePPO(Estimator):
 class TRePO(VinePPO):
     """Token-Reinforced Policy Optimization (Algorithm 1), repaired: every boundary has fresh draws of its own.
 
-        Âₛ = Û(next boundary) - Û(boundary),   Û = mean RM of `samples` branches,   Û(end) = RM(W)
+        Âₛ = Û(next boundary) - Û(boundary),   Û = mean RM of the branches,   Û(end) = RM(W)
 
     Algorithm 1 as printed differs in two places, each with its certificate: `pooled=True` pools the draws of later
     steps into the value of a step (Eq. 31; `trepo-eq31`), `interpolated=True` gives tokens outside D interpolated
@@ -243,7 +239,7 @@ class TRePO(VinePPO):
     """
 
     boundary: Boundary = EveryNTokens(1)
-    samples: int = 4
+    temperatures: tuple[float, ...] = (1.0,) * 4
     pooled: bool = False
     interpolated: bool = False
     critic: Critic | None = None
@@ -458,9 +454,9 @@ class PRIME(Estimator):
         return return_to_go(centred, mask) + self.outcome_weight * outcome[..., None]
 
 
-def ramp(samples: int) -> tuple[float, ...]:
+def ramp(branches: int) -> tuple[float, ...]:
     """Temperatures from 0 to 1 in equal steps, one a branch (the paper, Algorithm 1, line 4)."""
-    return tuple(step / max(samples - 1, 1) for step in range(samples))
+    return tuple(step / max(branches - 1, 1) for step in range(branches))
 
 
 def first_token(mask: Bool[Tensor, "*worlds B T"]) -> Bool[Tensor, "*worlds B T"]:

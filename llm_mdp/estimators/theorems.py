@@ -95,7 +95,7 @@ class WithGreedyBaseline(Theorem1):
 
     def collect(self, sampler):
         evidence = super().collect(sampler)
-        return replace(evidence, branches=sampler.branches(evidence.rollouts, evidence.rollouts.mask, greedy=True))
+        return replace(evidence, branches=sampler.branches(evidence.rollouts, evidence.rollouts.mask, (0.0,)))
 
     def advantages(self, evidence):
         assert evidence.branches is not None

@@ -57,7 +57,6 @@ class Branches:
     """0-based: the branch keeps tokens[:step] and draws everything from `step` on."""
     reward: Float[Tensor, "*worlds F"]
     """Response-level reward of the branch. Arbitrary where the response ended before `step`."""
-    greedy: bool = False
     tokens: Float[Tensor, "*worlds F"] | None = None
     """Tokens drawn for each (their expectation where `reward` is one), 0 where the response ended before `step`; None:
     not counted."""

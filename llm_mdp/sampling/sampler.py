@@ -4,8 +4,10 @@ The same `collect` runs in training and in verification; only the sampler differ
 generator; `enumeration.ExactSampler` returns every outcome as a world with its probability.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -33,16 +35,11 @@ class Sampler(Protocol):
         ...
 
     def branches(
-        self,
-        rollouts: Rollouts,
-        boundary: Bool[Tensor, "*worlds B T"],
-        samples: int = 1,
-        greedy: bool = False,
-        temperatures: tuple[float, ...] | None = None,
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"], temperatures: Sequence[float] = (1.0,)
     ) -> Branches:
-        """Draw `samples` fresh responses from the prefix before every boundary (greedy: one, by argmax).
+        """Draw fresh responses from the prefix before every boundary, one at each of these temperatures.
 
-        Args: temperatures: one for each of the samples, 0 for argmax; None: all 1.
+        Args: temperatures: (1.0,) * M are M draws of the policy's own, (0.0,) is the greedy response.
         """
         ...
 
@@ -63,51 +60,67 @@ class Sampler(Protocol):
         ...
 
 
-class PolicySampler:
-    """Draws from a policy on a TokenMDP with an explicit generator: `prompts_per_batch` prompts by their
-    probabilities."""
+class SamplerAround:
+    """Base of samplers around another one: everything is the other's, but for what a subclass changes."""
 
-    def __init__(self, policy: Policy, mdp: TokenMDP, generator: torch.Generator, prompts_per_batch: int = 1):
-        self.policy, self.mdp, self.generator, self.prompts_per_batch = policy, mdp, generator, prompts_per_batch
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
-        mdp = self.mdp
-        which = torch.multinomial(
-            mdp.prompt_probability, self.prompts_per_batch, replacement=True, generator=self.generator
-        )
-        return self.policy.sample(
-            mdp.prompt_tokens[which],
-            group_size,
-            eos=mdp.eos,
-            horizon=mdp.horizon,
-            generator=self.generator,
-            temperature=temperature,
-        )
+        return self.sampler.rollouts(group_size, temperature)
 
-    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
-        return self.mdp.response_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B"]:
+        return self.sampler.response_reward(rollouts)
 
-    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        return self.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
+    def branches(
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"], temperatures: Sequence[float] = (1.0,)
+    ) -> Branches:
+        return self.sampler.branches(rollouts, boundary, temperatures)
+
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
+        return self.sampler.logp(policy, rollouts)
+
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "*worlds B T1"]:
+        return self.sampler.value(critic, rollouts)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
+        return self.sampler.hidden_reward(rollouts)
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, "*worlds P"]) -> Evidence:
+        return self.sampler.keep(evidence, groups)
+
+
+class BatchSampler(ABC):
+    """Base of samplers that draw batches, one world: what they share is scored and chosen row by row."""
+
+    @abstractmethod
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts: ...
+
+    @abstractmethod
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]: ...
+
+    @abstractmethod
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]: ...
+
+    @abstractmethod
+    def draw(
+        self, rollouts: Rollouts, row: Int[Tensor, " F"], step: Int[Tensor, " F"], number: int, temperature: float
+    ) -> tuple[Float[Tensor, " FN"], Int[Tensor, " FN"]]:
+        """`number` responses from before step[f] of response row[f], for every f: their rewards, and how many tokens
+        were drawn for each."""
 
     @torch.no_grad()
     def branches(
-        self,
-        rollouts: Rollouts,
-        boundary: Bool[Tensor, "B T"],
-        samples: int = 1,
-        greedy: bool = False,
-        temperatures: tuple[float, ...] | None = None,
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "B T"], temperatures: Sequence[float] = (1.0,)
     ) -> Branches:
-        def draw(row: Tensor, step: Tensor, number: int, temperature: float) -> tuple[Tensor, Tensor]:
-            drawn = branch_of(
-                self.policy, rollouts.prompt, rollouts.tokens, row, step, number,
-                eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator,
-                temperature=temperature or 1.0, greedy=temperature == 0,
-            )  # fmt: skip
-            return self.response_reward(drawn), drawn.length - step.repeat_interleave(number)
-
-        return draw_branches(rollouts, boundary, check_temperatures(samples, greedy, temperatures), draw)
+        row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
+        counts = check_temperatures(temperatures)
+        drawn = [(self.draw(rollouts, row, step, number, each), number) for each, number in counts.items()]
+        reward, tokens = (torch.cat([pair[k].reshape(len(row), number) for pair, number in drawn], 1) for k in (0, 1))
+        each = reward.shape[1]
+        return Branches(
+            row.repeat_interleave(each), step.repeat_interleave(each), reward.flatten(), tokens.flatten().double()
+        )
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
@@ -119,6 +132,35 @@ class PolicySampler:
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
         return take_rows(evidence, kept_rows(evidence, groups))
+
+
+class PolicySampler(BatchSampler):
+    """Draws from a policy on a TokenMDP with an explicit generator: `prompts_per_batch` prompts by their
+    probabilities."""
+
+    def __init__(self, policy: Policy, mdp: TokenMDP, generator: torch.Generator, prompts_per_batch: int = 1):
+        self.policy, self.mdp, self.generator, self.prompts_per_batch = policy, mdp, generator, prompts_per_batch
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+        mdp, generator = self.mdp, self.generator
+        probability = mdp.prompt_probability
+        which = torch.multinomial(probability, self.prompts_per_batch, replacement=True, generator=generator)
+        shape = {"eos": mdp.eos, "horizon": mdp.horizon, "generator": generator, "temperature": temperature}
+        return self.policy.sample(mdp.prompt_tokens[which], group_size, **shape)
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
+        return self.mdp.response_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return self.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
+
+    def draw(self, rollouts, row, step, number, temperature):
+        drawn = branch_of(
+            self.policy, rollouts.prompt, rollouts.tokens, row, step, number,
+            eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator,
+            temperature=temperature or 1.0, greedy=temperature == 0,
+        )  # fmt: skip
+        return self.response_reward(drawn), drawn.length - step.repeat_interleave(number)
 
 
 def kept_rows(evidence: Evidence, groups: Bool[Tensor, " P"]) -> Int[Tensor, " N"]:
@@ -134,37 +176,15 @@ def kept_rows(evidence: Evidence, groups: Bool[Tensor, " P"]) -> Int[Tensor, " N
     return groups.repeat_interleave(len(evidence.response_reward) // len(groups)).nonzero()[:, 0]
 
 
-def draw_branches(
-    rollouts: Rollouts,
-    boundary: Bool[Tensor, "B T"],
-    temperatures: dict[float, int],
-    draw: Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]],
-) -> Branches:
-    """Branches from every boundary: draw(row, step, number, temperature) gives rewards and numbers of tokens of
-    `number` from each."""
-    row, step = (boundary & rollouts.mask).nonzero(as_tuple=True)
-    drawn = [(draw(row, step, number, temperature), number) for temperature, number in temperatures.items()]
-    reward, tokens = (torch.cat([pair[k].reshape(len(row), number) for pair, number in drawn], dim=1) for k in (0, 1))
-    each = reward.shape[1]
-    return Branches(
-        row.repeat_interleave(each),
-        step.repeat_interleave(each),
-        reward.flatten(),
-        set(temperatures) == {0.0},
-        tokens.flatten().double(),
-    )
-
-
-def check_temperatures(samples: int, greedy: bool, temperatures: tuple[float, ...] | None) -> dict[float, int]:
+def check_temperatures(temperatures: Sequence[float]) -> dict[float, int]:
     """How many branches to draw at each temperature, 0 for argmax.
 
     Raises:
-        ValueError: if there is not one temperature of at least 0 for each sample.
+        ValueError: without a temperature, or for one that is no number of at least 0.
     """
-    if greedy:
-        return {0.0: 1}
-    if temperatures is None:
-        return {1.0: samples}
-    if len(temperatures) != samples or not all(temperature >= 0 for temperature in temperatures):
-        raise ValueError(f"temperatures are {temperatures!r} for {samples} branches; give one of at least 0 to each.")
+    if not temperatures or not all(0 <= temperature < math.inf for temperature in temperatures):
+        raise ValueError(
+            f"temperatures are {tuple(temperatures)!r}; give each branch one of at least 0: (1.0,) * M for M draws of "
+            "the policy's own, (0.0,) for the greedy response."
+        )
     return dict(Counter(float(temperature) for temperature in temperatures))

@@ -1,6 +1,7 @@
 """Samplers around samplers: one that counts what an estimator's draws cost, and one that lets many estimators see the
 same draws."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,50 +10,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, occurrence, take_rows
-from llm_mdp.sampling.policies import Critic, Policy
-from llm_mdp.sampling.sampler import Sampler, check_temperatures, kept_rows
+from llm_mdp.sampling.sampler import Sampler, SamplerAround, check_temperatures, kept_rows
 
 
-class Meter:
+class Meter(SamplerAround):
     """Another sampler, with a record of what was drawn from it."""
 
     def __init__(self, sampler: Sampler):
-        self.sampler = sampler
+        super().__init__(sampler)
         self.responses: Rollouts | None = None
         self.branched: list[Branches] = []
         self.groups: Bool[Tensor, "*worlds P"] | None = None
         """Which groups the estimator kept; None: it was not choosy."""
 
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
-        self.responses, self.branched, self.groups = self.sampler.rollouts(group_size, temperature), [], None
+        self.responses, self.branched, self.groups = super().rollouts(group_size, temperature), [], None
         return self.responses
 
     def branches(
-        self,
-        rollouts: Rollouts,
-        boundary: Bool[Tensor, "*worlds B T"],
-        samples: int = 1,
-        greedy: bool = False,
-        temperatures: tuple[float, ...] | None = None,
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "*worlds B T"], temperatures: Sequence[float] = (1.0,)
     ) -> Branches:
-        self.branched.append(self.sampler.branches(rollouts, boundary, samples, greedy, temperatures))
+        self.branched.append(super().branches(rollouts, boundary, temperatures))
         return self.branched[-1]
-
-    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B"]:
-        return self.sampler.response_reward(rollouts)
-
-    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
-        return self.sampler.logp(policy, rollouts)
-
-    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "*worlds B T1"]:
-        return self.sampler.value(critic, rollouts)
-
-    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B T"]:
-        return self.sampler.hidden_reward(rollouts)
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, "*worlds P"]) -> Evidence:
         self.groups = groups
-        return self.sampler.keep(evidence, groups)
+        return super().keep(evidence, groups)
 
     def __getattr__(self, name: str) -> Any:
         """What only this kind of sampler has: probabilities of worlds and the like."""
@@ -81,7 +64,7 @@ class Meter:
         return tokens, rewards
 
 
-class Replay:
+class SharedDraws(SamplerAround):
     """One batch, drawn once, for many estimators: each sees `group_size` of the responses to every prompt, the first
     ones or, with `part` k, the k-th ones after them.
 
@@ -95,7 +78,8 @@ class Replay:
     """
 
     def __init__(self, sampler: Sampler, group_size: int):
-        self.sampler, self.largest = sampler, group_size
+        super().__init__(sampler)
+        self.largest = group_size
         self.batch = sampler.rollouts(group_size)
         self.reward = sampler.response_reward(self.batch)
         self.part = 0
@@ -136,27 +120,21 @@ class Replay:
         return self.reward[self._rows_of(rollouts)]
 
     def branches(
-        self,
-        rollouts: Rollouts,
-        boundary: Bool[Tensor, "B T"],
-        samples: int = 1,
-        greedy: bool = False,
-        temperatures: tuple[float, ...] | None = None,
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "B T"], temperatures: Sequence[float] = (1.0,)
     ) -> Branches:
         rows = self._rows_of(rollouts)
         wanted = torch.zeros(self.batch.mask.shape, dtype=torch.bool)
         wanted[rows] = boundary & rollouts.mask
         place_of = torch.full((len(self.reward),), -1).index_copy(0, rows, torch.arange(len(rows)))
         parts = []
-        for temperature, number in check_temperatures(samples, greedy, temperatures).items():
+        for temperature, number in check_temperatures(temperatures).items():
             known = self._drawn(wanted, number, temperature)
             chosen = wanted[known.row, known.step] & (occurrence(known) < number)
             assert known.tokens is not None
             parts.append((place_of[known.row[chosen]], known.step[chosen], known.reward[chosen], known.tokens[chosen]))
         row, step, reward, tokens = (torch.cat(part) for part in zip(*parts))
         order = (row * boundary.shape[-1] + step).argsort(stable=True)
-        only_greedy = greedy or (temperatures is not None and set(temperatures) == {0.0})
-        return Branches(row[order], step[order], reward[order], only_greedy, tokens[order])
+        return Branches(row[order], step[order], reward[order], tokens[order])
 
     def _drawn(self, wanted: Bool[Tensor, "R T"], number: int, temperature: float) -> Branches:
         """All that has been drawn at this temperature, at least `number` from every wanted place."""
@@ -166,19 +144,13 @@ class Replay:
             have.index_put_((known.row, known.step), torch.ones_like(known.row), accumulate=True)
         lacking = torch.where(wanted, number - have, 0).clamp(min=0)
         for missing in lacking[lacking > 0].unique().tolist():
-            new = self.sampler.branches(self.batch, lacking == missing, missing, temperatures=(temperature,) * missing)
+            new = self.sampler.branches(self.batch, lacking == missing, (temperature,) * missing)
             known = new if known is None else _together(known, new)
         if known is None:
             nothing, none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
             return Branches(nothing, nothing, none, tokens=none)
         self._branches[temperature] = known
         return known
-
-    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        return self.sampler.logp(policy, rollouts)
-
-    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "B T1"]:
-        return self.sampler.value(critic, rollouts)
 
     def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         return self.sampler.hidden_reward(self.batch)[self._rows_of(rollouts)]

@@ -5,18 +5,16 @@ A group of K responses to a prompt, cut at the steps D, with M branches from eve
 responses as the value of the prompt (`group_baseline`). Two facts make the search short:
 
 1. Branches are independent given the responses and the estimate is affine in their rewards, so with base v₀ (many
-  branches) and noise v₁
-   (one branch), response tokens ℓ and branch tokens β (one branch from every cut),
+   branches) and noise v₁ (one branch), response tokens ℓ and branch tokens β (one branch from every cut),
 
-       tr Cov = v₀ + v₁ / M,   tokens = K (ℓ + M β),   tokens to signal ∝ (v₀ + v₁ / M)(ℓ + M β),   least at M* = √(v₁ ℓ
-       / (v₀ β))
+       tr Cov = v₀ + v₁ / M,   tokens = K (ℓ + M β)
+       tokens to signal ∝ (v₀ + v₁ / M)(ℓ + M β),   least at M* = √(v₁ ℓ / (v₀ β))
 
    whatever the budget: it decides how many prompts are asked, not how each is treated (optimal two-stage sampling,
    Cochran 1977, §10).
 2. The estimate is a U-statistic of order 2 in the responses, h(W, W') = ½ [X + X' - RM(W') Y - RM(W) Y'], Y the score
-  of the first segment
-   and X the rest; so with P the variance between prompts, a = Var(X - U(w₀) Y) of one response whose prompt's value is
-   known, and b that of a pair,
+   of the first segment and X the rest; so with P the variance between prompts, a = Var(X - U(w₀) Y) of one response
+   whose prompt's value is known, and b that of a pair,
 
        tr Cov(K) = P + [(K - 2) a + 2 b] / (K (K - 1))                      (Hoeffding 1948)
 
@@ -62,7 +60,13 @@ class Split:
         """What trains so: RLOO without cuts."""
         if not self.steps:
             return RLOO(self.group_size)
-        return TRePO(self.group_size, boundary=AtSteps(self.steps), samples=samples, lam=self.lam, group_baseline=True)
+        return TRePO(
+            self.group_size,
+            boundary=AtSteps(self.steps),
+            temperatures=(1.0,) * samples,
+            lam=self.lam,
+            group_baseline=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,8 @@ def exact_prices(
         for lam in lams if steps else lams[:1]:
             pair = exact_moments(Split(2, steps, lam).estimator(1), enumeration)
             one = exact_moments(
-                KnownPrompt(boundary=AtSteps(steps), samples=1, lam=lam, critic=enumeration.exact_u), enumeration
+                KnownPrompt(boundary=AtSteps(steps), temperatures=(1.0,), lam=lam, critic=enumeration.exact_u),
+                enumeration,
             )
             for size in group_sizes:
                 yield _extended(Split(size, steps, lam), pair, one, between, enumeration.expected_length)
@@ -257,7 +262,7 @@ class KnownPrompt(VinePPO):
     def collect(self, sampler):
         rollouts = sampler.rollouts(self.group_size)
         assert self.critic is not None
-        branches = sampler.branches(rollouts, self.boundary(rollouts) & ~first_token(rollouts.mask), self.samples)
+        branches = sampler.branches(rollouts, self.boundary(rollouts) & ~first_token(rollouts.mask), self.temperatures)
         return Evidence(
             rollouts, sampler.response_reward(rollouts), value=sampler.value(self.critic, rollouts), branches=branches
         )

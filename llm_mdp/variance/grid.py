@@ -76,14 +76,17 @@ def _critic(setup: Setup, critic_error: float = 0.0) -> Critic:
 
 def _trepo(setup: Setup, group_size: int, positions: int, branches: int, lam: float) -> Estimator:
     return TRePO(
-        group_size, boundary=_boundary(setup, positions), samples=branches, lam=lam, group_baseline=group_size > 1
+        group_size,
+        boundary=_boundary(setup, positions),
+        temperatures=(1.0,) * branches,
+        lam=lam,
+        group_baseline=group_size > 1,
     )
 
 
 def _trepo_paper(setup: Setup, positions: int, branches: int) -> Estimator:
     return TRePO(
         boundary=_boundary(setup, positions),
-        samples=branches,
         pooled=True,
         interpolated=True,
         temperatures=ramp(branches),
@@ -149,7 +152,9 @@ KINDS: dict[str, Kind] = {
         True,
     ),
     "vineppo": Kind(
-        lambda setup, positions, branches: VinePPO(boundary=_boundary(setup, positions), samples=branches),
+        lambda setup, positions, branches: VinePPO(
+            boundary=_boundary(setup, positions), temperatures=(1.0,) * branches
+        ),
         "differences of branch means",
         ("positions", "branches"),
         known=_unbiased,

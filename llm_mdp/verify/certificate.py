@@ -15,7 +15,14 @@ from torch.func import functional_call
 
 from llm_mdp.estimators.algorithms import Estimator
 from llm_mdp.estimators.practices import SecondEpoch
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, Groups, TooLarge, TreeBranches, all_groups, of_rows
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.worlds import (
+    ExactSampler,
+    Groups,
+    TreeBranches,
+    all_groups,
+    of_rows,
+)
 from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept

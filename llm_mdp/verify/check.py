@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from llm_mdp.estimators.algorithms import Estimator
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, Groups, TreeBranches, TreeRollouts, all_groups, of_rows
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.worlds import (
+    ExactSampler,
+    Groups,
+    TreeBranches,
+    TreeRollouts,
+    all_groups,
+    of_rows,
+)
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PAD

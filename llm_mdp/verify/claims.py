@@ -106,8 +106,7 @@ def _group(p: Problem, **options) -> dict:
 D = EveryNTokens(2)
 
 CLAIMS: tuple[Claim, ...] = (
-    # --- theorems
-    # -----------------------------------------------------------------------------------------------------------
+    # --- theorems -----------------------------------------------------------------------------------------------------
     Claim(
         "lemma-1", "theorems", "Aₜ = γᵗ⁻¹ Q(W₀,ₜ₋₁, wₜ) gives ∇J", "Lemma 1, Eq. 4", always("unbiased"),
         "the policy gradient theorem for deterministic transitions",
@@ -189,8 +188,7 @@ CLAIMS: tuple[Claim, ...] = (
         lambda p: PPO(critic=p.exact_u, lam=1.0, gamma=0.9),
         repair="γ = 1 whenever the reward comes once, at the end",
     ),
-    # --- algorithms
-    # ---------------------------------------------------------------------------------------------------------
+    # --- algorithms ---------------------------------------------------------------------------------------------------
     Claim(
         "reinforce", "algorithms", "REINFORCE: RM(W) ∇log π(W)", "Corollary 1; Williams 1992", always("unbiased"),
         "Corollary 1", lambda p: REINFORCE(),
@@ -235,7 +233,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "trepo-eq31", "algorithms", "TRePO as printed: values pooled over the draws of later steps", "Eq. 31", biased_from(2, otherwise="proportional"),
-        "a draw W^(k), k > t, contains wₜ, so the pooled baseline cancels part of the signal", lambda p: TRePO(samples=1, pooled=True),
+        "a draw W^(k), k > t, contains wₜ, so the pooled baseline cancels part of the signal", lambda p: TRePO(temperatures=(1.0,), pooled=True),
         repair="values from a step's own draws (trepo); to pool, GAE(λ) over them (trepo-lambda)",
     ),
     Claim(
@@ -260,7 +258,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "trepo-greedy-values", "algorithms", "TRePO: greedy draws (temperature 0) on both sides", "Algorithm 1, line 4", biased_from(2),
-        "greedy continuations have another value than the policy's own", lambda p: TRePO(greedy=True),
+        "greedy continuations have another value than the policy's own", lambda p: TRePO(temperatures=(0.0,)),
         repair="draw from the policy itself; greedy draws for the baseline only",
     ),
     Claim(
@@ -307,8 +305,7 @@ CLAIMS: tuple[Claim, ...] = (
         "dpo-optimum", "algorithms", "the minimiser of the population DPO loss is ref exp(RM/β)/Z", "Eq. 40; Rafailov et al. 2023", always("holds"),
         "minimised by Newton's method over all pairs, compared with the closed form",
     ),
-    # --- practices
-    # ----------------------------------------------------------------------------------------------------------
+    # --- practices ----------------------------------------------------------------------------------------------------
     Claim(
         "kl-k1-reward", "practices", "KL penalty k1 = log π/ref as a token reward", "target ∇KL(π‖ref)", always("unbiased"),
         "KL is the expected sum of k1, and E ∇k1 = 0", lambda p: KLReward(reference=p.instance.reference, kind="k1"), target="kl",

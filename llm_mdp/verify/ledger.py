@@ -5,7 +5,8 @@ from typing import Any
 
 import llm_mdp
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
-from llm_mdp.exact.instances import flatten, instance_to_dict
+from llm_mdp.exact.instances import flatten
+from llm_mdp.exact.instance_files import instance_to_dict
 from llm_mdp.exact.optima import NotConverged, dpo_minimiser
 from llm_mdp.own import UsageError, did_you_mean, is_own
 from llm_mdp.sampling.policies import TabularPolicy

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from llm_mdp.estimators.algorithms import Estimator
 from llm_mdp.estimators.practices import SecondEpoch
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, TreeSampler, all_groups
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept, PolicySampler

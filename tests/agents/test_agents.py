@@ -42,8 +42,7 @@ def sampler(agent: Agent, prompts: int = 4, seed: int = 0) -> PolicySampler:
     return PolicySampler(agent.behaviour, TASK.mdp, torch.Generator().manual_seed(seed), prompts)
 
 
-# --- options
-# ------------------------------------------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------------------------
 
 BAD = [
     ("rloo", {"group_size": 1}, r"group_size is 1; this agent needs at least 2 responses to a prompt\."),
@@ -159,14 +158,14 @@ def test_variants_reach_the_estimator():
         ("ppo", {"lam": 0.9}, {"lam": 0.9, "gamma": 1.0, "clip_low": 0.2, "clip_high": None, "group_size": 1}),
         ("ma-rlhf", {"lam": 0.8}, {"lam": 0.8, "boundary": EveryNTokens(2)}),
         ("ma-rlhf", {"every": 3}, {"lam": 0.95, "boundary": EveryNTokens(3)}),
-        ("vineppo", {}, {"samples": 9, "boundary": EveryNTokens(2), "lam": 0.0, "greedy": False, "temperatures": None}),
+        ("vineppo", {}, {"temperatures": (1.0,) * 9, "boundary": EveryNTokens(2), "lam": 0.0}),
         ("vineppo", {"boundary": "separators", "separators": (1, 2)}, {"boundary": AfterTokens((1, 2))}),
         (
             "trepo",
             {},
-            {"samples": 2, "boundary": EveryNTokens(1), "pooled": False, "interpolated": False, "temperatures": None},
+            {"temperatures": (1.0,) * 2, "boundary": EveryNTokens(1), "pooled": False, "interpolated": False},
         ),
-        ("trepo", {"lam": 0.5, "samples": 7}, {"samples": 7, "lam": 0.5}),
+        ("trepo", {"lam": 0.5, "samples": 7}, {"temperatures": (1.0,) * 7, "lam": 0.5}),
         ("dpo", {"beta": 0.3, "preference_temperature": 2.0}, {"beta": 0.3, "preference_temperature": 2.0}),
         ("rto", {"beta": 0.3, "paper": True}, {"beta": 0.3, "paper": True, "group_baseline": True}),
         ("rto", {"group_size": 1}, {"paper": False, "group_baseline": False}),
@@ -203,8 +202,7 @@ def test_truncated_responses_are_masked_out_of_the_advantages_only():
     assert torch.equal(masked[~cut], kept[~cut]), "their rewards count in the mean and the std"
 
 
-# --- what agents remember
-# -----------------------------------------------------------------------------------------------------
+# --- what agents remember ---------------------------------------------------------------------------------------------
 
 REMEMBERING = {
     "vineppo": {"boundary": "random", "positions": 1},
@@ -407,8 +405,7 @@ def test_an_estimator_of_one_s_own_is_an_agent():
     Trainer(agent, TASK, policy, TrainConfig(prompts_per_step=2)).step()
 
 
-# --- conversations
-# ------------------------------------------------------------------------------------------------------------
+# --- conversations ----------------------------------------------------------------------------------------------------
 
 CONVERSATIONS = {
     "guess the number": lambda: GuessNumber(highest=5, max_turns=3),
@@ -515,8 +512,7 @@ def test_a_reward_model_can_take_the_place_of_the_environments_reward(tmp_path):
     assert float(expected.detach().std()) > 1e-3
 
 
-# --- a budget of tokens
-# ---------------------------------------------------------------------------------------------------------
+# --- a budget of tokens -----------------------------------------------------------------------------------------------
 
 
 def budgeted(budget: float = 600.0, seed: int = 0, task: TokenMDPTask | None = None, **options) -> Trainer:

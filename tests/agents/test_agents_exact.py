@@ -16,7 +16,8 @@ from llm_mdp.estimators.algorithms import PRIME, REINFORCE, Estimator, TRePO
 from llm_mdp.estimators.boundaries import EveryNTokens
 from llm_mdp.estimators.objectives import Reduction
 from llm_mdp.estimators.values import has_signal
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, all_groups, of_rows
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.worlds import ExactSampler, all_groups, of_rows
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.hidden_rewards import LastTokenReward
 from llm_mdp.sampling.policies import TabularPolicy
@@ -74,8 +75,7 @@ def replaced(agent: Agent, **models: torch.nn.Module) -> Agent:
     return agent
 
 
-# --- verdicts
-# -----------------------------------------------------------------------------------------------------------------
+# --- verdicts ---------------------------------------------------------------------------------------------------------
 
 SEGMENTS = {"boundary": "separators", "separators": (1,)}
 DRAWN = {"boundary": "random", "positions": 1}
@@ -167,9 +167,9 @@ def test_algorithm_1_as_printed_has_all_three_of_its_biases():
     p = problem()
     found = exact_moments(make("trepo", p, group_size=2, variant="paper", every=2, samples=3), p.enumeration).mean
     printed = {"pooled": True, "interpolated": True, "temperatures": (0.0, 0.5, 1.0)}
-    core = TRePO(group_size=2, boundary=EveryNTokens(2), samples=3, **printed)
+    core = TRePO(group_size=2, boundary=EveryNTokens(2), **printed)
     assert torch.equal(found, exact_moments(core, p.enumeration).mean)
-    for name, without in {"pooled": False, "interpolated": False, "temperatures": None}.items():
+    for name, without in {"pooled": False, "interpolated": False, "temperatures": (1.0,) * 3}.items():
         assert float((exact_moments(replace(core, **{name: without}), p.enumeration).mean - found).norm()) > 1e-3
 
 
@@ -246,8 +246,7 @@ def test_training_the_other_models_keeps_the_verdict(name, kind):
         assert certificate(agent, p).verdict == U
 
 
-# --- models trained by DPO
-# ----------------------------------------------------------------------------------------------------
+# --- models trained by DPO --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
@@ -397,8 +396,7 @@ def test_dpo_descends_the_population_loss_where_the_policy_has_moved(reference):
     assert float((now.scores.T @ mean - expected).norm()) < 1e-12 and float(expected.norm()) > 1e-3
 
 
-# --- the penalty
-# --------------------------------------------------------------------------------------------------------------
+# --- the penalty ------------------------------------------------------------------------------------------------------
 
 UNBIASED_AGENTS = {
     "reinforce": {"group_size": 1},
@@ -448,8 +446,7 @@ def test_the_reference_is_the_policy_before_training_and_stays():
     assert all(torch.equal(level, old) for level, old in zip(agent.models["reference"].levels, before))
 
 
-# --- the trainer itself
-# -------------------------------------------------------------------------------------------------------
+# --- the trainer itself -----------------------------------------------------------------------------------------------
 
 
 def copy_of(policy: TabularPolicy) -> TabularPolicy:

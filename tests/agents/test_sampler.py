@@ -1,14 +1,17 @@
 """`TaskSampler`: on token MDPs it is `PolicySampler`; in conversations it lets the environment speak; and it counts
 what it costs."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from llm_mdp.estimators.algorithms import TRePO
 from llm_mdp.estimators.boundaries import EveryNTokens
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, all_groups
+from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.worlds import ExactSampler, all_groups
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts
 from llm_mdp.sampling.policies import NgramPolicy, Policy, logp_of
@@ -63,8 +66,7 @@ def both(seed: int, prompts: int, group_size: int) -> tuple[PolicySampler, Rollo
     return one, first, other, other.rollouts(group_size)
 
 
-# --- one turn: the core's sampler
-# -----------------------------------------------------------------------------------------------
+# --- one turn: the core's sampler -------------------------------------------------------------------------------------
 
 
 def test_equal_seeds_give_what_the_core_s_sampler_gives():
@@ -77,16 +79,12 @@ def test_equal_seeds_give_what_the_core_s_sampler_gives():
     assert torch.equal(one.value(INSTANCE.value, first), other.value(INSTANCE.value, second))
 
 
-@pytest.mark.parametrize("options", [{"samples": 3}, {"greedy": True}, {"samples": 3, "temperatures": (0.5, 0.0, 0.5)}])
-def test_equal_seeds_give_the_branches_of_the_core_s_sampler(options):
+@pytest.mark.parametrize("temperatures", [(1.0, 1.0, 1.0), (0.0,), (0.5, 0.0, 0.5)])
+def test_equal_seeds_give_the_branches_of_the_core_s_sampler(temperatures):
     one, first, other, second = both(seed=5, prompts=4, group_size=2)
     boundary = EveryNTokens(2)(first)
-    expected, found = one.branches(first, boundary, **options), other.branches(second, boundary, **options)
-    assert (
-        torch.equal(expected.row, found.row)
-        and torch.equal(expected.step, found.step)
-        and expected.greedy == found.greedy
-    )
+    expected, found = one.branches(first, boundary, temperatures), other.branches(second, boundary, temperatures)
+    assert torch.equal(expected.row, found.row) and torch.equal(expected.step, found.step)
     torch.testing.assert_close(expected.reward, found.reward, rtol=1e-12, atol=1e-12)
 
 
@@ -157,8 +155,7 @@ def test_a_batch_has_a_prompt():
         sampler(prompts=0)
 
 
-# --- several temperatures
-# -------------------------------------------------------------------------------------------------------
+# --- several temperatures ---------------------------------------------------------------------------------------------
 
 
 def value_by_hand(prompt: torch.Tensor, prefix: tuple[int, ...], temperature: float) -> float:
@@ -181,7 +178,7 @@ def test_exact_branches_of_several_temperatures_are_the_means_by_hand():
     """Every branch of every world; a temperature that is given twice has two branches."""
     sampler = ExactSampler(ENUMERATION, next(iter(all_groups(ENUMERATION, 1))))
     rollouts = sampler.rollouts(1)
-    branches = sampler.branches(rollouts, rollouts.mask, 4, temperatures=(0.5, 0.0, 1.0, 0.5))
+    branches = sampler.branches(rollouts, rollouts.mask, (0.5, 0.0, 1.0, 0.5))
     count, by_place = 0, {}
     for place, (row, step) in enumerate(zip(branches.row.tolist(), branches.step.tolist())):
         by_place.setdefault((row, step), []).append(place)
@@ -205,7 +202,7 @@ def test_drawn_branches_of_several_temperatures_have_these_means():
     rollouts = source.rollouts(1)
     boundary = rollouts.mask
     places = [(r, t) for r, t in boundary.nonzero().tolist()]
-    branches = source.branches(rollouts, boundary, 3 * draws, temperatures=TEMPERATURES * draws)
+    branches = source.branches(rollouts, boundary, TEMPERATURES * draws)
     reward = branches.reward.reshape(len(places), 3, draws)
     for (row, step), drawn in zip(places, reward):
         prefix = tuple(rollouts.tokens[row, :step].tolist())
@@ -219,7 +216,7 @@ def test_a_ramp_of_temperatures_in_training_is_the_one_that_is_verified():
     """TRePO's branches as printed: the mean gradient of many groups against its exact expectation."""
     instance = random_instance(2, 3, n_prompts=1, seed=6)
     e = Enumeration(instance.mdp, instance.policy)
-    estimator = TRePO(samples=3, temperatures=TEMPERATURES)
+    estimator = TRePO(temperatures=TEMPERATURES)
     world = ExactSampler(e, next(iter(all_groups(e, 1))))
     exact = estimator.collect(world)
     expected = world.weight @ estimator.advantages(exact)[:, 0]
@@ -235,14 +232,12 @@ def test_a_ramp_of_temperatures_in_training_is_the_one_that_is_verified():
 def test_temperatures_that_do_not_fit_are_refused():
     source = sampler()
     rollouts = source.rollouts(1)
-    with pytest.raises(
-        ValueError, match=r"temperatures are \(0\.0, 1\.0\) for 3 branches; give one of at least 0 to each"
-    ):
-        source.branches(rollouts, rollouts.mask, 3, temperatures=(0.0, 1.0))
+    for wrong in ((), (1.0, -0.5), (float("nan"),), (float("inf"),)):
+        with pytest.raises(ValueError, match=r"temperatures are \(.*; give each branch one of at least 0"):
+            source.branches(rollouts, rollouts.mask, wrong)
 
 
-# --- conversations
-# --------------------------------------------------------------------------------------------------------------
+# --- conversations ----------------------------------------------------------------------------------------------------
 
 
 def talker(task: Task, seed: int = 0) -> NgramPolicy:
@@ -285,8 +280,8 @@ def test_conversations_are_those_of_the_environment(name):
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-@pytest.mark.parametrize("options", [{"samples": 2}, {"greedy": True}, {"samples": 2, "temperatures": (0.0, 0.7)}])
-def test_branches_in_the_middle_of_a_conversation_go_on_with_it(name, options, monkeypatch):
+@pytest.mark.parametrize("temperatures", [(1.0, 1.0), (0.0,), (0.0, 0.7)])
+def test_branches_in_the_middle_of_a_conversation_go_on_with_it(name, temperatures, monkeypatch):
     task = CONVERSATIONS[name]()
     policy = talker(task)
     source = sampler(2, 10, task, policy)
@@ -301,10 +296,10 @@ def test_branches_in_the_middle_of_a_conversation_go_on_with_it(name, options, m
 
     with monkeypatch.context() as patch:
         patch.setattr(task, "score", watched)
-        branches = source.branches(rollouts, rollouts.mask, **options)
-    each = 1 if "greedy" in options else 2
+        branches = source.branches(rollouts, rollouts.mask, temperatures)
+    each = len(temperatures)
     assert len(branches.reward) == each * int(rollouts.mask.sum())
-    parts = [(0.0, 1), (0.7, 1)] if "temperatures" in options else [(0.0 if "greedy" in options else 1.0, each)]
+    parts = list(Counter(temperatures).items())
     reward = branches.reward.reshape(-1, each)
     places = rollouts.mask.nonzero().tolist()
     column = 0
@@ -343,7 +338,7 @@ def test_branches_of_a_conversation_average_to_its_value():
     source = sampler(3, 20, task, policy)
     rollouts = source.rollouts(1)
     draws = 200
-    branches = source.branches(rollouts, rollouts.mask, draws)
+    branches = source.branches(rollouts, rollouts.mask, (1.0,) * draws)
     reward = branches.reward.reshape(-1, draws)
     chance = {one: 0.25, two: 0.75}
     checked = set()
@@ -368,9 +363,6 @@ def test_branches_of_a_conversation_average_to_its_value():
 # --- cost
 #
 #
-#
-#
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_cost_counts_the_policy_s_tokens_and_the_scored_responses():
@@ -399,7 +391,7 @@ def test_cost_of_branches_is_what_comes_after_their_prefixes(name, monkeypatch):
     monkeypatch.setattr(task, "score", watched)
     before = source.cost.tokens
     boundary = EveryNTokens(2)(drawn)
-    source.branches(drawn, boundary, 3)
+    source.branches(drawn, boundary, (1.0,) * 3)
     starts = np.repeat([step for _, step in boundary.nonzero().tolist()], 3)
     new = sum(int(mask[start:].sum()) for mask, start in zip(scored[0], starts))
     assert source.cost.tokens - before == new > 0
@@ -416,7 +408,7 @@ def test_a_group_without_boundaries_has_no_branches():
 
 def test_the_same_moments_whichever_sampler_an_estimator_is_given():
     """The gradient of thousands of TRePO groups of a task averages to what verification says."""
-    estimator, prompts = TRePO(samples=2), 3000
+    estimator, prompts = TRePO(temperatures=(1.0,) * 2), 3000
     moments = exact_moments(estimator, ENUMERATION)
     evidence = estimator.collect(sampler(5, prompts))
     rollouts = evidence.rollouts

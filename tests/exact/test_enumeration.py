@@ -16,9 +16,10 @@ from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, Estimator,
 from llm_mdp.estimators.boundaries import AfterTokens, EveryNTokens
 from llm_mdp.estimators.practices import SecondEpoch, Tempered, ZeroStdFiltered
 from llm_mdp.estimators.returns import gae
-from llm_mdp.exact import enumeration
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, TooLarge, TreeSampler, all_groups
+from llm_mdp.exact import enumeration, worlds
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instances import Instance, random_instance
+from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence, Finish
 from llm_mdp.sampling.policies import NgramPolicy
@@ -344,7 +345,7 @@ def cubed(leaf: Plain, steps: list[int], rewards: dict[int, list[float]]) -> lis
 class BestOfBranches(VinePPO):
     """(RM - largest branch reward from the first step)² on every token: anything but affine in the branches."""
 
-    samples: int = 2
+    temperatures: tuple[float, ...] = (1.0,) * 2
 
     def advantages(self, evidence):
         first = evidence.branches.reward[..., evidence.branches.step == 0]
@@ -367,13 +368,13 @@ class Cubed(VinePPO):
 ALL = EveryNTokens(1)
 
 BRANCHING: dict[str, tuple[Estimator, int, int, object]] = {
-    "every token, one draw": (TRePO(samples=1), 1, 1, segment),
-    "every token, two draws": (TRePO(samples=2), 1, 2, segment),
-    "every second token, two draws": (VinePPO(boundary=EveryNTokens(2), samples=2), 2, 2, segment),
-    "pooled, one draw": (TRePO(samples=1, pooled=True), 1, 1, pooled),
-    "pooled, two draws": (TRePO(samples=2, pooled=True), 1, 2, pooled),
+    "every token, one draw": (TRePO(temperatures=(1.0,)), 1, 1, segment),
+    "every token, two draws": (TRePO(temperatures=(1.0,) * 2), 1, 2, segment),
+    "every second token, two draws": (VinePPO(boundary=EveryNTokens(2), temperatures=(1.0,) * 2), 2, 2, segment),
+    "pooled, one draw": (TRePO(temperatures=(1.0,), pooled=True), 1, 1, pooled),
+    "pooled, two draws": (TRePO(temperatures=(1.0,) * 2, pooled=True), 1, 2, pooled),
     "not affine: best of two, squared": (BestOfBranches(boundary=EveryNTokens(3)), 3, 2, best_first),
-    "not affine: cubed means": (Cubed(boundary=ALL, samples=1), 1, 1, cubed),
+    "not affine: cubed means": (Cubed(boundary=ALL, temperatures=(1.0,)), 1, 1, cubed),
 }
 
 
@@ -395,7 +396,7 @@ def test_greedy_branches_have_one_outcome():
         steps = list(range(len(leaf.tokens)))
         worth = [leaves[every.greedy_leaf[0, number, step]].reward for step in steps]
         outcomes.append((leaf.chance, weighted(leaf, differences(leaf, steps, worth))))
-    assert_moments(TRePO(greedy=True), SMALL, outcomes)
+    assert_moments(TRePO(temperatures=(0.0,)), SMALL, outcomes)
 
 
 @dataclass(frozen=True)
@@ -421,12 +422,12 @@ class MeansInCollect(CubedInCollect):
 
 def test_branches_that_collect_turns_into_values_count_as_drawn():
     outcomes = with_branches(SMALL, 1, 1, cubed)
-    assert_moments(CubedInCollect(boundary=ALL, samples=1), SMALL, outcomes)
+    assert_moments(CubedInCollect(boundary=ALL, temperatures=(1.0,)), SMALL, outcomes)
 
 
 def test_the_noise_of_branches_that_collect_turns_into_values_is_in_the_covariance():
     outcomes = with_branches(SMALL, 1, 1, segment)
-    assert_moments(MeansInCollect(boundary=ALL, samples=1), SMALL, outcomes)
+    assert_moments(MeansInCollect(boundary=ALL, temperatures=(1.0,)), SMALL, outcomes)
 
 
 @dataclass(frozen=True)
@@ -460,7 +461,7 @@ def test_two_sets_of_branches_are_independent_or_refused():
 
 @pytest.mark.parametrize(
     "estimator",
-    [REINFORCE(), RLOO(group_size=3), VinePPO(samples=1), SecondEpoch()],
+    [REINFORCE(), RLOO(group_size=3), VinePPO(temperatures=(1.0,)), SecondEpoch()],
     ids=lambda estimator: type(estimator).__name__,
 )
 def test_the_trace_of_the_covariance_is_that_of_the_certificate(estimator):
@@ -472,7 +473,7 @@ def test_the_trace_of_the_covariance_is_that_of_the_certificate(estimator):
 
 @pytest.mark.parametrize(
     "estimator",
-    [RLOO(group_size=2), TRePO(samples=2), TRePO(samples=1, boundary=AfterTokens((1,)))],
+    [RLOO(group_size=2), TRePO(temperatures=(1.0,) * 2), TRePO(temperatures=(1.0,), boundary=AfterTokens((1,)))],
     ids=lambda estimator: type(estimator).__name__,
 )
 def test_the_covariance_is_that_of_many_drawn_worlds(estimator):
@@ -527,7 +528,7 @@ def test_drawn_branches_have_the_probabilities_of_the_responses_below_their_pref
     every = enumerate_all(instance)
     sampler = TreeSampler(every, n, torch.Generator().manual_seed(3))
     rollouts = sampler.rollouts(1)
-    branches = sampler.branches(rollouts, rollouts.mask, samples=1)
+    branches = sampler.branches(rollouts, rollouts.mask)
     step = branches.step.tolist()
     assert sorted(step) == [0, 1, 2]
     for prompt, leaf in ((0, len(every.tokens) - 1), (1, len(every.tokens) // 2)):
@@ -576,7 +577,7 @@ def test_tokens_of_exact_branches_are_expected_or_counted():
             sampler = ExactSampler(every, groups, enumerated)
             rollouts = sampler.rollouts(1)
             before = sampler.weight
-            branches = sampler.branches(rollouts, rollouts.mask, greedy=greedy)
+            branches = sampler.branches(rollouts, rollouts.mask, (0.0,) if greedy else (1.0,))
             spent = (
                 branches.tokens
                 if not enumerated
@@ -607,7 +608,7 @@ def test_tokens_of_drawn_branches_are_those_of_the_responses_drawn():
     every = enumerate_all(instance)
     sampler = TreeSampler(every, 500, torch.Generator().manual_seed(3))
     rollouts = sampler.rollouts(2)
-    branches = sampler.branches(rollouts, rollouts.mask, samples=2, temperatures=(0.0, 0.7))
+    branches = sampler.branches(rollouts, rollouts.mask, (0.0, 0.7))
     lengths = [
         {round(leaf.reward, 9): len(leaf.tokens) for leaf in plain_leaves(instance, prompt)} for prompt in range(2)
     ]
@@ -665,7 +666,7 @@ def test_too_many_edges(monkeypatch):
 
 
 def test_too_many_groups(monkeypatch):
-    monkeypatch.setattr(enumeration, "MAX_WORLDS", 100)
+    monkeypatch.setattr(worlds, "MAX_WORLDS", 100)
     every = enumerate_all(random_instance(3, 2))
     assert len(list(all_groups(every, 2))) == 1
     with pytest.raises(TooLarge, match=r"343 groups of 3 out of 7 responses.*at most 100.*--group-size"):
@@ -675,9 +676,9 @@ def test_too_many_groups(monkeypatch):
 
 def test_too_many_outcomes_of_branches(monkeypatch):
     """4 responses, each with branches of 4 · 3 · 2 outcomes."""
-    monkeypatch.setattr(enumeration, "MAX_WORLDS", 95)
+    monkeypatch.setattr(worlds, "MAX_WORLDS", 95)
     with pytest.raises(TooLarge, match=r"96 joint outcomes of 3 branches are too many \(at most 95\)"):
-        covariance(TRePO(samples=1), enumerate_all(SMALL))
+        covariance(TRePO(temperatures=(1.0,)), enumerate_all(SMALL))
 
 
 @dataclass(frozen=True)

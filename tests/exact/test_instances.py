@@ -11,15 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_mdp.exact.instance_files import (
+    instance_from_dict,
+    instance_to_dict,
+    read_instance,
+    write_instance,
+)
 from llm_mdp.exact.instances import (
     Instance,
     InstanceError,
     flatten,
-    instance_from_dict,
-    instance_to_dict,
     random_instance,
-    read_instance,
-    write_instance,
 )
 from llm_mdp.mdp.hidden_rewards import LengthCost
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
@@ -278,14 +280,14 @@ AT_3 = r"nodes\[3\] \(prefix \[1, 1\]\): "
 
 WRONG = [
     # keys
-    (put("horizn", 3), r"the instance has the unknown key 'horizn'; did you mean 'horizon'\?"),
+    (put("horizn", 3), r"the instance has the unknown key 'horizn'; did you mean horizon\?"),
     (
         put("flavour", 3),
         r"the instance has the unknown key 'flavour'; the keys are vocab_size, eos, horizon, nodes, gamma",
     ),
     (
         put("nodes/3/token_rewards", []),
-        r"nodes\[3\] has the unknown key 'token_rewards'; did you mean 'token_reward'\?",
+        r"nodes\[3\] has the unknown key 'token_rewards'; did you mean token_reward\?",
     ),
     (put("nodes/3/parent", 0), r"nodes\[3\] has the unknown key 'parent'; .*the keys are prefix, logits"),
     *(
@@ -387,7 +389,7 @@ WRONG = [
 
 WRONG_PROMPTS = [
     (put("prompts/1", [1]), r"prompts\[1\] is \[1\]; it must be an object with the keys tokens, probability"),
-    (put("prompts/1/token", 1), r"prompts\[1\] has the unknown key 'token'; did you mean 'tokens'\?"),
+    (put("prompts/1/token", 1), r"prompts\[1\] has the unknown key 'token'; did you mean tokens\?"),
     (drop("prompts/1/probability"), r"prompts\[1\] has no 'probability'; add it"),
     (put("prompts/1/tokens", 1), r"prompts\[1\]: tokens is 1; it must be a list of tokens"),
     (put("prompts/1/tokens", [3]), r"prompts\[1\] holds the token 3, outside the vocabulary 0 … 2"),

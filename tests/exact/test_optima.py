@@ -39,8 +39,7 @@ def objective(instance: Instance, policy, beta: float) -> float:
     )
 
 
-# --- the regularised optimum
-# --------------------------------------------------------------------------------------------------
+# --- the regularised optimum ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7, 5.0])
@@ -101,8 +100,7 @@ def test_beta_must_be_positive(beta):
         regularised_optimum(instance.mdp, instance.reference, beta)
 
 
-# --- DPO
-# ----------------------------------------------------------------------------------------------------------------------
+# --- DPO --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.7, 3.0])
@@ -150,8 +148,7 @@ def test_too_many_responses_to_pair():
             attempt()
 
 
-# --- from responses back to tokens
-# --------------------------------------------------------------------------------------------
+# --- from responses back to tokens ------------------------------------------------------------------------------------
 
 
 def test_responses_to_tokens_and_back(instance):
@@ -171,8 +168,7 @@ def test_any_distribution_over_responses_is_a_policy(instance):
     torch.testing.assert_close(response_logp(instance, shifted), logp, rtol=1e-10, atol=1e-10)
 
 
-# --- PRIME's process model
-# ----------------------------------------------------------------------------------------------------
+# --- PRIME's process model --------------------------------------------------------------------------------------------
 
 
 def cross_entropy(instance: Instance, model, beta: float, threshold: float, noise: float) -> Tensor:

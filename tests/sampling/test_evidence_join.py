@@ -38,7 +38,7 @@ from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, as_worlds, join, occurrence, take_rows, take_world
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler
-from llm_mdp.variance.setting import chain_estimates
+from llm_mdp.variance.chains import chain_estimates
 from llm_mdp.verify.certificate import loss_weights
 from tests.strategies import instances
 
@@ -58,7 +58,7 @@ def batch(rows: int, width: int, n_branches: int, seed: int, optional: bool) -> 
         torch.randint(T, (n_branches,), generator=generator),
     )
     spent = torch.randint(1, T + 1, (n_branches,), generator=generator).double()
-    branches = Branches(row, step, normal(n_branches), greedy=True, tokens=spent)
+    branches = Branches(row, step, normal(n_branches), tokens=spent)
     return Evidence(rollouts, normal(rows), normal(rows, T), normal(rows, T + 1), branches, normal(rows, T))
 
 
@@ -114,8 +114,7 @@ def test_branches_of_which_some_are_not_counted_are_not_counted():
     assert join([part, replace(part, branches=replace(part.branches, tokens=None))]).branches.tokens is None
 
 
-# --- groups as worlds
-# -----------------------------------------------------------------------------------------------------------
+# --- groups as worlds -------------------------------------------------------------------------------------------------
 
 RAMP = (0.0, 0.5, 1.0)
 Maker = Callable[[Instance, int], Estimator]
@@ -137,20 +136,20 @@ ESTIMATORS: dict[str, Maker] = {
     "Dr. GRPO": lambda i, k: GRPO(group_size=k, scale_by_std=False, reduction="constant", reduction_constant=4),
     "PPO": lambda i, k: PPO(group_size=k, critic=i.value, lam=0.5),
     "MA-RLHF": lambda i, k: MARLHF(group_size=k, critic=i.value, boundary=AfterTokens((1,))),
-    "VinePPO": lambda i, k: VinePPO(group_size=k, samples=2),
+    "VinePPO": lambda i, k: VinePPO(group_size=k, temperatures=(1.0,) * 2),
     "VinePPO, where the prefix says": lambda i, k: VinePPO(
-        group_size=k, boundary=AfterTokens((1,)), samples=2, lam=0.5
+        group_size=k, boundary=AfterTokens((1,)), temperatures=(1.0,) * 2, lam=0.5
     ),
     "VinePPO, none at the prompt": lambda i, k: VinePPO(
-        group_size=k, boundary=AtSteps((1, 2)), samples=3, group_baseline=True
+        group_size=k, boundary=AtSteps((1, 2)), temperatures=(1.0,) * 3, group_baseline=True
     ),
     "VinePPO, nowhere": lambda i, k: VinePPO(group_size=k, boundary=AtSteps(()), group_baseline=True),
-    "TRePO": lambda i, k: TRePO(group_size=k, samples=2, lam=0.5, reduction="token_mean"),
-    "TRePO, own length": lambda i, k: TRePO(group_size=k, boundary=FractionsOfLength(2), samples=1),
+    "TRePO": lambda i, k: TRePO(group_size=k, temperatures=(1.0,) * 2, lam=0.5, reduction="token_mean"),
+    "TRePO, own length": lambda i, k: TRePO(group_size=k, boundary=FractionsOfLength(2), temperatures=(1.0,)),
     "TRePO as printed": lambda i, k: TRePO(
-        group_size=k, boundary=EveryNTokens(2), samples=3, pooled=True, interpolated=True, temperatures=RAMP
+        group_size=k, boundary=EveryNTokens(2), pooled=True, interpolated=True, temperatures=RAMP
     ),
-    "TRePO, greedy": lambda i, k: TRePO(group_size=k, greedy=True),
+    "TRePO, greedy": lambda i, k: TRePO(group_size=k, temperatures=(0.0,)),
     "TRePO, a critic": lambda i, k: TRePO(group_size=k, critic=i.value, boundary=EveryNTokens(2)),
     "R3HF": lambda i, k: R3HF(group_size=k, prefix_score=i.value, group_baseline=True),
     "ABC": lambda i, k: ABC(group_size=k, to_go=True),
@@ -226,7 +225,6 @@ def test_a_world_has_what_its_group_had(rows, groups, n_branches, seed):
                     assert has[:number] == had and set(has[number:]) <= {0.0}
         total += torch.stack([world.branches.reward.sum(), world.branches.tokens.sum()])
     assert_close(total, torch.stack([whole.branches.reward.sum(), whole.branches.tokens.sum()]))
-    assert worlds.branches.greedy
 
 
 @settings(deadline=None)

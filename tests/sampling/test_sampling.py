@@ -72,8 +72,8 @@ def test_logp_and_values_carry_no_gradient():
 def test_branches_keep_the_prefix_and_average_to_its_value(prompt):
     """Mean and variance of many branches from every prefix of three responses, one of them over after two tokens."""
     rollouts, draws = chosen_rows([[1, 2, 1], [2, 0, PAD], [1, 1, 2]], prompt), 4000
-    branches = sampler().branches(rollouts, rollouts.mask, draws)
-    assert not branches.greedy and branches.reward.dtype == torch.float64
+    branches = sampler().branches(rollouts, rollouts.mask, (1.0,) * draws)
+    assert branches.reward.dtype == torch.float64
     places = list(zip(branches.row.tolist(), branches.step.tolist()))
     assert sorted(set(places)) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
     levels = INSTANCE.mdp.tree.prefix_index(rollouts.tokens)
@@ -95,22 +95,22 @@ def test_branches_are_drawn_afresh_from_the_sampler_s_generator():
     """Two rows of one prefix, two calls, two seeds: never the same draws; the same seed gives them again."""
     rollouts = chosen_rows([[1, 2, 1], [1, 2, 1]])
     source, first = sampler(0), torch.tensor([[True, False, False]] * 2)
-    one, two = (source.branches(rollouts, first, 20).reward for _ in range(2))
+    one, two = (source.branches(rollouts, first, (1.0,) * 20).reward for _ in range(2))
     assert not torch.equal(one[:20], one[20:]) and not torch.equal(one, two)
-    assert torch.equal(sampler(0).branches(rollouts, first, 20).reward, one)
-    assert not torch.equal(sampler(1).branches(rollouts, first, 20).reward, one)
+    assert torch.equal(sampler(0).branches(rollouts, first, (1.0,) * 20).reward, one)
+    assert not torch.equal(sampler(1).branches(rollouts, first, (1.0,) * 20).reward, one)
 
 
 def test_branches_only_where_there_is_a_boundary_and_a_token():
     rollouts = chosen_rows([[1, 2, 1], [0, PAD, PAD]])
-    branches = sampler().branches(rollouts, torch.tensor([[False, True, False], [False, True, True]]), 3)
+    branches = sampler().branches(rollouts, torch.tensor([[False, True, False], [False, True, True]]), (1.0,) * 3)
     assert (branches.row.tolist(), branches.step.tolist()) == ([0, 0, 0], [1, 1, 1])
 
 
-def test_one_greedy_branch_whatever_the_number_of_samples():
+def test_temperature_0_is_one_greedy_branch_from_every_place():
     rollouts = chosen_rows([[1, 2, 1]])
-    branches = sampler().branches(rollouts, rollouts.mask, samples=5, greedy=True)
-    assert branches.greedy and branches.step.tolist() == [0, 1, 2]
+    branches = sampler().branches(rollouts, rollouts.mask, (0.0,))
+    assert branches.step.tolist() == [0, 1, 2]
 
 
 @settings(deadline=None, max_examples=60)
@@ -158,7 +158,7 @@ def test_keep_drops_whole_groups_with_their_branches():
     source = sampler(prompts=3)
     rollouts = source.rollouts(2)
     boundary = EveryNTokens(1)(rollouts)
-    evidence = Evidence(rollouts, source.response_reward(rollouts), branches=source.branches(rollouts, boundary, 2))
+    evidence = Evidence(rollouts, source.response_reward(rollouts), branches=source.branches(rollouts, boundary, (1.0,) * 2))
     kept = source.keep(evidence, torch.tensor([True, False, True]))
     rows = [0, 1, 4, 5]
     assert torch.equal(kept.rollouts.tokens, rollouts.tokens[rows])

@@ -16,13 +16,14 @@ from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens
 from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
 from llm_mdp.estimators.theorems import ReturnToGo
 from llm_mdp.estimators.values import has_signal
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, TreeSampler, all_groups
+from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
 from llm_mdp.mdp.tree import prompt_index
 from llm_mdp.sampling.evidence import Branches, Evidence, as_worlds
 from llm_mdp.sampling.policies import NgramPolicy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler, Sampler
-from llm_mdp.sampling.shared_draws import Meter, Replay
+from llm_mdp.sampling.shared_draws import Meter, SharedDraws
 from llm_mdp.verify.certificate import exact_moments, loss_weights
 from llm_mdp.verify.problem import Problem
 from llm_mdp_agents.sampler import TaskSampler
@@ -40,10 +41,10 @@ ESTIMATORS: dict[str, Estimator] = {
     "REINFORCE": REINFORCE(),
     "RLOO": RLOO(group_size=3),
     "ReMax": ReMax(group_size=2),
-    "TRePO": TRePO(group_size=2, boundary=EveryNTokens(2), samples=3),
-    "TRePO, none at the prompt": TRePO(group_size=2, samples=2, group_baseline=True),
-    "TRePO, a ramp": TRePO(group_size=2, pooled=True, samples=3, temperatures=RAMP),
-    "VinePPO, where the prefix says": VinePPO(boundary=AfterTokens((1,)), samples=2),
+    "TRePO": TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=(1.0,) * 3),
+    "TRePO, none at the prompt": TRePO(group_size=2, temperatures=(1.0,) * 2, group_baseline=True),
+    "TRePO, a ramp": TRePO(group_size=2, pooled=True, temperatures=RAMP),
+    "VinePPO, where the prefix says": VinePPO(boundary=AfterTokens((1,)), temperatures=(1.0,) * 2),
     "VinePPO, nowhere": VinePPO(group_size=2, boundary=AtSteps(()), group_baseline=True),
 }
 
@@ -57,8 +58,7 @@ def task_sampler(seed: int = 0, prompts: int = 1, task=None, policy=INSTANCE.pol
     return TaskSampler(policy, task, torch.Generator().manual_seed(seed), np.random.default_rng(seed), prompts)
 
 
-# --- the meter
-# ----------------------------------------------------------------------------------------------------------------
+# --- the meter --------------------------------------------------------------------------------------------------------
 
 
 def exact_cost(estimator: Estimator, enumerate_branches: bool) -> tuple[float, float]:
@@ -72,7 +72,8 @@ def exact_cost(estimator: Estimator, enumerate_branches: bool) -> tuple[float, f
 
 
 @pytest.mark.parametrize(
-    "estimator", [REINFORCE(), ReMax(group_size=2), VinePPO(samples=2), BestOfBranches(boundary=EveryNTokens(3))]
+    "estimator",
+    [REINFORCE(), ReMax(group_size=2), VinePPO(temperatures=(1.0,) * 2), BestOfBranches(boundary=EveryNTokens(3))],
 )
 def test_means_and_outcomes_of_branches_cost_the_same(estimator):
     """Expected tokens where branches are summed up, counted tokens where every outcome is a world."""
@@ -131,7 +132,7 @@ def test_the_meter_reads_what_the_task_s_sampler_counts(task_name, name):
 def test_every_group_pays_for_its_own():
     """Three responses, and their branches where they are long enough for any."""
     meter = Meter(core_sampler(4, 9))
-    evidence = TRePO(group_size=3, boundary=AtSteps((1, 2)), samples=2).collect(meter)
+    evidence = TRePO(group_size=3, boundary=AtSteps((1, 2)), temperatures=(1.0,) * 2).collect(meter)
     tokens, rewards = meter.cost(3)
     own, branches = evidence.rollouts.length.tolist(), evidence.branches
     for group in range(9):
@@ -153,7 +154,7 @@ def test_the_cost_of_a_conversation_by_hand():
     logits[0, over, one], logits[0, over, two] = 0.0, float(np.log(3.0))
     number = 400
     meter = Meter(task_sampler(3, number, task, NgramPolicy(logits, order=1)))
-    evidence = VinePPO(boundary=AtSteps(()), samples=2).collect(meter)
+    evidence = VinePPO(boundary=AtSteps(()), temperatures=(1.0,) * 2).collect(meter)
     tokens, rewards = meter.cost(1)
     own = evidence.rollouts.length.double()
     assert set(own.tolist()) == {2, 4}
@@ -192,8 +193,7 @@ def test_a_metered_sampler_is_the_sampler():
     assert torch.equal(meter.hidden_reward(rollouts), meter.sampler.hidden_reward(rollouts))
 
 
-# --- the replay
-# ---------------------------------------------------------------------------------------------------------------
+# --- the replay -------------------------------------------------------------------------------------------------------
 
 
 class Watched:
@@ -211,15 +211,15 @@ class Watched:
         self.batches += 1
         return self.sampler.rollouts(group_size, temperature)
 
-    def branches(self, rollouts, boundary, samples=1, greedy=False, temperatures=None):
-        drawn = self.sampler.branches(rollouts, boundary, samples, greedy, temperatures)
+    def branches(self, rollouts, boundary, temperatures=(1.0,)):
+        drawn = self.sampler.branches(rollouts, boundary, temperatures)
         self.branched.append((temperatures, drawn))
         return drawn
 
     @property
     def places(self) -> list[tuple[float, int, int]]:
         """(temperature, row, step) of every branch, with repetitions."""
-        assert all(temperatures is not None and len(set(temperatures)) == 1 for temperatures, _ in self.branched)
+        assert all(len(set(temperatures)) == 1 for temperatures, _ in self.branched)
         return [(t[0], *place) for t, b in self.branched for place in zip(b.row.tolist(), b.step.tolist())]
 
 
@@ -234,7 +234,7 @@ def by_place(branches: Branches, size: int, largest: int) -> dict[tuple[int, int
 
 def test_every_estimator_sees_the_first_responses_to_every_prompt():
     source = Watched(core_sampler(0, 6))
-    replay = Replay(source, 4)
+    replay = SharedDraws(source, 4)
     batch = replay.batch
     for estimator in (
         REINFORCE(),
@@ -259,8 +259,8 @@ def test_every_estimator_sees_the_first_responses_to_every_prompt():
 def test_disjoint_groups_of_one_batch():
     """The k-th two, the k-th three: no response twice, and every one with its own branches."""
     source = Watched(core_sampler(0, 5))
-    replay = Replay(source, 6)
-    for estimator in (TRePO(group_size=2, samples=1), TRePO(group_size=3, samples=1)):
+    replay = SharedDraws(source, 6)
+    for estimator in (TRePO(group_size=2, temperatures=(1.0,)), TRePO(group_size=3, temperatures=(1.0,))):
         size, branches = estimator.group_size, 0
         tokens = []
         for replay.part in range(6 // size):
@@ -273,7 +273,7 @@ def test_disjoint_groups_of_one_batch():
 
 
 def test_hidden_rewards_and_values_are_those_of_the_responses():
-    replay = Replay(core_sampler(0, 5), 3)
+    replay = SharedDraws(core_sampler(0, 5), 3)
     evidence = ReturnToGo(group_size=2, gamma=0.9, critic=INSTANCE.value).collect(replay)
     rollouts = evidence.rollouts
     response = (rollouts.prompt, rollouts.tokens, rollouts.mask)
@@ -285,22 +285,22 @@ def test_hidden_rewards_and_values_are_those_of_the_responses():
 def test_branches_from_one_place_are_one_draw_for_all():
     """Draw m from a place is the same for all; nothing is drawn twice, and nothing that nobody asked for."""
     source = Watched(task_sampler(1, 5))
-    replay = Replay(source, 3)
+    replay = SharedDraws(source, 3)
     asked: dict[tuple[float, int, int], int] = {}
     seen: dict[tuple[int, int], list[float]] = {}
     for estimator in (
-        TRePO(group_size=2, boundary=EveryNTokens(2), samples=2),
-        TRePO(group_size=3, samples=4),
-        VinePPO(group_size=1, boundary=AfterTokens((1,)), samples=3),
-        TRePO(group_size=3, samples=4, lam=0.5),
+        TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=(1.0,) * 2),
+        TRePO(group_size=3, temperatures=(1.0,) * 4),
+        VinePPO(group_size=1, boundary=AfterTokens((1,)), temperatures=(1.0,) * 3),
+        TRePO(group_size=3, temperatures=(1.0,) * 4, lam=0.5),
     ):
         branches, size = estimator.collect(replay).branches, estimator.group_size
         for place, rewards in by_place(branches, size, 3).items():
-            assert len(rewards) == estimator.samples
+            assert len(rewards) == len(estimator.temperatures)
             known = seen.setdefault(place, [])
             assert rewards[: len(known)] == known[: len(rewards)], "the same draws, in the same order"
             seen[place] = max(known, rewards, key=len)
-            asked[1.0, *place] = max(asked.get((1.0, *place), 0), estimator.samples)
+            asked[1.0, *place] = max(asked.get((1.0, *place), 0), len(estimator.temperatures))
     drawn = source.places
     assert {place: drawn.count(place) for place in set(drawn)} == asked
     assert (
@@ -313,9 +313,9 @@ def test_branches_from_one_place_are_one_draw_for_all():
 
 def test_every_temperature_has_draws_of_its_own():
     source = Watched(core_sampler(2, 4))
-    replay = Replay(source, 2)
-    plain = TRePO(group_size=2, samples=2).collect(replay).branches
-    ramp = TRePO(group_size=2, samples=3, temperatures=RAMP).collect(replay).branches
+    replay = SharedDraws(source, 2)
+    plain = TRePO(group_size=2, temperatures=(1.0,) * 2).collect(replay).branches
+    ramp = TRePO(group_size=2, temperatures=RAMP).collect(replay).branches
     greedy = ReMax(group_size=2).collect(replay).branches
     places = int(replay.batch.mask.sum())
     drawn = source.places
@@ -331,17 +331,17 @@ def test_every_temperature_has_draws_of_its_own():
         assert rewards[2] == one[place][0]
         here = torch.zeros_like(replay.batch.mask)
         here[place] = True
-        assert rewards[0] == pytest.approx(float(core_sampler().branches(replay.batch, here, greedy=True).reward))
+        assert rewards[0] == pytest.approx(float(core_sampler().branches(replay.batch, here, (0.0,)).reward))
 
 
 def test_branches_are_listed_as_their_sampler_lists_them():
     """Fresh from a seed, a replay gives what the sampler itself would have given."""
     for estimator in (
-        TRePO(group_size=2, samples=3),
-        TRePO(group_size=2, samples=3, temperatures=(0.5, 0.0, 0.5)),
+        TRePO(group_size=2, temperatures=(1.0,) * 3),
+        TRePO(group_size=2, temperatures=(0.5, 0.0, 0.5)),
         ReMax(group_size=2),
     ):
-        plain, again = estimator.collect(core_sampler(7, 6)), estimator.collect(Replay(core_sampler(7, 6), 2))
+        plain, again = estimator.collect(core_sampler(7, 6)), estimator.collect(SharedDraws(core_sampler(7, 6), 2))
         for name in ("row", "step"):
             assert torch.equal(getattr(plain.branches, name), getattr(again.branches, name))
         for name in ("reward", "tokens"):
@@ -356,21 +356,27 @@ def test_branches_are_listed_as_their_sampler_lists_them():
 )
 def test_whoever_comes_later_never_changes_what_was_seen(asked, prompts, seed):
     """Any estimators in any order: those that ask again for the same get the same."""
-    replay = Replay(core_sampler(seed, prompts), 3)
-    estimators = [TRePO(group_size=size, boundary=EveryNTokens(n), samples=samples) for size, n, samples in asked]
+    replay = SharedDraws(core_sampler(seed, prompts), 3)
+    estimators = [
+        TRePO(group_size=size, boundary=EveryNTokens(n), temperatures=(1.0,) * samples) for size, n, samples in asked
+    ]
     first = [estimator.collect(replay) for estimator in estimators]
     for estimator, before in zip(estimators, first):
         after = estimator.collect(replay)
         for name in ("row", "step", "reward", "tokens"):
             assert torch.equal(getattr(before.branches, name), getattr(after.branches, name))
-        assert len(before.branches.row) == estimator.samples * int(estimator.boundary(before.rollouts).sum())
+        assert len(before.branches.row) == len(estimator.temperatures) * int(estimator.boundary(before.rollouts).sum())
 
 
 def test_every_estimator_s_own_cost_is_charged():
     """Draws that were there already are charged to everybody who uses them."""
-    replay = Replay(core_sampler(3, 8), 3)
+    replay = SharedDraws(core_sampler(3, 8), 3)
     for _ in range(2):
-        for estimator in (RLOO(group_size=3), TRePO(group_size=2, boundary=EveryNTokens(2), samples=3), ReMax()):
+        for estimator in (
+            RLOO(group_size=3),
+            TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=(1.0,) * 3),
+            ReMax(),
+        ):
             meter = Meter(replay)
             evidence = estimator.collect(meter)
             tokens, rewards = meter.cost(estimator.group_size)
@@ -397,16 +403,16 @@ REPLAYED: dict[str, Estimator] = {
     "RLOO": RLOO(group_size=2),
     "RLOO, all of them": RLOO(group_size=3),
     "ReMax": ReMax(),
-    "TRePO": TRePO(group_size=2, boundary=EveryNTokens(2), samples=1),
-    "VinePPO": VinePPO(samples=3),
-    "TRePO, none at the prompt": TRePO(group_size=3, samples=2, group_baseline=True),
+    "TRePO": TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=(1.0,)),
+    "VinePPO": VinePPO(temperatures=(1.0,) * 3),
+    "TRePO, none at the prompt": TRePO(group_size=3, temperatures=(1.0,) * 2, group_baseline=True),
 }
 
 
 def test_on_average_every_estimator_of_a_replay_has_the_exact_gradient():
     """One replay of many prompts for all of them; each has the mean and the noise of its enumeration."""
     number = 3_000
-    replay = Replay(core_sampler(5, number), 3)
+    replay = SharedDraws(core_sampler(5, number), 3)
     for name, estimator in REPLAYED.items():
         gradient = group_gradients(estimator, replay)
         moments = exact_moments(estimator, ENUMERATION)
@@ -419,20 +425,19 @@ def test_on_average_every_estimator_of_a_replay_has_the_exact_gradient():
 
 def test_estimators_of_a_replay_differ_less_than_their_own_draws():
     """Common random numbers: the difference of two estimators scatters less than that of independent draws."""
-    replay = Replay(core_sampler(6, 300), 2)
-    one, other = REPLAYED["TRePO"], TRePO(group_size=2, boundary=EveryNTokens(2), samples=1, lam=0.5)
+    replay = SharedDraws(core_sampler(6, 300), 2)
+    one, other = REPLAYED["TRePO"], TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=(1.0,), lam=0.5)
     together = group_gradients(one, replay) - group_gradients(other, replay)
     apart = group_gradients(one, core_sampler(7, 300)) - group_gradients(other, core_sampler(8, 300))
     assert float(together.var(0).sum()) < 0.5 * float(apart.var(0).sum())
 
 
-# --- groups that are left out, and what cannot be replayed
-# -----------------------------------------------------------------------
+# --- groups that are left out, and what cannot be replayed ------------------------------------------------------------
 
 
 def test_groups_that_are_left_out_are_left_out():
     source = core_sampler(0, 30)
-    replay = Replay(source, 3)
+    replay = SharedDraws(source, 3)
     evidence = ZeroStdFiltered(group_size=2).collect(replay)
     rows = replay.rows(2)
     signal = has_signal(replay.reward[rows], 2)
@@ -449,16 +454,16 @@ class KeepThenBranch(TRePO):
         evidence = Evidence(rollouts, sampler.response_reward(rollouts))
         evidence = sampler.keep(evidence, has_signal(evidence.response_reward, self.group_size))
         kept = evidence.rollouts
-        return replace(evidence, branches=sampler.branches(kept, self.boundary(kept), self.samples))
+        return replace(evidence, branches=sampler.branches(kept, self.boundary(kept), self.temperatures))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_branches_of_kept_groups_go_on_with_their_own_responses(seed):
     """As with the sampler itself: whose prefix is it, and whose prompt?"""
-    estimator = KeepThenBranch(group_size=2, samples=2)
+    estimator = KeepThenBranch(group_size=2, temperatures=(1.0,) * 2)
     expected = estimator.collect(core_sampler(seed, 12))
     source = Watched(core_sampler(seed, 12))
-    found = estimator.collect(Replay(source, 2))
+    found = estimator.collect(SharedDraws(source, 2))
     assert len(expected.response_reward) < 24
     assert torch.equal(found.rollouts.tokens, expected.rollouts.tokens)
     assert torch.equal(found.branches.row, expected.branches.row) and torch.equal(
@@ -469,7 +474,7 @@ def test_branches_of_kept_groups_go_on_with_their_own_responses(seed):
 
 
 def test_what_cannot_be_replayed_is_said():
-    replay = Replay(core_sampler(0, 3), 2)
+    replay = SharedDraws(core_sampler(0, 3), 2)
     with pytest.raises(ValueError, match=r"group 1 of 3 responses was asked for, but 2 .* were drawn; draw more"):
         RLOO(group_size=3).collect(replay)
     replay.part = 2

@@ -36,8 +36,7 @@ class SoundWithoutFields(Estimator):
         return evidence.response_reward[..., None]
 
 
-# --- estimators that are fine
-# -------------------------------------------------------------------------------------------------
+# --- estimators that are fine -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.build], ids=lambda claim: claim.id)
@@ -53,8 +52,7 @@ def test_sound_estimators_pass_on_the_default_instance(estimator):
     check_estimator(estimator)
 
 
-# --- estimators that are not
-# --------------------------------------------------------------------------------------------------
+# --- estimators that are not ------------------------------------------------------------------------------------------
 
 
 class NoAdvantages(Estimator):
@@ -342,8 +340,7 @@ def test_estimators_are_checked_on_the_instance_given():
         check_estimator(Divides(), Enumeration(mdp, instance.policy))
 
 
-# --- policies
-# -----------------------------------------------------------------------------------------------------------------
+# --- policies ---------------------------------------------------------------------------------------------------------
 
 
 def token_mdp(eos: int | None = 0) -> TokenMDP:

@@ -97,8 +97,7 @@ def certificate(id: str, name: str, group_size: int = 3):
     return exact_certificate(BY_ID[id].build(p), p.enumeration, p.target(BY_ID[id].target))
 
 
-# --- the table
-# ----------------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def test_ledger_has_every_claim_of_the_founding_table_in_its_group_and_order():
@@ -141,8 +140,7 @@ def test_a_whole_run_has_a_row_a_claim_and_ends_well():
     assert exit_status(document) == 1
 
 
-# --- scales that theory states exactly
-# ----------------------------------------------------------------------------------------
+# --- scales that theory states exactly --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["two prompts", "bigram"])
@@ -233,8 +231,7 @@ def test_grpo_with_three_rewards_is_biased_on_one_prompt():
     assert certificate("grpo", "no end token").verdict == B
 
 
-# --- equalities
-# ---------------------------------------------------------------------------------------------------------------
+# --- equalities -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["discounted", "two prompts", "bigram"])
@@ -291,8 +288,7 @@ def test_remark_6_lambda_zero_has_the_least_variance(seed):
     assert traces == sorted(traces) and traces[-1] > 1.01 * traces[0]
 
 
-# --- on all instances
-# ---------------------------------------------------------------------------------------------------------
+# --- on all instances -------------------------------------------------------------------------------------------------
 
 
 def _sparse(level: torch.Tensor) -> torch.Tensor:
@@ -381,9 +377,9 @@ def test_the_noise_of_draws_is_what_exact_values_do_not_have(samples):
     """TRePO with draws has the covariance of TRePO with exact values, plus a part that falls as 1/samples."""
     p = problem("discounted")
     target = p.target("reward")
-    drawn = exact_certificate(TRePO(samples=samples), p.enumeration, target)
+    drawn = exact_certificate(TRePO(temperatures=(1.0,) * samples), p.enumeration, target)
     exact = exact_certificate(TRePO(critic=p.exact_u), p.enumeration, target)
-    one = exact_certificate(TRePO(samples=1), p.enumeration, target)
+    one = exact_certificate(TRePO(temperatures=(1.0,)), p.enumeration, target)
     assert exact.draws is None
     assert drawn.trace_covariance - drawn.draws == pytest.approx(exact.trace_covariance, rel=1e-9)
     assert drawn.draws * samples == pytest.approx(one.draws, rel=1e-9) and one.draws > 0

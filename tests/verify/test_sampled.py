@@ -56,8 +56,7 @@ def radius(certificate: Certificate) -> float:
     return certificate.bound - certificate.relative_bias
 
 
-# --- agreement
-# ----------------------------------------------------------------------------------------------------------------
+# --- agreement --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("id", [id for ids in KINDS.values() for id in ids])
@@ -105,8 +104,7 @@ def test_a_target_of_zero_has_no_relative_bias():
     assert found.statement == "the true gradient is zero, so there is no relative bias to bound"
 
 
-# --- the bound
-# ----------------------------------------------------------------------------------------------------------------
+# --- the bound --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -192,8 +190,7 @@ def test_radius_of_no_spread_is_zero():
     assert sampled.normal_radius(0.0, 0.0, 0.0, 0.99) == 0
 
 
-# --- reproducible, in little memory
-# -------------------------------------------------------------------------------------------
+# --- reproducible, in little memory -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("id", [ids[0] for ids in KINDS.values()])
@@ -262,8 +259,7 @@ def test_too_few_responses_are_an_error(id, least):
         draw(id, least - 1)
 
 
-# --- token by token, where there is no tree
-# -----------------------------------------------------------------------------------
+# --- token by token, where there is no tree ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

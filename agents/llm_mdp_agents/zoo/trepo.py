@@ -102,8 +102,8 @@ class TRePO(WithSegments):
             return replace(
                 split.estimator(int(self.numbers["samples"])), clip_low=config.clip_low, clip_high=config.clip_high
             )
-        options = {**self.common(), "boundary": self.boundary, "samples": config.samples, "lam": config.lam}
-        options["group_baseline"] = config.group_baseline
+        options = {**self.common(), "boundary": self.boundary, "lam": config.lam}
+        options |= {"group_baseline": config.group_baseline, "temperatures": (1.0,) * config.samples}
         if config.variant == "paper":
             options |= {"pooled": True, "interpolated": True, "temperatures": estimators.ramp(config.samples)}
         return estimators.TRePO(**options)

@@ -32,4 +32,4 @@ class VinePPO(WithSegments):
     config: VinePPOConfig
 
     def make_estimator(self):
-        return estimators.VinePPO(**self.common(), boundary=self.boundary, samples=self.config.samples)
+        return estimators.VinePPO(**self.common(), boundary=self.boundary, temperatures=(1.0,) * self.config.samples)

@@ -1,0 +1,296 @@
+"""Worlds: the samplers that live on an enumeration. A *world* is one joint outcome of everything random in an update.
+
+`ExactSampler` returns every outcome as a world with its probability; `TreeSampler` draws worlds, fast. An agent's
+`collect` cannot tell them from the sampler it trains with.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import pad
+
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts
+from llm_mdp.sampling.policies import Critic, Policy, logp_of
+from llm_mdp.sampling.sampler import check_temperatures
+
+MAX_WORLDS = 20_000_000
+
+
+@dataclass(frozen=True)
+class TreeRollouts(Rollouts):
+    """Rollouts that remember which leaf of the enumeration each row is."""
+
+    leaf: Int[Tensor, "W B"]
+    which_prompt: Int[Tensor, " W"]
+
+
+@dataclass(frozen=True)
+class TreeBranches(Branches):
+    """Branches of which only the conditional mean is in `reward`; `variance` is Var(RM | prefix) of each."""
+
+    variance: Float[Tensor, "W F"] | None = None
+
+
+def of_rows(table: Shaped[Tensor, "P N ..."], rollouts: Rollouts) -> Shaped[Tensor, "W B ..."]:
+    """What a table over prompts and leaves says of every row."""
+    assert isinstance(rollouts, TreeRollouts)
+    return _take(table.flatten(0, 1), rollouts.which_prompt[..., None] * table.shape[1] + rollouts.leaf)
+
+
+def _take(table: Shaped[Tensor, "N ..."], index: Int[Tensor, "*shape"]) -> Tensor:
+    """table[index], by the kernel that copies whole rows (several times faster here)."""
+    return table.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+class WorldSampler:
+    """Looks everything up in an enumeration. After `collect`: `weight` is the probability of each world (times
+    `kept`)."""
+
+    weight: Float[Tensor, "*worlds"]
+
+    def __init__(self, enumeration: Enumeration):
+        self.enumeration = enumeration
+        self.kept: Bool[Tensor, " W"] | None = None
+        self.asked = False
+        self.drawn: Branches | None = None
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> TreeRollouts:
+        if self.asked:
+            raise ValueError(
+                "collect asked for rollouts twice; ask once, for a group that is large enough for every use."
+            )
+        self.asked = True
+        e = self.enumeration
+        prompt, leaf = self._worlds(group_size, temperature)
+        return TreeRollouts(
+            prompt=e.prompt[prompt][:, None].expand(*leaf.shape, -1),
+            tokens=_take(e.tokens, leaf),
+            mask=_take(e.mask, leaf),
+            logp=_take(e.leaf_logp(temperature).flatten(0, 1), prompt[:, None] * e.tree.n_leaves + leaf),
+            finish=e.finish[leaf],
+            leaf=leaf,
+            which_prompt=prompt,
+        )
+
+    def _worlds(self, group_size: int, temperature: float) -> tuple[Int[Tensor, " W"], Int[Tensor, "W K"]]:
+        """The prompt and the responses of each world; sets `weight`."""
+        raise NotImplementedError
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B"]:
+        return of_rows(self.enumeration.response_reward, rollouts)
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B T"]:
+        return of_rows(self.enumeration.hidden_reward, rollouts)
+
+    def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "W B T"]:
+        return of_rows(self.enumeration._per_leaf(lambda *response: logp_of(policy, *response)), rollouts)
+
+    def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "W B T1"]:
+        return of_rows(self.enumeration._per_leaf(critic), rollouts)
+
+    def branches(
+        self, rollouts: Rollouts, boundary: Bool[Tensor, "W B T"], temperatures: Sequence[float] = (1.0,)
+    ) -> Branches:
+        assert isinstance(rollouts, TreeRollouts)
+        counts = check_temperatures(temperatures)
+        if self.drawn is not None and set(counts) != {0.0}:
+            raise ValueError("collect asked for branches twice; ask once, for as many as every use needs.")
+        begins = boundary & rollouts.mask
+        parts = []
+        for temperature, number in counts.items():
+            row, step = (each.repeat_interleave(number) for each in begins.any(0).nonzero(as_tuple=True))
+            here = begins[..., row, step]
+            if temperature == 0:
+                reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
+                reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
+                drawn = self._drawn_tokens(reached, step, here)
+                parts.append(Branches(row, step, torch.where(here, reward, 0.0), drawn))
+            else:
+                parts.append(self._branches(rollouts, row, step, here, temperature))
+        branches = parts[0] if len(parts) == 1 else self._joined(parts)
+        if set(counts) != {0.0}:
+            self.drawn = branches
+        return branches
+
+    def _joined(self, parts: list[Branches]) -> Branches:
+        """One list of the branches that were drawn at several temperatures."""
+        row, step, reward, tokens = (
+            torch.cat([getattr(part, name) for part in parts], -1) for name in ("row", "step", "reward", "tokens")
+        )
+        return Branches(row, step, reward, tokens=tokens)
+
+    def _drawn_tokens(
+        self, leaf: Int[Tensor, "*worlds F"], step: Int[Tensor, " F"], drawn: Bool[Tensor, "*worlds F"]
+    ) -> Tensor:
+        """How many tokens of each response come from `step` on; 0 where nothing was drawn."""
+        return torch.where(drawn, self.enumeration.length[leaf] - step, 0).double()
+
+    def _branches(
+        self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor, temperature: float
+    ) -> Branches:
+        raise NotImplementedError
+
+    def keep(self, evidence: Evidence, groups: Bool[Tensor, "W P"]) -> Evidence:
+        self.kept = groups[..., 0]
+        return evidence
+
+
+class ExactSampler(WorldSampler):
+    """Every outcome once: a chunk of `all_groups`. Branches come as conditional means with their variances (exact for
+    estimators that are affine in branch rewards) or, with `enumerate_branches`, as worlds of their own along a new
+    leading axis."""
+
+    def __init__(self, enumeration: Enumeration, groups: "Groups", enumerate_branches: bool = False):
+        super().__init__(enumeration)
+        self.groups, self.enumerate_branches = groups, enumerate_branches
+
+    def _worlds(self, group_size, temperature):
+        prompt, leaf = self.groups.which_prompt, self.groups.leaf
+        if group_size != leaf.shape[-1]:
+            raise ValueError(
+                f"collect asked for groups of {group_size}, but the estimator's group_size is {leaf.shape[-1]}."
+            )
+        probability = self.enumeration.leaf_logp(temperature).sum(-1).exp()
+        self.weight = self.groups.weight * probability[prompt[:, None], leaf].prod(-1)
+        return prompt, leaf
+
+    def _joined(self, parts):
+        if self.enumerate_branches:
+            raise ValueError(
+                "branches of several temperatures cannot be enumerated outcome by outcome; give them one, or use "
+                "--sampled N."
+            )
+        # Greedy branches have no variance.
+        variances = [
+            torch.zeros_like(part.reward) if (v := getattr(part, "variance", None)) is None else v for part in parts
+        ]
+        joined = super()._joined(parts)
+        return TreeBranches(
+            joined.row, joined.step, joined.reward, tokens=joined.tokens, variance=torch.cat(variances, dim=-1)
+        )
+
+    def _branches(self, rollouts, row, step, drawn, temperature):
+        e = self.enumeration.at_temperature(temperature)
+        if not self.enumerate_branches:
+            mean = torch.where(drawn, self._at_prefix(e.values.U, rollouts)[..., row, step], 0.0)
+            variance = torch.where(drawn, self._at_prefix(e.values.variance, rollouts)[..., row, step], 0.0)
+            tokens = torch.where(drawn, self._at_prefix(e.remaining, rollouts)[..., row, step], 0.0)
+            return TreeBranches(row, step, mean, tokens=tokens, variance=variance)
+        # A branch has as many outcomes as there are leaves below its prefix: the same number for all prefixes of one
+        # length.
+        sizes = [e.tree.subtree_leaves[t] for t in step.tolist()]
+        total = math.prod(sizes) * len(self.groups.leaf)
+        if total > MAX_WORLDS:
+            raise TooLarge(
+                f"{total:,} joint outcomes of {len(sizes)} branches are too many (at most {MAX_WORLDS:,}); take a "
+                f"smaller instance, "
+                "fewer branches, or --sampled N."
+            )
+        choice = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, 1, len(sizes))
+        outcome = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step] + choice, 0)
+        prompt = rollouts.which_prompt[:, None]
+        leaf_logp = e.leaf_logp()
+        prefix_logp = of_rows(leaf_logp.cumsum(-1) - leaf_logp, rollouts)[:, row, step]
+        chance = (leaf_logp.sum(-1)[prompt, outcome] - prefix_logp).exp()
+        # A response that ended before `step` has no such branch: one outcome, whatever its reward.
+        self.weight = self.weight * torch.where(drawn, chance, choice == 0).prod(-1)
+        reward = torch.where(drawn, e.response_reward[prompt, outcome], 0.0)
+        return Branches(row, step, reward, tokens=self._drawn_tokens(outcome, step, drawn))
+
+    def _at_prefix(self, levels: list[Float[Tensor, "P N"]], rollouts: Rollouts) -> Float[Tensor, "W B T"]:
+        return of_rows(torch.cat(levels, dim=1)[:, self.enumeration.node], rollouts)
+
+
+class TreeSampler(WorldSampler):
+    """Independent worlds, drawn from the enumeration by inverse cumulative probabilities."""
+
+    def __init__(self, enumeration: Enumeration, worlds: int, generator: torch.Generator):
+        super().__init__(enumeration)
+        self.generator = generator
+        self.weight = torch.full((worlds,), 1 / worlds, dtype=torch.float64)
+
+    def _worlds(self, group_size, temperature):
+        mdp, worlds = self.enumeration.mdp, len(self.weight)
+        prompt = torch.zeros(worlds, dtype=torch.int64)
+        if len(mdp.prompts) > 1:
+            prompt = torch.multinomial(mdp.prompt_probability, worlds, replacement=True, generator=self.generator)
+        first = torch.zeros(worlds, group_size, dtype=torch.int64)
+        return prompt, self._draw(
+            prompt[:, None].expand(first.shape), first, first + self.enumeration.tree.n_leaves, temperature
+        )
+
+    def _draw(self, prompt: Tensor, first: Tensor, end: Tensor, temperature: float = 1.0) -> Int[Tensor, "*shape"]:
+        """One leaf in [first, end) for every entry, with probability proportional to π."""
+        cumulative = pad(self.enumeration.leaf_logp(temperature).sum(-1).exp().cumsum(-1), (1, 0))
+        low, high = cumulative[prompt, first], cumulative[prompt, end]
+        place = low + torch.rand(prompt.shape, generator=self.generator, dtype=torch.float64) * (high - low)
+        if len(cumulative) == 1:
+            leaf = torch.searchsorted(cumulative[0], place, right=True) - 1
+        else:
+            leaf = torch.empty(prompt.shape, dtype=torch.int64)
+            for number, row in enumerate(cumulative):
+                here = prompt == number
+                leaf[here] = torch.searchsorted(row, place[here], right=True) - 1
+        return torch.minimum(torch.maximum(leaf, first), end - 1)
+
+    def _branches(self, rollouts, row, step, drawn, temperature):
+        e = self.enumeration
+        # After the end of a response there is no prefix to continue; what is drawn there is not used.
+        first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
+        end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
+        prompt = rollouts.which_prompt[:, None].expand(first.shape)
+        leaf = self._draw(prompt, first, end, temperature)
+        reward = torch.where(drawn, e.response_reward[prompt, leaf], 0.0)
+        return Branches(row, step, reward, tokens=self._drawn_tokens(leaf, step, drawn))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A chunk of groups of responses; `weight` times Π π(W_k) is the probability of the group."""
+
+    which_prompt: Int[Tensor, " W"]
+    leaf: Int[Tensor, "W K"]
+    weight: Float[Tensor, " W"]
+
+
+def all_groups(
+    enumeration: Enumeration, group_size: int, ordered: bool = True, chunk: int = 200_000
+) -> Iterator[Groups]:
+    """Every group of responses to every prompt, in chunks. Unordered groups stand for all their K!/(Π multiplicities!)
+    orders.
+
+    Raises:
+        TooLarge: more than MAX_WORLDS groups.
+    """
+    n, prompts = enumeration.tree.n_leaves, enumeration.n_prompts
+    count = n**group_size if ordered else math.comb(n + group_size - 1, group_size)
+    if count * prompts > MAX_WORLDS:
+        raise TooLarge(
+            f"{count * prompts:,} groups of {group_size} out of {n} responses are too many (at most {MAX_WORLDS:,}); "
+            "take a smaller instance, a smaller --group-size, or --sampled N."
+        )
+    every = torch.arange(n)
+    if group_size == 1:
+        groups = every[:, None]
+    elif ordered:
+        groups = torch.cartesian_prod(*[every] * group_size)
+    else:
+        groups = torch.combinations(every, group_size, with_replacement=True)
+    for number in range(prompts):
+        for part in groups.split(chunk):
+            weight = enumeration.mdp.prompt_probability[number].expand(len(part))
+            yield Groups(torch.full((len(part),), number), part, weight if ordered else weight * _orders(part))
+
+
+def _orders(sorted_groups: Int[Tensor, "W K"]) -> Float[Tensor, " W"]:
+    """K! / Π multiplicities!, one factor a member: its place in the group over its place among its equals."""
+    orders = torch.ones(len(sorted_groups), dtype=torch.float64)
+    for k in range(1, sorted_groups.shape[-1]):
+        equals = (sorted_groups[:, : k + 1] == sorted_groups[:, k : k + 1]).sum(-1)
+        orders = orders * (k + 1) / equals
+    return orders
