@@ -1,73 +1,216 @@
-"""Every example of the README runs as written, and its ledger is the one that the results give."""
+"""Every example of the README and of docs/ runs as written, and the ledger there is the one that the results give.
+
+Commands of one page that build on one another (`train --resume` on the run that an earlier `train` left) are one test,
+in a folder of their own; all others are tests by themselves.
+"""
 
 import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
 
+from llm_mdp.report.readme import BEGIN, update_readme
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-    if line.startswith("llm-mdp ")
-]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_RUN = ("make", "pip", "git", "cd", "source", ".", "python3", "torchrun", "apt-get", "export")
+"""They install, or need more than one process; other tests and CI cover them."""
+OWN = re.compile(r"(?P<file>[\w./-]+\.py):(?P<name>\w+)")
+WRITES = ("--json", "--html", "--csv", "--save-instance", "--out")
+VERDICTS = {"BestOfGroup": "✗ biased", "BestOfOthers": "✓ unbiased"}
+"""What the README says of the estimators that it shows; of others it is only asked that there is a verdict."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where a reader of the README would stand: their own file, and the instance that an earlier command saved."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "my_file.py").write_text(
-        "\n".join(block for block in PYTHON if "Estimator" in block or "BestOfGroup" in block)
-    )
-    run(next(command for command in COMMANDS if "--save-instance" in command), folder)
-    return folder
+@dataclass
+class Step:
+    """A command's words, or a block of Python (one word)."""
+
+    place: int
+    """Its number on the page."""
+    words: list[str]
+    python: bool = False
+    makes: set[str] = field(default_factory=set)
+
+    def __str__(self):
+        return "python" if self.python else " ".join(self.words)
+
+    def uses(self, path: str) -> bool:
+        """Does it name this file or folder, or something in it?"""
+        if self.python:
+            return re.search(rf"[\"']{re.escape(path)}[/\"']", self.words[0]) is not None
+        return any(word == path or word.startswith(f"{path}/") for word in self.words)
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "llm_mdp.cli", *shlex.split(command)[1:]]
-    if "train" in words:
-        # As written but for its length: the last --steps counts.
-        words += ["--steps", "6" if "--resume" in words else "4"]
-        words += [] if "--resume" in words else ["--prompts-per-step", "8", "--eval-prompts", "16"]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+@dataclass(frozen=True)
+class Example:
+    """Steps of a page that build on one another, and the files that the page shows to its reader."""
+
+    page: str
+    steps: list[Step]
+    files: dict[str, str]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command, folder):
-    done = run(command, folder)
-    planted = "BestOfGroup" in command
-    assert done.returncode == (1 if planted else 0), done.stdout + done.stderr
-    assert done.stderr == ""
-    if planted:
-        assert re.search(r"BestOfGroup +✗ biased", done.stdout)
-    if "BestOfOthers" in command and "verify" in command:
-        assert re.search(r"BestOfOthers +✓ unbiased", done.stdout)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
 
 
-@pytest.mark.parametrize("number", [n for n, block in enumerate(PYTHON) if "BestOfGroup" not in block])
-def test_python(number, folder):
-    done = subprocess.run(
-        [sys.executable, "-c", PYTHON[number]], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+def command_lines(text: str) -> list[list[str]]:
+    """The words of every line of the page's bash blocks, without comments."""
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def is_run(words: Sequence[str]) -> bool:
+    return Path(words[0]).name in ("llm-mdp", "python") and words[1:2] != ["-m"]
+
+
+def made_by(words: list[str]) -> set[str]:
+    """Files and folders that a command leaves."""
+    made = {value for option, value in pairwise(words) if option in WRITES}
+    if words[1:2] == ["train"] and len(words) > 3 and "--resume" not in words:
+        agent, env = (re.sub(r".*[/:]|-v\d+$", "", word).lower() for word in words[2:4])
+        made.add(f"runs/{words[words.index('--name') + 1] if '--name' in words else f'{agent}-{env}-1'}")
+    return made
+
+
+def examples(page: str, text: str) -> list[Example]:
+    """The page's examples. A block that defines a class which a command takes from a file that is not in this
+    repository, `my_file.py:Name`, is (a part of) that file."""
+    commands = [words for words in command_lines(text) if is_run(words)]
+    wanted = {match["name"]: match["file"] for words in commands for word in words if (match := OWN.fullmatch(word))}
+    files: dict[str, str] = {}
+    found: list[list[Step]] = []
+
+    def add(words: list[str], **options) -> None:
+        step = Step(sum(map(len, found)), words, **options)
+        before = [steps for steps in found if any(step.uses(path) for each in steps for path in each.makes)]
+        found[:] = [steps for steps in found if steps not in before] + [
+            sorted([*chain(*before), step], key=lambda each: each.place)
+        ]
+
+    for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", text, re.S | re.M):
+        if language == "bash":
+            for words in command_lines(f"```bash\n{block}```"):
+                if is_run(words):
+                    add(words, makes=made_by(words))
+            continue
+        shown = {wanted[name] for name in re.findall(r"^class (\w+)", block, re.M) if name in wanted}
+        for file in shown:
+            if not (ROOT / file).exists():
+                files[file] = files.get(file, "") + block + "\n"
+        if not shown:
+            add([block], python=True)
+    return [Example(page, steps, files) for steps in found]
+
+
+EXAMPLES = [each for page in PAGES for each in examples(page.name, page.read_text(encoding="utf-8"))]
+
+
+def shortened(words: list[str], steps: int) -> list[str]:
+    """A training command as written but for its length: the last --steps counts."""
+    length = ["--steps", str(steps)]
+    return [*words, *length, *([] if "--resume" in words else ["--prompts-per-step", "8", "--eval-prompts", "16"])]
+
+
+def run(step: Step, number: int, folder: Path) -> subprocess.CompletedProcess:
+    """`number`: how many steps of its chain went before; each may be the training that this one goes on with."""
+    words = step.words
+    if step.python:
+        words = ["-c", *words]
+    elif Path(words[0]).name == "python":
+        words = words[1:]
+    else:
+        words = ["-m", "llm_mdp.cli", *(shortened(words[1:], 4 + 2 * number) if words[1] == "train" else words[1:])]
+    return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: f"{each.page}: {' && '.join(map(str, each.steps))}")
+def test_example(example, tmp_path):
+    if (ROOT / "examples").exists():
+        (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name, text in example.files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for number, step in enumerate(example.steps):
+        done = run(step, number, tmp_path)
+        own = [match["name"] for word in step.words if (match := OWN.fullmatch(word)) and "verify" in step.words]
+        verdicts = {name: re.search(rf"\b{name} +(\S \w+)", done.stdout) for name in own}
+        assert all(verdicts.values()), done.stdout + done.stderr
+        for name, found in verdicts.items():
+            assert found[1] == VERDICTS.get(name, found[1])
+        planted = any("✗" in found[1] for found in verdicts.values())
+        assert done.returncode == (1 if planted else 0), done.stdout + done.stderr
+        assert done.stderr == ""
+
+
+def test_every_command_is_run_or_known_not_to_be():
+    assert any(each.page == "README.md" for each in EXAMPLES)
+    for page in PAGES:
+        for words in command_lines(page.read_text(encoding="utf-8")):
+            assert is_run(words) or words[0] in NOT_RUN or words[:2] == ["python", "-m"], (page.name, words)
+
+
+PAGE = """
+```bash
+llm-mdp train rloo llm_mdp/Tabular-v0 --gamma 0.9 # a run
+llm-mdp verify --save-instance it.json \\
+  --seed 3
+llm-mdp verify my_file.py:Mine --seed 3
+```
+```python
+class Mine: ...
+```
+```python
+print(open("it.json").read())
+```
+```python
+print("runs/other")
+```
+```bash
+make test
+llm-mdp verify --instance it.json --out runs/rloo-tabular-1/it
+llm-mdp train --resume runs/rloo-tabular-1 --steps 800
+llm-mdp eval --run runs/rloo-tabular-1/checkpoints
+llm-mdp inspect it.jsonl
+```
+"""
+
+
+def test_what_builds_on_what():
+    """Not where a figure is the same, or the beginning of a name."""
+    found = examples("page", PAGE)
+    assert {tuple(step.words[-1].strip() for step in each.steps) for each in found} == {
+        (
+            "0.9",
+            "3",
+            'print(open("it.json").read())',
+            "runs/rloo-tabular-1/it",
+            "800",
+            "runs/rloo-tabular-1/checkpoints",
+        ),
+        ("3",),
+        ('print("runs/other")',),
+        ("it.jsonl",),
+    }
+    assert found[0].files == {"my_file.py": "class Mine: ...\n\n"}
 
 
 def test_ledger_is_the_one_that_the_results_give(tmp_path):
-    from llm_mdp.report.readme import update_readme
-
-    copy = tmp_path / "README.md"
-    copy.write_text(README)
-    document = json.loads((ROOT / "benchmarks" / "results" / "ledger.json").read_text())
+    (page,) = (page for page in PAGES if BEGIN in page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    copy = tmp_path / page.name
+    copy.write_text(text, encoding="utf-8")
+    document = json.loads((ROOT / "benchmarks" / "results" / "ledger.json").read_text(encoding="utf-8"))
     assert not update_readme(document, copy), "run `make docs`"
-    assert README.count("| `theorem-1` |") == 1
+    assert text.count("| `theorem-1` |") == 1
 
 
 def test_recorded_results_are_what_the_code_computes():
