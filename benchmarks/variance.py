@@ -28,8 +28,9 @@ from llm_mdp.estimators.theorems import Theorem2, WithBaseline
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.variance.allocation import KnownPrompt, Split, allocate, exact_prices, few_cuts
-from llm_mdp.variance.measurement import sampled_measurement
-from llm_mdp.variance.setting import Setting, TreeWorld, make_world
+from llm_mdp.variance.benches import TreeBench, make_bench
+from llm_mdp.variance.sampled import sampled_measurement
+from llm_mdp.variance.setting import Setting
 from llm_mdp.variance.sweep import run_cells
 from llm_mdp.verify.certificate import exact_moments
 
@@ -54,18 +55,18 @@ def claims(jobs: int) -> None:
 def traces(cell: dict[str, Any]) -> dict[str, Any]:
     """tr Cov of one response's estimate with exact values, on one random instance (3 tokens, horizon 4)."""
     torch.set_num_threads(1)
-    world = instance_of(cell["family"], cell["seed"])
-    e, value = world.enumeration, world.critic(0.0)
+    bench = instance_of(cell["family"], cell["seed"])
+    e, value = bench.enumeration, bench.critic(0.0)
     estimators = {
         "shared": KnownPrompt(boundary=AtSteps(()), critic=value),
         "theorem-2": Theorem2(critic=value),
-        "optimal": WithBaseline(critic=value, baseline=world.optimal_baseline),
+        "optimal": WithBaseline(critic=value, baseline=bench.optimal_baseline),
         **{f"gae-{lam:g}": PPO(critic=value, lam=lam) for lam in LAMS},
     }
     return {name: exact_moments(estimator, e).trace_covariance for name, estimator in estimators.items()}
 
 
-def instance_of(family: str, seed: int) -> TreeWorld:
+def instance_of(family: str, seed: int) -> TreeBench:
     instance, scale = random_instance(3, 4, seed=seed), FAMILIES[family]
     policy: Any = instance.policy
     if family.endswith("table"):
@@ -76,7 +77,7 @@ def instance_of(family: str, seed: int) -> TreeWorld:
         from llm_mdp_agents.lm.policy import tiny_transformer
 
         policy = tiny_transformer(3, 4, seed)
-    return TreeWorld(replace(instance, policy=policy))
+    return TreeBench(replace(instance, policy=policy))
 
 
 def command(*words: str) -> dict[str, Any]:
@@ -158,9 +159,9 @@ def table_allocation(name: str) -> dict[str, Any]:
     """What exact figures choose for several budgets, beside RLOO at its best group size and TRePO cut at every
     token."""
     setting = TABLES[name]
-    world = make_world(setting)
-    assert isinstance(world, TreeWorld)
-    size, prices = float(world.target @ world.target), list(exact_prices(world.enumeration))
+    bench = make_bench(setting)
+    assert isinstance(bench, TreeBench)
+    size, prices = float(bench.target @ bench.target), list(exact_prices(bench.enumeration))
     every = [
         price for price in prices if price.split.steps == tuple(range(1, setting.horizon)) and price.split.lam == 0
     ]

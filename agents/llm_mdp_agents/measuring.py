@@ -20,9 +20,10 @@ from llm_mdp.estimators.values import has_signal
 from llm_mdp.sampling.evidence import Evidence, as_worlds
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import Sampler
-from llm_mdp.sampling.shared_draws import Meter, Replay
+from llm_mdp.sampling.shared_draws import Meter, SharedDraws
 from llm_mdp.variance.allocation import Allocation, Split, allocate, few_cuts, fitted_price
-from llm_mdp.variance.measurement import Estimates, Measurement, sampled_measurement, sampled_spread
+from llm_mdp.variance.measurement import Measurement
+from llm_mdp.variance.sampled import Estimates, sampled_measurement, sampled_spread
 from llm_mdp.verify.certificate import loss_weights
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
@@ -92,7 +93,7 @@ def shared_estimates(
                 f"{name} wants {estimator.group_size} responses to a prompt, and {group_size} are drawn; draw more."
             )
     start = time.perf_counter()
-    replay = Replay(sampler, group_size)
+    replay = SharedDraws(sampler, group_size)
     weights: dict[str, list[Tensor]] = {name: [] for name in estimators}
     costs: dict[str, list[Tensor]] = {name: [] for name in estimators}
     for name, estimator in estimators.items():
@@ -116,7 +117,7 @@ def shared_estimates(
 
 
 def _streamed(
-    policy: Any, replay: Replay, weights: Mapping[str, Sequence[Float[Tensor, "N K T"]]], sketch: Sketch
+    policy: Any, replay: SharedDraws, weights: Mapping[str, Sequence[Float[Tensor, "N K T"]]], sketch: Sketch
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
     """Σ weight ∇log π of every prompt and estimator, one prompt in memory at a time; and the mean seconds of one."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -157,14 +158,14 @@ def measure_task(
     *,
     known: Mapping[str, Any] | None = None,
     prompts_at_once: int = 16,
-    progress: Callable[[int], None] = lambda prompts: None,
+    tell: Callable[[int], None] = lambda prompts: None,
 ) -> tuple[dict[str, Measurement], dict[str, Any]]:
     """Figures of every estimator on a task, with bootstrap intervals over prompts.
 
     Args:
         known: what is true of some of them on every instance ("unbiased", "proportional"), by name.
         prompts_at_once: prompts that are drawn together.
-        progress: told how many prompts are done.
+        tell: told how many prompts are done.
 
     Returns:
         Measurements by name, and facts: mean reward J, expected length, |∇J|, `target`, the estimator that stands for
@@ -193,7 +194,7 @@ def measure_task(
         rewards.append(batch.response_reward)
         lengths.append(batch.rollouts.length)
         done += number
-        progress(done)
+        tell(done)
     whole = {name: _joined(each) for name, each in parts.items()}
     reference = whole[target]
     measured = {}

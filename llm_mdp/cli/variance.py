@@ -18,17 +18,18 @@ from typing import Annotated, Any
 import tyro
 
 from llm_mdp import __version__
-from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, command_line, warm_up
+from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, command_line, one_thread, warm_up
 from llm_mdp.cli.options import env_arguments as read_arguments
 from llm_mdp.cli.options import policy_and_task as find_policy_and_task
 from llm_mdp.files import write_text
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.own import UsageError
 from llm_mdp.sampling.policies import Policy
+from llm_mdp.variance.benches import NgramBench, TreeBench, make_bench
 from llm_mdp.variance.comparison import best_by_budget, on_frontier, recommendation
 from llm_mdp.variance.grid import DEFAULT, KINDS, Candidate, Grid, Setup, candidates
-from llm_mdp.variance.measurement import Measurement, known, read_measurement
-from llm_mdp.variance.setting import Kind, NgramWorld, Rewards, Setting, TreeWorld, make_world
+from llm_mdp.variance.measurement import Measurement, finite, read_measurement
+from llm_mdp.variance.setting import PolicyKind, Rewards, Setting
 from llm_mdp.variance.sweep import run_cells
 from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.resolve import ModelConfig
@@ -87,7 +88,7 @@ class VarianceArguments:
     """Which estimators (default: ten of them; an unknown name lists them all), or your own."""
     budget: float = 2000.0
     """Generated tokens of a batch."""
-    policy: tuple[Kind, ...] = ()
+    policy: tuple[PolicyKind, ...] = ()
     """Kinds of policy: tabular (default), ngram (any horizon), transformer (tiny)."""
     vocab: tuple[int, ...] = ()
     """V, number of tokens (4)."""
@@ -139,9 +140,8 @@ def variance(argv: Sequence[str]) -> int:
     from llm_mdp.report.variance_page import render_variance_page
     from llm_mdp.report.variance_rows import write_csv
     from llm_mdp.report.variance_terminal import print_variance
-    from llm_mdp_agents.training.run import threads
 
-    threads()
+    one_thread()
     arguments = tyro.cli(VarianceArguments, args=argv, prog="llm-mdp variance", config=FLAGS)
     check(arguments)
     plans = list(plan(arguments))
@@ -157,7 +157,7 @@ def variance(argv: Sequence[str]) -> int:
             results = run_cells(measure_cell, cells, folder=folder)
     else:
         with progress_bar(Console(stderr=True), len(cells)) as done:
-            results = run_cells(measure_cell, cells, folder=folder, **workers, progress=done)
+            results = run_cells(measure_cell, cells, folder=folder, **workers, tell=done)
     document = make_document(arguments, plans, results) | {"command": command_line()}
     write_text(arguments.out / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_csv(document, arguments.out / "results.csv")
@@ -241,7 +241,7 @@ def plan(arguments: VarianceArguments) -> Iterator[Plan]:
 def settings(arguments: VarianceArguments) -> list[Setting]:
     """The settings of a command line: the typical ones, an instance, or all combinations of what is given."""
     if arguments.instance is not None:
-        from llm_mdp.exact.instances import read_instance
+        from llm_mdp.exact.instance_files import read_instance
 
         horizon = read_instance(arguments.instance).mdp.horizon
         return [Setting(horizon=horizon, instance=str(arguments.instance), name=arguments.instance.stem)]
@@ -291,13 +291,13 @@ def written(folder: Path) -> int:
 def task_plan(arguments: VarianceArguments) -> Plan:
     """One cell for a whole task: its estimators share their draws."""
     from llm_mdp_agents.resolve import find_task
-    from llm_mdp_agents.training.run import setup_of
+    from llm_mdp_agents.training.run_config import run_config_of
     from llm_mdp_agents.training.warm_start import check_answers
 
     env, env_arguments, model = arguments.env, read_arguments(arguments.env_args), arguments.model
     if arguments.run is not None:
-        setup = setup_of(arguments.run)
-        env, env_arguments, model = setup.env, setup.env_arguments | env_arguments, setup.model
+        config = run_config_of(arguments.run)
+        env, env_arguments, model = config.env, config.env_arguments | env_arguments, config.model
     task = find_task(env, env_arguments, model)
     if arguments.warm_start:
         check_answers(task)
@@ -336,23 +336,23 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     """What a cell asks for: facts of a setting, one candidate's measurement, or everything about a task."""
     if "task" in cell:
         return measure_task_cell(cell)
-    world = _world(json.dumps(cell["setting"]))
+    bench = _bench(json.dumps(cell["setting"]))
     if cell.get("facts"):
-        return world.facts()
+        return bench.facts()
     candidate = Candidate(cell["candidate"]["name"], cell["candidate"]["options"])
-    estimator = candidate.build(world.setup, load_estimator)
-    return world.measure(estimator, cell["estimates"], cell["seed"], candidate.known).document()
+    estimator = candidate.build(bench.setup, load_estimator)
+    return bench.measure(estimator, cell["estimates"], cell["seed"], candidate.known).document()
 
 
 measure_cell.version = 2  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @lru_cache(maxsize=4)
-def _world(document: str) -> TreeWorld | NgramWorld:
+def _bench(document: str) -> TreeBench | NgramBench:
     """What a setting is measured on; the latest ones are kept, for a worker gets many candidates of one setting."""
     content = json.loads(document)
     content.pop("content", None)
-    return make_world(Setting(**content), _transformer)
+    return make_bench(Setting(**content), _transformer)
 
 
 def _transformer(mdp: TokenMDP, seed: int) -> Policy:
@@ -370,7 +370,7 @@ def measure_task_cell(cell: dict[str, Any]) -> dict[str, Any]:
     setup = Setup(task.horizon)
     estimators = {candidate.label: candidate.build(setup, load_estimator) for candidate in listed}
     known = {candidate.label: candidate.known for candidate in listed}
-    options = {"known": known, "prompts_at_once": PROMPTS_AT_ONCE, "progress": measure_task_cell.progress}
+    options = {"known": known, "prompts_at_once": PROMPTS_AT_ONCE, "tell": measure_task_cell.progress}
     measured, facts = measure_task(estimators, policy, task, cell["prompts"], cell["seed"], **options)
     base = facts.pop("base")
     rows = {label: measurement.document() for label, measurement in measured.items()}
@@ -394,9 +394,9 @@ def with_ratio(row: dict[str, Any], measured: Measurement, base: Measurement | N
     intervals = (
         row["intervals"]
         if ends is None
-        else {**(row["intervals"] or {}), "tokens_over_base": [known(end) for end in ends]}
+        else {**(row["intervals"] or {}), "tokens_over_base": [finite(end) for end in ends]}
     )
-    return row | {"tokens_over_base": known(value), "intervals": intervals}
+    return row | {"tokens_over_base": finite(value), "intervals": intervals}
 
 
 def policy_and_task(document: dict[str, Any], seed: int) -> tuple[Any, Any]:

@@ -73,7 +73,10 @@ def recommendation(rows: Sequence[Row], budget: float) -> str:
         reverse=True,
     )
     if not competing(rows):
-        return "All of these were given values of states, whose price is not in the tokens; name one that draws what it needs."
+        return (
+            "All of these were given values of states, whose price is not in the tokens; name one that draws what it "
+            "needs."
+        )
     if not listed:
         least = min(row["tokens"] for row in competing(rows))
         return f"{budget:,.0f} tokens do not pay for a single estimate; the cheapest takes {least:,.0f}."

@@ -5,8 +5,10 @@ with v = tr Cov g. A budget of B tokens buys n = B / c independent estimates, wh
 Then
 
     mean squared error    E|ĝ - ∇J|² = |E g - ∇J|² + v / n
-    signal to noise       |E g|² / (v / n) = B / q,    q = v c / |E g|²    (*tokens to signal*: at B = q signal equals
-    noise) progress              <E g, ∇J>² / (|∇J|² E|ĝ|²) = cos² / (1 + q / B)
+    signal to noise       |E g|² / (v / n) = B / q,    q = v c / |E g|²
+    progress              <E g, ∇J>² / (|∇J|² E|ĝ|²) = cos² / (1 + q / B)
+
+where q is *tokens to signal*: at B = q signal equals noise.
 
 Progress is what the best step along ĝ gains, over what the best step along ∇J gains, where J is equally smooth in all
 directions: the largest of η <E ĝ, ∇J> - (L/2) η² E|ĝ|² over η is <E g, ∇J>² / (2 L E|ĝ|²), and |∇J|² / (2 L) for the
@@ -15,30 +17,19 @@ its pace is q. Two numbers say all.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from llm_mdp.estimators.algorithms import Estimator
-from llm_mdp.exact.enumeration import Enumeration, TreeSampler
-from llm_mdp.sampling.sampler import NothingKept
-from llm_mdp.sampling.shared_draws import Meter
-from llm_mdp.verify.certificate import certify, edges, exact_moments, token_weights
-from llm_mdp.verify.sampled import certify_means, pull_back
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.verify.certificate import certify, exact_moments
 
 CONFIDENCE = 0.95
 """Of every interval."""
-REPLICATES = 400
-"""Bootstrap samples behind an interval."""
-PARTS = 32
-"""Batches whose means a sampled verdict is made of."""
-NUMBERS = 20_000_000
-"""Most numbers of estimates by edges that are in memory at one time (160 MB)."""
 
 
 def progress(cosine: float, tokens_to_signal: float | None, budget: float) -> float:
@@ -85,8 +76,8 @@ class Spread:
     @property
     def cosine(self) -> float:
         """At most 1 in size; 0 without a signal."""
-        known = self.signal > 0 and self.size > 0
-        return max(-1.0, min(1.0, self.dot / math.sqrt(self.signal * self.size))) if known else 0.0
+        signal = self.signal > 0 and self.size > 0
+        return max(-1.0, min(1.0, self.dot / math.sqrt(self.signal * self.size))) if signal else 0.0
 
     @property
     def tokens_to_signal(self) -> float:
@@ -169,16 +160,16 @@ class Measurement:
             "seconds": self.seconds,
             "trace_covariance": spread.trace,
             "trace_covariance_of_draws": self.draws,
-            "relative_bias": known(spread.relative_bias),
-            "scale": known(spread.scale),
+            "relative_bias": finite(spread.relative_bias),
+            "scale": finite(spread.scale),
             "cosine": spread.cosine,
-            "tokens_to_signal": known(spread.tokens_to_signal),
+            "tokens_to_signal": finite(spread.tokens_to_signal),
             "estimates": budget / spread.tokens,
-            "mean_squared_error": known(spread.mean_squared_error(budget)),
+            "mean_squared_error": finite(spread.mean_squared_error(budget)),
             "signal_to_noise": budget / spread.tokens_to_signal if spread.tokens_to_signal > 0 else None,
             "progress": spread.progress(budget),
             "intervals": intervals
-            and {name: [known(end) for end in ends] for name, ends in intervals.items() if ends is not None},
+            and {name: [finite(end) for end in ends] for name, ends in intervals.items() if ends is not None},
             "samples": self.samples,
         }
 
@@ -200,7 +191,7 @@ def _ratio(one: Spread, other: Spread) -> float:
     return one.tokens_to_signal / other.tokens_to_signal if other.tokens_to_signal > 0 and one.signal > 0 else math.inf
 
 
-def known(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """As JSON has it: None for what is infinite."""
     return value if math.isfinite(value) else None
 
@@ -237,173 +228,3 @@ def check_target(target: Float[Tensor, " parameters"]) -> None:
         raise ValueError(
             "the true gradient is zero here, so nothing can be measured relative to it; take another policy or reward."
         )
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Independent estimates of the gradient, one for every prompt drawn; or the means of several by disjoint groups of
-    responses to it."""
-
-    gradient: Float[Tensor, "N d"]
-    """The estimates (means of them), or sketches with about the same inner products."""
-    square: Float[Tensor, " N"]
-    """|g|² of one estimate (mean of them)."""
-    tokens: Float[Tensor, " N"]
-    """What each cost."""
-    rewards: Float[Tensor, " N"]
-    seconds: float | None = None
-    """Of one estimate."""
-
-
-def tree_estimates(estimator: Estimator, enumeration: Enumeration, number: int, seed: int = 0) -> Estimates:
-    """Draws on an enumerated tree: any group size, whatever the number of worlds."""
-    generator, parts, kept = torch.Generator().manual_seed(seed), [], []
-    chunk = max(1, NUMBERS // enumeration.n_edges)
-    for start in range(0, number, chunk):
-        sampler = Meter(TreeSampler(enumeration, min(chunk, number - start), generator))
-        evidence = estimator.collect(sampler)
-        worlds = sampler.weight.shape
-        weights, edge = token_weights(estimator, evidence, enumeration, worlds), edges(evidence, enumeration)
-        by_edge = torch.zeros(len(weights), enumeration.n_edges, dtype=torch.float64)
-        by_edge.scatter_add_(1, edge.flatten(1), weights.flatten(1))
-        gradient = pull_back(by_edge, enumeration)
-        parts.append((gradient, *sampler.cost(estimator.group_size)))
-        kept.append(torch.ones(len(gradient), dtype=torch.bool) if sampler.kept is None else sampler.kept)
-    return kept_estimates(parts, kept)
-
-
-def kept_estimates(parts: Sequence[tuple[Tensor, Tensor, Tensor]], kept: Sequence[Bool[Tensor, " N"]]) -> Estimates:
-    """Estimates of the groups that an estimator kept; what it left out is charged to those.
-
-    Args:
-        parts: gradients (N, d), tokens (N,) and reward calls (N,) of each batch of groups.
-        kept: which groups of each batch were kept.
-
-    Raises:
-        NothingKept: if none was.
-    """
-    (gradient, tokens, rewards), keep = (torch.cat(each) for each in zip(*parts)), torch.cat(list(kept))
-    if not keep.any():
-        raise NothingKept(
-            f"the estimator left out every one of {len(keep)} groups; draw more, or take another setting."
-        )
-    number = int(keep.sum())
-    if number < len(keep):
-        tokens, rewards = (each.sum().expand(number) / number for each in (tokens, rewards))
-    return Estimates(gradient[keep], gradient[keep].square().sum(-1), tokens, rewards)
-
-
-def sampled_measurement(
-    estimates: Estimates,
-    target: Float[Tensor, " d"] | None = None,
-    reference: Estimates | None = None,
-    *,
-    seed: int = 0,
-    known: Literal["unbiased", "proportional"] | None = None,
-) -> Measurement:
-    """All figures from independent estimates, with bootstrap intervals.
-
-    Means enter squares without their noise: E|ḡ|² = |E g|² + tr Cov ḡ, so what the estimates say of the latter comes
-    off.
-
-    Args:
-        target: ∇J; or
-        reference: where it is not known, estimates by an unbiased estimator, paired with these (from the same draws,
-            one by one).
-        known: what is true of the estimator on every instance (its claim in the ledger). Figures then need not
-            rediscover it: they have the true direction, and if unbiased the true length, and less noise.
-
-    Raises:
-        ValueError: fewer than two estimates, or neither or both of target and reference.
-    """
-    number = _check_estimates(estimates, target, reference)
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    even = _even(number)
-    drawn = torch.from_numpy(generator.multinomial(number, even[0].numpy(), size=REPLICATES) / number)
-    whole = _sums(even, estimates, target, reference)
-    again = _sums(drawn, estimates, target, reference)
-    # A bootstrap sample has the noise of the draws twice; around their own mean its deviations are those of the
-    # estimate.
-    replicates = whole + again - again.mean(0)
-    measured = tuple(_spread(row, known) for row in replicates.tolist())
-    verdict = known or ("undecided" if target is None else _verdict(estimates, target))
-    return Measurement(_spread(whole[0].tolist(), known), verdict, None, number, measured, estimates.seconds)
-
-
-def sampled_spread(
-    estimates: Estimates,
-    target: Float[Tensor, " d"] | None = None,
-    reference: Estimates | None = None,
-    *,
-    known: Literal["unbiased", "proportional"] | None = None,
-) -> Spread:
-    """The figures of `sampled_measurement`, with the same arguments and errors, where nobody asks for intervals."""
-    number = _check_estimates(estimates, target, reference)
-    return _spread(_sums(_even(number), estimates, target, reference)[0].tolist(), known)
-
-
-def _even(number: int) -> Float[Tensor, "1 N"]:
-    return torch.full((1, number), 1 / number, dtype=torch.float64)
-
-
-def _check_estimates(estimates: Estimates, target: Float[Tensor, " d"] | None, reference: Estimates | None) -> int:
-    """How many estimates there are, if figures can be had from them."""
-    number = len(estimates.square)
-    if (target is None) == (reference is None):
-        raise ValueError("give either the true gradient or estimates by an unbiased estimator.")
-    if number < 2:
-        raise ValueError(f"{number} estimate has no spread; draw at least 2.")
-    if reference is not None and len(reference.square) != number:
-        raise ValueError(
-            f"the reference has {len(reference.square)} estimates and not {number}; draw both from the same prompts."
-        )
-    if target is not None:
-        check_target(target)
-    return number
-
-
-def _spread(sums: Sequence[float], known: str | None) -> Spread:
-    tokens, rewards, trace, signal, dot, size = sums
-    if known == "unbiased":
-        signal = dot = size
-    elif known == "proportional" and size > 0:
-        signal = dot**2 / size
-    return Spread(tokens, rewards, max(trace, 0.0), signal, dot, size)
-
-
-def _verdict(estimates: Estimates, target: Float[Tensor, " d"]) -> str:
-    """By the means of equal parts, as `sampled.sampled_certificate` has it, with 99 % confidence."""
-    each = len(estimates.square) // PARTS
-    if each < 2:
-        return "undecided"
-    means = estimates.gradient[: each * PARTS].unflatten(0, (PARTS, each)).mean(1)
-    return certify_means(means, target, each, each * PARTS, 0.99).verdict
-
-
-def _noise(
-    weight: Float[Tensor, "R N"], gradient: Float[Tensor, "N d"], mean: Float[Tensor, "R d"]
-) -> Float[Tensor, " R"]:
-    """What the noise of N estimates adds to the squared length of their mean: tr Cov / N."""
-    return (weight @ gradient.square().sum(-1) - mean.square().sum(-1)) / (weight.shape[1] - 1)
-
-
-def _sums(
-    weight: Float[Tensor, "R N"], estimates: Estimates, target: Float[Tensor, " d"] | None, reference: Estimates | None
-) -> Float[Tensor, "R 6"]:
-    """c, rewards, v, |E g|², <E g, ∇J>, |∇J|² from estimates that count with these weights, a row of weights each."""
-    number = weight.shape[1]
-    mean = weight @ estimates.gradient
-    signal = mean.square().sum(-1) - _noise(weight, estimates.gradient, mean)
-    trace = weight @ estimates.square - signal
-    if target is not None:
-        dot, size = mean @ target, (target @ target).expand(len(weight))
-    else:
-        assert reference is not None
-        other = weight @ reference.gradient
-        product = (estimates.gradient * reference.gradient).sum(-1)
-        shared = (weight @ product - (mean * other).sum(-1)) * number / (number - 1)
-        dot, size = (
-            (mean * other).sum(-1) - shared / number,
-            other.square().sum(-1) - _noise(weight, reference.gradient, other),
-        )
-    return torch.stack([weight @ estimates.tokens, weight @ estimates.rewards, trace, signal, dot, size], dim=-1)

@@ -1,13 +1,12 @@
 """Sweeps: one function on many cells, in parallel, on one machine or on many, and never the same cell twice.
 
-    results = run_cells(measure, [{"name": "rloo", "group_size": k, "seed": 0} for k in (2, 4, 8)],
-    folder=Path("sweep"), jobs=8)
+    cells = [{"name": "rloo", "group_size": k, "seed": 0} for k in (2, 4, 8)]
+    results = run_cells(measure, cells, folder=Path("sweep"), jobs=8)
 
 Every finished cell is a file of the folder at once, so a sweep that was stopped, by whatever, goes on where it was:
 
-    {"cell": {"name": "rloo", "group_size": 2, "seed": 0}, "function": "my_module:measure", "version": null, "llm_mdp":
-    "0.1.0",
-     "result": {…}}
+    {"cell": {"name": "rloo", "group_size": 2, "seed": 0}, "function": "my_module:measure", "version": null,
+     "llm_mdp": "0.1.0", "result": {…}}
 
 What decides a result is in the cell, its seed included; then the result is the same on every backend.
 """
@@ -21,7 +20,6 @@ import math
 import os
 import pickle
 import pkgutil
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -33,12 +31,7 @@ import torch
 
 from llm_mdp import __version__
 from llm_mdp.files import write_text
-
-BACKENDS = ("loky", "threading", "ray", "dask")
-"""Where cells are computed: processes of this machine, threads of this process, a Ray cluster, a Dask cluster."""
-
-CLUSTERS = {"ray": "ray", "dask": "distributed"}
-"""The package that a backend needs beyond joblib."""
+from llm_mdp.variance.workers import BACKENDS, CLUSTERS, workers
 
 Cell = dict[str, Any]
 """What one result depends on, in JSON: finite numbers, strings, true, false, null, lists and objects of these."""
@@ -73,7 +66,7 @@ def run_cells(
     folder: Path | None = None,
     jobs: int = 1,
     backend: str = "loky",
-    progress: Callable[[str], None] = lambda label: None,
+    tell: Callable[[str], None] = lambda label: None,
 ) -> list[Result]:
     """The function's result for each cell, in the order of the cells. Equal cells are computed once.
 
@@ -88,7 +81,7 @@ def run_cells(
     Args:
         function: makes a JSON object from a cell; at the top level of a module, unless `jobs` is 1 and there is no
             folder.
-        cells: JSON objects; `name` is what `progress` is told.
+        cells: JSON objects; `name` is what `tell` is told.
         folder: where finished cells are kept; made if it does not exist.
         jobs: how many cells at once. One: in this process, whatever the backend, with its torch threads. More: in
             workers, with one torch thread each, so the last digits of sums over large tensors may differ from those of
@@ -97,7 +90,7 @@ def run_cells(
             connected to, or else starts one here; Dask to that in DASK_SCHEDULER_ADDRESS, or else starts one here, for
             which a script needs its `if __name__ == "__main__":`. Workers on other machines need this package, and the
             module of the function, installed in the same versions.
-        progress: called with `cell.get("name", "")` as each cell is finished, those found in the folder first.
+        tell: called with `cell.get("name", "")` as each cell is finished, those found in the folder first.
 
     Raises:
         ValueError: for an argument out of range, before any cell is computed.
@@ -118,7 +111,7 @@ def run_cells(
         for key, result in finished:
             results[key] = result
             for label in labels[key]:
-                progress(label)
+                tell(label)
     return [copy.deepcopy(results[key]) for key in keys]
 
 
@@ -175,8 +168,7 @@ def _finish(
         ) from why.error
 
 
-# --- cells and their files
-# ----------------------------------------------------------------------------------------------------
+# --- cells and their files --------------------------------------------------------------------------------------------
 
 
 def _name(function: Callable[[Cell], Result]) -> str | None:
@@ -255,8 +247,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:200]} … {text[-100:]}"
 
 
-# --- computing them
-# -----------------------------------------------------------------------------------------------------------
+# --- computing them ---------------------------------------------------------------------------------------------------
 
 
 def _compute(function: Callable[[Cell], Result], cells: dict[str, Cell], jobs: int, backend: str) -> Generator[Outcome]:
@@ -291,7 +282,7 @@ def _compute_in_workers(
     # One cell a batch: a batch comes back, and is kept, as one.
     options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
     try:
-        with _workers(backend, jobs) as workers, joblib.parallel_config(workers, n_jobs=jobs):
+        with workers(backend, jobs) as pool, joblib.parallel_config(pool, n_jobs=jobs):
             outcomes: Any = joblib.Parallel(**options)(tasks())
             try:
                 for key, outcome in outcomes:
@@ -339,78 +330,3 @@ def _portable(error: Exception) -> Exception:
 
 def _in_words(error: Exception) -> str:
     return _cut(" ".join(f"{type(error).__name__}: {error}".split()))
-
-
-@contextlib.contextmanager
-def _workers(backend: str, jobs: int) -> Iterator[Any]:
-    """The backend as joblib takes it; it can be used as long as the context is open."""
-    if backend == "ray":
-        with _ray(jobs) as workers:
-            yield workers
-    elif backend == "dask":
-        with _dask(jobs) as workers:
-            yield workers
-    else:
-        # loky replaces a worker that has grown, and says so; nothing is lost, and nobody need know.
-        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor", UserWarning)
-        yield backend
-
-
-@contextlib.contextmanager
-def _ray(jobs: int) -> Iterator[Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    from ray.util.joblib.ray_backend import RayBackend
-    from ray.util.multiprocessing.pool import ResultThread
-
-    class Workers(RayBackend):
-        """Ray's backend inherits from joblib's pool of processes, which cannot hand on results one by one; Ray's own
-        pool can."""
-
-        supports_return_generator = True
-
-    connected, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
-    if not connected:
-        ray.init(address) if address else ray.init("local", num_cpus=jobs, include_dashboard=False)
-    try:
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        if jobs > cpus:
-            raise ValueError(f"jobs is {jobs}, but the Ray cluster has {cpus} CPUs; lower it or add nodes.")
-        # A CPU each: workers that need none may all be put on one node.
-        yield Workers(ray_remote_args={"num_cpus": 1})
-    finally:
-        if not connected:
-            # After an interruption these hear that their workers were ended; without Ray they would start it again.
-            for thread in threading.enumerate():
-                if isinstance(thread, ResultThread):
-                    thread.join()
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def _dask(jobs: int) -> Iterator[Any]:
-    import distributed
-    from joblib._dask import DaskDistributedBackend
-
-    class Workers(DaskDistributedBackend):
-        """joblib hears from Dask of cells that came back only, and would wait for ever for one whose worker was
-        lost."""
-
-        def submit(self, func: Any, callback: Any = None) -> Any:
-            future = super().submit(func, callback)
-            future.add_done_callback(lambda done: done.exception() and callback(done.exception()))
-            return future
-
-    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-    local: dict[str, Any] = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
-    with contextlib.ExitStack() as stack:
-        cluster = address or stack.enter_context(distributed.LocalCluster(**local))
-        client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
-        try:
-            client.run(pkgutil.resolve_name, "llm_mdp:__version__")
-        except ImportError as error:
-            # Dask restarts such a worker for ever.
-            raise ImportError(
-                f"a worker of the Dask cluster at {address} cannot import llm_mdp ({error}); install it there."
-            ) from error
-        yield Workers(client=client)

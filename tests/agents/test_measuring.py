@@ -17,9 +17,10 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.hidden_rewards import LastTokenReward
 from llm_mdp.sampling.evidence import as_worlds, take_world
 from llm_mdp.sampling.policies import TabularPolicy, logp_of
-from llm_mdp.sampling.shared_draws import Meter, Replay
+from llm_mdp.sampling.shared_draws import Meter, SharedDraws
 from llm_mdp.variance.allocation import exact_prices
-from llm_mdp.variance.measurement import Estimates, exact_measurement, sampled_measurement
+from llm_mdp.variance.measurement import exact_measurement
+from llm_mdp.variance.sampled import Estimates, sampled_measurement
 from llm_mdp.verify.certificate import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp_agents import measuring
@@ -52,8 +53,7 @@ def uniform(task: TokenMDPTask) -> TabularPolicy:
     return TabularPolicy.random(task.mdp.tree, task.mdp.prompt_tokens, torch.Generator(), scale=0.0)
 
 
-# --- sketches
-# -----------------------------------------------------------------------------------------------------------------
+# --- sketches ---------------------------------------------------------------------------------------------------------
 
 
 def parameters(*sizes: int) -> list[nn.Parameter]:
@@ -123,16 +123,15 @@ def test_inner_products_of_sketches_scatter_as_the_documentation_says(alike):
     assert float(errors.std()) < 1.2 * math.sqrt(2 / WIDTH)
 
 
-# --- one prompt at a time
-# -----------------------------------------------------------------------------------------------------
+# --- one prompt at a time ---------------------------------------------------------------------------------------------
 
 EXACT: dict[str, Estimator] = {
     "rloo K=2": RLOO(2),
     "rloo K=4": RLOO(4),
     "grpo": GRPO(4),
     "remax": ReMax(),
-    "trepo": TRePO(2, boundary=EveryNTokens(1), samples=2, group_baseline=True),
-    "vineppo": VinePPO(boundary=AtSteps((1,)), samples=1),
+    "trepo": TRePO(2, boundary=EveryNTokens(1), temperatures=(1.0,) * 2, group_baseline=True),
+    "vineppo": VinePPO(boundary=AtSteps((1,)), temperatures=(1.0,)),
     "over the length": REINFORCE(reduction="sequence_mean"),
 }
 
@@ -185,7 +184,7 @@ GROUPS: dict[str, Estimator] = {
     "over the length": GRPO(8, reduction="sequence_mean"),
     "token mean": RLOO(4, reduction="token_mean"),
     "remax": ReMax(),
-    "trepo": TRePO(2, samples=2, lam=0.5, group_baseline=True),
+    "trepo": TRePO(2, temperatures=(1.0,) * 2, lam=0.5, group_baseline=True),
 }
 
 
@@ -198,7 +197,7 @@ def test_a_transformer_s_streamed_gradients_are_autograd_s_own(task):
     )
     assert sum(p.numel() for p in policy.parameters()) <= WIDTH
     found, batch = shared_estimates(GROUPS, policy, sampler(policy, task, prompts=3), 8, sketch_of(policy))
-    replay = Replay(sampler(policy, task, prompts=3), 8)
+    replay = SharedDraws(sampler(policy, task, prompts=3), 8)
     assert torch.equal(replay.batch.tokens, batch.rollouts.tokens) and torch.equal(replay.reward, batch.response_reward)
     for name, estimator in GROUPS.items():
         gradient, square, tokens, rewards, parts = 0.0, 0.0, 0.0, 0.0, 8 // estimator.group_size
@@ -228,7 +227,7 @@ def test_a_large_model_s_sketches_have_the_inner_products_of_its_gradients():
     assert sum(p.numel() for p in policy.parameters()) > 2 * WIDTH
     listed = {"rloo": RLOO(4)}
     found, _ = shared_estimates(listed, policy, sampler(policy, task), 4, sketch_of(policy))
-    replay = Replay(sampler(policy, task), 4)
+    replay = SharedDraws(sampler(policy, task), 4)
     worlds = as_worlds(listed["rloo"].collect(replay), 4)
     whole = torch.stack([own_gradient(listed["rloo"], policy, take_world(worlds, prompt)) for prompt in range(6)])
     estimates = found["rloo"]
@@ -282,7 +281,7 @@ def test_a_group_without_signal_costs_no_pass_and_has_no_gradient(monkeypatch):
 def test_costs_are_those_of_the_estimator_and_not_of_the_batch():
     """Alone, the sampler's own count; in company, its share of what all of them drew."""
     policy = INSTANCE.policy
-    for estimator in (RLOO(3), TRePO(3, samples=2), ReMax(3)):
+    for estimator in (RLOO(3), TRePO(3, temperatures=(1.0,) * 2), ReMax(3)):
         source = sampler(policy, prompts=20)
         estimates = shared_estimates({"it": estimator}, policy, source, 3, sketch_of(policy))[0]["it"]
         assert (
@@ -290,7 +289,7 @@ def test_costs_are_those_of_the_estimator_and_not_of_the_batch():
             and float(estimates.rewards.sum()) == source.cost.rewards
         )
     source = sampler(policy, prompts=20)
-    listed = {"rloo": RLOO(2), "few": TRePO(2, samples=1), "many": TRePO(2, samples=3)}
+    listed = {"rloo": RLOO(2), "few": TRePO(2, temperatures=(1.0,)), "many": TRePO(2, temperatures=(1.0,) * 3)}
     found, batch = shared_estimates(listed, policy, source, 4, sketch_of(policy))
     length = batch.rollouts.length.view(20, 4).double()
     assert torch.equal(found["rloo"].tokens, length.sum(1) / 2) and torch.equal(
@@ -315,8 +314,7 @@ def test_what_cannot_share_a_batch_is_said_in_a_sentence():
         )
 
 
-# --- a task
-# -------------------------------------------------------------------------------------------------------------------
+# --- a task -----------------------------------------------------------------------------------------------------------
 
 LISTED: dict[str, Estimator] = {name: EXACT[name] for name in ("rloo K=2", "grpo", "trepo")}
 KNOWN = {"rloo K=2": "unbiased", "trepo": "unbiased"}
@@ -337,7 +335,7 @@ def measured_task(prompts: int, seed: int = 0, listed=LISTED, **options):
 
 def test_facts_of_a_task_are_those_of_the_token_mdp():
     done: list[int] = []
-    measured, facts = measured_task(1000, prompts_at_once=300, progress=done.append)
+    measured, facts = measured_task(1000, prompts_at_once=300, tell=done.append)
     assert done == [300, 600, 900, 1000]
     p, e = problem(), problem().enumeration
     chance = INSTANCE.mdp.prompt_probability[:, None] * e.probability
@@ -401,8 +399,7 @@ def test_a_spread_needs_two_prompts():
         measured_task(1)
 
 
-# --- a pilot
-# ------------------------------------------------------------------------------------------------------------------
+# --- a pilot ----------------------------------------------------------------------------------------------------------
 
 
 def pilot(task: TokenMDPTask, prompts: int, budget: float = 3000.0, seed: int = 0, **options):
@@ -467,8 +464,8 @@ def test_a_pilot_without_any_signal_says_so():
         replace(task.mdp, token_reward=LastTokenReward(lambda prompt, tokens, mask: torch.ones(tokens.shape[:-1])))
     )
     sentence = (
-        r"^the 8 responses to every prompt of the pilot batch have the same reward, so nothing tells one split from another; take more "
-        r"prompts or an easier task, or leave budget out\.$"
+        r"^the 8 responses to every prompt of the pilot batch have the same reward, so nothing tells one split from "
+        r"another; take more prompts or an easier task, or leave budget out\.$"
     )
     with pytest.raises(ValueError, match=sentence):
         pilot(silent, 10)

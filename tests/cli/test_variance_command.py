@@ -19,11 +19,13 @@ from llm_mdp.cli import __main__ as cli
 from llm_mdp.cli import variance as variance_command
 from llm_mdp.cli.variance import AXES, TYPICAL, VarianceArguments, check, plan
 from llm_mdp.estimators.algorithms import RLOO
-from llm_mdp.exact.instances import random_instance, write_instance
+from llm_mdp.exact.instance_files import write_instance
+from llm_mdp.exact.instances import random_instance
+from llm_mdp.variance.benches import make_bench
 from llm_mdp.variance.comparison import best_by_budget, on_frontier, recommendation
 from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, candidates
 from llm_mdp.variance.measurement import exact_measurement
-from llm_mdp.variance.setting import Setting, make_world
+from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.problem import Problem
 from llm_mdp_agents.measuring import measure_task
 from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
@@ -91,8 +93,7 @@ def same(row: dict, expected: dict, rel: float = 1e-9) -> None:
             assert end == (None if value is None else pytest.approx(value, rel=rel, abs=1e-12)), name
 
 
-# --- what is measured
-# ---------------------------------------------------------------------------------------------------------
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def test_without_options_three_typical_settings_and_every_default_candidate():
@@ -140,17 +141,17 @@ def test_every_axis_reaches_the_setting(axis):
 
 
 def test_the_rows_are_those_of_the_measuring_functions(variance):
-    """Exact ones and drawn ones, on a tree: by `Setting` and `make_world`, and once more by enumeration itself."""
+    """Exact ones and drawn ones, on a tree: by `Setting` and `make_bench`, and once more by enumeration itself."""
     names = "rloo grpo remax trepo vineppo theorem-2"
     assert (
         variance(f"{names} {SMALL} --prompts 2 --gamma 0.9 --seed 3 --budget 700 --group-sizes 2 3 --lams 0.5")[0] == 0
     )
     (setting,) = document()["settings"]
-    world = make_world(Setting(vocab_size=2, horizon=2, prompts=2, gamma=0.9, seed=3))
+    bench = make_bench(Setting(vocab_size=2, horizon=2, prompts=2, gamma=0.9, seed=3))
     listed = candidates(names.split(), Grid((2, 3), lams=(0.5,)), 2)
     assert [row["label"] for row in setting["rows"]] == [candidate.label for candidate in listed]
     for row, candidate in zip(setting["rows"], listed):
-        same(row, world.measure(candidate.build(world.setup), 2000, 3, candidate.known).row(700))
+        same(row, bench.measure(candidate.build(bench.setup), 2000, 3, candidate.known).row(700))
         assert row["options"] == candidate.options and row["given_values"] == (candidate.name == "theorem-2")
     p = Problem(random_instance(2, 2, gamma=0.9, n_prompts=2, seed=3))
     exact = exact_measurement(RLOO(3), p.enumeration, p.target("reward"), p.magnitude("reward"))
@@ -170,10 +171,10 @@ def test_rows_on_a_chain_and_on_a_transformer(variance):
         == 0
     )
     chain, network = document()["settings"]
-    world = make_world(Setting("ngram", 2, 3, seed=2))
-    same(rows_of(chain)["rloo K=2"], world.measure(RLOO(2), 200, 2, "unbiased").row(2000))
+    bench = make_bench(Setting("ngram", 2, 3, seed=2))
+    same(rows_of(chain)["rloo K=2"], bench.measure(RLOO(2), 200, 2, "unbiased").row(2000))
     assert rows_of(chain)["rloo K=2"]["samples"] is None
-    made = make_world(Setting("transformer", 2, 3, seed=2), variance_command._transformer)
+    made = make_bench(Setting("transformer", 2, 3, seed=2), variance_command._transformer)
     same(rows_of(network)["rloo K=2"], made.measure(RLOO(2), 200, 2).row(2000))
     assert rows_of(network)["rloo K=2"]["samples"] is None and document()["sweep"] == "policy"
     assert (
@@ -183,7 +184,7 @@ def test_rows_on_a_chain_and_on_a_transformer(variance):
     (chain,) = document()["settings"]
     same(
         rows_of(chain)["rloo K=2"],
-        make_world(Setting("ngram", 8, 12, seed=2)).measure(RLOO(2), 200, 2, "unbiased").row(2000),
+        make_bench(Setting("ngram", 8, 12, seed=2)).measure(RLOO(2), 200, 2, "unbiased").row(2000),
     )
     assert rows_of(chain)["rloo K=2"]["samples"] == 200 and rows_of(chain)["rloo K=2"]["intervals"]["trace_covariance"]
 
@@ -294,12 +295,11 @@ def test_a_run_s_own_policy_and_environment(variance, here):
     same(rows_of(setting)["rloo K=2"], measured["rloo K=2"].row(2000), rel=1e-6)
     assert (
         setting["J"] == pytest.approx(facts["J"])
-        and setting["J"] > make_world(Setting(vocab_size=2, horizon=2)).facts()["J"]
+        and setting["J"] > make_bench(Setting(vocab_size=2, horizon=2)).facts()["J"]
     )
 
 
-# --- what is written
-# ----------------------------------------------------------------------------------------------------------
+# --- what is written --------------------------------------------------------------------------------------------------
 
 
 def test_document_table_and_page_agree(variance, here):
@@ -356,8 +356,7 @@ def test_help_names_every_option(variance):
         assert f"--{option}" in said
 
 
-# --- what is never computed twice
-# ---------------------------------------------------------------------------------------------
+# --- what is never computed twice -------------------------------------------------------------------------------------
 
 
 def test_a_second_call_computes_nothing(variance, computed, here):
@@ -429,13 +428,13 @@ def test_a_reward_models_scores_are_what_is_measured(variance, here):
     )
     model.score.weight.data.mul_(100)
     model.save_pretrained(here / "judge")
-    words = f"rloo --env Arithmetic --env-args digits=1 --model small --width 16 --layers 1 --prompts 16 --warm-start 0 {FEW}"
+    small = "--model small --width 16 --layers 1 --warm-start 0"
+    words = f"rloo --env Arithmetic --env-args digits=1 {small} --prompts 16 {FEW}"
     assert variance(f"{words} --out own")[0] == variance(f"{words} --scored-by judge --out judged")[0] == 0
     assert 0 <= document("own")["settings"][0]["J"] <= 1 < abs(document("judged")["settings"][0]["J"])
 
 
-# --- what is refused
-# ----------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 REFUSED = {
     "--budget 0": "--budget is 0; a batch has a positive number of tokens.",
@@ -444,11 +443,17 @@ REFUSED = {
     "--estimates 99": "--estimates is 99; intervals need at least 100.",
     "--out file.txt": "--out is file.txt, which is a file; name a folder.",
     "--instance mine.json --vocab 3": "--instance says everything about the setting; leave --vocab out.",
-    "--instance mine.json --gamma 0.5 --horizon 3": "--instance says everything about the setting; leave --horizon out.",
+    "--instance mine.json --gamma 0.5 --horizon 3": (
+        "--instance says everything about the setting; leave --horizon out."
+    ),
     "--instance mine.json --prompts 2": "--instance says everything about the setting; leave --prompts out.",
     "--instance none.json": "none.json: there is no such file; `llm-mdp verify --save-instance FILE` writes one.",
-    "--env Tabular --vocab 3": "--vocab is for token MDPs that are made here; leave it out, or leave out --env and --run.",
-    "--run runs/x --policy ngram": "--policy is for token MDPs that are made here; leave it out, or leave out --env and --run.",
+    "--env Tabular --vocab 3": (
+        "--vocab is for token MDPs that are made here; leave it out, or leave out --env and --run."
+    ),
+    "--run runs/x --policy ngram": (
+        "--policy is for token MDPs that are made here; leave it out, or leave out --env and --run."
+    ),
     "--env Tabular --instance mine.json": (
         "--instance is for token MDPs that are made here; leave it out, or leave out --env and --run."
     ),
@@ -456,7 +461,9 @@ REFUSED = {
     "--run runs/x --width 32": "--run brings its own model; leave the options of a model out.",
     "--run runs/x --warm-start 3": "--run brings a trained policy; leave --warm-start out.",
     "--env Arithmetic --warm-start -1": "--warm-start is -1; it must be at least 0.",
-    "--env Tabular --warm-start 3": "Tabular has no answers to learn from; leave --warm-start out, or begin with a trained --model.",
+    "--env Tabular --warm-start 3": (
+        "Tabular has no answers to learn from; leave --warm-start out, or begin with a trained --model."
+    ),
     "--env Tabular --engine vllm": "--engine is vllm, but the model itself draws what is measured; leave it out.",
     "--env-args digits=1": "--env-args and other options of a model say something about a task; name one with --env.",
     "--model small": "--model and other options of a model say something about a task; name one with --env.",
@@ -470,11 +477,15 @@ REFUSED = {
         "seed."
     ),
     "--run runs/none": "runs/none holds no run; start one with `llm-mdp train`.",
-    "theorem-2 --env Tabular": "theorem-2 needs values of states, which are known on token MDPs only; leave it out with --env.",
+    "theorem-2 --env Tabular": (
+        "theorem-2 needs values of states, which are known on token MDPs only; leave it out with --env."
+    ),
     "rlo": "there is no estimator 'rlo'; did you mean rloo?",
     "none.py:Mine": "there is no file none.py.",
     "own.py:Yours": "own.py has no 'Yours'; it defines Mine.",
-    "no_module:Mine": "module 'no_module' cannot be imported (No module named 'no_module'); a file is written FILE.py:CLASS.",
+    "no_module:Mine": (
+        "module 'no_module' cannot be imported (No module named 'no_module'); a file is written FILE.py:CLASS."
+    ),
     "--vocab 1": "vocab_size is 1; it must be a whole number of at least 2.",
     "--horizon 2 0": "horizon is 0; it must be a whole number of at least 1.",
     "--gamma 2": "gamma is 2.0; the discount must be a number in (0, 1].",
@@ -546,8 +557,9 @@ def test_the_exit_status_of_the_command_itself(here):
 
 def test_what_can_be_passes_the_check(here):
     for options in (
-        {}, {"budget": 0.1}, {"estimates": 100}, {"prompts": (3, 4)}, {"instance": Path("x.json")}, {"env": "Tabular", "prompts": (2,)},
-        {"env": "Arithmetic", "env_args": ("digits=1",), "model": ModelConfig("small"), "warm_start": 0}, {"run": Path("runs/x")},
+        {}, {"budget": 0.1}, {"estimates": 100}, {"prompts": (3, 4)}, {"instance": Path("x.json")},
+        {"env": "Tabular", "prompts": (2,)}, {"run": Path("runs/x")},
+        {"env": "Arithmetic", "env_args": ("digits=1",), "model": ModelConfig("small"), "warm_start": 0},
     ):  # fmt: skip
         check(replace(VarianceArguments(), **options))
 
@@ -559,7 +571,7 @@ def test_a_cell_is_all_that_its_result_depends_on():
     )
     cells = json.loads(json.dumps(each.cells))
     found = [variance_command.measure_cell(cell) for cell in cells]
-    variance_command._world.cache_clear()
+    variance_command._bench.cache_clear()
     again = [variance_command.measure_cell(cell) for cell in reversed(cells)]
     assert found == again[::-1]
     assert Candidate(cells[1]["candidate"]["name"], cells[1]["candidate"]["options"]) == each.listed[0]

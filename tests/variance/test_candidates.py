@@ -16,19 +16,19 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import TabularValue
 from llm_mdp.sampling.sampler import PolicySampler
+from llm_mdp.variance.benches import TreeBench, make_bench
 from llm_mdp.variance.grid import DEFAULT, KINDS, SHORT, Candidate, Grid, NeedsExactValues, Setup, candidates
-from llm_mdp.variance.setting import Setting, TreeWorld, make_world
+from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.certificate import Certificate, exact_certificate, exact_moments
 from tests.strategies import generators, instances
 
 
-def certificate(estimator: Estimator, world: TreeWorld) -> Certificate:
-    p = world.problem
-    return exact_certificate(estimator, world.enumeration, world.target, p.magnitude("reward"))
+def certificate(estimator: Estimator, bench: TreeBench) -> Certificate:
+    p = bench.problem
+    return exact_certificate(estimator, bench.enumeration, bench.target, p.magnitude("reward"))
 
 
-# --- what is known of them
-# ------------------------------------------------------------------------------------------------------
+# --- what is known of them --------------------------------------------------------------------------------------------
 
 EVERY_KIND = Grid(
     group_sizes=(1, 2, 3), positions=(1, 2), branches=(1, 2), lams=(0.0, 0.5, 1.0), critic_errors=(0.0, 0.7)
@@ -38,26 +38,26 @@ EVERY_KIND = Grid(
 @settings(deadline=None, max_examples=12)
 @given(instances(max_vocab=3, max_horizon=3, max_prompts=2))
 def test_what_is_known_of_every_kind_holds_on_every_instance(instance):
-    world = TreeWorld(instance)
-    assume(world.problem.has_gradient())
+    bench = TreeBench(instance)
+    assume(bench.problem.has_gradient())
     checked = set()
     for candidate in candidates(KINDS, EVERY_KIND, instance.mdp.horizon):
-        estimator = candidate.build(world.setup)
-        if candidate.known is None or world.enumeration.tree.n_leaves**estimator.group_size > 4_000:
+        estimator = candidate.build(bench.setup)
+        if candidate.known is None or bench.enumeration.tree.n_leaves**estimator.group_size > 4_000:
             continue
-        assert certificate(estimator, world).verdict == candidate.known, candidate.label
+        assert certificate(estimator, bench).verdict == candidate.known, candidate.label
         checked.add(candidate.name)
     assert checked == {name for name in KINDS if name not in ("grpo", "grpo-length", "trepo-paper")}
 
 
 def test_every_default_candidate_has_the_verdict_that_is_known_of_it():
     """The whole grid on one small instance, K = 8 included; biased where nothing is known."""
-    world = make_world(Setting(vocab_size=2, horizon=2, seed=5))
-    assert isinstance(world, TreeWorld)
+    bench = make_bench(Setting(vocab_size=2, horizon=2, seed=5))
+    assert isinstance(bench, TreeBench)
     found: dict[str, set[str]] = {}
     for candidate in candidates(DEFAULT, Grid(), 2):
         try:
-            verdict = certificate(candidate.build(world.setup), world).verdict
+            verdict = certificate(candidate.build(bench.setup), bench).verdict
         except TooLarge:
             assert candidate.name == "trepo" and candidate.options["group_size"] == 8
             continue
@@ -89,11 +89,11 @@ def test_values_that_were_given_for_nothing_are_marked():
 
 def test_candidates_are_what_they_are_called():
     """Where another name of the zoo, or a limit, says the same."""
-    world = make_world(Setting(vocab_size=3, horizon=3, gamma=0.9, prompts=2, seed=3))
-    assert isinstance(world, TreeWorld)
+    bench = make_bench(Setting(vocab_size=3, horizon=3, gamma=0.9, prompts=2, seed=3))
+    assert isinstance(bench, TreeBench)
 
     def moments(name: str, **options):
-        return exact_moments(Candidate(name, options).build(world.setup), world.enumeration)
+        return exact_moments(Candidate(name, options).build(bench.setup), bench.enumeration)
 
     def same(one, other) -> bool:
         return torch.allclose(one.mean, other.mean, rtol=1e-9, atol=1e-12) and one.trace_covariance == pytest.approx(
@@ -116,20 +116,20 @@ def test_candidates_are_what_they_are_called():
     assert noise[0] == pytest.approx(4 * noise[1], rel=1e-6) and noise[1] > 0
     dr, grpo = (
         moments("dr-grpo", group_size=2),
-        exact_moments(GRPO(group_size=2, scale_by_std=False), world.enumeration),
+        exact_moments(GRPO(group_size=2, scale_by_std=False), bench.enumeration),
     )
     torch.testing.assert_close(3 * dr.mean, grpo.mean, rtol=1e-9, atol=1e-12)
     printed = exact_moments(
-        TRePO(boundary=AtSteps((0, 1)), samples=3, pooled=True, interpolated=True, temperatures=(0.0, 0.5, 1.0)),
-        world.enumeration,
+        TRePO(boundary=AtSteps((0, 1)), pooled=True, interpolated=True, temperatures=(0.0, 0.5, 1.0)),
+        bench.enumeration,
     )
     assert same(moments("trepo-paper", positions=2, branches=3), printed)
 
 
 def test_the_mean_reward_as_a_baseline_saves_variance_where_most_responses_are_right():
-    world = make_world(Setting(rewards="outcome", success=0.8, seed=2))
+    bench = make_bench(Setting(rewards="outcome", success=0.8, seed=2))
     plain, less_mean = (
-        exact_moments(Candidate(name).build(world.setup), world.enumeration) for name in ("reinforce", "reinforce-mean")
+        exact_moments(Candidate(name).build(bench.setup), bench.enumeration) for name in ("reinforce", "reinforce-mean")
     )
     torch.testing.assert_close(plain.mean, less_mean.mean, rtol=1e-9, atol=1e-12)
     assert less_mean.trace_covariance < 0.6 * plain.trace_covariance
@@ -148,8 +148,7 @@ def test_a_response_of_full_length_has_as_many_boundaries_as_the_label_says(hori
             assert (begins[0], len(begins)) == (0, positions)
 
 
-# --- the grid
-# -----------------------------------------------------------------------------------------------------------------
+# --- the grid ---------------------------------------------------------------------------------------------------------
 
 
 def by_hand(name: str, grid: Grid) -> set[tuple]:
@@ -209,8 +208,7 @@ def test_labels():
     assert len(set(labels)) == len(labels)
 
 
-# --- own estimators
-# -----------------------------------------------------------------------------------------------------------
+# --- own estimators ---------------------------------------------------------------------------------------------------
 
 
 def test_a_class_in_a_file_is_loaded_by_whoever_knows_how():
@@ -226,8 +224,7 @@ def test_a_class_in_a_file_is_loaded_by_whoever_knows_how():
     assert Candidate("rloo", {"group_size": 2}).build(Setup(4), load) == RLOO(group_size=2) and len(asked) == 1
 
 
-# --- errors
-# -------------------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -281,8 +278,7 @@ def test_values_that_nobody_knows():
         Candidate("theorem-2-optimal").build(Setup(4, critic=lambda error: None))
 
 
-# --- the mean of the others as the value of the prompt
-# ----------------------------------------------------------------------------
+# --- the mean of the others as the value of the prompt ----------------------------------------------------------------
 
 STOPPING = (EveryNTokens(1), EveryNTokens(2), AfterTokens((1,)), AtSteps((1,)), AtSteps(()))
 
@@ -309,16 +305,16 @@ def test_without_later_boundaries_it_is_leave_one_out(instance, kind, group_size
     st.integers(1, 2),
 )
 def test_the_mean_of_the_others_is_unbiased_wherever_segments_begin(instance, kind, boundary, lam, samples):
-    world = TreeWorld(instance)
-    assume(world.problem.has_gradient())
-    estimator = kind(group_size=2, boundary=boundary, samples=samples, lam=lam, group_baseline=True)
-    assert certificate(estimator, world).verdict == "unbiased"
+    bench = TreeBench(instance)
+    assume(bench.problem.has_gradient())
+    estimator = kind(group_size=2, boundary=boundary, temperatures=(1.0,) * samples, lam=lam, group_baseline=True)
+    assert certificate(estimator, bench).verdict == "unbiased"
 
 
 def test_no_branches_at_the_prompt_where_the_others_are_its_value():
     instance = random_instance(3, 4, seed=2)
     drawn = [
-        TRePO(group_size=2, samples=1, group_baseline=group).collect(
+        TRePO(group_size=2, temperatures=(1.0,), group_baseline=group).collect(
             PolicySampler(instance.policy, instance.mdp, torch.Generator().manual_seed(0), 50)
         )
         for group in (False, True)
@@ -342,18 +338,17 @@ def test_there_must_be_others():
             TRePO(group_size=2, group_baseline=True, **other)
 
 
-# --- baselines of the state
-# -------------------------------------------------------------------------------------------------------
+# --- baselines of the state -------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=25)
 @given(instances(kinds=("table", "n-gram"), max_horizon=3), generators())
 def test_any_baseline_of_the_state_is_unbiased(instance, generator):
-    world = TreeWorld(instance)
-    assume(world.problem.has_gradient())
+    bench = TreeBench(instance)
+    assume(bench.problem.has_gradient())
     baseline = TabularValue.random(instance.mdp.tree, instance.mdp.prompt_tokens, generator, scale=3.0)
-    estimator = WithBaseline(critic=world.problem.exact_u, baseline=baseline)
-    assert certificate(estimator, world).verdict == "unbiased"
+    estimator = WithBaseline(critic=bench.problem.exact_u, baseline=baseline)
+    assert certificate(estimator, bench).verdict == "unbiased"
 
 
 def perturbed(baseline: TabularValue, level: int, prompt: int, place: int, by: float) -> TabularValue:
@@ -366,16 +361,16 @@ def perturbed(baseline: TabularValue, level: int, prompt: int, place: int, by: f
 def test_no_other_baseline_of_any_state_has_less_variance_than_the_optimal_one(seed):
     """On a table, where states share no parameters."""
     instance = random_instance(3, 3, gamma=0.9, n_prompts=2, seed=seed)
-    world = TreeWorld(instance)
-    optimal = world.optimal_baseline
+    bench = TreeBench(instance)
+    optimal = bench.optimal_baseline
 
     def trace(baseline) -> float:
         return exact_moments(
-            WithBaseline(critic=world.problem.exact_u, baseline=baseline), world.enumeration
+            WithBaseline(critic=bench.problem.exact_u, baseline=baseline), bench.enumeration
         ).trace_covariance
 
     least = trace(optimal)
-    assert least < exact_moments(Theorem2(critic=world.problem.exact_u), world.enumeration).trace_covariance
+    assert least < exact_moments(Theorem2(critic=bench.problem.exact_u), bench.enumeration).trace_covariance
     for level, values in enumerate(optimal.levels):
         for prompt, place in product(range(values.shape[0]), range(values.shape[1])):
             for by in (-0.2, 0.2):

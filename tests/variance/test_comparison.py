@@ -41,8 +41,7 @@ def rows(draw: st.DrawFn, given_values: bool = True, least: int = 1) -> list[dic
     return found
 
 
-# --- who competes
-# -------------------------------------------------------------------------------------------------------------
+# --- who competes -----------------------------------------------------------------------------------------------------
 
 
 def dominated(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -75,8 +74,7 @@ def test_whoever_was_given_values_pushes_nobody_off():
     assert on_frontier([row("rloo", 0.9, 100.0), row("oracle", 1.0, 1.0, given_values=True)]) == {"rloo"}
 
 
-# --- budgets
-# ------------------------------------------------------------------------------------------------------------------
+# --- budgets ----------------------------------------------------------------------------------------------------------
 
 
 def by_hand(each: dict[str, Any], budget: float) -> float:
@@ -141,8 +139,7 @@ def test_the_budget_for_a_progress_buys_it(cosine, q, wanted):
         assert progress_of(each, needed) == pytest.approx(wanted, rel=1e-6) == by_hand(each, needed)
 
 
-# --- the sentence
-# -------------------------------------------------------------------------------------------------------------
+# --- the sentence -----------------------------------------------------------------------------------------------------
 
 RLOO = row("rloo K=4", 1.0, 250.0, tokens=40.0)
 

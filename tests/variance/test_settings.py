@@ -13,19 +13,15 @@ from hypothesis import strategies as st
 
 from llm_mdp.estimators.algorithms import PPO, REINFORCE, RLOO, TRePO
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.instances import random_instance, write_instance
+from llm_mdp.exact.instance_files import write_instance
+from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.ngram_gradient import expected_length
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.variance.setting import (
-    NgramWorld,
-    Setting,
-    TreeWorld,
-    chain_of,
-    make_world,
-    mean_entropy,
-    stream,
-    with_entropy,
-)
+from llm_mdp.variance.benches import NgramBench, TreeBench, make_bench
+from llm_mdp.variance.chains import chain_of
+from llm_mdp.variance.entropy import mean_entropy, with_entropy
+from llm_mdp.variance.rewards import stream
+from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.certificate import exact_moments
 from llm_mdp_agents.lm.policy import tiny_transformer
 from tests.exact.test_enumeration import Plain, plain_leaves
@@ -33,26 +29,25 @@ from tests.strategies import padded
 
 
 @cache
-def tree(**options) -> TreeWorld:
-    world = make_world(Setting(**options))
-    assert isinstance(world, TreeWorld)
-    return world
+def tree(**options) -> TreeBench:
+    bench = make_bench(Setting(**options))
+    assert isinstance(bench, TreeBench)
+    return bench
 
 
 @cache
-def chain(**options) -> NgramWorld:
-    """At any horizon, where `make_world` would enumerate the short ones."""
-    return NgramWorld(*chain_of(Setting(policy="ngram", **options)))
+def chain(**options) -> NgramBench:
+    """At any horizon, where `make_bench` would enumerate the short ones."""
+    return NgramBench(*chain_of(Setting(policy="ngram", **options)))
 
 
-def responses(world: TreeWorld) -> list[tuple[float, list[Plain]]]:
+def responses(bench: TreeBench) -> list[tuple[float, list[Plain]]]:
     """Every response to every prompt, by loops in plain Python: the prompt's probability and its leaves."""
-    mdp = world.instance.mdp
-    return [(asked.probability, plain_leaves(world.instance, prompt)) for prompt, asked in enumerate(mdp.prompts)]
+    mdp = bench.instance.mdp
+    return [(asked.probability, plain_leaves(bench.instance, prompt)) for prompt, asked in enumerate(mdp.prompts)]
 
 
-# --- facts
-# --------------------------------------------------------------------------------------------------------------------
+# --- facts ------------------------------------------------------------------------------------------------------------
 
 SHAPES = {
     "table": {"horizon": 3, "gamma": 0.9, "prompts": 2},
@@ -63,10 +58,10 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_facts_are_those_of_all_responses(name):
-    world = tree(**SHAPES[name])
+    bench = tree(**SHAPES[name])
     J = length = success = surprise = visits = 0.0
     outcomes = True
-    for probability, leaves in responses(world):
+    for probability, leaves in responses(bench):
         assert sum(leaf.chance for leaf in leaves) == pytest.approx(1)
         for leaf in leaves:
             chance = probability * leaf.chance
@@ -77,38 +72,37 @@ def test_facts_are_those_of_all_responses(name):
             # E[-log π(W)] is the sum of the entropies on the way.
             surprise += chance * -math.log(leaf.chance)
             visits += chance * len(leaf.tokens)
-    facts = world.facts()
-    assert facts["J"] == world.setup.J == pytest.approx(J)
+    facts = bench.facts()
+    assert facts["J"] == bench.setup.J == pytest.approx(J)
     assert outcomes == (name == "outcome")
     assert (facts["expected_length"], facts["success"]) == (
         pytest.approx(length),
         pytest.approx(success) if outcomes else None,
     )
     assert facts["entropy"] == pytest.approx(surprise / visits)
-    assert facts["grad_norm"] == pytest.approx(float(exact_moments(REINFORCE(), world.enumeration).mean.norm()))
+    assert facts["grad_norm"] == pytest.approx(float(exact_moments(REINFORCE(), bench.enumeration).mean.norm()))
     json.dumps(facts, allow_nan=False)
 
 
 def test_facts_of_a_chain_are_those_of_its_tree():
-    world = chain(vocab_size=3, horizon=4, gamma=0.9)
-    e = Enumeration(world.mdp, world.policy)
-    facts = world.facts()
-    assert facts["J"] == world.setup.J == pytest.approx(float(e.probability[0] @ e.response_reward[0]))
+    bench = chain(vocab_size=3, horizon=4, gamma=0.9)
+    e = Enumeration(bench.mdp, bench.policy)
+    facts = bench.facts()
+    assert facts["J"] == bench.setup.J == pytest.approx(float(e.probability[0] @ e.response_reward[0]))
     assert facts["expected_length"] == pytest.approx(float(e.probability[0] @ e.length.double()))
-    torch.testing.assert_close(world.target, exact_moments(REINFORCE(), e).mean, rtol=1e-9, atol=1e-12)
-    assert facts["grad_norm"] == pytest.approx(float(world.target.norm()))
+    torch.testing.assert_close(bench.target, exact_moments(REINFORCE(), e).mean, rtol=1e-9, atol=1e-12)
+    assert facts["grad_norm"] == pytest.approx(float(bench.target.norm()))
     json.dumps(facts, allow_nan=False)
 
 
-# --- what was asked for
-# -------------------------------------------------------------------------------------------------------
+# --- what was asked for -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entropy", [0.05, 0.5, 1.0, 1.38])
 @pytest.mark.parametrize("prompts", [1, 2])
 def test_a_table_has_the_entropy_asked_for(entropy, prompts):
-    world = tree(entropy=entropy, prompts=prompts, gamma=0.9)
-    assert world.facts()["entropy"] == pytest.approx(entropy, rel=1e-9)
+    bench = tree(entropy=entropy, prompts=prompts, gamma=0.9)
+    assert bench.facts()["entropy"] == pytest.approx(entropy, rel=1e-9)
     same, plain = (
         tree(prompts=prompts, gamma=0.9, **options).instance.policy for options in ({"entropy": entropy}, {})
     )
@@ -120,16 +114,16 @@ def test_a_table_has_the_entropy_asked_for(entropy, prompts):
 @pytest.mark.parametrize("entropy", [0.3, 0.7, 1.2])
 def test_a_chain_has_the_entropy_asked_for(entropy, horizon):
     """Over the tokens that it draws, as on a table."""
-    world = chain(entropy=entropy, horizon=horizon)
-    assert mean_entropy(Enumeration(world.mdp, world.policy)) == pytest.approx(entropy, rel=0.01)
+    bench = chain(entropy=entropy, horizon=horizon)
+    assert mean_entropy(Enumeration(bench.mdp, bench.policy)) == pytest.approx(entropy, rel=0.01)
 
 
 @pytest.mark.parametrize(("horizon", "length"), [(4, 2.5), (40, 12.0), (300, 250.0)])
 def test_a_chain_has_the_length_asked_for(horizon, length):
-    world = chain(vocab_size=3, horizon=horizon, length=length)
-    assert world.facts()["expected_length"] == pytest.approx(length, rel=1e-6)
-    drawn = world.policy.sample(
-        world.mdp.prompt_tokens, 4_000, eos=0, horizon=horizon, generator=torch.Generator().manual_seed(0)
+    bench = chain(vocab_size=3, horizon=horizon, length=length)
+    assert bench.facts()["expected_length"] == pytest.approx(length, rel=1e-6)
+    drawn = bench.policy.sample(
+        bench.mdp.prompt_tokens, 4_000, eos=0, horizon=horizon, generator=torch.Generator().manual_seed(0)
     ).length
     assert float(drawn.double().mean()) == pytest.approx(length, abs=4.5 * float(drawn.double().std()) / 4_000**0.5)
 
@@ -140,25 +134,25 @@ def test_long_chains_fill_half_of_the_horizon():
     assert torch.equal(chain(horizon=16).policy.table, asked.table), "as it comes"
 
 
-def largest(world: TreeWorld) -> float:
+def largest(bench: TreeBench) -> float:
     """Of the probabilities of single responses to a prompt."""
-    return max(leaf.chance for _, leaves in responses(world) for leaf in leaves)
+    return max(leaf.chance for _, leaves in responses(bench) for leaf in leaves)
 
 
 @pytest.mark.parametrize("success", [0.05, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_table_succeeds_about_as_often_as_asked(success, seed):
     """No set of responses comes closer than half of what the most probable one leaves uncovered."""
-    world = tree(rewards="outcome", success=success, seed=seed)
-    gap = max(2 * largest(world) - 1, 0) / 2
-    assert world.facts()["success"] == pytest.approx(success, abs=gap + 0.03)
+    bench = tree(rewards="outcome", success=success, seed=seed)
+    gap = max(2 * largest(bench) - 1, 0) / 2
+    assert bench.facts()["success"] == pytest.approx(success, abs=gap + 0.03)
 
 
 @pytest.mark.parametrize("success", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("prompts", [2, 5])
 def test_over_all_prompts_it_succeeds_about_as_often_as_asked(success, prompts):
-    world = tree(rewards="outcome", success=success, prompts=prompts, seed=2)
-    assert world.facts()["success"] == pytest.approx(success, abs=0.1)
+    bench = tree(rewards="outcome", success=success, prompts=prompts, seed=2)
+    assert bench.facts()["success"] == pytest.approx(success, abs=0.1)
 
 
 def test_half_of_the_outcomes_if_nobody_says():
@@ -172,15 +166,14 @@ def test_half_of_the_outcomes_if_nobody_says():
 def test_the_success_of_another_policy_is_its_own():
     """Outcomes are chosen for the policy at hand, one of low entropy or a transformer."""
     assert tree(rewards="outcome", success=0.3, entropy=1.2, seed=1).facts()["success"] == pytest.approx(0.3, abs=0.03)
-    world = make_world(
+    bench = make_bench(
         Setting(policy="transformer", rewards="outcome", success=0.3),
         lambda mdp, seed: tiny_transformer(4, 5, seed=seed),
     )
-    assert world.facts()["success"] == pytest.approx(0.3, abs=0.03)
+    assert bench.facts()["success"] == pytest.approx(0.3, abs=0.03)
 
 
-# --- kinds of rewards
-# ---------------------------------------------------------------------------------------------------------
+# --- kinds of rewards -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
@@ -196,8 +189,8 @@ def test_outcomes_are_right_or_wrong_at_any_discount(gamma, prompts):
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
 def test_outcomes_of_a_chain_are_right_or_wrong_at_any_discount(gamma):
-    world = chain(rewards="outcome", vocab_size=3, gamma=gamma)
-    e = Enumeration(world.mdp, world.policy)
+    bench = chain(rewards="outcome", vocab_size=3, gamma=gamma)
+    e = Enumeration(bench.mdp, bench.policy)
     assert {round(reward, 12) for reward in e.response_reward.flatten().tolist()} == {0, 1}
     hidden = e.hidden_reward[0]
     assert (hidden.count_nonzero(-1) <= 1).all() and (
@@ -241,11 +234,11 @@ def test_rewards_have_nothing_to_do_with_the_policy(rewards, horizon):
 
 @pytest.mark.parametrize("horizon", [1, 3, 4, 5, 9])
 def test_early_rewards_are_in_the_first_quarter_only(horizon):
-    for world in (
+    for bench in (
         tree(rewards="early", horizon=horizon, vocab_size=2),
         chain(rewards="early", horizon=horizon, vocab_size=2),
     ):
-        mdp = world.instance.mdp if isinstance(world, TreeWorld) else world.mdp
+        mdp = bench.instance.mdp if isinstance(bench, TreeBench) else bench.mdp
         tokens = padded([(1,) * horizon], horizon)
         rewards = mdp.hidden_reward(mdp.prompt_tokens, tokens, tokens >= 0)[0]
         early = math.ceil(horizon / 4)
@@ -257,8 +250,7 @@ def test_dense_rewards_are_for_every_token():
     assert (chain().mdp.token_reward.table != 0).all()
 
 
-# --- critics
-# ------------------------------------------------------------------------------------------------------------------
+# --- critics ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["table", "chain"])
@@ -266,15 +258,15 @@ def test_a_critic_is_off_by_standard_deviations_of_the_reward(kind):
     """0 is exact; σ is as many standard deviations of RM, prefix by prefix (on a chain: step and context by step and
     context)."""
     if kind == "table":
-        world, horizon = tree(vocab_size=4, horizon=5, rewards="outcome", success=0.2), 5
-        mdp, policy = world.instance.mdp, world.instance.policy
+        bench, horizon = tree(vocab_size=4, horizon=5, rewards="outcome", success=0.2), 5
+        mdp, policy = bench.instance.mdp, bench.instance.policy
     else:
-        world, horizon = chain(vocab_size=4, horizon=60, gamma=0.9, length=50.0), 60
-        mdp, policy = world.mdp, world.policy
+        bench, horizon = chain(vocab_size=4, horizon=60, gamma=0.9, length=50.0), 60
+        mdp, policy = bench.mdp, bench.policy
     drawn = policy.sample(mdp.prompt_tokens, 4_000, eos=0, horizon=horizon, generator=torch.Generator().manual_seed(0))
     response = (drawn.prompt, drawn.tokens, drawn.mask)
     reward = mdp.response_reward(*response)
-    exact, wrong = (world.setup.critic(error)(*response) for error in (0.0, 0.5))
+    exact, wrong = (bench.setup.critic(error)(*response) for error in (0.0, 0.5))
     error = (wrong - exact)[:, :-1][drawn.mask]
     different = (error * 1e9).round().unique() / 1e9
     assert (
@@ -291,17 +283,18 @@ def test_a_critic_is_off_by_standard_deviations_of_the_reward(kind):
         assert abs(float(surprise.mean())) < 4.5 * float(surprise.std()) / len(surprise) ** 0.5
 
 
-# --- measures
-# -----------------------------------------------------------------------------------------------------------------
+# --- measures ---------------------------------------------------------------------------------------------------------
 
 
 def test_small_trees_are_measured_exactly_and_large_ones_are_sampled(monkeypatch):
-    world = tree(vocab_size=3, horizon=3)
-    assert world.measure(RLOO(group_size=2), 50, 0).samples is None
-    monkeypatch.setattr("llm_mdp.variance.setting.WORLDS", 100)
-    sampled = world.measure(RLOO(group_size=2), 50, 0, known="unbiased")
+    bench = tree(vocab_size=3, horizon=3)
+    assert bench.measure(RLOO(group_size=2), 50, 0).samples is None
+    monkeypatch.setattr("llm_mdp.variance.benches.EXACT_GROUPS", 100)
+    sampled = bench.measure(RLOO(group_size=2), 50, 0, known="unbiased")
     assert sampled.samples == 50 and sampled.verdict == "unbiased"
-    assert world.measure(TRePO(samples=2), 50, 0).samples is None, "branches are summed up, whatever their number"
+    assert bench.measure(TRePO(temperatures=(1.0,) * 2), 50, 0).samples is None, (
+        "branches are summed up, whatever their number"
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 1), (30, 4, 1), (2, 1_000, 7), (4, 10_000, 1)])
@@ -317,12 +310,11 @@ def test_a_tree_too_large_to_enumerate_is_refused_at_once(shape):
 
 
 def test_the_largest_tree_that_is_not_refused_can_be_measured():
-    world = tree(vocab_size=3, horizon=10, rewards="outcome", seed=1)
-    assert world.measure(RLOO(group_size=4), 30, 0).samples == 30
+    bench = tree(vocab_size=3, horizon=10, rewards="outcome", seed=1)
+    assert bench.measure(RLOO(group_size=4), 30, 0).samples == 30
 
 
-# --- in words and in JSON
-# -------------------------------------------------------------------------------------------------------
+# --- in words and in JSON ---------------------------------------------------------------------------------------------
 
 documents = st.fixed_dictionaries(
     {},
@@ -380,21 +372,21 @@ def test_settings_in_words(options, words):
 def test_an_instance_file_in_place_of_all_this(tmp_path):
     instance, path = random_instance(2, 2, seed=4), tmp_path / "mine.json"
     write_instance(instance, path)
-    world = make_world(Setting(instance=str(path)))
-    assert isinstance(world, TreeWorld)
+    bench = make_bench(Setting(instance=str(path)))
+    assert isinstance(bench, TreeBench)
     expected = exact_moments(REINFORCE(), Enumeration(instance.mdp, instance.policy))
-    torch.testing.assert_close(world.target, expected.mean, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(bench.target, expected.mean, rtol=1e-9, atol=1e-12)
 
 
 SEEDED = ({}, {"rewards": "outcome"}, {"rewards": "sparse", "entropy": 0.5}, {"policy": "ngram", "rewards": "early"})
 
 
 @pytest.mark.parametrize("options", SEEDED)
-def test_same_seed_same_world_and_unlike_seeds_differ(options):
-    one, again, other = (make_world(Setting(seed=seed, **options)) for seed in (5, 5, 6))
+def test_same_seed_same_bench_and_unlike_seeds_differ(options):
+    one, again, other = (make_bench(Setting(seed=seed, **options)) for seed in (5, 5, 6))
     assert torch.equal(one.target, again.target) and one.facts() == again.facts()
     assert not torch.equal(one.target, other.target)
-    estimates = [world.measure(REINFORCE(), 40, 0) for world in (one, again)]
+    estimates = [bench.measure(REINFORCE(), 40, 0) for bench in (one, again)]
     assert estimates[0] == estimates[1]
 
 
@@ -406,18 +398,17 @@ def test_a_transformer_is_made_by_whoever_can():
         asked.append((mdp.vocab_size, mdp.horizon, seed))
         return tiny_transformer(4, 5, seed=seed)
 
-    world = make_world(setting, make)
-    assert isinstance(world, TreeWorld) and asked == [(4, 4, 7)]
-    assert world.instance.policy.kind != TabularPolicy.kind
-    assert len(world.target) == sum(parameter.numel() for parameter in world.instance.policy.parameters())
+    bench = make_bench(setting, make)
+    assert isinstance(bench, TreeBench) and asked == [(4, 4, 7)]
+    assert bench.instance.policy.kind != TabularPolicy.kind
+    assert len(bench.target) == sum(parameter.numel() for parameter in bench.instance.policy.parameters())
     with pytest.raises(
-        ValueError, match="a transformer comes from llm_mdp_agents; give make_world a function that makes it"
+        ValueError, match="a transformer comes from llm_mdp_agents; give make_bench a function that makes it"
     ):
-        make_world(setting)
+        make_bench(setting)
 
 
-# --- errors
-# -------------------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -464,30 +455,30 @@ def test_an_entropy_that_a_policy_does_not_reach():
 
 def test_a_length_beyond_the_horizon():
     with pytest.raises(ValueError, match="length is 40"):
-        make_world(Setting(policy="ngram", horizon=20, length=40))
+        make_bench(Setting(policy="ngram", horizon=20, length=40))
 
 
 def test_the_length_of_a_chain_is_asked_of_the_policy_it_got():
     """Not of the one before its end token was made rarer."""
-    world = chain(horizon=20, length=15.0, entropy=0.8)
-    assert expected_length(world.policy, world.mdp) == pytest.approx(15.0, rel=1e-6)
+    bench = chain(horizon=20, length=15.0, entropy=0.8)
+    assert expected_length(bench.policy, bench.mdp) == pytest.approx(15.0, rel=1e-6)
 
 
 def test_short_chains_are_enumerated_and_long_ones_are_not():
-    short = make_world(Setting(policy="ngram", vocab_size=3, horizon=4, gamma=0.9, seed=1))
+    short = make_bench(Setting(policy="ngram", vocab_size=3, horizon=4, gamma=0.9, seed=1))
     same = chain(vocab_size=3, horizon=4, gamma=0.9, seed=1)
-    assert isinstance(short, TreeWorld) and isinstance(
-        make_world(Setting(policy="ngram", vocab_size=8, horizon=12)), NgramWorld
+    assert isinstance(short, TreeBench) and isinstance(
+        make_bench(Setting(policy="ngram", vocab_size=8, horizon=12)), NgramBench
     )
     torch.testing.assert_close(short.target, same.target, rtol=1e-10, atol=1e-12)
     for name in ("J", "grad_norm", "expected_length", "entropy"):
         assert short.facts()[name] == pytest.approx(same.facts()[name], rel=1e-9), name
-    exact, drawn = (world.measure(RLOO(group_size=2), 3000, 0, "unbiased") for world in (short, same))
+    exact, drawn = (bench.measure(RLOO(group_size=2), 3000, 0, "unbiased") for bench in (short, same))
     assert exact.samples is None and drawn.samples == 3000
     low, high = drawn.interval("trace")
     assert low < exact.spread.trace < high
     # Critics that are off are off by as much.
     one, other = (
-        world.measure(PPO(critic=world.setup.critic(0.5), lam=1.0), 3000, 0).spread.trace for world in (short, same)
+        bench.measure(PPO(critic=bench.setup.critic(0.5), lam=1.0), 3000, 0).spread.trace for bench in (short, same)
     )
     assert one == pytest.approx(other, rel=0.5)

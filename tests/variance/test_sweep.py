@@ -77,8 +77,7 @@ def dask_cluster(monkeypatch):
         yield cluster
 
 
-# --- results
-# ------------------------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def check_results(folder: Path, **options) -> None:
@@ -89,7 +88,7 @@ def check_results(folder: Path, **options) -> None:
     if options["jobs"] > 1:
         cells[0] |= {"folder": str(folder), "after": 1}
     labels = []
-    assert run_cells(measure, cells, folder=folder, progress=labels.append, **options) == expected
+    assert run_cells(measure, cells, folder=folder, tell=labels.append, **options) == expected
     assert sorted(labels) == ["seed 1", "seed 2", "seed 3", "seed 4"] and kept(folder).keys() == {1, 2, 3, 4}
     assert (labels[0] == "seed 4") == (options["jobs"] == 1)
 
@@ -118,7 +117,7 @@ def test_equal_cells_are_computed_once_and_their_results_are_apart(tmp_path):
     cell = {"name": "twin", "seed": 1, "log": str(log), "grid": (1, 2)}
     other_order = {"grid": [1, 2]} | {key: cell[key] for key in ("log", "seed", "name")}
     labels = []
-    first, second, third = run_cells(measure, [cell, other_order, cell | {"grid": [2, 1]}], progress=labels.append)
+    first, second, third = run_cells(measure, [cell, other_order, cell | {"grid": [2, 1]}], tell=labels.append)
     assert computed(log) == {1: 2} and labels == ["twin"] * 3
     first["draws"]["mean"] = "changed"
     assert second == third == measure({"seed": 1})
@@ -173,8 +172,7 @@ def test_any_json_comes_back_from_the_folder_as_it_was(tmp_path_factory, cells):
         assert len(echoed) == len({json.dumps(cell, sort_keys=True) for cell in cells})
 
 
-# --- stopped and resumed
-# ------------------------------------------------------------------------------------------------------
+# --- stopped and resumed ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -208,12 +206,12 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, options, recwarn):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_cells(measure, cells, folder=folder, progress=interrupt, **options)
+        run_cells(measure, cells, folder=folder, tell=interrupt, **options)
     before = kept(folder)
     assert {f"seed {seed}" for seed in before} == set(finished)
     assert not [warning for warning in recwarn if "joblib" in str(warning.filename)]
     labels = []
-    results = run_cells(measure, cells, folder=folder, progress=labels.append, **options)
+    results = run_cells(measure, cells, folder=folder, tell=labels.append, **options)
     assert [result["seed"] for result in results] == list(range(12, 0, -1))
     assert all(computed(log)[seed] == 1 for seed in before) and before.items() <= kept(folder).items()
     assert set(labels[:3]) == set(finished) and len(labels) == 12
@@ -268,8 +266,7 @@ def test_a_worker_lost_by_dask_is_told(tmp_path):
     assert 3 not in kept(tmp_path / "cells")
 
 
-# --- what counts as finished
-# --------------------------------------------------------------------------------------------------
+# --- what counts as finished ------------------------------------------------------------------------------------------
 
 SPOILT = {
     "empty": lambda text, other: "",
@@ -319,8 +316,7 @@ def test_another_function_or_version_is_another_cell(tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 4
 
 
-# --- bad input
-# ----------------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 nested = lambda cell: measure(cell)  # noqa: E731
 BAD = {
@@ -411,8 +407,7 @@ def test_a_dask_worker_without_this_package_is_told(tmp_path, monkeypatch):
                 process.terminate()
 
 
-# --- Ray
-# ----------------------------------------------------------------------------------------------------------------------
+# --- Ray --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +428,7 @@ def test_the_nodes_of_a_ray_cluster_share_the_cells(two_nodes, tmp_path, monkeyp
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
     cells = plan(None, 6, sleep=0.1)
     labels = []
-    results = run_cells(where, cells, folder=tmp_path, jobs=2, backend="ray", progress=labels.append)
+    results = run_cells(where, cells, folder=tmp_path, jobs=2, backend="ray", tell=labels.append)
     assert len({result.pop("node") for result in results}) == 2
     assert results == run_cells(measure, cells, jobs=2, backend="loky")
     assert sorted(labels) == [f"seed {seed}" for seed in range(1, 7)] and kept(tmp_path).keys() == set(range(1, 7))
@@ -496,7 +491,7 @@ def test_ray_is_started_here_where_there_is_none_and_again_after_an_interruption
             folder=tmp_path / "interrupted",
             jobs=2,
             backend="ray",
-            progress=interrupt,
+            tell=interrupt,
         )
     assert len(kept(tmp_path / "interrupted")) == 1 and not ray.is_initialized()
     # Nothing of the first one is left that would speak to the second.

@@ -16,24 +16,22 @@ from torch import Tensor
 from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens
 from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
-from llm_mdp.exact.enumeration import Enumeration, ExactSampler, all_groups
+from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import Instance, random_instance
+from llm_mdp.exact.worlds import ExactSampler, all_groups
 from llm_mdp.mdp.hidden_rewards import LastTokenReward, NgramReward
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy
+from llm_mdp.variance.benches import NgramBench
 from llm_mdp.variance.measurement import (
     FIGURES,
-    Estimates,
     Measurement,
     Spread,
     exact_measurement,
-    kept_estimates,
     progress,
     read_measurement,
-    sampled_measurement,
-    tree_estimates,
 )
-from llm_mdp.variance.setting import NgramWorld
+from llm_mdp.variance.sampled import Estimates, kept_estimates, sampled_measurement, tree_estimates
 from llm_mdp.verify.certificate import edges, exact_certificate, exact_moments, token_weights
 from llm_mdp.verify.problem import Problem
 from tests.exact.test_enumeration import BestOfBranches, Plain, plain_leaves
@@ -64,8 +62,7 @@ def measured(estimator: Estimator, p: Problem) -> Measurement:
     return exact_measurement(estimator, p.enumeration, p.target("reward"), p.magnitude("reward"))
 
 
-# --- cost
-# ---------------------------------------------------------------------------------------------------------------------
+# --- cost -------------------------------------------------------------------------------------------------------------
 
 Steps = Callable[[tuple[int, ...]], list[int]]
 """From which steps of a response branches are drawn."""
@@ -117,11 +114,19 @@ COSTS: dict[str, tuple[Estimator, Steps, tuple[float, ...]]] = {
     "a group": (RLOO(group_size=3), every(1), ()),
     "greedy response": (ReMax(), every(9), (0.0,)),
     "greedy response of each of two": (ReMax(group_size=2), every(9), (0.0,)),
-    "branches at every second token": (TRePO(group_size=2, boundary=EveryNTokens(2), samples=3), every(2), (1.0,) * 3),
-    "none at the prompt": (TRePO(group_size=2, samples=2, group_baseline=True), every(1, first=1), (1.0,) * 2),
+    "branches at every second token": (
+        TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=(1.0,) * 3),
+        every(2),
+        (1.0,) * 3,
+    ),
+    "none at the prompt": (
+        TRePO(group_size=2, temperatures=(1.0,) * 2, group_baseline=True),
+        every(1, first=1),
+        (1.0,) * 2,
+    ),
     "none at all": (VinePPO(group_size=2, boundary=AtSteps(()), group_baseline=True), every(1), ()),
-    "where the prefix says": (VinePPO(boundary=AfterTokens((1,)), samples=2), after_ones, (1.0,) * 2),
-    "a ramp of temperatures": (TRePO(pooled=True, samples=3, temperatures=(0.0, 0.5, 1.0)), every(1), (0.0, 0.5, 1.0)),
+    "where the prefix says": (VinePPO(boundary=AfterTokens((1,)), temperatures=(1.0,) * 2), after_ones, (1.0,) * 2),
+    "a ramp of temperatures": (TRePO(pooled=True, temperatures=(0.0, 0.5, 1.0)), every(1), (0.0, 0.5, 1.0)),
 }
 
 
@@ -168,8 +173,7 @@ def test_what_is_left_out_is_charged_to_what_is_kept():
     assert (found.tokens, found.rewards) == (pytest.approx(total / kept, rel=1e-10), pytest.approx(2 / kept, rel=1e-10))
 
 
-# --- figures
-# ------------------------------------------------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=25)
@@ -183,7 +187,7 @@ def test_exact_figures_are_those_of_the_certificate(instance, group_size, n):
         GRPO(group_size=group_size + 1),
         GRPO(group_size=group_size + 1, scale_by_std=False),
         PPO(critic=instance.value, lam=0.5),
-        TRePO(boundary=EveryNTokens(n), samples=2, pooled=True),
+        TRePO(boundary=EveryNTokens(n), temperatures=(1.0,) * 2, pooled=True),
     ):
         found, certificate = (
             measured(estimator, p),
@@ -245,7 +249,7 @@ AVERAGED = {
     "GRPO": GRPO(group_size=2),
     "over the length": REINFORCE(reduction="sequence_mean"),
     "ReMax": ReMax(),
-    "TRePO": TRePO(samples=1),
+    "TRePO": TRePO(temperatures=(1.0,)),
     "wrong critic": PPO(critic=tiny().instance.value, lam=0.5),
 }
 
@@ -335,14 +339,13 @@ def test_what_was_measured_can_be_written_and_read(sampled):
     assert (row["intervals"] is None) == (not sampled) and set(row["intervals"] or names) == names
 
 
-# --- samples
-# ------------------------------------------------------------------------------------------------------------------
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 SAMPLED: dict[str, Estimator] = {
     "REINFORCE": REINFORCE(),
     "GRPO": GRPO(group_size=3),
-    "TRePO": TRePO(group_size=2, boundary=EveryNTokens(2), samples=2, group_baseline=True, lam=0.5),
-    "TRePO as printed": TRePO(boundary=EveryNTokens(2), samples=2, pooled=True, interpolated=True),
+    "TRePO": TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=(1.0,) * 2, group_baseline=True, lam=0.5),
+    "TRePO as printed": TRePO(boundary=EveryNTokens(2), temperatures=(1.0,) * 2, pooled=True, interpolated=True),
 }
 SEEDS = 60
 ALMOST_ALL = 52
@@ -350,17 +353,17 @@ ALMOST_ALL = 52
 
 
 @cache
-def chain() -> NgramWorld:
+def chain() -> NgramBench:
     """A bigram policy with a bigram reward, small enough for a tree too."""
     generator = torch.Generator().manual_seed(7)
     policy = NgramPolicy.random(3, 1, generator)
-    return NgramWorld(policy, TokenMDP(3, 0, 3, NgramReward.random(3, 1, generator), 0.9))
+    return NgramBench(policy, TokenMDP(3, 0, 3, NgramReward.random(3, 1, generator), 0.9))
 
 
 @cache
 def chain_truth(name: str) -> Measurement:
-    world = chain()
-    return exact_measurement(SAMPLED[name], Enumeration(world.mdp, world.policy), world.target)
+    bench = chain()
+    return exact_measurement(SAMPLED[name], Enumeration(bench.mdp, bench.policy), bench.target)
 
 
 @cache
@@ -492,8 +495,7 @@ def test_a_verdict_needs_enough_estimates():
         )
 
 
-# --- where the true gradient is not known
-# --------------------------------------------------------------------------------------
+# --- where the true gradient is not known -----------------------------------------------------------------------------
 
 
 def paired(number: int, seed: int) -> tuple[Estimates, Estimates]:
@@ -565,8 +567,7 @@ def test_what_cannot_be_measured_is_said():
         sampled_measurement(estimates, reference=paired(11, 0)[1])
 
 
-# --- groups that are left out
-# --------------------------------------------------------------------------------------------------
+# --- groups that are left out -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("known", [None, "unbiased"])
@@ -588,7 +589,7 @@ def test_estimates_of_kept_groups_have_the_conditional_figures(known):
 def test_what_is_left_out_of_any_part_is_charged_to_the_rest(seed, monkeypatch):
     """Though parts are so small that some may be left out whole."""
     p = Problem(outcome_instance())
-    monkeypatch.setattr("llm_mdp.variance.measurement.NUMBERS", 2 * p.enumeration.n_edges)
+    monkeypatch.setattr("llm_mdp.variance.sampled.NUMBERS", 2 * p.enumeration.n_edges)
     estimates = tree_estimates(ZeroStdFiltered(group_size=2), p.enumeration, 50, seed)
     assert 0 < len(estimates.gradient) == len(estimates.square) == len(estimates.tokens) == len(estimates.rewards) < 50
     assert float(estimates.rewards.sum()) == pytest.approx(100)
@@ -599,11 +600,11 @@ def test_a_chain_leaves_groups_out_too():
     generator = torch.Generator().manual_seed(3)
     policy, table = NgramPolicy.random(3, 1, generator), NgramReward.random(3, 1, generator).table
     instance_reward = NgramReward((table > 0.8).double())
-    world = NgramWorld(policy, TokenMDP(3, 0, 2, instance_reward))
+    bench = NgramBench(policy, TokenMDP(3, 0, 2, instance_reward))
     estimator = ZeroStdFiltered(group_size=2)
-    truth = exact_moments(estimator, Enumeration(world.mdp, policy))
+    truth = exact_moments(estimator, Enumeration(bench.mdp, policy))
     assert truth.rewards > 2.2
-    found = world.measure(estimator, 4_000, 0)
+    found = bench.measure(estimator, 4_000, 0)
     assert found.samples is not None and 400 < found.samples < 4_000
     assert found.spread.tokens == pytest.approx(truth.tokens, rel=0.05)
     assert found.spread.rewards == pytest.approx(truth.rewards, rel=0.05)
@@ -634,8 +635,7 @@ def test_the_charge_of_what_is_left_out():
         kept(False, False, False)
 
 
-# --- reproducible, in parts
-# ------------------------------------------------------------------------------------------------------
+# --- reproducible, in parts -------------------------------------------------------------------------------------------
 
 
 def test_same_seed_same_figures():
@@ -657,13 +657,13 @@ def test_many_estimates_come_in_parts(kind, monkeypatch):
     """Parts are further draws: they are as many as asked for, no two the same, and estimate the same figures."""
     p, estimator = problem(), GRPO(group_size=3)
     if kind == "tree":
-        monkeypatch.setattr("llm_mdp.variance.measurement.NUMBERS", 70 * p.enumeration.n_edges)
+        monkeypatch.setattr("llm_mdp.variance.sampled.NUMBERS", 70 * p.enumeration.n_edges)
         estimates = tree_estimates(estimator, p.enumeration, 1_000)
         firsts = estimates.gradient[[0, 70, 140]]
         assert len(estimates.square) == 1_000 and len(firsts.unique(dim=0)) > 1
         found, truth = sampled_measurement(estimates, p.target("reward")), measured(estimator, p)
     else:
-        monkeypatch.setattr("llm_mdp.variance.setting.TOKENS", 70 * 3 * 3)
+        monkeypatch.setattr("llm_mdp.variance.chains.TOKENS", 70 * 3 * 3)
         found, truth = chain().measure(estimator, 1_000, 0), chain_truth("GRPO")
     assert found.samples == 1_000
     low, high = found.interval("trace")

@@ -1,0 +1,157 @@
+"""What settings are measured on: `make_bench` makes a tree that is enumerated, or an n-gram chain of any length."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.instance_files import read_instance
+from llm_mdp.exact.instances import Instance, random_instance
+from llm_mdp.exact.ngram_gradient import expected_length, ngram_critic, reward_moments
+from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
+from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.sampling.policies import Critic, NgramPolicy, Policy, TabularPolicy, TabularValue
+from llm_mdp.variance.chains import chain_estimates, chain_of
+from llm_mdp.variance.entropy import chain_entropy, mean_entropy, with_entropy
+from llm_mdp.variance.grid import Known, Setup
+from llm_mdp.variance.measurement import Measurement, exact_measurement
+from llm_mdp.variance.rewards import early_reward, outcome_reward, sparse_reward, stream
+from llm_mdp.variance.sampled import sampled_measurement, tree_estimates
+from llm_mdp.variance.setting import Setting
+from llm_mdp.verify.problem import Problem
+
+EXACT_GROUPS = 300_000
+"""Groups of responses up to which a measurement is exact: a second or two."""
+
+
+class TreeBench:
+    """A small token MDP: everything is known."""
+
+    def __init__(self, instance: Instance):
+        self.instance = instance
+        self.problem = Problem(instance)
+        self.target = self.problem.target("reward")
+        self.setup = Setup(instance.mdp.horizon, self.problem.gradient[0], self.critic, self.optimal_baseline)
+
+    @property
+    def enumeration(self) -> Enumeration:
+        return self.problem.enumeration
+
+    @cached_property
+    def deviation(self) -> float:
+        """Standard deviation of RM(W) given the prompt."""
+        mdp, values = self.instance.mdp, self.enumeration.values
+        return math.sqrt(float(mdp.prompt_probability @ values.variance[0][:, 0]))
+
+    def critic(self, error: float) -> Critic:
+        """U plus a normal number for every prefix, `error` standard deviations of RM large."""
+        values, e = self.enumeration.values, self.enumeration
+        noise = TabularValue.random(e.tree, e.prompt, stream(0, "critic"), error * self.deviation)
+        return TabularValue(e.tree, e.prompt, [level + wrong for level, wrong in zip(values.U, noise.levels)])
+
+    @cached_property
+    def optimal_baseline(self) -> Critic:
+        """By the policy's own scores, state by state."""
+        e = self.enumeration
+        norms = e.scores.square().sum(-1).view(e.n_prompts, e.tree.n_nodes, e.tree.vocab_size)
+        levels = [level.transpose(1, 2) for level in norms.split(e.tree.level_sizes, dim=1)]
+        return TabularValue(e.tree, e.prompt, optimal_baseline(self.instance.mdp, e.values, levels))
+
+    def facts(self) -> dict[str, Any]:
+        """J, |∇J|, expected length: what there is to know, JSON-able."""
+        e = self.enumeration
+        outcomes = bool(torch.minimum(e.response_reward.abs(), (e.response_reward - 1).abs()).max() < 1e-9)
+        return {
+            "J": self.problem.gradient[0], "grad_norm": float(self.target.norm()), "expected_length": e.expected_length,
+            "entropy": mean_entropy(e), "success": self.problem.gradient[0] if outcomes else None, "target": "exact",
+        }  # fmt: skip
+
+    def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
+        """Exactly where it can be, else from `number` estimates.
+
+        Args: known: see `variance.sampled_measurement`.
+        """
+        groups = self.enumeration.tree.n_leaves**estimator.group_size * self.enumeration.n_prompts
+        if groups <= EXACT_GROUPS:
+            try:
+                return exact_measurement(estimator, self.enumeration, self.target, self.problem.magnitude("reward"))
+            except TooLarge:
+                pass
+        return sampled_measurement(
+            tree_estimates(estimator, self.enumeration, number, seed), self.target, seed=seed, known=known
+        )
+
+
+class NgramBench:
+    """An n-gram policy with an n-gram reward, at any horizon: the gradient is exact, covariances are sampled."""
+
+    def __init__(self, policy: NgramPolicy, mdp: TokenMDP):
+        self.policy, self.mdp = policy, mdp
+        J, (gradient,) = exact_gradient(policy, mdp)
+        self.target = gradient.flatten().detach()
+        self.moments = reward_moments(policy, mdp)
+        noise = stream(0, "critic").initial_seed()
+        self.setup = Setup(
+            mdp.horizon, J, lambda error: ngram_critic(policy, mdp, error * math.sqrt(self.moments[1]), seed=noise)
+        )
+
+    def facts(self) -> dict[str, Any]:
+        length = expected_length(self.policy, self.mdp)
+        return {
+            "J": self.setup.J, "grad_norm": float(self.target.norm()), "expected_length": length,
+            "entropy": chain_entropy(self.policy, self.mdp), "success": None, "target": "exact",
+        }  # fmt: skip
+
+    def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
+        """From `number` estimates, see `TreeBench.measure`."""
+        estimates = chain_estimates(estimator, self.policy, self.mdp, number, torch.Generator().manual_seed(seed))
+        return sampled_measurement(estimates, self.target, seed=seed, known=known)
+
+
+def make_bench(
+    setting: Setting, transformer: Callable[[TokenMDP, int], Policy] | None = None
+) -> TreeBench | NgramBench:
+    """Make the token MDP and the policy.
+
+    Args: transformer: makes the policy of that name from a token MDP and a seed.
+
+    Raises:
+        ValueError: if nobody makes transformers here.
+    """
+    if setting.instance is not None:
+        return TreeBench(read_instance(setting.instance))
+    if setting.policy == "ngram":
+        policy, mdp = chain_of(setting)
+        return NgramBench(policy, mdp) if setting.is_long else TreeBench(_plain_instance(mdp, policy))
+    generator = stream(setting.seed, "rewards")
+    shape = {"gamma": setting.gamma, "n_prompts": setting.prompts, "seed": setting.seed}
+    instance = random_instance(setting.vocab_size, setting.horizon, **shape)
+    mdp = instance.mdp
+    if setting.policy == "transformer":
+        if transformer is None:
+            raise ValueError("a transformer comes from llm_mdp_agents; give make_bench a function that makes it.")
+        instance = replace(instance, policy=transformer(mdp, setting.seed))
+    elif setting.entropy is not None:
+        instance = replace(instance, policy=with_entropy(instance, setting.entropy))
+    if setting.rewards == "sparse":
+        instance = replace(instance, mdp=replace(mdp, token_reward=sparse_reward(instance, generator)))
+    elif setting.rewards == "early":
+        instance = replace(
+            instance, mdp=replace(mdp, token_reward=early_reward(mdp.vocab_size, mdp.horizon, generator))
+        )
+    elif setting.rewards == "outcome":
+        reward = outcome_reward(instance, 0.5 if setting.success is None else setting.success, generator)
+        instance = replace(instance, mdp=replace(mdp, token_reward=reward))
+    return TreeBench(instance)
+
+
+def _plain_instance(mdp: TokenMDP, policy: NgramPolicy) -> Instance:
+    """Everything is known of a chain that is short; reference and critic are not asked for."""
+    flat, zero = torch.Generator(), 0.0
+    reference = TabularPolicy.random(mdp.tree, mdp.prompt_tokens, flat, zero)
+    return Instance(mdp, policy, reference, TabularValue.random(mdp.tree, mdp.prompt_tokens, flat, zero))
