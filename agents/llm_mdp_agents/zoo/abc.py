@@ -12,7 +12,7 @@ other responses.
 
 from dataclasses import dataclass
 
-from llm_mdp.estimators import algorithms as estimators
+from llm_mdp.estimators import learned_credit as estimators
 from llm_mdp_agents.base import RewardModelConfig, WithRewardModel
 
 

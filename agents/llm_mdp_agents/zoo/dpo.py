@@ -10,7 +10,7 @@ reference.
 
 from dataclasses import dataclass
 
-from llm_mdp.estimators import algorithms as estimators
+from llm_mdp.estimators import learned_credit as estimators
 from llm_mdp_agents.base import Agent, AgentConfig
 from llm_mdp_agents.models import frozen
 

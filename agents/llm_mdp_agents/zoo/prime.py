@@ -13,7 +13,7 @@ import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_mdp.estimators import algorithms as estimators
+from llm_mdp.estimators import learned_credit as estimators
 from llm_mdp.estimators.objectives import outcome_cross_entropy
 from llm_mdp.sampling.policies import logp_of
 from llm_mdp_agents.base import Agent, AgentConfig

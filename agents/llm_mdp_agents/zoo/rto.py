@@ -12,7 +12,7 @@ extra reward on the last token and its clipping of rₜ to ±0.05, which also bi
 import copy
 from dataclasses import dataclass
 
-from llm_mdp.estimators import algorithms as estimators
+from llm_mdp.estimators import learned_credit as estimators
 from llm_mdp.sampling.policies import logp_of
 from llm_mdp_agents.base import Agent, AgentConfig
 from llm_mdp_agents.models import frozen
