@@ -388,7 +388,8 @@ def test_how_many_prompts_are_drawn_together_is_no_matter_of_the_figures(prompts
     found = measured["rloo K=2"]
     assert found.samples == 150
     # Four responses a prompt, in two pairs: cost and length are of the same responses, whatever the batches.
-    assert found.spread.tokens == pytest.approx(2 * facts["expected_length"], rel=1e-12) and found.spread.rewards == 2
+    assert found.spread.tokens == pytest.approx(2 * facts["expected_length"], rel=1e-12)
+    assert found.spread.rewards == pytest.approx(2, rel=1e-12)
     assert found.spread.tokens == pytest.approx(exact.tokens, rel=0.06)
     low, high = found.interval("trace")
     assert 2 * low - found.spread.trace <= exact.trace_covariance <= 2 * high - found.spread.trace
