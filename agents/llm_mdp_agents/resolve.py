@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from llm_mdp.estimators.algorithms import Estimator
-from llm_mdp.own import did_you_mean, load_module
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.own import did_you_mean, is_own, load_module
 from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
 from llm_mdp.verify.check import check_estimator, load_estimator
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.zoo import AGENTS
+from llm_mdp_envs.check import check_task
 from llm_mdp_envs.registry import ENTRIES, make_task, task_class
 from llm_mdp_envs.task import Task
 
@@ -76,26 +77,35 @@ def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
     Raises:
         ValueError: if there is no such agent.
     """
-    if isinstance(agent, str):
-        if agent in AGENTS:
-            return AGENTS[agent]
-        if ":" in agent:
-            return load_estimator(agent)
-        hint = did_you_mean(agent, AGENTS, f"choose one of {', '.join(AGENTS)}.")
-        raise ValueError(f"there is no agent {agent!r}; {hint}")
-    if isinstance(agent, AgentConfig):
-        for known in AGENTS.values():
-            if type(agent) is known.Config:
-                return known
-        raise ValueError(
-            f"{type(agent).__name__} belongs to no agent of the zoo; give an agent's own Config, such as RLOO.Config()."
-        )
+    if isinstance(agent, str) and is_own(agent):
+        return load_estimator(agent)
+    if isinstance(agent, str | AgentConfig):
+        return agent_class(agent)
     if isinstance(agent, type) or not hasattr(agent, "collect"):
         raise ValueError(
             f"agent is {agent!r}; give a name such as 'rloo', an agent's Config(…) or an estimator object."
         )
     check_estimator(agent)
     return agent
+
+
+def agent_class(agent: str | AgentConfig) -> type[Agent]:
+    """The class of an agent of the zoo, by its name or its options.
+
+    Raises:
+        ValueError: if there is no such agent.
+    """
+    if isinstance(agent, str):
+        if agent in AGENTS:
+            return AGENTS[agent]
+        hint = did_you_mean(agent, AGENTS, f"choose one of {', '.join(AGENTS)}.")
+        raise ValueError(f"there is no agent {agent!r}; {hint}")
+    for known in AGENTS.values():
+        if type(agent) is known.Config:
+            return known
+    raise ValueError(
+        f"{type(agent).__name__} belongs to no agent of the zoo; give an agent's own Config, such as RLOO.Config()."
+    )
 
 
 def build_agent(agent: str | AgentConfig | Estimator, policy: Policy, task: Task, seed: int) -> Agent:
@@ -110,9 +120,10 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
     """A task by the id of its environment, or FILE.py:CLASS. Tasks in words get the tokenizer of the model.
 
     Raises:
-        ValueError: if there is no such environment, or it has no such argument.
+        ValueError: if there is no such environment, it has no such argument, or the task is wrong (`check_task`).
     """
     if not isinstance(env, str):
+        check_task(env)
         return env
     name, factory, make = _own_task(env) if ".py:" in env else _registered_task(env)
     arguments = dict(arguments or {})
@@ -126,9 +137,11 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
 
         arguments["tokenizer"] = tokenizer_of(model.model)
     try:
-        return make(**arguments)
+        task = make(**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
+    check_task(task)
+    return task
 
 
 def _registered_task(env: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
@@ -163,11 +176,11 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
     Raises:
         ValueError: if the task has no such policy, or there is no such model.
     """
-    mdp, kind = getattr(task, "mdp", None), config.model
+    mdp, kind = task.mdp, config.model
     if kind == "auto":
         if mdp is not None:
             kind = "tabular" if mdp.tree.n_nodes * mdp.vocab_size * len(mdp.prompts) <= LARGEST_TABLE else "ngram"
-        elif hasattr(task, "tokenizer"):
+        elif task.tokenizer is not None:
             raise ValueError(
                 f"{type(task).__name__} is in words; name a language model (--model FOLDER), or --model small to begin "
                 f"from nothing."
@@ -222,10 +235,9 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
         )
         policy.temperature = config.temperature
         return policy.to(device)
-    tokenizer = getattr(task, "tokenizer", None)
     lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
     policy = load_policy(
-        kind, tokenizer=tokenizer, dtype=config.dtype, device=device, lora=lora,
+        kind, tokenizer=task.tokenizer, dtype=config.dtype, device=device, lora=lora,
         gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature, seed=seed,
     )  # fmt: skip
     if policy.vocab_size < task.vocab_size:

@@ -10,14 +10,13 @@ import tyro
 from rich.console import Console
 from rich.padding import Padding
 
-from llm_mdp.cli.options import FLAGS, check_writable
+from llm_mdp.cli.options import FLAGS, check_writable, one_thread
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.files import write_text
 from llm_mdp.report.terminal import progress_bar
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.ledger import run_ledger
 from llm_mdp.verify.problem import Problem
-from llm_mdp_agents.training.run import threads
 from llm_mdp_agents.zoo import AGENTS
 
 
@@ -32,7 +31,7 @@ class AgentsArguments:
 
 def agents(argv: Sequence[str]) -> int:
     """Run `llm-mdp agents`."""
-    threads()
+    one_thread()
     arguments = tyro.cli(AgentsArguments, args=argv, prog="llm-mdp agents", config=FLAGS)
     check_writable(arguments.json)
     named = {claim for agent in AGENTS.values() for claim in agent.claims}

@@ -9,13 +9,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, env_arguments
+from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, env_arguments, one_thread
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.evaluation import evaluate as figures_of
 from llm_mdp_agents.training.evaluation import samples
-from llm_mdp_agents.training.run import load_policy_of_run, threads
+from llm_mdp_agents.training.trained import load_policy_of_run
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EvalArguments:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Run `llm-mdp eval`."""
-    threads()
+    one_thread()
     arguments = tyro.cli(EvalArguments, args=argv, prog="llm-mdp eval", config=FLAGS)
     check_writable(arguments.json)
     if arguments.run is None and arguments.env is None:

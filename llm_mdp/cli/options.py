@@ -14,9 +14,7 @@ import tyro
 from llm_mdp.own import UsageError
 
 if TYPE_CHECKING:  # commands that need no agents do not wait for them
-    from llm_mdp.sampling.policies import Policy
     from llm_mdp_agents.resolve import ModelConfig
-    from llm_mdp_envs.task import Task
 
 FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
@@ -49,36 +47,6 @@ def check_model_choice(run: Path | None, model: "ModelConfig", warm_start: int |
         raise UsageError(f"--warm-start is {warm_start}; it must be at least 0.")
 
 
-def policy_and_task(
-    run: Path | None, env: str | None, env_arguments: dict[str, Any], model: "ModelConfig", seed: int
-) -> tuple["Policy", "Task"]:
-    """What a run trained and its environment, or a policy as it is made and an environment, its responses scored by the
-    reward model if one is named.
-
-    Raises:
-        ValueError: if there is no such run, model or environment.
-    """
-    from llm_mdp_agents.models import scored
-    from llm_mdp_agents.training.run import load_policy_of_run
-
-    policy, task = load_policy_of_run(run, env, env_arguments, model, seed)
-    return policy, scored(task, policy, seed, model.scored_by)
-
-
-def warm_up(
-    policy: "Policy", task: "Task", run: Path | None, model: "ModelConfig", batches: int | None, seed: int
-) -> None:
-    """Supervised batches as training would begin with; None: as many as it would; none for what a run trained.
-
-    Raises:
-        ValueError: if some are asked for and the task has no answers to learn from.
-    """
-    from llm_mdp_agents.training.warm_start import batches_of, warm_start
-
-    if batches := batches_of(batches, task, model.model if run is None else None):
-        warm_start(policy, task, batches, seed)
-
-
 def check_writable(path: Path | None) -> None:
     """Raise UsageError before any work starts if a result could not be written."""
     if path is None:
@@ -89,6 +57,14 @@ def check_writable(path: Path | None) -> None:
         raise UsageError(f"there is no folder {path.absolute().parent}; make it first.")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise UsageError(f"{path} cannot be written; choose another place.")
+
+
+def one_thread() -> None:
+    """One thread of torch unless the user says otherwise: small models only wait for one another."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def command_line() -> str:

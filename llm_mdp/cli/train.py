@@ -10,9 +10,9 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from llm_mdp.cli.options import FLAGS, env_arguments
-from llm_mdp.own import UsageError
-from llm_mdp_agents.resolve import ModelConfig, find_agent
+from llm_mdp.cli.options import FLAGS, env_arguments, one_thread
+from llm_mdp.own import UsageError, is_own
+from llm_mdp_agents.resolve import ModelConfig, agent_class
 from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
 from llm_mdp_agents.zoo import AGENTS
 
@@ -65,10 +65,10 @@ class ResumeArguments:
 def train(argv: Sequence[str]) -> int:
     """Run `llm-mdp train`."""
     from llm_mdp_agents.training.records import new_run_folder
-    from llm_mdp_agents.training.run import resume, threads
+    from llm_mdp_agents.training.run import resume
     from llm_mdp_agents.training.run import train as run_training
 
-    threads()
+    one_thread()
     if any(each.startswith("--resume") for each in argv):
         arguments = tyro.cli(ResumeArguments, args=argv, prog="llm-mdp train", config=FLAGS)
         return _finished(lambda: resume(arguments.resume, steps=arguments.steps))
@@ -92,24 +92,24 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
     Raises:
         ValueError: if there is no such agent, or the config cannot be read.
     """
-    from llm_mdp_agents.training.run import read_setup
+    from llm_mdp_agents.training.run_config import read_run_config
 
     argv, default = list(argv), None
     if argv[0] == "--config":
         if len(argv) < 2:
             raise UsageError("--config needs a file: the config.json of a run.")
-        setup = read_setup(_read_json(Path(argv[1])))
-        name = setup.agent if isinstance(setup.agent, str) else find_agent(setup.agent).name  # pyright: ignore[reportAttributeAccessIssue]
-        agent, argv = NoOptions() if isinstance(setup.agent, str) else setup.agent, argv[2:]
-        words = tuple(f"{key}={value!r}" for key, value in setup.env_arguments.items())
+        config, argv = read_run_config(_read_json(Path(argv[1]))), argv[2:]
+        own = isinstance(config.agent, str)
+        name, agent = (config.agent, NoOptions()) if own else (agent_class(config.agent).name, config.agent)
+        words = tuple(f"{key}={value!r}" for key, value in config.env_arguments.items())
         default = TrainArguments(
-            setup.env, agent, setup.model, setup.train, words, setup.warm_start, setup.loggers, setup.shard
-        )  # fmt: skip
+            config.env, agent, config.model, config.train, words, config.warm_start, config.loggers, config.shard
+        )
         if not argv or argv[0].startswith("-"):
-            argv = [setup.env, *argv]
+            argv = [config.env, *argv]
     else:
         name, argv = argv[0], argv[1:]
-        agent = NoOptions() if ":" in name else find_agent(name).Config()  # pyright: ignore[reportAttributeAccessIssue]
+        agent = NoOptions() if is_own(name) else agent_class(name).Config()
     arguments = tyro.cli(
         TrainArguments[type(agent)], args=argv, prog=f"llm-mdp train {name}", config=FLAGS, default=default,
         description=inspect.getdoc(TrainArguments),
@@ -122,8 +122,8 @@ USAGE = """usage: llm-mdp train AGENT ENV [options]
        llm-mdp train --resume runs/NAME [--steps N]
 
 AGENT is one of: {agents};
-or an estimator of your own, FILE.py:CLASS. `llm-mdp train AGENT --help` shows all options, `llm-mdp agents` the papers, `llm-mdp envs` the
-environments. Example: llm-mdp train trepo llm_mdp/Arithmetic-v0"""
+or an estimator of your own, FILE.py:CLASS. `llm-mdp train AGENT --help` shows all options, `llm-mdp agents` the papers,
+`llm-mdp envs` the environments. Example: llm-mdp train trepo llm_mdp/Arithmetic-v0"""
 
 
 def _read_json(path: Path) -> Any:

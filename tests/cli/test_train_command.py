@@ -17,8 +17,9 @@ import pytest
 from llm_mdp.cli import __main__ as cli
 from llm_mdp.cli.train import read_train
 from llm_mdp_agents.resolve import ModelConfig
+from llm_mdp_agents.training.progress_line import SHOWN, figures_within
 from llm_mdp_agents.training.records import load_metrics
-from llm_mdp_agents.training.run import SHOWN, Setup, figures_within, read_setup
+from llm_mdp_agents.training.run_config import RunConfig, read_run_config
 from llm_mdp_agents.training.trainer import TrainConfig
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.text import byte_tokenizer
@@ -139,13 +140,15 @@ def test_every_option_of_every_agent_is_a_flag_and_stands_in_the_config(name, ca
             continue
         _, agent, arguments = read_train([name, "Tabular", *words])
         assert agent == replace(default, **wanted) != default, option
-        document = json.loads(json.dumps(Setup(agent, arguments.env, {}, arguments.model, arguments.train).document()))
+        document = json.loads(
+            json.dumps(RunConfig(agent, arguments.env, {}, arguments.model, arguments.train).document())
+        )
         assert document["agent"]["name"] == name and document["agent"].keys() == {
             "name",
             *(each.name for each in fields(agent)),
         }
         assert document["agent"][option] == (list(value) if isinstance(value, tuple) else value)
-        assert read_setup(document).agent == agent
+        assert read_run_config(document).agent == agent
     capsys.readouterr()
 
 
@@ -155,9 +158,9 @@ def test_every_option_of_models_and_training_is_a_flag_and_stands_in_the_config(
     words = [word for option, _, typed in options for word in ("--" + option.replace("_", "-"), *typed)]
     _, agent, arguments = read_train(["rloo", "Tabular", *words])
     assert getattr(arguments, part) == kind(**{option: value for option, value, _ in options})
-    document = json.loads(json.dumps(Setup(agent, arguments.env, {}, arguments.model, arguments.train).document()))
+    document = json.loads(json.dumps(RunConfig(agent, arguments.env, {}, arguments.model, arguments.train).document()))
     assert document[part] == {option: value for option, value, _ in options}
-    assert getattr(read_setup(document), part) == getattr(arguments, part)
+    assert getattr(read_run_config(document), part) == getattr(arguments, part)
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -167,7 +170,7 @@ def test_every_agent_trains_by_its_name(name, llm_mdp, here):
     )
     assert (status, complaints) == (0, "")
     config = config_of(here / "runs" / "run")
-    assert read_setup(config).agent == AGENTS[name].Config() and config["run"] == {
+    assert read_run_config(config).agent == AGENTS[name].Config() and config["run"] == {
         "warm_start": 0,
         "loggers": ["none"],
         "shard": False,
@@ -310,7 +313,8 @@ def language_model(tmp_path_factory):
     return folder
 
 
-WORDS = "--steps 2 --group-size 2 --prompts-per-step 2 --eval-prompts 2 --signal-every 0 --loggers none --checkpoint-every 1"
+WORDS = "--steps 2 --group-size 2 --prompts-per-step 2 --eval-prompts 2 --signal-every 0 --loggers none "
+WORDS += "--checkpoint-every 1"
 
 
 @pytest.mark.parametrize("env", ["ReasoningGym", "Math"])
@@ -484,14 +488,16 @@ def test_the_zoo_is_loaded_when_it_is_asked_for():
 
 def test_help_loads_no_torch(here):
     code = "import sys\nsys.argv = ['llm-mdp', '--help']\nimport llm_mdp.cli.__main__, contextlib, io\n"
-    code += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    llm_mdp.cli.__main__.main()"
+    code += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+    code += "    llm_mdp.cli.__main__.main()"
     assert not loaded_by(code) & (HEAVY - {"rich"})
 
 
 # A budget of tokens
 
 
-BUDGET = "--steps 6 --checkpoint-every 3 --env-args horizon=6 --pilot-prompts 32 --eval-prompts 8 --eval-every 3 --loggers none"
+BUDGET = "--steps 6 --checkpoint-every 3 --env-args horizon=6 --pilot-prompts 32 --eval-prompts 8 --eval-every 3 "
+BUDGET += "--loggers none"
 
 
 def weights(folder):

@@ -5,7 +5,8 @@
     tensors
 
 A checkpoint is written into a hidden folder, flushed to the disk and renamed; nothing is ever changed in place.
-`pack` and its kin turn what torch and numpy keep (optimizers, schedulers, generators) into tensors and JSON and back.
+`pack` turns what torch and numpy keep (states of optimizers, schedulers, generators) into tensors and JSON, `unpack`
+back.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,34 +151,6 @@ def unpack(tensors: dict[str, Tensor], packed: Any) -> Any:
     if kind == "dict":
         return {key: unpack(tensors, each) for key, each in content}
     return {"list": list, "tuple": tuple}[kind](unpack(tensors, each) for each in content)
-
-
-def pack_optimizer(optimizer: Any, name: str) -> tuple[dict[str, Tensor], Any]:
-    """The state of an optimizer or of a learning-rate scheduler (anything with `state_dict`)."""
-    return pack(optimizer.state_dict(), name)
-
-
-def unpack_optimizer(optimizer: Any, tensors: dict[str, Tensor], packed: Any) -> None:
-    """Put a packed state into an optimizer, or a scheduler, that was built in the same way."""
-    optimizer.load_state_dict(unpack(tensors, packed))
-
-
-def pack_generator(generator: torch.Generator | np.random.Generator, name: str) -> tuple[dict[str, Tensor], Any]:
-    """Where a stream of random numbers stands: torch's as a uint8 tensor, numpy's as whole numbers in JSON."""
-    if isinstance(generator, torch.Generator):
-        return pack(generator.get_state(), name)
-    return pack(generator.bit_generator.state, name)
-
-
-def unpack_generator(generator: torch.Generator | np.random.Generator, tensors: dict[str, Tensor], packed: Any) -> None:
-    """Let a generator go on where the packed one stood.
-
-    Raises: ValueError: (numpy) if it is of another kind than the packed one.
-    """
-    if isinstance(generator, torch.Generator):
-        generator.set_state(unpack(tensors, packed))
-    else:
-        generator.bit_generator.state = unpack(tensors, packed)
 
 
 def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

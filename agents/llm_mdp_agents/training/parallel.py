@@ -1,8 +1,9 @@
 """One process or several: what the trainer asks of the group it belongs to. Alone, all of it is nothing.
 
-    torchrun --nproc-per-node 2 -m llm_mdp.cli train …             every process holds the whole policy (accelerate,
-    DDP) torchrun --nproc-per-node 2 -m llm_mdp.cli train … --shard     every process holds a part of every layer (torch
-    FSDP2)
+    torchrun --nproc-per-node 2 -m llm_mdp.cli train …
+        every process holds the whole policy (accelerate, DDP)
+    torchrun --nproc-per-node 2 -m llm_mdp.cli train … --shard
+        every process holds a part of every layer (torch FSDP2)
 
 Each process draws responses to prompts of its own. The batch is then gathered, for it is small, so that the loss, the
 critics and the reward models see all of it in every process; only the policy's backward pass is shared out. All

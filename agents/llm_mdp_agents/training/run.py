@@ -2,144 +2,43 @@
 nothing had happened."""
 
 import json
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.files import write_text
 from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.base import Agent, AgentConfig
-from llm_mdp_agents.lm.engines import make_engine
+from llm_mdp_agents.lm.engines import Engine, make_engine
 from llm_mdp_agents.models import scored
-from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task, plain
+from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task
 from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.evaluation import samples
-from llm_mdp_agents.training.parallel import parallel_from_environment
+from llm_mdp_agents.training.parallel import Parallel, parallel_from_environment
+from llm_mdp_agents.training.progress_line import Show, progress_line
 from llm_mdp_agents.training.records import CONFIG, Records, check_loggers, load_config, load_metrics
+from llm_mdp_agents.training.run_config import RunConfig, given, run_config_of
 from llm_mdp_agents.training.run_report import write_report
+from llm_mdp_agents.training.trained import save_policy
 from llm_mdp_agents.training.trainer import TrainConfig, Trainer
 from llm_mdp_agents.training.warm_start import batches_of, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require
-from llm_mdp_envs.token_env import close_task
 
-SHOWN = {
-    "reward": "reward",
-    "eval/reward": "eval",
-    "kl": "kl",
-    "entropy": "entropy",
-    "length": "length",
-    "gradient_norm": "gradient",
-    "groups_with_signal": "signal",
-    "signal_to_noise": "snr",
-    "loss": "loss",
-}
-"""What the progress line says of the latest batch, the most important first, and its words for it."""
-BAR = 20
-"""Its width in the progress line."""
-GIVEN = " (given)"
-"""Ends the name of an object that a Python program gave; a config cannot hold it."""
+CHECKPOINTS = "checkpoints"
+"""Their folder in the folder of a run."""
+SHOWN_RESPONSES = 8
+"""Responses that are kept of every evaluation."""
 
-
-@dataclass(frozen=True)
-class Setup:
-    """All choices of a run, as they stand in its config.json."""
-
-    agent: Any
-    """A name, FILE.py:CLASS, an agent's Config, or an estimator."""
-    env: Any
-    """An id, or a task."""
-    env_arguments: dict[str, Any] = field(default_factory=dict)
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    warm_start: int | None = None
-    """Supervised batches on the task's own answers before training; None: 200 for a small transformer from scratch, if
-    it can."""
-    loggers: tuple[str, ...] = ("tensorboard",)
-    shard: bool = False
-    """Under torchrun: shard the weights (FSDP2) instead of replicating them."""
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "agent": self._agent(),
-            "env": {"id": self.env if isinstance(self.env, str) else _given(self.env), "arguments": self.env_arguments},
-            "model": asdict(self.model),
-            "train": asdict(self.train),
-            "run": {"warm_start": self.warm_start, "loggers": list(self.loggers), "shard": self.shard},
-        }
-
-    def _agent(self) -> dict[str, Any]:
-        if isinstance(self.agent, str) and ":" in self.agent:
-            place, _, attribute = self.agent.rpartition(":")
-            return {"name": f"{Path(place).resolve() if place.endswith('.py') else place}:{attribute}"}
-        found = find_agent(self.agent)
-        if not isinstance(found, type):
-            return {"name": _given(found), **plain(found)}
-        return {"name": found.name, **plain(found.Config() if isinstance(self.agent, str) else self.agent)}
-
-
-def _given(thing: Any) -> str:
-    return type(thing).__name__ + GIVEN
-
-
-def read_setup(document: dict[str, Any]) -> Setup:
-    """The choices of a config.json.
-
-    Raises:
-        ValueError: naming what this version does not know, or what a config cannot hold.
-    """
-    try:
-        options = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in document["agent"].items()
-        }
-        name, env, run = options.pop("name"), document["env"], document["run"]
-        for what, said in (("agent", name), ("env", env["id"]), ("model", document["model"]["model"])):
-            if said.endswith(GIVEN):
-                raise ValueError(
-                    f"the {what} of the run is {said}, an object of a Python program, which a config cannot hold; only "
-                    f"runs that are "
-                    "started with names (or FILE.py:CLASS) can be read back."
-                )
-        return Setup(
-            name if ":" in name else find_agent(name).Config(**options),
-            env["id"],
-            env["arguments"],
-            ModelConfig(**document["model"]),
-            TrainConfig(**document["train"]),
-            run["warm_start"],
-            tuple(run["loggers"]),
-            run["shard"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"the config does not fit this version ({error}); write it anew with `llm-mdp train`."
-        ) from error
-
-
-def setup_of(folder: Path) -> Setup:
-    """The choices of the run in a folder.
-
-    Raises:
-        ValueError: if there is no run.
-    """
-    document = load_config(folder)
-    if not document:
-        there = (
-            sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
-        )
-        hint = f"{folder.parent} has {', '.join(there)}" if there else "start one with `llm-mdp train`"
-        raise ValueError(f"{folder} holds no run; {hint}.")
-    return read_setup(document)
+Place = Path | str | Callable[[], Path]
+"""The folder of a run, or what makes it."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +72,7 @@ def train(
     env: str | Task,
     policy: Policy | ModelConfig | str = "auto",
     *,
-    folder: Path | str | Callable[[], Path] | None = None,
+    folder: Place | None = None,
     env_arguments: dict[str, Any] | None = None,
     warm_start: int | None = None,
     loggers: tuple[str, ...] = (),
@@ -194,7 +93,7 @@ def train(
         policy: a policy (trained in place), or which one to make, see `ModelConfig`.
         folder: where config, metrics, samples, checkpoints and the report go (no other run's), or what makes that
             folder once all choices are found to be possible; None: nothing is written.
-        warm_start: see `Setup`.
+        warm_start: see `RunConfig`.
         progress: show a line of figures on the terminal.
         config, options: see `TrainConfig`; options are its fields.
 
@@ -202,23 +101,12 @@ def train(
         ValueError: in words, before any work starts.
         trainer.NonFinite: see there.
     """
-    model = (
-        policy
-        if isinstance(policy, ModelConfig)
-        else ModelConfig(policy if isinstance(policy, str) else _given(policy))
-    )
-    setup = Setup(
-        agent,
-        env,
-        env_arguments or {},
-        model,
-        replace(config or TrainConfig(), **_known(options)),
-        warm_start,
-        loggers,
-        shard,
-    )
-    given = None if isinstance(policy, str | ModelConfig) else policy
-    return _run(setup, given, folder, progress, resumed=None)
+    _check_options(options)
+    chosen = replace(config or TrainConfig(), **options)
+    own = None if isinstance(policy, str | ModelConfig) else policy
+    model = policy if isinstance(policy, ModelConfig) else ModelConfig(policy if own is None else given(policy))
+    choices = RunConfig(agent, env, env_arguments or {}, model, chosen, warm_start, loggers, shard)
+    return _run(choices, own, folder, progress, resumed=None)
 
 
 def resume(folder: Path | str, *, progress: bool = True, steps: int | None = None) -> Run:
@@ -232,214 +120,198 @@ def resume(folder: Path | str, *, progress: bool = True, steps: int | None = Non
         ValueError: if there is nothing to go on from; the sentence says what there is.
     """
     folder = Path(folder)
-    place = folder if folder.name.startswith("step-") else folder / "checkpoints"
+    place = folder if folder.name.startswith("step-") else folder / CHECKPOINTS
     home = folder.parent.parent if folder.name.startswith("step-") else folder
-    setup = setup_of(home)
-    if not (home / "checkpoints").is_dir():
+    config = run_config_of(home)
+    if not (home / CHECKPOINTS).is_dir():
         raise ValueError(
             f"{home} has no checkpoint, for the run ended before its first step; start it anew: "
             f"llm-mdp train --config {home / CONFIG}"
         )
     resumed = checkpoint.load(place)
     if steps is not None:
-        setup = replace(setup, train=replace(setup.train, steps=steps))
-    if setup.train.steps < resumed.step:
+        config = replace(config, train=replace(config.train, steps=steps))
+    if config.train.steps < resumed.step:
         raise ValueError(
-            f"steps is {setup.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an "
+            f"steps is {config.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an "
             f"earlier checkpoint."
         )
-    return _run(setup, None, home, progress, resumed)
+    return _run(config, None, home, progress, resumed)
 
 
-def load_policy_of_run(
-    run: Path | None, env: str | None, env_arguments: dict[str, Any], model: ModelConfig, seed: int
-) -> tuple[Policy, Task]:
-    """What a run trained and its environment, or a policy as it is made and an environment by its id.
-
-    Raises:
-        ValueError: if there is no such run, model or environment.
-    """
-    if run is None:
-        assert env is not None
-        task = find_task(env, env_arguments, model)
-        return build_policy(model, task, seed), task
-    setup = setup_of(run)
-    trained = run / "model"
-    if not trained.is_dir():
-        raise ValueError(
-            f"{trained} is not there: the run has not finished; `llm-mdp train --resume {run}` goes on with it."
-        )
-    table = trained / "table.safetensors"
-    task = find_task(env or setup.env, env_arguments if env else setup.env_arguments | env_arguments, setup.model)
-    if not table.exists():
-        model = ModelConfig(
-            str(trained), dtype=setup.model.dtype, device=setup.model.device, temperature=setup.model.temperature
-        )
-        return build_policy(model, task, seed), task
-    from safetensors.torch import load_file
-
-    policy, tensors = build_policy(setup.model, task, seed), load_file(table)
-    if {name: each.shape for name, each in policy.state_dict().items()} != {
-        name: each.shape for name, each in tensors.items()
-    }:
-        raise ValueError(
-            f"{table} does not fit {type(task).__name__}; evaluate it on {setup.env}, or on one with the same tokens."
-        )
-    policy.load_state_dict(tensors)
-    return policy, task
+def _check_options(options: dict[str, Any]) -> None:
+    for name in options:
+        if name not in TrainConfig.__dataclass_fields__:
+            raise ValueError(f"train has no option {name!r}; it has {', '.join(TrainConfig.__dataclass_fields__)}.")
 
 
-def _run(setup: Setup, given: Policy | None, place: Any, progress: bool, resumed: checkpoint.Checkpoint | None) -> Run:
-    parallel = parallel_from_environment(setup.shard, device_of(setup.model.device) if given is None else "cpu")
-    config, begun = setup.train, time.time()
-    task: Any = find_task(setup.env, setup.env_arguments, setup.model)
-    policy = given if given is not None else build_policy(setup.model, task, config.seed)
-    task = scored(task, policy, config.seed, setup.model.scored_by)
-    batches = batches_of(setup.warm_start, task, setup.model.model if given is None else None)
-    found = find_agent(setup.agent)
-    chosen = setup.agent if isinstance(found, type) else found
-    agent = build_agent(chosen, policy, task, config.seed)
-    check_loggers(setup.loggers)
+def _run(
+    config: RunConfig, own: Policy | None, place: Place | None, progress: bool, resumed: checkpoint.Checkpoint | None
+) -> Run:
+    """Everything that can be refused, then the folder, then the work."""
+    begun = time.time()
     if place is not None:
         require("matplotlib", "train", "the report of a run")
-    options = {"max_length": task.prompt_length + task.horizon + 1} if setup.model.engine == "vllm" else {}
-    engine = make_engine(setup.model.engine, policy, **options)
-    document = setup.document()
-    folder = None if place is None or not parallel.main else Path(place() if callable(place) else place)
-    metrics: list[dict[str, Any]] = (
-        [] if resumed is None or folder is None else load_metrics(folder)[: resumed.step + 1]
-    )
-    if folder is not None and resumed is None and (folder / CONFIG).exists():
-        raise ValueError(f"{folder} holds a run already; go on with it by resume, or choose another folder.")
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        start = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun}
-        write_text(folder / CONFIG, json.dumps(document | start | load_config(folder) | document, indent=1) + "\n")
-    records = Records(folder, loggers=setup.loggers) if folder else None
-    with (
-        records or nullcontext(),
-        _line(progress and parallel.main, config.steps, batches if resumed is None else 0) as line,
-    ):
-        if resumed is None and batches:
-            warm_start(policy, task, batches, config.seed, progress=lambda loss: line("warm start", {"loss": loss}))
-            agent = build_agent(
-                chosen, policy, task, config.seed
-            )  # anew: reference and critic begin as copies of the policy
-        trainer = Trainer(agent, task, policy, config, parallel, folder, engine)
-
-        def keep_figures(figures: dict[str, float]) -> None:
-            metrics.append({"step": trainer.number, **figures})
-            if records:
-                records.metrics(trainer.number, figures)
-
-        def look() -> dict[str, float]:
-            shown = parallel.on_whole_model(policy, lambda: samples(policy, task, 8, config.seed)) if place else []
-            if records:
-                records.samples(trainer.number, shown)
-            return trainer.evaluate()
-
-        def save() -> None:
-            tensors, state = trainer.state() if place else ({}, {})  # every process has a part of it
-            if folder:
-                checkpoint.save(folder / "checkpoints", trainer.number, tensors, state, keep=config.keep)
-
+    parts = assemble(config, own)
+    main = parts.parallel.main
+    folder = None if place is None or not main else _folder_of(config, place, begun, resumed is not None)
+    records = Records(folder, loggers=config.loggers) if folder else None
+    totals = {"warm start": parts.batches, "training": config.train.steps}
+    with records or nullcontext(), progress_line(progress and main, totals) as show:
         if resumed is None:
-            line("preparing", {})
-            trainer.prepare()
-            keep_figures(look())
-            save()
+            parts = warmed_up(parts, config.train.seed, show)
+        session = Session(parts, config.train, records, place is not None, show)
+        if resumed is None:
+            session.begin()
         else:
-            trainer.restore(resumed.tensors, resumed.state)
-            metrics[:] = [each for each in metrics if each["step"] <= trainer.number]
-            if records and folder:
-                records.resume(trainer.number)
-                checkpoint.discard_after(folder / "checkpoints", trainer.number)
-        while trainer.number < config.steps:
-            figures = trainer.step()
-            last = trainer.number == config.steps
-            if last or trainer.number % config.eval_every == 0:
-                figures |= look()
-            keep_figures(figures)
-            line("training", figures, step=trainer.number)
-            if last or trainer.number % config.checkpoint_every == 0:
-                save()
-    if place:
-        whole = parallel.whole_policy(policy)
-        if folder:
-            _save_model(whole, folder)
-    if folder:
-        write_report(folder)
-    engine.close()
-    close_task(task)
-    return Run(agent, policy, task, metrics, folder)
+            session.go_on(resumed)
+        while session.trainer.number < config.train.steps:
+            session.step()
+    session.finish()
+    return Run(parts.agent, parts.policy, parts.task, session.metrics, folder)
 
 
-def _save_model(policy: Policy, folder: Path) -> None:
-    """Language models in Hugging Face's format, tables as tensors."""
-    if hasattr(policy, "model"):
-        from transformers.utils import logging
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, before anything is trained or written."""
 
-        from llm_mdp_agents.lm.loading import save_model
-
-        logging.disable_progress_bar()
-        save_model(policy, folder / "model")
-    else:
-        from safetensors.torch import save_file
-
-        (folder / "model").mkdir(exist_ok=True)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in policy.state_dict().items()},
-            folder / "model" / "table.safetensors",
-        )
+    parallel: Parallel
+    task: Task
+    policy: Policy
+    batches: int
+    """Supervised batches before training."""
+    make_agent: Callable[[], Agent]
+    agent: Agent
+    engine: Engine
 
 
-@contextmanager
-def _line(shown: bool, steps: int, batches: int) -> Iterator[Any]:
-    """A progress bar with the latest figures."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def assemble(config: RunConfig, own: Policy | None) -> Parts:
+    """The parts that a config names.
 
-    console = Console(stderr=True, highlight=False)
-    words, totals = TextColumn("{task.fields[figures]}"), {"warm start": batches, "training": steps}
-    columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), TimeRemainingColumn(), words)
-    with Progress(*columns, console=console, transient=True, disable=not shown or not console.is_terminal) as bar:
-        jobs, latest = {}, {}
+    Args:
+        own: the policy, where a Python program gave one.
 
-        def update(stage: str, figures: dict[str, float], step: int | None = None) -> None:
-            if stage not in jobs:  # a job of its own, whose remaining time is not guessed from another's speed
-                for earlier in jobs.values():
-                    bar.update(earlier, visible=False)
-                latest.clear()
-                jobs[stage] = bar.add_task(
-                    stage, total=totals.get(stage), completed=max((step or 0) - 1, 0), figures=""
-                )
-            latest.update(figures)
-            # The line's other columns: stage, bar, "10/200", "0:00:00", and a space after each.
-            room = console.width - len(stage) - BAR - 2 * len(str(totals.get(stage))) - 1 - 8 - 4
-            bar.update(jobs[stage], advance=1, figures=figures_within(room, latest))
-
-        yield update
+    Raises:
+        ValueError: in words, if there is no such part.
+    """
+    # The group first: in it "cuda" is this process's GPU.
+    parallel = parallel_from_environment(config.shard, device_of(config.model.device) if own is None else "cpu")
+    seed = config.train.seed
+    plain_task = find_task(config.env, config.env_arguments, config.model)
+    policy = own if own is not None else build_policy(config.model, plain_task, seed)
+    task = scored(plain_task, policy, seed, config.model.scored_by)
+    batches = batches_of(config.warm_start, task, config.model.model if own is None else None)
+    found = find_agent(config.agent)
+    make_agent = partial(build_agent, config.agent if isinstance(found, type) else found, policy, task, seed)
+    agent = make_agent()
+    check_loggers(config.loggers)
+    options = {"max_length": task.prompt_length + task.horizon + 1} if config.model.engine == "vllm" else {}
+    engine = make_engine(config.model.engine, policy, **options)
+    return Parts(parallel, task, policy, batches, make_agent, agent, engine)
 
 
-def figures_within(room: int, figures: dict[str, float]) -> str:
-    """The figures of SHOWN in words, as many of them as fit into so many columns, from the first on."""
-    said = ""
-    for name, word in SHOWN.items():
-        longer = f"{said}  {word} {figures[name]:.3g}".lstrip() if name in figures else said
-        if len(longer) > room:
-            break
-        said = longer
-    return said
+def warmed_up(parts: Parts, seed: int, show: Show) -> Parts:
+    """The parts after the supervised batches: the agent anew, for reference and critic begin as copies of the
+    policy."""
+    if not parts.batches:
+        return parts
+
+    def show_loss(loss: float) -> None:
+        show("warm start", {"loss": loss})
+
+    warm_start(parts.policy, parts.task, parts.batches, seed, progress=show_loss)
+    return replace(parts, agent=parts.make_agent())
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    unknown = [name for name in options if name not in TrainConfig.__dataclass_fields__]
-    if unknown:
-        raise ValueError(f"train has no option {unknown[0]!r}; it has {', '.join(TrainConfig.__dataclass_fields__)}.")
-    return options
+def _folder_of(config: RunConfig, place: Place, begun: float, resumed: bool) -> Path:
+    """The folder of a run, with its config.json.
+
+    Raises:
+        ValueError: if it is another run's.
+    """
+    document = config.document()
+    folder = Path(place() if callable(place) else place)
+    if not resumed and (folder / CONFIG).exists():
+        raise ValueError(f"{folder} holds a run already; go on with it by resume, or choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    start = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun}
+    write_text(folder / CONFIG, json.dumps(document | start | load_config(folder) | document, indent=1) + "\n")
+    return folder
 
 
-def threads() -> None:
-    """One thread unless the user says otherwise: small models only wait for one another."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+class Session:
+    """A run at work: the trainer, and what is recorded of it.
+
+    Every process of a group has one; all call its methods together, and the main one alone has a folder.
+
+    Args:
+        recorded: whether the main process has a folder, for some of what goes there is made by all together.
+    """
+
+    def __init__(self, parts: Parts, config: TrainConfig, records: Records | None, recorded: bool, show: Show):
+        self.parts, self.config, self.records, self.recorded, self.show = parts, config, records, recorded, show
+        self.folder = records.folder if records else None
+        self.metrics: list[dict[str, Any]] = []
+        self.trainer = Trainer(parts.agent, parts.task, parts.policy, config, parts.parallel, self.folder, parts.engine)
+
+    def begin(self) -> None:
+        """What comes before the first step."""
+        self.show("preparing", {})
+        self.trainer.prepare()
+        self.record(self.evaluate())
+        self.save()
+
+    def go_on(self, resumed: checkpoint.Checkpoint) -> None:
+        """Stand where a checkpoint was written, and forget what came after it."""
+        self.trainer.restore(resumed.tensors, resumed.state)
+        number = self.trainer.number
+        if self.folder and self.records:
+            self.metrics = [each for each in load_metrics(self.folder) if each["step"] <= number]
+            self.records.resume(number)
+            checkpoint.discard_after(self.folder / CHECKPOINTS, number)
+
+    def step(self) -> None:
+        """One batch, and every so often an evaluation and a checkpoint; both after the last one."""
+        figures = self.trainer.step()
+        number = self.trainer.number
+        last = number == self.config.steps
+        if last or number % self.config.eval_every == 0:
+            figures |= self.evaluate()
+        self.record(figures)
+        self.show("training", figures, step=number)
+        if last or number % self.config.checkpoint_every == 0:
+            self.save()
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures of the policy as it is; some of its responses are kept."""
+        parts = self.parts
+        if self.recorded:
+            responses = parts.parallel.on_whole_model(
+                parts.policy, lambda: samples(parts.policy, parts.task, SHOWN_RESPONSES, self.config.seed)
+            )
+            if self.records:
+                self.records.samples(self.trainer.number, responses)
+        return self.trainer.evaluate()
+
+    def record(self, figures: dict[str, float]) -> None:
+        """A line of metrics."""
+        self.metrics.append({"step": self.trainer.number, **figures})
+        if self.records:
+            self.records.metrics(self.trainer.number, figures)
+
+    def save(self) -> None:
+        """A checkpoint, of which every process has a part."""
+        tensors, state = self.trainer.state() if self.recorded else ({}, {})
+        if self.folder:
+            checkpoint.save(self.folder / CHECKPOINTS, self.trainer.number, tensors, state, keep=self.config.keep)
+
+    def finish(self) -> None:
+        """The model, the report, and everything given back."""
+        parts = self.parts
+        if self.recorded:
+            whole = parts.parallel.whole_policy(parts.policy)
+            if self.folder:
+                save_policy(whole, self.folder)
+                write_report(self.folder)
+        parts.engine.close()
+        parts.task.close()

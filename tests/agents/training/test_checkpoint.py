@@ -23,12 +23,8 @@ from llm_mdp_agents.training.checkpoint import (
     discard_after,
     load,
     pack,
-    pack_generator,
-    pack_optimizer,
     save,
     unpack,
-    unpack_generator,
-    unpack_optimizer,
 )
 
 AGENTS = Path(__file__).parents[3] / "agents"
@@ -138,16 +134,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, kind):
     model, optimizer, scheduler, data, shuffle, step = small_run(kind)
     for _ in range(5):
         step()
-    tensors, state = {f"model/{name}": each for name, each in model.state_dict().items()}, {}
-    for name, thing, put in [
-        ("optimizer", optimizer, pack_optimizer),
-        ("scheduler", scheduler, pack_optimizer),
-        ("data", data, pack_generator),
-        ("shuffle", shuffle, pack_generator),
-    ]:
-        more, state[name] = put(thing, name)
-        tensors |= more
-    save(tmp_path, 5, tensors, state, keep=1)
+    tensors, state = pack(
+        {
+            "model": dict(model.state_dict()),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "data": data.get_state(),
+            "shuffle": shuffle.bit_generator.state,
+        },
+        "run",
+    )
+    save(tmp_path, 5, tensors, {"packed": state}, keep=1)
     at_save = optimizer.state_dict()
     for _ in range(5):
         step()
@@ -155,11 +152,12 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, kind):
     other, optimizer2, scheduler2, data2, shuffle2, step2 = small_run(kind)
     data2.manual_seed(99)
     checkpoint = load(tmp_path)
-    other.load_state_dict({name: checkpoint.tensors[f"model/{name}"] for name in other.state_dict()})
-    unpack_optimizer(optimizer2, checkpoint.tensors, checkpoint.state["optimizer"])
-    unpack_optimizer(scheduler2, checkpoint.tensors, checkpoint.state["scheduler"])
-    unpack_generator(data2, checkpoint.tensors, checkpoint.state["data"])
-    unpack_generator(shuffle2, checkpoint.tensors, checkpoint.state["shuffle"])
+    loaded = unpack(checkpoint.tensors, checkpoint.state["packed"])
+    other.load_state_dict(loaded["model"])
+    optimizer2.load_state_dict(loaded["optimizer"])
+    scheduler2.load_state_dict(loaded["scheduler"])
+    data2.set_state(loaded["data"])
+    shuffle2.bit_generator.state = loaded["shuffle"]
     assert optimizer2.state_dict()["param_groups"] == at_save["param_groups"]
     for _ in range(5):
         step2()
@@ -199,13 +197,7 @@ def test_pack_names_what_it_cannot_hold():
     with pytest.raises(ValueError, match="two tensors would be stored as 'x/a/b'"):
         pack({"a/b": torch.ones(1), "a": {"b": torch.ones(1)}}, "x")
     with pytest.raises(ValueError, match="noise/state/key is a ndarray"):
-        pack_generator(np.random.Generator(np.random.MT19937(0)), "noise")
-
-
-def test_a_generator_of_another_kind_is_refused():
-    tensors, packed = pack_generator(np.random.default_rng(0), "g")
-    with pytest.raises(ValueError, match="must be for a Philox"):
-        unpack_generator(np.random.Generator(np.random.Philox(0)), tensors, packed)
+        pack(np.random.MT19937(0).state, "noise")
 
 
 def test_the_newest_is_loaded_or_the_one_named(tmp_path):

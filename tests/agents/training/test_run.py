@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from llm_mdp.estimators.algorithms import RLOO, Estimator
+from llm_mdp.estimators.algorithms import RLOO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp_agents import Run, resume, train
 from llm_mdp_agents.lm.policy import tiny_transformer
 from llm_mdp_agents.resolve import ModelConfig, find_task
-from llm_mdp_agents.training import checkpoint, run
+from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.records import load_metrics, load_samples
+from llm_mdp_agents.training.trained import load_policy_of_run
 from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
 from llm_mdp_agents.training.warm_start import batches_of
 from llm_mdp_agents.zoo import grpo, ppo, rloo, trepo
@@ -176,14 +178,14 @@ def test_what_a_run_leaves_in_its_folder(tmp_path):
     assert [sample["step"] for sample in load_samples(folder)] == [step for step in (0, 2, 4, 5) for _ in range(8)]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
     assert "Tabular" in (folder / "report.html").read_text()
-    policy, task = run.load_policy_of_run(folder, None, {}, ModelConfig(), 0)
+    policy, task = load_policy_of_run(folder, None, {}, ModelConfig(), 0)
     assert task.horizon == 3 and same_weights(policy, done.policy)
 
 
 def test_a_small_transformer_comes_back_from_its_folder(tmp_path):
     model = ModelConfig("small", width=16, layers=1, heads=2, temperature=0.5)
     done = short("rloo", "Arithmetic", model, folder=tmp_path / "run", warm_start=1)
-    policy, task = run.load_policy_of_run(done.folder, None, {}, ModelConfig(), 0)
+    policy, task = load_policy_of_run(done.folder, None, {}, ModelConfig(), 0)
     assert same_weights(policy, done.policy) and policy.temperature == 0.5 and policy.vocab_size == task.vocab_size
 
 
@@ -210,10 +212,10 @@ def test_the_reference_is_the_policy_after_the_warm_start():
 
 def test_another_environment_needs_the_same_tokens(tmp_path):
     done = short("rloo", "Tabular", folder=tmp_path / "run", env_arguments={"seed": 3})
-    task = run.load_policy_of_run(done.folder, None, {"horizon": 4}, ModelConfig(), 0)[1]
+    task = load_policy_of_run(done.folder, None, {"horizon": 4}, ModelConfig(), 0)[1]
     assert task.horizon == 4
     with pytest.raises(ValueError, match="does not fit Needle; evaluate it on Tabular"):
-        run.load_policy_of_run(done.folder, "Needle", {}, ModelConfig(), 0)
+        load_policy_of_run(done.folder, "Needle", {}, ModelConfig(), 0)
 
 
 def test_a_folder_holds_one_run(tmp_path):
