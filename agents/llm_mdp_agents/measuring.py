@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.estimators.algorithms import RLOO, Estimator
+from llm_mdp.estimators.algorithms import RLOO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.sampling.evidence import Evidence, as_worlds
 from llm_mdp.sampling.policies import Policy, logp_of
@@ -218,10 +219,13 @@ def measure_task(
 def _joined(parts: Sequence[Estimates]) -> Estimates:
     """All batches, with the mean of their seconds."""
     sizes = [len(part.square) for part in parts]
-    columns = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("gradient", "square", "tokens", "rewards")
+    return Estimates(
+        torch.cat([part.gradient for part in parts]),
+        torch.cat([part.square for part in parts]),
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.rewards for part in parts]),
+        sum((part.seconds or 0.0) * size for part, size in zip(parts, sizes)) / sum(sizes),
     )
-    return Estimates(*columns, sum((part.seconds or 0.0) * size for part, size in zip(parts, sizes)) / sum(sizes))
 
 
 def pilot_allocation(

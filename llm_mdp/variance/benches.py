@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instance_files import read_instance
-from llm_mdp.exact.instances import Instance, random_instance
+from llm_mdp.exact.instances import Instance, random_instance, stream
 from llm_mdp.exact.ngram_gradient import expected_length, ngram_critic, reward_moments
 from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
 from llm_mdp.mdp.token_mdp import TokenMDP
@@ -20,7 +20,7 @@ from llm_mdp.variance.chains import chain_estimates, chain_of
 from llm_mdp.variance.entropy import chain_entropy, mean_entropy, with_entropy
 from llm_mdp.variance.grid import Known, Setup
 from llm_mdp.variance.measurement import Measurement, exact_measurement
-from llm_mdp.variance.rewards import early_reward, outcome_reward, sparse_reward, stream
+from llm_mdp.variance.rewards import early_reward, outcome_reward, sparse_reward
 from llm_mdp.variance.sampled import sampled_measurement, tree_estimates
 from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.problem import Problem

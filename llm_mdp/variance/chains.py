@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.exact.instances import stream
 from llm_mdp.exact.ngram_gradient import ngram_score_sums, with_expected_length
 from llm_mdp.mdp.hidden_rewards import EndReward, MarkovReward, NgramReward
 from llm_mdp.mdp.token_mdp import TokenMDP
@@ -13,7 +14,7 @@ from llm_mdp.sampling.policies import NgramPolicy, logp_of
 from llm_mdp.sampling.sampler import NothingKept, PolicySampler
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.variance.entropy import bisected, chain_entropy
-from llm_mdp.variance.rewards import SPARSE, early_reward, stream
+from llm_mdp.variance.rewards import SPARSE, early_reward
 from llm_mdp.variance.sampled import Estimates, kept_estimates
 from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.certificate import loss_weights

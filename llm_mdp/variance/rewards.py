@@ -1,7 +1,6 @@
 """Hidden rewards of settings, drawn at random: for one token in ten, at the beginning only, right or wrong at the
 end."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,12 +11,6 @@ from llm_mdp.mdp.hidden_rewards import HiddenReward, PositionReward, TableReward
 
 SPARSE = 0.1
 """Share of the (prefix, token) pairs that have a reward if rewards are sparse."""
-
-
-def stream(seed: int, purpose: str) -> torch.Generator:
-    """Random numbers of one purpose: of a seed, and unlike those that the same seed gives for another."""
-    state = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> 1))
 
 
 def sparse_reward(instance: Instance, generator: torch.Generator) -> HiddenReward:

@@ -17,18 +17,21 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from llm_mdp.cli import __main__ as cli
 from llm_mdp.cli import variance as variance_command
-from llm_mdp.cli.variance import AXES, TYPICAL, VarianceArguments, check, plan
+from llm_mdp.cli.variance import VarianceArguments, check, plan
 from llm_mdp.estimators.algorithms import RLOO
 from llm_mdp.exact.instance_files import write_instance
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.variance.benches import make_bench
 from llm_mdp.variance.comparison import best_by_budget, on_frontier, recommendation
-from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, candidates
+from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, Setup, candidates
 from llm_mdp.variance.measurement import exact_measurement
 from llm_mdp.variance.setting import Setting
+from llm_mdp.variance.study import AXES, TYPICAL, _bench
 from llm_mdp.verify.problem import Problem
+from llm_mdp_agents import study
 from llm_mdp_agents.measuring import measure_task
 from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
+from llm_mdp_agents.study import _transformer, measure_cell
 
 SMALL = "--vocab 2 --horizon 2 --jobs 1"
 FEW = "--group-sizes 2 --positions 1 --branches 1"
@@ -61,14 +64,16 @@ def variance(here, monkeypatch, capsys):
 def computed(monkeypatch) -> list[str]:
     """The names of the cells that are computed, and not read from the folder."""
     names: list[str] = []
-    measure = variance_command.measure_cell
+    measure = measure_cell
 
     @functools.wraps(measure)
     def counting(cell):
         names.append(cell["name"])
         return measure(cell)
 
-    monkeypatch.setattr(variance_command, "measure_cell", counting)
+    # A kept cell's function is one that is found by its name.
+    for place in (variance_command, study):
+        monkeypatch.setattr(place, "measure_cell", counting)
     return names
 
 
@@ -174,7 +179,7 @@ def test_rows_on_a_chain_and_on_a_transformer(variance):
     bench = make_bench(Setting("ngram", 2, 3, seed=2))
     same(rows_of(chain)["rloo K=2"], bench.measure(RLOO(2), 200, 2, "unbiased").row(2000))
     assert rows_of(chain)["rloo K=2"]["samples"] is None
-    made = make_bench(Setting("transformer", 2, 3, seed=2), variance_command._transformer)
+    made = make_bench(Setting("transformer", 2, 3, seed=2), _transformer)
     same(rows_of(network)["rloo K=2"], made.measure(RLOO(2), 200, 2).row(2000))
     assert rows_of(network)["rloo K=2"]["samples"] is None and document()["sweep"] == "policy"
     assert (
@@ -262,7 +267,7 @@ def test_an_environment_with_a_table(variance):
     (setting,) = document()["settings"]
     task = find_task("Tabular", {"horizon": 2, "vocab_size": 3})
     listed = candidates(["rloo", "remax", "trepo"], Grid((2,), (1,), (1,), (0.0,)), 2)
-    built = {candidate.label: candidate.build(variance_command.Setup(2)) for candidate in listed}
+    built = {candidate.label: candidate.build(Setup(2)) for candidate in listed}
     known = {candidate.label: candidate.known for candidate in listed}
     measured, facts = measure_task(built, build_policy(ModelConfig(), task, 1), task, 40, 1, known=known)
     assert [row["label"] for row in setting["rows"]] == list(built)
@@ -380,6 +385,23 @@ def test_what_changes_nothing_of_a_measurement_computes_nothing(variance, comput
         assert row["trace_covariance"] == before["trace_covariance"] and row["progress"] > before["progress"]
         assert row["estimates"] == pytest.approx(50 * before["estimates"])
     assert second["settings"][0]["recommendation"].startswith("With 5,000 tokens")
+
+
+@pytest.mark.parametrize(
+    "function, version", [("llm_mdp.cli.variance:measure_cell", 2), ("llm_mdp_agents.study:measure_cell", 1)]
+)
+def test_a_folder_of_an_older_program_is_measured_anew(variance, computed, here, function, version):
+    """What another function wrote, or another version of it, is nobody's result, however alike its cells are."""
+    words = f"rloo reinforce {SMALL} {FEW}"
+    assert variance(words)[0] == 0
+    first = document()
+    for file in (here / "variance" / "cells").iterdir():
+        content = json.loads(file.read_text()) | {"function": function, "version": version}
+        content["result"] = {"the old form": True}
+        file.write_text(json.dumps(content))
+    del computed[:]
+    assert variance(words)[::2] == (0, "")
+    assert len(computed) == 3 and document() == first
 
 
 @pytest.mark.parametrize(
@@ -570,9 +592,9 @@ def test_a_cell_is_all_that_its_result_depends_on():
         VarianceArguments(("rloo", "trepo"), vocab=(2,), horizon=(2,), grid=Grid((2,), (1,), (1,), (0.5,)), seed=4)
     )
     cells = json.loads(json.dumps(each.cells))
-    found = [variance_command.measure_cell(cell) for cell in cells]
-    variance_command._bench.cache_clear()
-    again = [variance_command.measure_cell(cell) for cell in reversed(cells)]
+    found = [measure_cell(cell) for cell in cells]
+    _bench.cache_clear()
+    again = [measure_cell(cell) for cell in reversed(cells)]
     assert found == again[::-1]
     assert Candidate(cells[1]["candidate"]["name"], cells[1]["candidate"]["options"]) == each.listed[0]
 

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from llm_mdp.estimators.algorithms import PPO, REINFORCE, RLOO, TRePO
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instance_files import write_instance
-from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.instances import random_instance, stream
 from llm_mdp.exact.ngram_gradient import expected_length
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.variance.benches import NgramBench, TreeBench, make_bench
 from llm_mdp.variance.chains import chain_of
 from llm_mdp.variance.entropy import mean_entropy, with_entropy
-from llm_mdp.variance.rewards import stream
 from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.certificate import exact_moments
 from llm_mdp_agents.lm.policy import tiny_transformer

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_mdp.mdp.tree import PAD
+from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.policies import Policy
 from llm_mdp_envs.task import Task
 
@@ -19,7 +19,7 @@ ROWS = 128
 
 def has_answers(task: Task) -> bool:
     """Does the task know the right responses? (Arithmetic without a scratchpad does.)"""
-    return hasattr(task, "answers") and not getattr(task, "scratchpad", 0)
+    return task.answers(task.questions(np.random.default_rng(0), 1)) is not None
 
 
 def check_answers(task: Task) -> None:
@@ -42,7 +42,7 @@ def batches_of(asked: int | None, task: Task, model: str | None) -> int:
         ValueError: if there cannot be so many.
     """
     if asked is None:
-        from_scratch = model in ("auto", "small") and not hasattr(task, "mdp")
+        from_scratch = model in ("auto", "small") and task.mdp is None
         return WARM_START if from_scratch and has_answers(task) else 0
     if asked < 0:
         raise ValueError(f"warm_start is {asked}; it is a number of batches, at least 0.")
@@ -51,13 +51,27 @@ def batches_of(asked: int | None, task: Task, model: str | None) -> int:
     return asked
 
 
+def warm_up(policy: Policy, task: Task, model: str | None, batches: int | None, seed: int) -> None:
+    """Supervised batches as training would begin with.
+
+    Args:
+        model: what the policy is made from; None: a run trained it, and it needs none.
+        batches: how many; None: as many as training would.
+
+    Raises:
+        ValueError: if some are asked for and the task has no answers to learn from.
+    """
+    if batches := batches_of(batches, task, model):
+        warm_start(policy, task, batches, seed)
+
+
 def demonstrations(task: Task, generator: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
     """Prompts (N, L) and right responses (N, T)."""
-    secrets = task.draw(generator, number)
-    answers = np.full((number, task.horizon), PAD)
-    right = task.answers(secrets)
+    questions = task.questions(generator, number)
+    answers, right = np.full((number, task.horizon), PAD), task.answers(questions)
+    assert right is not None
     answers[:, : right.shape[1]] = right
-    return torch.from_numpy(task.prompts(secrets)), torch.from_numpy(answers)
+    return pad_prompts([question.prompt for question in questions]), torch.from_numpy(answers)
 
 
 def warm_start(
