@@ -28,7 +28,7 @@ from llm_mdp.files import write_text
 from llm_mdp.inspection import KNOWN, Choices, Subject, check_known, exact_value, known_subject, own_subject
 from llm_mdp.inspection import inspect as look
 from llm_mdp.own import UsageError
-from llm_mdp.report.inspect_page import Row, render_inspection, rows_of, token_label
+from llm_mdp.report.inspect_page import CreditRow, credit_rows, render_inspection, token_label
 from llm_mdp.report.terminal import progress_bar
 from llm_mdp.sampling.policies import Policy
 from llm_mdp.verify.check import load_estimator
@@ -163,7 +163,7 @@ def find_subjects(names: Sequence[str], own: dict[str, Estimator], choices: Choi
 def print_first(document: dict[str, Any], console: Console) -> None:
     """The first response in colours, a line an estimator, and how well each agrees with the truth."""
     group = document["groups"][0]
-    response, rows = group["responses"][0], rows_of(document)
+    response, rows = group["responses"][0], credit_rows(document)
     console.print(
         Text("Credit", style="bold").append(f"   {document['task']} · {document['policy']}", style="not bold dim")
     )
@@ -180,7 +180,7 @@ def print_first(document: dict[str, Any], console: Console) -> None:
         console.print(Text(f"\nagreement with the {truth} (correlation over all tokens): {said}"))
 
 
-def _lines(tokens: list[dict[str, Any]], eos: int | None, rows: list[Row], width: int) -> list[list[Text]]:
+def _lines(tokens: list[dict[str, Any]], eos: int | None, rows: list[CreditRow], width: int) -> list[list[Text]]:
     """Blocks of lines, each as wide as the terminal: the tokens, then a line of figures for every row."""
     label_width = max(len(row.label) for row in rows) + 1
     columns = []

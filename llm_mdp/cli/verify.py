@@ -15,7 +15,7 @@ from llm_mdp.cli.options import check_writable, command_line
 from llm_mdp.exact.instances import Instance, random_instance, read_instance, write_instance
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
-from llm_mdp.report.page import render_page
+from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.terminal import print_report, progress_bar
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.verify.ledger import exit_status, find_claims, run_ledger
@@ -97,7 +97,7 @@ def verify(argv: Sequence[str]) -> int:
     if command.json:
         write_text(command.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if command.html:
-        write_text(command.html, render_page(document))
+        write_text(command.html, render_ledger(document))
     print_report(document, Console())
     return exit_status(document)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from statistics import fmean
 
-from llm_mdp.report.rows import EXACT, SYMBOLS, Row, bias, number, ratio
+from llm_mdp.report.rows import EXACT, ClaimRow, bias, number, ratio, tone
 
 MAX_EDGES = 60
 """A tree with more edges is not drawn: nobody could read it."""
@@ -199,7 +199,7 @@ RINGS = (0.25, 0.5, 1.0)
 class Point:
     """An expected gradient: its parts along and across the true one, in lengths of the true one."""
 
-    row: Row
+    row: ClaimRow
     link: str
     along: float
     across: float
@@ -222,7 +222,7 @@ class Point:
         return self.along == 1 and self.across == 0
 
 
-def points(rows: list[tuple[Row, str]]) -> list[Point]:
+def points(rows: list[tuple[ClaimRow, str]]) -> list[Point]:
     """The expected gradient of each claim (with its link) on the instance where its relative bias is largest.
 
     |E g - ∇J|² = (along - 1)² + across² in lengths of ∇J, so scale and relative bias fix the place.
@@ -241,7 +241,7 @@ def points(rows: list[tuple[Row, str]]) -> list[Point]:
     return found
 
 
-def plane_svg(rows: list[tuple[Row, str]]) -> str:
+def plane_svg(rows: list[tuple[ClaimRow, str]]) -> str:
     """Expected gradients relative to the true one: distance from the arrow's tip is relative bias, the angle is the
     cosine."""
     found = points(rows)
@@ -298,7 +298,7 @@ def _mark(cluster: list[Point]) -> str:
     )
     point, claim = claims[0]
     wrong = any(claim["holds"] is False for _, claim in claims)
-    kind = f"mark {class_name(claim['verdict'])}{' outside' if point.outside else ''}{' wrong' if wrong else ''}"
+    kind = f"mark {tone(claim['verdict'])}{' outside' if point.outside else ''}{' wrong' if wrong else ''}"
     place = f'cx="{point.x:.1f}" cy="{point.y:.1f}"'
     return (
         f'<a href="#{point.link}" class="{kind}"><title>{escape(tip)}</title><circle class="hit" {place} r="11"/>'
@@ -331,8 +331,3 @@ def _labels(clusters: list[list[Point]], tip: float, floor: float) -> str:
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def class_name(verdict: str) -> str:
-    """CSS class of a verdict; the closed list of `SYMBOLS` keeps anything else out of the markup."""
-    return f"is-{verdict.replace(' ', '-')}" if verdict in SYMBOLS else "is-undecided"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from llm_mdp.report.rows import (
     SYMBOLS,
+    ClaimRow,
     Document,
-    Row,
     bias,
     claim_rows,
     contradiction_text,
@@ -84,13 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[ClaimRow]) -> str:
     head = ["claim", "statement", "source", "verdict", "relative bias", "scale", "why, and what repairs it"]
     lines = [head, ["---", "---", "---", "---", "---:", "---:", "---"], *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ClaimRow) -> list[str]:
     verdict = _escape(f"{SYMBOLS[row.verdict]} {verdict_text(row)}")
     if row.contradictions:
         verdict += f"<br>**⚠ {_escape(contradiction_text(row))}**"

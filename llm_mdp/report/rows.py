@@ -25,6 +25,11 @@ Document = dict
 """Output of `llm-mdp verify --json`: one instance, or {"instances": [one instance, …]}."""
 
 
+def tone(verdict: str) -> str:
+    """CSS class of a verdict; the closed list of `SYMBOLS` keeps anything else out of the markup."""
+    return f"is-{verdict.replace(' ', '-')}" if verdict in SYMBOLS else "is-undecided"
+
+
 @dataclass(frozen=True)
 class Span:
     """Smallest and largest value of a figure over the instances; None where it is defined on none of them."""
@@ -34,7 +39,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Row:
+class ClaimRow:
     """One claim on all instances."""
 
     id: str
@@ -120,30 +125,30 @@ def named_instances(document: Document) -> list[tuple[str, dict]]:
     return list(zip(distinct, instances))
 
 
-def claim_rows(instances: list[tuple[str, dict]]) -> list[Row]:
+def claim_rows(instances: list[tuple[str, dict]]) -> list[ClaimRow]:
     """One row a claim, in the order in which the document first names it."""
     entries: dict[str, list[tuple[str, dict]]] = {}
     for name, instance in instances:
         for claim_id, claim in instance["claims"].items():
             entries.setdefault(claim_id, []).append((name, claim))
-    return [Row(claim_id, tuple(found)) for claim_id, found in entries.items()]
+    return [ClaimRow(claim_id, tuple(found)) for claim_id, found in entries.items()]
 
 
-def grouped(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+def grouped(rows: list[ClaimRow]) -> list[tuple[str, list[ClaimRow]]]:
     """(title, rows) of each group; groups that this module does not know come last under their own name."""
     groups = dict.fromkeys([*TITLES, *(row.lead["group"] for row in rows)])
     members = [(TITLES.get(group, group), [row for row in rows if row.lead["group"] == group]) for group in groups]
     return [(title, rows) for title, rows in members if rows]
 
 
-def verdict_text(row: Row) -> str:
+def verdict_text(row: ClaimRow) -> str:
     """`unbiased`, or with several instances `unbiased 5/5` or `biased 3/5, unbiased 2/5`."""
     if len(row.entries) == 1:
         return row.verdict
     return ", ".join(f"{verdict} {count}/{len(row.entries)}" for verdict, count in row.verdicts)
 
 
-def contradiction_text(row: Row) -> str:
+def contradiction_text(row: ClaimRow) -> str:
     """What contradicts the expectation, and on which instances."""
     found = dict.fromkeys((claim["verdict"], claim["expected"]) for _, claim in row.contradictions)
     names = ", ".join(name for name, _ in row.contradictions)
@@ -186,7 +191,7 @@ def span_text(span: Span, write=number) -> str:
     return low if low == high else f"{low}…{high}"
 
 
-def summary(rows: list[Row], instances: int) -> str:
+def summary(rows: list[ClaimRow], instances: int) -> str:
     """How many claims were checked, how many are as expected, and which are not."""
     where = "1 instance" if instances == 1 else f"{instances} instances"
     claims = "1 claim" if len(rows) == 1 else f"{len(rows)} claims"
@@ -199,7 +204,7 @@ def summary(rows: list[Row], instances: int) -> str:
     return f"{claims} on {where}: {', '.join(parts)}."
 
 
-def exit_meaning(rows: list[Row]) -> str:
+def exit_meaning(rows: list[ClaimRow]) -> str:
     """What the exit status of `llm-mdp verify` says."""
     if any(row.contradictions for row in rows):
         return "Exit status 1: a computed verdict contradicts the expected one."

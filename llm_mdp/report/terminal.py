@@ -12,8 +12,8 @@ from rich.text import Text
 
 from llm_mdp.report.rows import (
     SYMBOLS,
+    ClaimRow,
     Document,
-    Row,
     bias,
     claim_rows,
     contradiction_text,
@@ -93,7 +93,7 @@ def _heading(instances: list[tuple[str, dict]]) -> Text:
     return text.append(f"   {described}", style="not bold dim")
 
 
-def _print_narrow(title: str, rows: list[Row], console: Console) -> None:
+def _print_narrow(title: str, rows: list[ClaimRow], console: Console) -> None:
     """The figures of a claim in one line, its words below them."""
     several = any(len(row.entries) > 1 for row in rows)
     names = ("bias ≤", "scale", "cosine ≥", "tr Cov ≤") if several else ("bias", "scale", "cosine", "tr Cov")
@@ -122,29 +122,29 @@ def _breakable(span: str, width: int) -> str:
     return span if len(span) <= width else span.replace("…", "…\n")
 
 
-def _words(row: Row) -> Text:
+def _words(row: ClaimRow) -> Text:
     """Contradiction, statement, source, reason, certificate and repair as one paragraph a kind."""
     lines = [Text(f"⚠ CONTRADICTION: {contradiction_text(row)}", style="bold red")] if row.contradictions else []
     lines.append(_statement(row))
     return Text("\n").join([*lines, *_explanation(row)])
 
 
-def _statement(row: Row) -> Text:
+def _statement(row: ClaimRow) -> Text:
     return Text(row.lead["statement"]).append(f"  [{row.lead['source']}]", style="dim")
 
 
-def _explanation(row: Row) -> list[Text]:
+def _explanation(row: ClaimRow) -> list[Text]:
     certificates = [row.certificate] if row.certificate else []
     lines = [Text(line, style="dim") for line in (*row.reasons, *certificates)]
     return [*lines, *(Text(f"→ repair: {repair}", style="cyan") for repair in row.repairs)]
 
 
-def _verdict(row: Row) -> Text:
+def _verdict(row: ClaimRow) -> Text:
     text = Text(f"{SYMBOLS[row.verdict]} {verdict_text(row)}", style=COLOURS.get(row.verdict, "dim"))
     return text.append(" ⚠", style="bold red") if row.contradictions else text
 
 
-def _wide_table(title: str, rows: list[Row]) -> Table:
+def _wide_table(title: str, rows: list[ClaimRow]) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False
     )
@@ -183,7 +183,7 @@ def _instance_table(instances: list[tuple[str, dict]]) -> Table:
     return table
 
 
-def _closing(rows: list[Row], instances: int) -> Text:
+def _closing(rows: list[ClaimRow], instances: int) -> Text:
     style = "bold red" if any(row.contradictions for row in rows) else "bold green"
     lines = [Text(summary(rows, instances))]
     lines += [Text(f"⚠ {row.id}: {contradiction_text(row)}", style="bold red") for row in rows if row.contradictions]

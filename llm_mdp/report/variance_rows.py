@@ -39,7 +39,7 @@ INTERVALS = ("trace_covariance", "relative_bias", "cosine", "tokens_to_signal", 
 
 
 @dataclass(frozen=True)
-class Point:
+class AxisPoint:
     """The best row of one estimator in one setting, where settings are compared along an axis."""
 
     at: float | str
@@ -98,15 +98,15 @@ def prominent(document: Document) -> list[str]:
     return sorted(largest, key=lambda name: (-wins[name], -largest[name]))
 
 
-def along_axis(document: Document) -> dict[str, list[Point]]:
+def along_axis(document: Document) -> dict[str, list[AxisPoint]]:
     """For each estimator its best row in every setting that has a value on the axis of the sweep, in the order of a
     numeric axis."""
-    found: dict[str, list[Point]] = {name: [] for name in prominent(document)}
+    found: dict[str, list[AxisPoint]] = {name: [] for name in prominent(document)}
     for setting in settings_of(document):
         at = setting["axes"].get(document["sweep"])
         if at is not None:
             for row in leaders(setting["rows"]):
-                found[row["estimator"]].append(Point(at, row))
+                found[row["estimator"]].append(AxisPoint(at, row))
     if is_numeric_axis(document):
         found = {name: sorted(points, key=lambda point: point.at) for name, points in found.items()}
     return {name: points for name, points in found.items() if points}

@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 from llm_mdp.cli.inspect import inspect, print_first
-from llm_mdp.report.inspect_page import LINE, lines_of, render_inspection, rows_of, token_label, visible
+from llm_mdp.report.inspect_page import LINE, credit_rows, lines_of, render_inspection, token_label, visible
 from llm_mdp_envs.text import byte_tokenizer
 from tests.report.pages import in_chromium, opened
 
@@ -194,13 +194,13 @@ def test_a_table_has_the_figures_of_its_tokens():
 
 
 def test_colours_have_one_scale_a_row_symmetric_around_zero():
-    rows = {row.name: row for row in rows_of(document())}
+    rows = {row.name: row for row in credit_rows(document())}
     rloo = rows["rloo"]
     assert (rloo.scale, rloo.beyond) == (0.5, 1)  # 126 of 127 figures are 0.5, one is -2
     assert [rloo.shade(value) for value in (-2.0, -0.5, -0.25, 0.0, 0.25, 0.5, 2.0)] == [-1, -1, -0.5, 0, 0.5, 1, 1]
     text = render_inspection(document())
     assert "1 of 130 beyond" in text and "<span>−0.500</span><i></i>+0.500" in text
-    assert {row.scale for row in rows_of(zeros()) if row.kind == "estimator"} == {1.0}
+    assert {row.scale for row in credit_rows(zeros()) if row.kind == "estimator"} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_colours_have_one_scale_a_row_symmetric_around_zero():
     ],
 )  # fmt: skip
 def test_figures_have_the_digits_that_their_scale_needs(scale, value, text):
-    row = rows_of(document())[2]
+    row = credit_rows(document())[2]
     assert type(row)("rloo", "RLOO", "estimator", scale, 0, 1).figure(value) == text
     assert row.kind == "estimator"
 
@@ -400,7 +400,7 @@ def test_the_script_runs_on_every_document(name, tmp_path):
       document.body.dataset.seen = JSON.stringify([tip.querySelectorAll("dt").length, document.querySelectorAll("img").length]);
     </script>"""
     seen, _ = run_in_chromium(DOCUMENTS[name], tmp_path, probe)
-    assert seen == [len(rows_of(DOCUMENTS[name])), 0]
+    assert seen == [len(credit_rows(DOCUMENTS[name])), 0]
 
 
 # In a terminal

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from llm_mdp.report.drawings import MAX_EDGES, points, tree_edges, tree_svg
-from llm_mdp.report.page import embedded_json, render_page
+from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main, update_readme
 from llm_mdp.report.rows import Span, bias, claim_rows, named_instances, number, ratio, span_text
 from llm_mdp.report.terminal import print_report, progress_bar
@@ -350,7 +350,7 @@ def test_spans():
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_page_is_well_formed_and_holds_the_document(name):
-    page = Page(render_page(DOCUMENTS[name]))
+    page = Page(render_ledger(DOCUMENTS[name]))
     assert not page.open
     assert json.loads(page.scripts["document"]) == DOCUMENTS[name]
     assert [tag for tag, _ in page.tags].count("script") == 2
@@ -358,12 +358,12 @@ def test_page_is_well_formed_and_holds_the_document(name):
 
 
 def test_page_needs_no_network():
-    text = render_page(single_document())
+    text = render_ledger(single_document())
     assert not re.search(r"""(src|href|action)=["']?(https?:)?//|@import|url\(""", text)
 
 
 def test_page_shows_hostile_words_as_text():
-    page = Page(render_page(hostile_document()))
+    page = Page(render_ledger(hostile_document()))
     tags = {tag for tag, _ in page.tags}
     assert "img" not in tags
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
@@ -371,28 +371,28 @@ def test_page_shows_hostile_words_as_text():
 
 
 def test_embedded_json_has_no_markup():
-    text = embedded_json({"words": HOSTILE})
-    assert not set("<>&") & set(text) and json.loads(text) == {"words": HOSTILE}
+    text = Page(render_ledger(hostile_document())).scripts["document"]
+    assert not set("<>&") & set(text) and text.count("alert(1)") > 54
 
 
 def test_page_refuses_nan_and_names_its_place():
     document = single_document()
     document["claims"]["rloo"]["cosine"] = math.nan
     with pytest.raises(ValueError, match=r"\['claims'\]\['rloo'\]\['cosine'\] is nan"):
-        render_page(document)
+        render_ledger(document)
 
 
 @pytest.mark.parametrize("number", range(4))
 def test_tree_has_an_edge_for_every_token_of_every_prefix(number):
     document = single_document(number=number)
     instance = document["instance"]
-    assert Page(render_page(document)).count("path", "edge") == len(instance["nodes"]) * instance["vocab_size"]
+    assert Page(render_ledger(document)).count("path", "edge") == len(instance["nodes"]) * instance["vocab_size"]
 
 
 def test_a_large_tree_is_not_drawn():
     document = single_document(number=4)
     assert len(document["instance"]["nodes"]) * 4 > MAX_EDGES
-    page = Page(render_page(document))
+    page = Page(render_ledger(document))
     assert page.count("svg", "tree") == 0 and any("484 edges, too many" in text for text in page.text)
 
 
@@ -461,7 +461,7 @@ document.body.dataset.seen = JSON.stringify(seen);
 def test_the_script_sorts_filters_and_changes_the_view(tmp_path):
     document = several_document()
     catch = "<script>onerror = (message) => { document.documentElement.dataset.error = message; }</script><title>"
-    text = render_page(document).replace("<title>", catch, 1).replace("</body>", f"{PROBE}</body>")
+    text = render_ledger(document).replace("<title>", catch, 1).replace("</body>", f"{PROBE}</body>")
     page = Page(opened(text, tmp_path))
     attributes = {tag: attributes for tag, attributes in page.tags if tag in ("html", "body")}
     assert "data-error" not in attributes["html"]

@@ -4,14 +4,14 @@ import json
 import math
 import shlex
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm_mdp.report.page import filled
+from llm_mdp.report.pages import Drawing, rendered
 from llm_mdp.report.plots import COLOUR, name_x, new_axes, to_svg
 from llm_mdp.report.rows import number
 from llm_mdp_agents.training.records import RESERVED, load_config, load_metrics, load_samples
@@ -93,20 +93,23 @@ def write_report(folder: Path) -> Path:
         raise ValueError(f"{folder} is not a folder; give the folder of a run, such as runs/grpo-arithmetic-1.")
     config, series = load_config(folder), to_series(load_metrics(folder))
     command = config.get("command", "")
-    slots = {
-        "name": escape(folder.resolve().name),
-        "facts": _facts(config, series),
-        "command": escape(command if isinstance(command, str) else shlex.join(map(str, command))),
-        "summary": escape(summary(series)),
-        "note": escape(_note(series)),
-        "cards": _cards(series),
-        "curves": _curves(series),
-        "samples": _samples(load_samples(folder)),
-        "settings": _settings(config),
-    }
+    page = rendered(
+        "run.html",
+        package="llm_mdp_agents.training",
+        name=folder.resolve().name,
+        facts=_facts(config, series),
+        command=command if isinstance(command, str) else shlex.join(map(str, command)),
+        summary=summary(series),
+        note=_note(series),
+        cards=_cards(series),
+        sections=_sections(series),
+        how_drawn=_how_drawn(series),
+        samples=_samples(load_samples(folder)),
+        characters=CHARACTERS,
+        settings=_settings(config),
+    )
     path = folder / "report.html"
-    # What no file can hold (half a character) becomes "?".
-    path.write_bytes(filled("llm_mdp_agents.training", "run_report_template.html", slots).encode("utf-8", "replace"))
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -149,8 +152,11 @@ def thin(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """At most `most` points: steps, means, smallest and largest values of neighbours."""
     parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(len(step)), min(most, len(step)))]
-    functions = [(step, np.mean), (value, np.mean), (value, np.min), (value, np.max)]
-    return tuple(np.array([function(each[part]) for part in parts]) for each, function in functions)
+
+    def each(function: Callable[[np.ndarray], Any], of: np.ndarray) -> np.ndarray:
+        return np.array([function(of[part]) for part in parts])
+
+    return each(np.mean, step), each(np.mean, value), each(np.min, value), each(np.max, value)
 
 
 def running_mean(value: np.ndarray, window: int) -> np.ndarray:
@@ -193,43 +199,55 @@ def _note(series: Series) -> str:
     return " ".join(notes)
 
 
-def _facts(config: dict[str, Any], series: Series) -> str:
-    facts = {
-        name: str(config[name])
-        for name in ("agent", "env", "policy", "model", "seed")
-        if isinstance(config.get(name), (str, int))
+def _facts(config: dict[str, Any], series: Series) -> list[tuple[str, str]]:
+    known = {
+        "agent": _part(config, "agent", "name"),
+        "env": _part(config, "env", "id"),
+        "policy": config.get("policy"),
+        "model": _part(config, "model", "model"),
+        "seed": _part(config, "train", "seed"),
     }
+    facts = [(name, str(value)) for name, value in known.items() if isinstance(value, (str, int))]
     if "seconds" in series:
-        facts["time"] = duration(np.nansum(series["seconds"][1]))
+        facts.append(("time", duration(np.nansum(series["seconds"][1]))))
     if "tokens" in series:
-        facts["tokens"] = f"{np.nansum(series['tokens'][1]):,.0f}"
+        facts.append(("tokens", f"{np.nansum(series['tokens'][1]):,.0f}"))
     if "tokens_per_second" in series and (speed := _ends(series, "tokens_per_second")[1]) is not None:
-        facts["tokens per second"] = number(speed)
-    return f"<dl class=facts>{''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in facts.items())}</dl>"
+        facts.append(("tokens per second", number(speed)))
+    return facts
 
 
-def _cards(series: Series) -> str:
-    """The last figures, with the first ones below."""
-    names = {
-        "reward": "reward",
-        "eval/reward": "evaluation reward",
-        "eval/greedy_reward": "greedy reward",
-        "kl": "KL",
-        "entropy": "entropy",
-        "length": "response length",
-    }
+def _part(config: dict[str, Any], name: str, key: str) -> Any:
+    """A value of a part of the configuration; the part itself where it has no parts."""
+    part = config.get(name)
+    return part.get(key) if isinstance(part, dict) else part
+
+
+CARDS = {
+    "reward": "reward",
+    "eval/reward": "evaluation reward",
+    "eval/greedy_reward": "greedy reward",
+    "kl": "KL",
+    "entropy": "entropy",
+    "length": "response length",
+}
+
+
+def _cards(series: Series) -> list[tuple[str, str, str]]:
+    """(name, last figure, what it was at first and how sure it is)."""
     cards = []
-    for name, word in names.items():
+    for name, word in CARDS.items():
         if name in series and len(_finite(series, name)[1]):
             first, last = _ends(series, name)
             more = f"from {number(first)}"
             if name in BAND and all(edge in series for edge in BAND[name]):
                 more += " · 95 %: " + " to ".join(number(_ends(series, edge)[1]) for edge in BAND[name])
-            cards.append(f"<div><dt>{word}</dt><dd>{number(last)}<small>{more}</small></dd></div>")
-    return f"<dl class=cards>{''.join(cards)}</dl>" if cards else ""
+            cards.append((word, number(last), more))
+    return cards
 
 
-def _curves(series: Series) -> str:
+def _sections(series: Series) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(title, figures) of the curves that there are."""
     known = {name for curves in SECTIONS.values() for curve in curves for name in curve.series}
     known |= {edge for band in BAND.values() for edge in band}
     others = [Curve(name, "", {name: ""}) for name in sorted(set(series) - known)]
@@ -237,27 +255,17 @@ def _curves(series: Series) -> str:
     for title, curves in (SECTIONS | {"Everything else": others}).items():
         figures = [_figure(curve, series) for curve in curves if any(name in series for name in curve.series)]
         if figures:
-            lede = "" if sections else _how_drawn(series)
-            sections.append(f"<section><h2>{title}</h2>{lede}<div class=curves>{''.join(figures)}</div></section>")
-    return "".join(sections)
+            sections.append((title, figures))
+    return sections
 
 
-def _figure(curve: Curve, series: Series) -> str:
-    names = [name for name in curve.series if name in series]
-    legend = "".join(
-        f'<span class={line} style="--tone: var({colour})"><i></i>{escape(word)}</span>'
-        for (name, word), (colour, line) in zip(curve.series.items(), STYLES)
-        if word and name in names
-    )
-    odd = sum(int(np.isnan(series[name][1]).sum()) for name in names)
-    missing = f"<p class=odd>Not finite in {odd} step{'s' if odd > 1 else ''}, marked below.</p>" if odd else ""
-    shapes = [("broad", 13.6, 3.6), ("narrow", 4.2, 2.4)] if curve.wide else [("", 4.2, 2.3)]
-    drawings = "".join(
-        f'<div class="{kind}">{_svg(curve, series, width, height)}</div>' for kind, width, height in shapes
-    )
-    legend = f"<p class=legend>{legend}</p>" if legend else ""
-    caption = f"<h3>{escape(curve.title)}</h3><p>{escape(curve.words)}</p>{missing}{legend}"
-    return f'<figure class="{"wide" if curve.wide else ""}"><figcaption>{caption}</figcaption>{drawings}</figure>'
+def _figure(curve: Curve, series: Series) -> dict[str, Any]:
+    """A drawing, (name, colour variable, kind of line) of its lines, and in how many steps a value is not finite."""
+    sizes = [("broad", 13.6, 3.6), ("narrow", 4.2, 2.4)] if curve.wide else [("", 4.2, 2.3)]
+    shapes = [(shape, _svg(curve, series, width, height)) for shape, width, height in sizes]
+    legend = [(word, *style) for (name, word), style in zip(curve.series.items(), STYLES) if word and name in series]
+    odd = sum(int(np.isnan(series[name][1]).sum()) for name in curve.series if name in series)
+    return {"drawing": Drawing(curve.title, curve.words, shapes, curve.wide), "legend": legend, "odd": odd}
 
 
 def _how_drawn(series: Series) -> str:
@@ -267,7 +275,7 @@ def _how_drawn(series: Series) -> str:
         return ""
     each = math.ceil(n / POINTS)
     thin_line = "each step" if each == 1 else f"means of {each:,} steps, with their range behind them"
-    return f"<p class=lede>Thin: {thin_line}. Bold: running mean of about {_window(min(n, POINTS)) * each:,} steps.</p>"
+    return f"Thin: {thin_line}. Bold: running mean of about {_window(min(n, POINTS)) * each:,} steps."
 
 
 def _window(points: int) -> int:
@@ -331,34 +339,29 @@ def _draw(axes: Any, series: Series, name: str, colour_name: str, line: str) -> 
         )
 
 
-def _samples(samples: list[dict[str, Any]]) -> str:
+def _samples(samples: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The same prompts at the beginning, in the middle and at the end, as far as they are the same."""
     steps = sorted({sample["step"] for sample in samples})
     if not steps:
-        return "<p class=nothing>No samples were recorded.</p>"
+        return None
     shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
     by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for step in shown:
         for sample in [sample for sample in samples if sample["step"] == step][:SAMPLES]:
             by_prompt[_text(sample.get("prompt", ""))].append(sample)
-    blocks = []
-    for prompt, answers in by_prompt.items():
-        responses = "".join(_response(sample) for sample in answers)
-        blocks.append(
-            f"<div class=sample><pre class=prompt>{_cut(prompt)}</pre><div class=responses>{responses}</div></div>"
-        )
-    words = "The same prompts" if len(by_prompt) <= SAMPLES and len(shown) > 1 else "Prompts"
-    where = ", ".join(f"step {step}" for step in shown)
-    return f"<p class=lede>{words}, and what the policy answered at {where}.</p>{''.join(blocks)}"
+    same = "The same prompts" if len(by_prompt) <= SAMPLES and len(shown) > 1 else "Prompts"
+    words = f"{same}, and what the policy answered at {', '.join(f'step {step}' for step in shown)}."
+    return {"words": words, "blocks": [(prompt, list(map(_response, each))) for prompt, each in by_prompt.items()]}
 
 
-def _response(sample: dict[str, Any]) -> str:
-    rest = {name: value for name, value in sample.items() if name not in (*RESERVED, "prompt", "response", "reward")}
-    facts = [f"<span>step {sample['step']}</span>"]
-    facts += [f"<span>{escape(name)} {escape(_figure_text(value))}</span>" for name, value in rest.items()]
-    if "reward" in sample:
-        facts.append(f"<span>reward <b>{escape(_figure_text(sample['reward']))}</b></span>")
-    return f"<div><p>{''.join(facts)}</p><pre>{_cut(_text(sample.get('response', '')))}</pre></div>"
+def _response(sample: dict[str, Any]) -> dict[str, Any]:
+    known = (*RESERVED, "prompt", "response", "reward")
+    return {
+        "step": sample["step"],
+        "facts": [(name, _figure_text(value)) for name, value in sample.items() if name not in known],
+        "reward": _figure_text(sample["reward"]) if "reward" in sample else None,
+        "text": _text(sample.get("response", "")),
+    }
 
 
 def _figure_text(value: Any) -> str:
@@ -369,29 +372,12 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _cut(text: str) -> str:
-    """Escaped, and not longer than a reader has patience for."""
-    more = len(text) - CHARACTERS
-    return escape(text[:CHARACTERS]) + (f"<span class=more>… and {more:,} characters more</span>" if more > 0 else "")
-
-
-def _settings(config: dict[str, Any]) -> str:
-    """One table a part of the configuration."""
+def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(title, lines of a table) of each part of the configuration, first of what is in no part."""
     config = {name: value for name, value in config.items() if name != "command"}
-    if not config:
-        return "<p class=nothing>No configuration was recorded.</p>"
-    parts: dict[str, dict[str, Any]] = {
-        "": {name: value for name, value in config.items() if not isinstance(value, dict)}
-    }
-    parts |= {name: dict(_flat(value)) for name, value in config.items() if isinstance(value, dict)}
-    tables = []
-    for title, part in parts.items():
-        rows = "".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in part.items()
-        )
-        if rows:
-            tables.append(f"<table>{f'<caption>{escape(title)}</caption>' if title else ''}{rows}</table>")
-    return f"<div class=settings>{''.join(tables)}</div>"
+    parts = {"": {name: value for name, value in config.items() if not isinstance(value, dict)}}
+    parts |= {name: value for name, value in config.items() if isinstance(value, dict)}
+    return [(name, [(key, _text(each)) for key, each in _flat(part)]) for name, part in parts.items() if part]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -284,7 +284,13 @@ def test_the_configuration_is_a_table(tmp_path):
     rows = dict(re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", html))
     assert rows == {"seed": "3", "rate": "1e-05", "critic.width": "[4, 8]"}
     assert "<caption>train</caption>" in html
-    assert "<code>llm-mdp train &#x27;a b&#x27;</code>" in html
+    assert "<code>llm-mdp train 'a b'</code>" in unescape(html)
+
+
+def test_the_head_says_who_learned_what(tmp_path):
+    config = {"agent": {"name": "grpo", "kl": 0.5}, "env": {"id": "Sort", "arguments": {}}, "train": {"seed": 3}}
+    facts = re.findall(r"<dt>(\w+)</dt><dd>(\w+)</dd>", make_run(tmp_path, [], config=config))
+    assert facts == [("agent", "grpo"), ("env", "Sort"), ("seed", "3")]
 
 
 def test_a_long_run_is_thinned(tmp_path):
