@@ -75,7 +75,7 @@ def train(algorithm: type, id: str, kwargs: dict, timesteps: int, seed: int) -> 
         "before": before,
         "drawn": mean_reward(model, id, kwargs),
         "greedy": mean_reward(model, id, kwargs, greedy=True),
-        "optimum": optimum(task) if hasattr(task, "mdp") else 1.0,
+        "optimum": optimum(task) if task.mdp is not None else 1.0,
     }
 
 

@@ -28,7 +28,9 @@ class SequenceScorer(nn.Module):
             empty.
     """
 
-    def __init__(self, model: nn.Module, begin: int | None):
+    model: Any
+
+    def __init__(self, model: Any, begin: int | None):
         super().__init__()
         self.model, self.begin = model.eval(), begin
 
@@ -141,16 +143,41 @@ def frozen(policy: Policy) -> Any:
     return other.requires_grad_(False)
 
 
-class ScoredTask:
-    """A task whose responses a reward model scores; questions, replies and words are the task's own."""
+class ScoredTask(Task):
+    """A task whose responses a reward model scores; questions, replies and words are the task's own.
+
+    It is no token MDP and has no token rewards: what is known of the task's own reward says nothing about the model's.
+    """
 
     def __init__(self, task: Task, model: SequenceScorer):
         self._task, self._model = task, model
+        self.vocab_size, self.horizon, self.prompt_length = task.vocab_size, task.horizon, task.prompt_length
+        self.eos, self.end_of_turn, self.max_turns = task.eos, task.end_of_turn, task.max_turns
+        self.tokenizer = task.tokenizer
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("mdp", "token_rewards"):  # what is known of the task's own reward says nothing about the model's
-            raise AttributeError(f"a task that a reward model scores has no {name}")
-        return getattr(self._task, name)
+    def question(self, generator: np.random.Generator) -> Question:
+        return self._task.question(generator)
+
+    def questions(self, generator: np.random.Generator, n: int) -> list[Question]:
+        return self._task.questions(generator, n)
+
+    def from_prompt(self, tokens: tuple[int, ...]) -> Question | None:
+        return self._task.from_prompt(tokens)
+
+    def reply(self, question: Question, tokens: Sequence[int]) -> tuple[int, ...] | None:
+        return self._task.reply(question, tokens)
+
+    def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
+        return self._task.action_mask(question, tokens)
+
+    def answers(self, questions: Sequence[Question]) -> np.ndarray | None:
+        return self._task.answers(questions)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._task.decode(tokens)
+
+    def close(self) -> None:
+        self._task.close()
 
     @torch.no_grad()
     def score(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> Scores:
@@ -158,7 +185,7 @@ class ScoredTask:
         return Scores(self._model.final(prompt, torch.from_numpy(tokens)).numpy())
 
 
-def scored(task: Task, policy: Policy, seed: int, name: str | None) -> Any:
+def scored(task: Task, policy: Policy, seed: int, name: str | None) -> Task:
     """The task with the scores of the reward model of this name as rewards; as it is if no name is given."""
     return task if name is None else ScoredTask(task, scorer(policy, task, seed, name))
 

@@ -17,8 +17,8 @@ from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts, take_rows
 from llm_mdp.sampling.policies import Critic, Policy, logp_of
 from llm_mdp.sampling.sampler import BatchSampler, kept_rows
 from llm_mdp_agents.lm.engines import Engine, OwnEngine
+from llm_mdp_envs.episode import FINISH, Progress, advance, check_scores, follow
 from llm_mdp_envs.task import Question, Scores, Task
-from llm_mdp_envs.token_env import FINISH, Progress, advance, check_scores, follow
 
 
 @dataclass
@@ -94,14 +94,12 @@ class TaskSampler(BatchSampler):
         return self._in_parts(critic, rollouts)
 
     def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        tokens, mask = rollouts.tokens.numpy(), rollouts.mask.numpy()
-        if hasattr(self.task, "mdp"):
-            return self.task.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
-        if hasattr(self.task, "token_rewards"):
-            return torch.from_numpy(self.task.token_rewards(self.questions, tokens, mask))
-        raise ValueError(
-            f"{type(self.task).__name__} has no token rewards; only token MDPs and Arithmetic know theirs."
-        )
+        rewards = self.task.token_rewards(self.questions, rollouts.tokens.numpy(), rollouts.mask.numpy())
+        if rewards is None:
+            raise ValueError(
+                f"{type(self.task).__name__} has no token rewards; only token MDPs and Arithmetic know theirs."
+            )
+        return torch.from_numpy(rewards)
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, " P"]) -> Evidence:
         rows = kept_rows(evidence, groups)

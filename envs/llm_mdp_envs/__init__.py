@@ -3,10 +3,12 @@
 
 import warnings
 
+from llm_mdp_envs.array_task import ArrayTask
+from llm_mdp_envs.check import check_task
 from llm_mdp_envs.registry import Registered, register_all, registered
-from llm_mdp_envs.task import Question, Scores, Task
+from llm_mdp_envs.task import Question, Scores, Task, TaskError
 from llm_mdp_envs.token_env import TokenEnv
-from llm_mdp_envs.vector_env import ArrayTask, TokenVectorEnv
+from llm_mdp_envs.vector_env import TokenVectorEnv
 
 __all__ = [
     "ArrayTask",
@@ -14,8 +16,10 @@ __all__ = [
     "Registered",
     "Scores",
     "Task",
+    "TaskError",
     "TokenEnv",
     "TokenVectorEnv",
+    "check_task",
     "register_all",
     "registered",
 ]

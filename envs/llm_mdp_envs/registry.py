@@ -6,7 +6,7 @@ A task is imported when an environment is made, so that nobody needs the extras 
 """
 
 import argparse
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +16,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from llm_mdp_envs.task import Task
-from llm_mdp_envs.token_env import PAD, TokenEnv, close_task
+from llm_mdp.own import UsageError, load
+from llm_mdp_envs.task import PAD, Task
+from llm_mdp_envs.token_env import TokenEnv
 from llm_mdp_envs.vector_env import TokenVectorEnv
 
 README = Path(__file__).parent.parent / "README.md"
@@ -76,7 +77,7 @@ def registered() -> Iterator[Registered]:
         try:
             task = make_task(entry.task, **entry.kwargs)
             listing = describe(entry.id, task)
-            close_task(task)
+            task.close()
         except (ImportError, OSError, RuntimeError) as error:
             listing = Registered(entry.id, None, unavailable=_what_is_missing(entry, error))
         yield listing
@@ -107,9 +108,13 @@ def task_class(path: str) -> type[Task]:
 
     Raises:
         ImportError: something that the task needs is not installed.
+        UsageError: there is no such module or class; for those that have moved, where they are.
     """
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    moved = module.replace("llm_mdp_envs.", "llm_mdp_envs.tasks.", 1)
+    if module.count(".") == 1 and importlib.util.find_spec(module) is None and importlib.util.find_spec(moved):
+        raise UsageError(f"there is no module {module} any more; write {moved}:{name}, as tasks are in a folder now.")
+    return load(path)
 
 
 def make_task(path: str, **kwargs: Any) -> Task:
@@ -146,15 +151,15 @@ def _what_is_missing(entry: Entry, error: Exception) -> str:
     return str(error) if named else f"{error}; pip install 'llm-mdp[{entry.extra}]'"
 
 
-# --- envs/README.md
-# -----------------------------------------------------------------------------------------------------------
+# --- envs/README.md ---------------------------------------------------------------------------------------------------
 
 HEAD = """# Environments
 
 <!-- Written by `python -m llm_mdp_envs.registry`; edit the tasks, not this page. -->
 
-`gym.make(id, …)` makes one, `gym.make_vec(id, num_envs=…)` many that are stepped as arrays; both after `import llm_mdp_envs`.
-The action is the next token; the observation is prompt and response so far; the reward comes at the end. Hidden token rewards stay hidden.
+`gym.make(id, …)` makes one, `gym.make_vec(id, num_envs=…)` many that are stepped as arrays; both after
+`import llm_mdp_envs`. The action is the next token; the observation is prompt and response so far; the reward comes at
+the end. Hidden token rewards stay hidden.
 """
 
 
@@ -168,13 +173,13 @@ def readme() -> str:
         else:
             parts = ", ".join(one.reward_parts) or "–"
             table.append(f"| `{one.id}` | {one.turns} | {one.vocab_size} | {one.horizon} | {parts} | {one.separates} |")
-    sections = [_section(one) for one in listed if one.task is not None]
+    sections = [_section(one.id, one.task) for one in listed if one.task is not None]
     return "\n".join([HEAD, *table, "", "Figures are those of the default arguments.", "", *sections])
 
 
-def _section(one: Registered) -> str:
-    call = f'gym.make("{one.id}", {_arguments(one.task)})' if _arguments(one.task) else f'gym.make("{one.id}")'
-    return f"## {one.id}\n\n```python\n{call}\n```\n\n{_plain(inspect.getdoc(one.task) or '')}\n"
+def _section(id: str, task: type[Task]) -> str:
+    call = f'gym.make("{id}", {_arguments(task)})' if _arguments(task) else f'gym.make("{id}")'
+    return f"## {id}\n\n```python\n{call}\n```\n\n{_plain(inspect.getdoc(task) or '')}\n"
 
 
 def _arguments(task: type[Task]) -> str:

@@ -8,9 +8,21 @@ same replies and the same score. That is what makes restarts from any prefix, re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+from llm_mdp.own import UsageError
+
+if TYPE_CHECKING:
+    from llm_mdp.mdp.token_mdp import TokenMDP
+
+PAD = -1
+"""Fills token arrays before the prompt and after the response."""
+
+
+class TaskError(UsageError):
+    """A task cannot be asked, or says something that no task may; the message says what, and what to change."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +50,10 @@ class Scores:
 
 
 class Task(ABC):
-    """One kind of question.
+    """One kind of question: all that anybody may ask of it.
 
-    Subclasses set these, as class attributes or in their constructor.
+    Subclasses write `question` and `score` and set the four numbers without a default, as class attributes or in their
+    constructor. What has a default is for tasks that know more. `llm_mdp_envs.check_task` says what is wrong with one.
     """
 
     separates: ClassVar[str] = ""
@@ -55,6 +68,13 @@ class Task(ABC):
     end_of_turn: int | None = None
     """Hands the turn to the environment; None: one turn."""
     max_turns: int = 1
+    mdp: "TokenMDP | None" = None
+    """The token MDP that this task is, for verifiers and exact values, with its hidden rewards; None: it is none."""
+    tokenizer: Any = None
+    """A Hugging Face tokenizer between words and tokens; None: the task has an alphabet of its own."""
+    reveals_token_rewards: bool = False
+    """Every step pays its own token, for comparison runs against agents that see the end only. It takes
+    `token_rewards` whose sum is the reward, that look back only, of unfinished responses too."""
 
     @abstractmethod
     def question(self, generator: np.random.Generator) -> Question:
@@ -78,6 +98,32 @@ class Task(ABC):
         """(V,) int8, 1 where a token is allowed next; None: everything is."""
         return None
 
+    def questions(self, generator: np.random.Generator, n: int) -> list[Question]:
+        """Draw n questions; a task that draws many at once faster than one by one does it here."""
+        return [self.question(generator) for _ in range(n)]
+
+    def from_prompt(self, tokens: tuple[int, ...]) -> Question | None:
+        """The question with this prompt, for `reset(options={"prompt": tokens})`; ValueError if the task asks no such
+        question. None: a prompt alone does not tell what answers are worth."""
+        return None
+
+    def answers(self, questions: Sequence[Question]) -> np.ndarray | None:
+        """A right response to each question, its end token included, to learn from before there is any reward: (N, T)
+        int64, T ≤ horizon, -1 after the end. None: there are none."""
+        return None
+
+    def token_rewards(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+        """Hidden rewards of single tokens, (N, T) float64, 0 where mask is False; undiscounted where `mdp` discounts.
+        For verifiers and comparison runs; no agent may see them. None: they are not known.
+
+        Args:
+            tokens, mask: as in `score`.
+        """
+        return None
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens as text, for people."""
         return " ".join(str(token) for token in tokens if token >= 0)
+
+    def close(self) -> None:  # noqa: B027 - most tasks hold nothing
+        """End what the task holds, such as processes; called when an environment is closed, perhaps more than once."""

@@ -90,14 +90,14 @@ class TextTask(Task):
         """What complete replies are worth, in the same order."""
 
     def question(self, generator: np.random.Generator) -> Question:
+        length = 0
         for _ in range(MOST_DRAWS):
             question = self.ask(*self.draw(generator))
-            if len(question.prompt) <= self.prompt_length:
+            if (length := len(question.prompt)) <= self.prompt_length:
                 return question
         raise ValueError(
             f"{MOST_DRAWS} questions in a row were longer than prompt_length = {self.prompt_length} tokens, the last "
-            f"with"
-            f" {len(question.prompt)}; raise prompt_length or use a tokenizer with a larger vocabulary."
+            f"with {length}; raise prompt_length or use a tokenizer with a larger vocabulary."
         )
 
     def ask(self, question: str | list[dict], secret: Any = None) -> Question:

@@ -1,7 +1,7 @@
 """Conversations: a response that the policy and the environment write in turns.
 
 The policy hands over with `end_of_turn`; then the environment writes its reply. How an episode goes on (the turn limit,
-replies that the horizon cuts) is `token_env.advance`; here are whole conversations by it (`play`, `mask_of`, any task)
+replies that the horizon cuts) is `episode.advance`; here are whole conversations by it (`play`, `mask_of`, any task)
 and `TurnTask`, which makes a task out of one function, `outcome`: what a turn is answered, and what it is worth.
 """
 
@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from llm_mdp_envs.episode import Progress, advance, follow
 from llm_mdp_envs.task import Question, Scores, Task
-from llm_mdp_envs.token_env import Progress, advance, follow
 
 
 def mask_of(task: Task, question: Question, tokens: Sequence[int]) -> np.ndarray:

@@ -1,10 +1,9 @@
-"""Many token environments stepped as numpy arrays, and whole responses scored at once.
+"""Many token environments stepped as numpy arrays.
 
 Any `Task` will do: then questions, replies and action masks cost a Python call each. An `ArrayTask`, whose questions
 are rows of numbers, has no Python loop over environments anywhere.
 """
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,80 +13,28 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llm_mdp_envs.task import Question, Scores, Task
-from llm_mdp_envs.token_env import (
+from llm_mdp_envs.array_task import ArrayTask, secrets_of
+from llm_mdp_envs.check import check_form
+from llm_mdp_envs.episode import (
     FINISH,
-    PAD,
     Progress,
     advance,
-    as_rows,
     begun,
-    check_allowed,
-    check_options,
     check_question,
-    check_render_mode,
     check_scores,
-    close_task,
-    follow,
-    observation_space,
+    check_token_rewards,
     pad_prompt,
-    reveals_token_rewards,
+    replay,
     text_so_far,
+    unpadded,
     whole_token,
 )
+from llm_mdp_envs.task import PAD, Question, Scores, Task
+from llm_mdp_envs.token_env import check_allowed, check_options, check_render_mode, observation_space
 
 GOES_ON = len(FINISH)
 FINISH_NAMES = np.array([*FINISH, None], dtype=object)
 """Names by index of `FINISH`; None for an episode that goes on."""
-
-
-class ArrayTask(Task):
-    """A task whose questions are rows of numbers: `Question.secret` is the row, as a tuple of W ints.
-
-    Subclasses write `draw`, `prompts` and `score_rows`; the methods of `Task` follow from these.
-    """
-
-    @abstractmethod
-    def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
-        """Draw n questions: (n, W) int64."""
-
-    @abstractmethod
-    def prompts(self, secrets: np.ndarray) -> np.ndarray:
-        """Prompts of questions (n, W): (n, prompt_length) int64, padded with -1 on the left."""
-
-    @abstractmethod
-    def score_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
-        """`Task.score` for questions (n, W)."""
-
-    def mask_rows(self, secrets: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
-        """`Task.action_mask` for questions (n, W) and responses so far (n, horizon): (n, V) int8, or None."""
-        return None
-
-    def token_reward_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Rewards of single tokens (n, T), of unfinished responses too; for tasks with `reveals_token_rewards`."""
-        raise NotImplementedError(f"{type(self).__name__} keeps its token rewards hidden; it has no token_reward_rows.")
-
-    def question(self, generator: np.random.Generator) -> Question:
-        return self.question_of(self.draw(generator, 1)[0])
-
-    def question_of(self, secret: np.ndarray) -> Question:
-        """The question of one row (W,)."""
-        prompt = self.prompts(secret[None])[0]
-        return Question(tuple(prompt[prompt != PAD].tolist()), tuple(secret.tolist()))
-
-    def score(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> Scores:
-        return self.score_rows(_secrets(questions), tokens, mask)
-
-    def token_rewards(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return self.token_reward_rows(_secrets(questions), tokens, mask)
-
-    def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
-        masks = self.mask_rows(_secrets([question]), as_rows([Progress(tuple(tokens))], self.horizon)[0])
-        return None if masks is None else masks[0]
-
-
-def _secrets(questions: Sequence[Question]) -> np.ndarray:
-    return np.array([question.secret for question in questions], dtype=np.int64).reshape(len(questions), -1)
 
 
 class _Rows:
@@ -106,16 +53,16 @@ class _Rows:
         return self.task.prompts(secrets)
 
     def put(self, questions: Sequence[Question]) -> np.ndarray:
-        self.secrets = _secrets(questions)
+        self.secrets = secrets_of(questions)
         return self.task.prompts(self.secrets)
 
     def question(self, number: int) -> Question:
-        return self.task.question_of(self.secrets[number])
+        return self.task.questions_of(self.secrets[number : number + 1])[0]
 
     def score(self, where: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
         return self.task.score_rows(self.secrets[where], tokens, mask)
 
-    def token_rewards(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def token_rewards(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
         return self.task.token_reward_rows(self.secrets, tokens, mask)
 
     def action_masks(self, tokens: np.ndarray, length: np.ndarray) -> np.ndarray | None:
@@ -130,9 +77,10 @@ class _Objects:
         self.questions: list[Question] = [Question(())] * n
 
     def draw(self, generator: np.random.Generator, where: np.ndarray) -> np.ndarray:
-        for number in where:
-            self.questions[number] = self.task.question(generator)
-        return self._prompts([self.questions[number] for number in where])
+        drawn = self.task.questions(generator, len(where))
+        for number, question in zip(where, drawn):
+            self.questions[number] = question
+        return self._prompts(drawn)
 
     def put(self, questions: Sequence[Question]) -> np.ndarray:
         self.questions = list(questions)
@@ -148,7 +96,7 @@ class _Objects:
     def score(self, where: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
         return self.task.score([self.questions[number] for number in where], tokens, mask)
 
-    def token_rewards(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def token_rewards(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
         return self.task.token_rewards(self.questions, tokens, mask)
 
     def action_masks(self, tokens: np.ndarray, length: np.ndarray) -> np.ndarray | None:
@@ -173,10 +121,11 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         render_mode: "ansi" or None.
 
     Raises:
+        TaskError: the task's numbers are wrong, whatever it asks (`check_form`).
         ValueError: num_envs below 1 or an unknown render mode.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         "render_modes": ["ansi"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -186,6 +135,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
             raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1.")
         check_render_mode(render_mode, self.metadata)
+        check_form(task)
         self.task, self.num_envs, self.render_mode = task, num_envs, render_mode
         self.single_action_space = spaces.Discrete(task.vocab_size)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -234,7 +184,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._begin(slice(None), prompts)
         for number, prefix in enumerate(options.get("prefixes", ())):
             name = f"options['prefixes'][{number}]"
-            self._put(number, begun(self.task, self._asked.question(number), _unpadded(prefix), name))
+            self._put(number, begun(self.task, self._asked.question(number), unpadded(prefix), name))
         self._over = np.zeros(self.num_envs, dtype=bool)
         self._begun = True
         return self._text.copy(), self._infos()
@@ -263,7 +213,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             scores = check_scores(self.task, self._asked.score(done, self._tokens[done], self._mask(done)), len(done))
             reward[done] = scores.reward
             final = _final_infos(finish, done, scores)
-        if reveals_token_rewards(self.task):
+        if self.task.reveals_token_rewards:
             reward = self._last_token_rewards()
         self._over = terminated
         return self._text.copy(), reward, terminated.copy(), np.zeros(self.num_envs, dtype=bool), self._infos() | final
@@ -293,8 +243,8 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return tuple(text_so_far(self.task, question, row.tolist()) for question, row in zip(questions, self._tokens))
 
     def close_extras(self) -> None:
-        """End what the task holds: its `close`, if it has one."""
-        close_task(self.task)
+        """End what the task holds, such as a sandbox's processes."""
+        self.task.close()
 
     @property
     def _tokens(self) -> np.ndarray:
@@ -333,7 +283,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._length[new] = 0
             finish[new] = GOES_ON
         if task.end_of_turn is not None:
-            for number in np.flatnonzero((actions == task.end_of_turn) & ~self._over):
+            for number in np.flatnonzero((actions == task.end_of_turn) & ~self._over).tolist():
                 progress = self._hand_over(number)
                 finish[number] = GOES_ON if progress.finish is None else FINISH.index(progress.finish)
         return finish
@@ -353,7 +303,8 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _last_token_rewards(self) -> np.ndarray:
         """Of the tokens just written; 0 for new episodes, which have none (their `_last` is an unmasked place)."""
-        rows = np.where(self.mask, self._asked.token_rewards(self._tokens, self.mask), 0.0)
+        rewards = self._asked.token_rewards(self._tokens, self.mask)
+        rows = np.where(self.mask, check_token_rewards(self.task, rewards, self.mask.shape), 0.0)
         return rows[np.arange(self.num_envs), self._last]
 
     def _infos(self) -> dict[str, Any]:
@@ -380,75 +331,6 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             for number in np.flatnonzero(forbidden):
                 check_allowed(self._allowed[number], int(array[number]), f"the action of environment {number}")
         return array
-
-
-def replay(task: Task, questions: Sequence[Question], token_rows: np.ndarray) -> Scores:
-    """Score whole responses at once, as stepping through them would.
-
-    Args:
-        questions: N of them.
-        token_rows: (N, T) integers, T ≤ horizon, -1 after the end; with turns, what the environment wrote included
-            (whose tokens are whose is worked out again). Action masks do not apply.
-
-    Returns:
-        Reward (N,) and parts.
-
-    Raises:
-        ValueError, TypeError: naming the first response that is unfinished, goes on after its end, or contradicts the
-        environment.
-    """
-    rows, n = np.asarray(token_rows), len(questions)
-    if rows.ndim != 2 or len(rows) != n or rows.shape[1] > task.horizon:
-        raise ValueError(f"token_rows have shape {rows.shape}; for {n} questions it is ({n}, at most {task.horizon}).")
-    if rows.dtype.kind not in "iu":
-        raise TypeError(f"token_rows are {rows.dtype}; tokens are whole numbers.")
-    tokens = np.full((len(rows), task.horizon), PAD, dtype=np.int64)
-    tokens[:, : rows.shape[1]] = rows
-    mask = (
-        _mask_of_single_turns(task, tokens) if task.end_of_turn is None else _mask_by_replaying(task, questions, tokens)
-    )
-    return check_scores(task, task.score(questions, tokens, mask), len(tokens))
-
-
-def _mask_of_single_turns(task: Task, tokens: np.ndarray) -> np.ndarray:
-    mask = tokens != PAD
-    ends = np.zeros_like(mask) if task.eos is None else tokens == task.eos
-    length = mask.sum(1)
-    ended_before = np.cumsum(ends, axis=1) - ends > 0
-    wrong = (
-        (tokens < PAD)
-        | (tokens >= task.vocab_size)
-        | (mask & ended_before)
-        | (mask != (np.arange(task.horizon) < length[:, None]))
-    )
-    unfinished = (length < task.horizon) & ~ends.any(1)
-    for row in np.flatnonzero(wrong.any(1) | unfinished):
-        _check_finished(follow(task, Question(()), _unpadded(tokens[row]), f"token_rows[{row}]"), row)
-    return mask
-
-
-def _mask_by_replaying(task: Task, questions: Sequence[Question], tokens: np.ndarray) -> np.ndarray:
-    mask = np.zeros(tokens.shape, dtype=bool)
-    for row, question in enumerate(questions):
-        progress = follow(task, question, _unpadded(tokens[row]), f"token_rows[{row}]")
-        _check_finished(progress, row)
-        mask[row, : len(progress.mask)] = progress.mask
-    return mask
-
-
-def _check_finished(progress: Progress, row: int) -> None:
-    if progress.finish is None:
-        raise ValueError(
-            f"token_rows[{row}] has not ended after {len(progress.tokens)} tokens; only whole responses have a reward."
-        )
-
-
-def _unpadded(tokens: Sequence[int]) -> list[int]:
-    """The tokens without the padding at their end."""
-    row = list(tokens)
-    while row and row[-1] == PAD:
-        row.pop()
-    return row
 
 
 def _final_infos(finish: np.ndarray, done: np.ndarray, scores: Scores) -> dict[str, Any]:

@@ -27,18 +27,20 @@ class OneHot(gymnasium.ObservationWrapper[np.ndarray, int, np.ndarray], RecordCo
     """
 
     def __init__(self, env: gymnasium.Env):
-        if not isinstance(env.unwrapped, TokenEnv):
+        tokens = env.unwrapped
+        if not isinstance(tokens, TokenEnv):
             raise TypeError(
-                f"OneHot wraps token environments, such as gym.make('llm_mdp/Tabular-v0'); this is {env.unwrapped!r}."
+                f"OneHot wraps token environments, such as gym.make('llm_mdp/Tabular-v0'); this is {tokens!r}."
             )
         RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        self.vocab_size = int(env.action_space.n)
-        self.observation_space = spaces.Box(0, 1, (env.observation_space.shape[0] * self.vocab_size,), np.float32)
+        self.tokens, self.vocab_size = tokens, tokens.task.vocab_size
+        length = tokens.task.prompt_length + tokens.task.horizon
+        self.observation_space = spaces.Box(0, 1, (length * self.vocab_size,), np.float32)
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         return one_hot(observation, self.vocab_size)
 
     def action_masks(self) -> np.ndarray:
         """(V,) int8, 1 where a token is allowed next."""
-        return self.unwrapped.action_masks()
+        return self.tokens.action_masks()

@@ -35,8 +35,7 @@ from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.resolve import ModelConfig, is_named
 from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_agents.training.run import setup_of, threads
-from llm_mdp_envs.task import Task
-from llm_mdp_envs.token_env import close_task
+from llm_mdp_envs.task import PAD, Task
 
 DEFAULT_ENV = "llm_mdp/Tabular-v0"
 DRAWS = 32
@@ -101,7 +100,7 @@ def inspect(argv: Sequence[str]) -> int:
         arguments.run, env, env_arguments(arguments.env_args), arguments.model, arguments.seed
     )
     large = sum(parameter.numel() for parameter in policy.parameters()) > LARGE
-    mdp = getattr(task, "mdp", None)
+    mdp = task.mdp
     critic = None if mdp is None else exact_value(policy, mdp)
     every = (SEGMENT if large else 1) if arguments.every is None else arguments.every
     draws = (0 if large else DRAWS) if arguments.branches is None else arguments.branches
@@ -118,7 +117,7 @@ def inspect(argv: Sequence[str]) -> int:
     with progress_bar(Console(stderr=True), len(subjects)) as done:
         found = look(
             sampler, subjects, arguments.group_size, task.decode, eos=task.eos,
-            hidden=mdp is not None or hasattr(task, "token_rewards"), critic=critic, draws=draws, progress=done,
+            hidden=_knows_token_rewards(task), critic=critic, draws=draws, progress=done,
         )  # fmt: skip
     document = {
         "command": command_line(),
@@ -131,7 +130,7 @@ def inspect(argv: Sequence[str]) -> int:
     write_text(arguments.html, render_inspection(document))
     if arguments.json:
         write_text(arguments.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    close_task(task)
+    task.close()
     console = Console(highlight=False)
     print_first(document, console)
     console.print(f"\npage: {arguments.html}", soft_wrap=True, markup=False)
@@ -240,6 +239,11 @@ def _check(arguments: InspectArguments) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
     if arguments.branches is not None and (arguments.branches < 0 or arguments.branches == 1):
         raise UsageError(f"--branches is {arguments.branches}; give at least 2, or 0 to leave the advantage out.")
+
+
+def _knows_token_rewards(task: Task) -> bool:
+    nothing = np.full((1, task.horizon), PAD)
+    return task.token_rewards(task.questions(np.random.default_rng(0), 1), nothing, nothing != PAD) is not None
 
 
 def _task_name(arguments: InspectArguments, task: Task) -> str:

@@ -16,9 +16,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
 from llm_mdp_envs import Question, Scores, Task, TokenEnv, TokenVectorEnv, registered
+from llm_mdp_envs.episode import FINISH, follow, replay
 from llm_mdp_envs.registry import ENTRIES, README, Entry, Registered, make_task, readme
-from llm_mdp_envs.token_env import FINISH, close_task, follow
-from llm_mdp_envs.vector_env import replay
 from llm_mdp_envs.wrappers import OneHot
 
 LISTED = {one.id: one for one in registered()}
@@ -42,7 +41,7 @@ def closed_tasks():
     yield
     for id, one in LISTED.items():
         if not one.unavailable:
-            close_task(task_of(id))
+            task_of(id).close()
 
 
 def skip_unless_available(id: str) -> None:

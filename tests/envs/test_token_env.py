@@ -16,8 +16,8 @@ from llm_mdp.mdp.hidden_rewards import PositionReward
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.evidence import Finish
 from llm_mdp_envs import Question, Scores, Task, TokenEnv, TokenVectorEnv
+from llm_mdp_envs.episode import FINISH, follow
 from llm_mdp_envs.tasks.synthetic import Tabular, TokenMDPTask
-from llm_mdp_envs.token_env import FINISH, follow
 
 
 class Parrot(Task):

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mdp_envs import Question, TokenEnv, TokenVectorEnv
+from llm_mdp_envs.episode import replay
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
 from llm_mdp_envs.tasks.synthetic import Tabular
-from llm_mdp_envs.vector_env import replay
 from tests.envs.test_token_env import Parrot, Revealing, Rising, play
 
 N = 7

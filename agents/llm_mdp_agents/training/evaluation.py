@@ -38,7 +38,7 @@ def evaluate(policy: Policy, task: Task, prompts: int = 256, seed: int = 0) -> d
     best = greedy.branches(first, first.mask & (first.mask.cumsum(-1) == 1), greedy=True).reward
     figures = {"eval/reward": mean, "eval/reward_low": mean - error, "eval/reward_high": mean + error}
     figures["eval/greedy_reward"] = float(best.mean())
-    mdp = getattr(task, "mdp", None)
+    mdp = task.mdp
     if mdp is not None and mdp.tree.n_leaves * len(mdp.prompts) <= EXACT_UP_TO:
         figures["eval/exact_reward"] = expected_reward(policy, mdp)
     return figures

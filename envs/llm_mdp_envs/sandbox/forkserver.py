@@ -72,16 +72,17 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server and everything in it."""
-        if self._process is None:
+        if (process := self._process) is None:
             return
         if self._child is None and self._launch.names_its_child:
             self._child = _child_pid(self._told, seconds=1.0)
         if self._child is not None:
             with contextlib.suppress(ProcessLookupError):  # killing bwrap alone can leave what it has just started
                 os.kill(self._child, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-        self._process.stderr.close()
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
         for fd in (self._request, self._result, self._status, self._control, self._told):
             os.close(fd)
         self._process = self._child = None
@@ -128,11 +129,13 @@ class ForkServer:
             raise
 
     def _last_words(self) -> str:
-        if self._process.poll() is None and _readable(self._process.stderr.fileno(), 1.0) is False:
+        process = self._process
+        assert process is not None and process.stderr is not None
+        if process.poll() is None and _readable(process.stderr.fileno(), 1.0) is False:
             return f"it did not start within {START_SECONDS:.0f} seconds"
-        self._process.kill()
-        lines = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return printable(lines[-1]) if lines else f"it ended at once with status {self._process.wait()}"
+        process.kill()
+        lines = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        return printable(lines[-1]) if lines else f"it ended at once with status {process.wait()}"
 
     def _converse(self, program: Program) -> Outcome:
         """Hand the program to the waiting child, collect its lines, and judge how it ended."""
@@ -260,7 +263,7 @@ class Runtime:
 def runtime() -> Runtime:
     """The interpreter this process runs on. Shared libraries are found by asking it to import what the standard library
     has and looking."""
-    executable = os.path.realpath(sys._base_executable)
+    executable = os.path.realpath(sys._base_executable)  # pyright: ignore[reportAttributeAccessIssue]
     stdlib = os.path.realpath(sysconfig.get_path("stdlib"))
     scout = "import bz2, ctypes, decimal, hashlib, lzma, ssl, zlib; print(open('/proc/self/maps').read())"
     ran = subprocess.run(

@@ -14,7 +14,9 @@ from llm_mdp_envs.sandbox.reports import failure_of_exception, read_line
 
 ENCODER = "import json as json_of_the_sandbox\n" + inspect.getsource(codec.encode_plain_data)
 CALL = """print()
-print('{{"output": ' + json_of_the_sandbox.dumps(encode_plain_data({entry_point}(*arguments_of_the_sandbox)), allow_nan=False) + '}}')
+print('{{"output": ' + json_of_the_sandbox.dumps(
+    encode_plain_data({entry_point}(*arguments_of_the_sandbox)), allow_nan=False
+) + '}}')
 pass"""
 """`pass`: a last expression would be converted to an object out here, whatever its size."""
 POLICY = {"sleep": "zero", "random_start": {"seed": 0}}

@@ -14,7 +14,8 @@ def outcome_of_lines(lines: Sequence[bytes], inputs: int, cpu_seconds: float) ->
     text}`. A line that is anything else counts as an error; lines beyond the number of inputs are ignored; missing ones
     are missing outputs.
     """
-    outputs, failures = [], []
+    outputs: list[object] = []
+    failures: list[tuple[Verdict, str]] = []
     for line in lines[:inputs]:
         output, failure = read_line(line)
         outputs.append(output)
@@ -22,7 +23,7 @@ def outcome_of_lines(lines: Sequence[bytes], inputs: int, cpu_seconds: float) ->
     if len(outputs) < inputs and not failures:
         failures = [("error", f"the program ended before it gave output {len(outputs) + 1} of {inputs}")]
     outputs += [NO_OUTPUT] * (inputs - len(outputs))
-    verdict, message = failures[0] if failures else ("finished", "")
+    verdict, message = next(iter(failures), ("finished", ""))
     return Outcome(verdict, tuple(outputs), message, cpu_seconds)
 
 

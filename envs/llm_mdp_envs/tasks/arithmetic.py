@@ -9,9 +9,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from llm_mdp_envs.task import Question, Scores
-from llm_mdp_envs.token_env import PAD
-from llm_mdp_envs.vector_env import ArrayTask
+from llm_mdp_envs.array_task import ArrayTask
+from llm_mdp_envs.task import PAD, Question, Scores
 
 CHARACTERS = "0123456789+-*=#"
 EOS = len(CHARACTERS)
@@ -94,7 +93,11 @@ class Arithmetic(ArrayTask):
         text = np.concatenate([first, operator, second, np.full_like(operator, EQUALS)], axis=1)
         return np.take_along_axis(text, np.argsort(text != PAD, axis=1, kind="stable"), axis=1)
 
-    def answers(self, secrets: np.ndarray) -> np.ndarray:
+    def answer_rows(self, secrets: np.ndarray) -> np.ndarray | None:
+        """The right responses; None with a scratchpad, where many are right."""
+        return None if self.scratchpad else self.right_answers(secrets)
+
+    def right_answers(self, secrets: np.ndarray) -> np.ndarray:
         """The right tokens, end token included: (n, answer_length + 1) int64, padded with -1 on the right."""
         operator, a, b = secrets.T
         value = np.select([operator == 0, operator == 1], [a + b, a - b], a * b)
@@ -105,7 +108,7 @@ class Arithmetic(ArrayTask):
         ]
 
     def token_reward_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """The hidden token rewards (n, T)."""
+        """The hidden token rewards (n, T), whatever of them `reward` lets an agent see."""
         right, length = self._right(secrets, tokens, mask)
         return right / length[:, None]
 
@@ -117,7 +120,7 @@ class Arithmetic(ArrayTask):
     def _right(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which tokens (n, T) are the right ones at their places, and the lengths (n,) of the right answers, end token
         included."""
-        answer = self.answers(secrets)
+        answer = self.right_answers(secrets)
         place = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         if self.scratchpad:
             marks = np.cumsum(tokens == MARK, axis=1)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llm_mdp_envs.sandbox import Grade, Limits, Sandbox, SandboxUnavailable, make_sandbox
+from llm_mdp_envs.sandbox import Backend, Grade, Limits, Sandbox, SandboxUnavailable, make_sandbox
 from llm_mdp_envs.task import Question, Scores
 from llm_mdp_envs.tasks.programs import Problem, human_eval_problems, mbpp_problems
 from llm_mdp_envs.text import Reply, TextTask, require
@@ -51,7 +51,7 @@ class Code(TextTask):
         problems: str | Path | Sequence[Problem] = "humaneval",
         reward: str = "fraction",
         *,
-        backend: str | Sandbox = "auto",
+        backend: Backend | Sandbox = "auto",
         workers: int = 2,
         limits: Limits | None = None,
         unsupported_reward: float | None = None,
@@ -68,7 +68,7 @@ class Code(TextTask):
         self.reward, self.unsupported_reward, self.instruction = reward, unsupported_reward, instruction
         self.sandbox = (
             backend if isinstance(backend, Sandbox) else make_sandbox(backend, workers=workers, limits=limits)
-        )  # pyright: ignore[reportArgumentType]
+        )
         self.problems = load_problems(problems, self.sandbox)
 
     def draw(self, generator: np.random.Generator) -> tuple[str, Any]:

@@ -107,8 +107,9 @@ class Grader:
     @staticmethod
     def _line(process: subprocess.Popen, seconds: float) -> dict | None:
         """The next line that the process says; None if it says none in time, or ends."""
+        assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], seconds)
-        line = process.stdout.readline() if ready else b""  # pyright: ignore[reportOptionalMemberAccess]
+        line = process.stdout.readline() if ready else b""
         return json.loads(line) if line else None
 
     def _started(self) -> subprocess.Popen:
@@ -249,14 +250,15 @@ def math_function():
     from math_verify import parse, verify
 
     guard_sympy()
-    parse_gold = functools.lru_cache(maxsize=4096)(functools.partial(parse, parsing_timeout=None))
+    no_clock: Any = {"parsing_timeout": None}  # its own clock is a signal, which works in main threads only
+    parse_gold = functools.lru_cache(maxsize=4096)(functools.partial(parse, **no_clock))
 
     def equal(gold: str, answer: str) -> bool:
         if not parse_gold(gold):
             raise ValueError(
                 f"math-verify finds no answer in the gold answer {gold!r}; correct or remove this problem."
             )
-        return verify(parse_gold(gold), parse(answer, parsing_timeout=None), timeout_seconds=None)
+        return verify(parse_gold(gold), parse(answer, **no_clock), timeout_seconds=None)
 
     return equal
 

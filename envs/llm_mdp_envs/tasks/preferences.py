@@ -1,7 +1,7 @@
 """Preference pairs for DPO and RTO, labelled by the Bradley-Terry model from response-level rewards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class PreferencePairs:
 
     def take(self, rows: Int[Tensor, " M"]) -> "PreferencePairs":
         """The pairs with these numbers, for mini-batches."""
-        return PreferencePairs(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 def label_pairs(
@@ -60,8 +60,9 @@ def label_pairs(
             f"prompts;"
             " they must be (N, 2, T), (N, 2, T) and (N, 2)."
         )
+    one, other = reward.double().unbind(-1)
     first_wins = torch.rand(n, generator=generator, dtype=torch.float64) < preference_probability(
-        *reward.double().unbind(-1), temperature
+        one, other, temperature
     )
     order = torch.where(first_wins[:, None], torch.tensor([0, 1]), torch.tensor([1, 0]))
     tokens, mask = (pair.gather(1, order[..., None].expand_as(pair)) for pair in (tokens, mask))

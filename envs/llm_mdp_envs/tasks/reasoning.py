@@ -89,14 +89,14 @@ def make_dataset(dataset: Any, settings: Mapping[str, Any] | None, *, size: int,
     """A reasoning-gym data set from what `ReasoningGym` takes, and how the grading process gets the same one: a pickle
     of its name and settings (some data sets cannot be pickled themselves), or of the data set. Raises ValueError, in
     words."""
-    import reasoning_gym
     from reasoning_gym.composite import DatasetSpec
+    from reasoning_gym.dataset import ProceduralDataset
 
     if isinstance(dataset, str):
         return _create(dataset, {**(settings or {}), "size": size, "seed": seed})
     if settings is not None:
         raise ValueError("settings belong to a data set given by its name; in a mix each entry has its own `config`.")
-    if isinstance(dataset, reasoning_gym.dataset.ProceduralDataset):
+    if isinstance(dataset, ProceduralDataset):
         return dataset, _pickle(dataset)
     if not isinstance(dataset, Sequence) or not dataset:
         raise ValueError(

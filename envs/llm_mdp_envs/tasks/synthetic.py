@@ -6,7 +6,7 @@ takes.
 """
 
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from llm_mdp.mdp.hidden_rewards import NgramReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_shape
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.policies import TabularPolicy, TabularValue
+from llm_mdp_envs.array_task import ArrayTask
 from llm_mdp_envs.task import Question, Scores
-from llm_mdp_envs.vector_env import ArrayTask
 
 LARGEST_TABLE = 10_000_000
 """Most numbers that a table of rewards may take to make."""
@@ -33,7 +33,7 @@ class TokenMDPTask(ArrayTask):
     separates: ClassVar[str] = "whatever the token MDP at hand was made for"
 
     def __init__(self, mdp: TokenMDP):
-        self.mdp = mdp
+        self.mdp: TokenMDP = mdp  # pyright: ignore[reportIncompatibleVariableOverride]
         self.vocab_size, self.eos, self.horizon = mdp.vocab_size, mdp.eos, mdp.horizon
         self.prompt_length = mdp.prompt_tokens.shape[1]
 
@@ -56,18 +56,23 @@ class TokenMDPTask(ArrayTask):
         )
 
     def score_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
-        if self._leaf_table is not None:
-            return Scores(self._leaf_rewards(secrets[:, 0], tokens))
-        if self._markov_table is not None:
-            return Scores(self._markov_rewards(secrets[:, 0], tokens))
+        if (leaves := self._leaf_table) is not None:
+            return Scores(self._leaf_rewards(*leaves, secrets[:, 0], tokens))
+        if (table := self._markov_table) is not None:
+            return Scores(self._markov_rewards(*table, secrets[:, 0], tokens))
         prompt = torch.from_numpy(self._prompts[secrets[:, 0]])
         return Scores(self.mdp.response_reward(prompt, torch.from_numpy(tokens), torch.from_numpy(mask)).numpy())
+
+    def token_reward_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        prompt = torch.from_numpy(self._prompts[secrets[:, 0]])
+        return self.mdp.hidden_reward(prompt, torch.from_numpy(tokens), torch.from_numpy(mask)).numpy()
 
     # RM(W) comes from the MDP in every case; where memory allows it is tabulated once, by response or by context, and
     # then looked up.
 
-    def _leaf_rewards(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        offset, rewards = self._leaf_table
+    def _leaf_rewards(
+        self, offset: np.ndarray, rewards: np.ndarray, prompt: np.ndarray, tokens: np.ndarray
+    ) -> np.ndarray:
         leaf = offset[tokens + np.arange(tokens.shape[1]) * (self.vocab_size + 1) + 1].sum(1)
         return rewards[prompt * (len(rewards) // len(self._prompts)) + leaf]
 
@@ -83,21 +88,22 @@ class TokenMDPTask(ArrayTask):
         prompts = self.mdp.prompt_tokens[:, None].expand(-1, tree.n_leaves, -1)
         return offset, self.mdp.response_reward(prompts, leaves, leaves != PAD).reshape(-1).numpy()
 
-    def _markov_rewards(self, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        order, (n, steps) = self.mdp.token_reward.order, tokens.shape
+    def _markov_rewards(self, order: int, table: np.ndarray, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        n, steps = tokens.shape
         text = np.concatenate([np.full((n, order), PAD), self._prompts[prompt], tokens], axis=1)
         text = text[:, text.shape[1] - steps - order :] + 1
         row = np.arange(steps) * 2
         row = row + (np.arange(1, steps + 1) == (tokens != PAD).sum(1)[:, None])
         for back in range(order, -1, -1):
             row = row * (self.vocab_size + 1) + text[:, order - back : text.shape[1] - back]
-        return self._markov_table[row].sum(1)
+        return table[row].sum(1)
 
     @cached_property
-    def _markov_table(self) -> np.ndarray | None:
-        """γᵗ⁻¹ r by step, whether it is the last, and the last order + 1 tokens plus one (0: nothing there), flat; None
-        if too large."""
-        reward, order, width = self.mdp.token_reward, self.mdp.token_reward.order, self.vocab_size + 1
+    def _markov_table(self) -> tuple[int, np.ndarray] | None:
+        """The order, and γᵗ⁻¹ r by step, whether it is the last, and the last order + 1 tokens plus one (0: nothing
+        there), flat; None if too large."""
+        reward: Any = self.mdp.token_reward
+        order, width = reward.order, self.vocab_size + 1
         if order is None or self.horizon * 2 * width ** (order + 1) > LARGEST_TABLE:
             return None
         shape = (self.horizon, 2, *(width,) * (order + 1))
@@ -107,7 +113,7 @@ class TokenMDPTask(ArrayTask):
         values = self.mdp.discount.view(-1, *(1,) * (order + 2)) * reward.local(
             window, token.clamp(min=0), step, last == 1
         )
-        return torch.where(token == PAD, 0.0, values).reshape(-1).numpy()
+        return order, torch.where(token == PAD, 0.0, values).reshape(-1).numpy()
 
     @cached_property
     def _probability(self) -> np.ndarray:

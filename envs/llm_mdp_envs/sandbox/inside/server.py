@@ -22,8 +22,8 @@ import time
 import types
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import codec
-import lockdown
+import codec  # pyright: ignore[reportMissingImports] - beside this file, wherever the sandbox puts it
+import lockdown  # pyright: ignore[reportMissingImports]
 
 PRELOADED = (
     *(

@@ -1,17 +1,8 @@
-"""Rewards that exist elsewhere, as tasks; and our tasks as rewards elsewhere.
-
-- `TRLReward`: any TRL reward function, or several;
-- `VerlReward`: any verl `compute_score`;
-- `CallableReward`: any function of two texts;
-- `as_trl_reward`, `trl_rows`: a task as a TRL reward function, with the rows to train on.
-
-reasoning-gym's data sets have a task of their own, `reasoning.ReasoningGym`. What these functions do with hostile text
-is their own affair: they run in this process, without a time limit.
-"""
+"""TRL: its reward functions as tasks (`TRLReward`), and our tasks as reward functions of its trainers
+(`as_trl_reward`, with the rows to train on, `trl_rows`)."""
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -19,32 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from llm_mdp_envs.adapters.rows import RowTask, finite, name_of
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.text import Reply, TextTask
-
-
-class RowTask(TextTask):
-    """Base of the adapters: asks the rows of a data set, each with a "prompt" (a text, or the messages of a chat).
-
-    Args:
-        rows: a sequence of mappings or a `datasets.Dataset`.
-        others: see `TextTask`.
-
-    Raises:
-        ValueError: naming the row and what it lacks.
-    """
-
-    needed: tuple[str, ...] = ("prompt",)
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], **text_options: Any):
-        super().__init__(**text_options)
-        if len(rows) == 0:
-            raise ValueError("rows is empty; give at least one.")
-        self.rows = [_checked_row(row, number, self.needed) for number, row in enumerate(rows)]
-
-    def draw(self, generator: np.random.Generator) -> tuple[str | list[dict], Any]:
-        row = self.rows[int(generator.integers(len(self.rows)))]
-        return row["prompt"], row
 
 
 class TRLReward(RowTask):
@@ -128,72 +96,6 @@ class TRLReward(RowTask):
         )
 
 
-class VerlReward(RowTask):
-    """A verl `compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict` as the reward of an
-    environment.
-
-    The reward is the number, or the "score" of the dict; what else the dict holds is no summand of it and is left out.
-    None, NaN and infinity are errors.
-
-    Args:
-        compute_score: called with keywords, once a response.
-        rows: as in verl's files: "prompt", "data_source", "reward_model" with a "ground_truth", and "extra_info" if
-            there is any.
-    """
-
-    needed = ("prompt", "data_source", "reward_model")
-
-    def __init__(self, compute_score: Callable, rows: Sequence[Mapping[str, Any]], **text_options: Any):
-        super().__init__(rows, **text_options)
-        for number, row in enumerate(self.rows):
-            if not isinstance(row["reward_model"], Mapping) or "ground_truth" not in row["reward_model"]:
-                raise ValueError(
-                    f'rows[{number}]["reward_model"] is {row["reward_model"]!r}; it must hold a "ground_truth".'
-                )
-        self.compute_score = compute_score
-
-    def grade(self, replies: Sequence[Reply]) -> Scores:
-        return Scores(
-            np.array([self._grade_one(reply, number) for number, reply in enumerate(replies)], dtype=np.float64)
-        )
-
-    def _grade_one(self, reply: Reply, number: int) -> float:
-        row, name = reply.secret, name_of(self.compute_score)
-        score = self.compute_score(
-            data_source=row["data_source"],
-            solution_str=reply.text,
-            ground_truth=row["reward_model"]["ground_truth"],
-            extra_info=row.get("extra_info"),
-        )
-        if isinstance(score, Mapping):
-            if "score" not in score:
-                raise ValueError(
-                    f'{name} returned a dict without "score" for response {number}: {", ".join(map(repr, score))}.'
-                )
-            score = score["score"]
-        return _finite(name, score, number)
-
-
-class CallableReward(RowTask):
-    """Any function of the prompt and the response, in words, as the reward of an environment.
-
-    Args:
-        function: f(prompt: str, response: str) -> float.
-        prompts: what is asked.
-    """
-
-    def __init__(self, function: Callable[[str, str], float], prompts: Sequence[str], **text_options: Any):
-        if isinstance(prompts, str):
-            raise ValueError(f"prompts is the text {prompts!r}; give a list of texts.")
-        super().__init__([{"prompt": prompt} for prompt in prompts], **text_options)
-        self.function = function
-
-    def grade(self, replies: Sequence[Reply]) -> Scores:
-        values = [self.function(reply.question, reply.text) for reply in replies]  # pyright: ignore[reportArgumentType]
-        name = name_of(self.function)
-        return Scores(np.array([_finite(name, value, number) for number, value in enumerate(values)], dtype=np.float64))
-
-
 def trl_rows(task: Task, n: int, seed: int = 0) -> list[dict[str, Any]]:
     """Rows for `datasets.Dataset.from_list` and GRPOTrainer: "prompt", and "question_seed", from which `as_trl_reward`
     draws the same question again. No answer is in them.
@@ -251,11 +153,6 @@ def pad_responses(responses: Iterable[Sequence[int]], horizon: int) -> np.ndarra
     return np.array([row + [-1] * (horizon - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), horizon)
 
 
-def name_of(function: Callable) -> str:
-    """A function's name for messages and for the parts of the reward."""
-    return getattr(function, "__name__", type(function).__name__)
-
-
 def _call(function: Callable, arguments: dict[str, Any]) -> Any:
     parameters = inspect.signature(function).parameters.values()
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
@@ -276,37 +173,7 @@ async def _await(result: Any) -> Any:
 def _finite_values(name: str, values: Any, n: int) -> list[float | None]:
     if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or len(values) != n:
         raise ValueError(f"{name} returned {values!r:.80}; it must return a list of {n} rewards, one a completion.")
-    return [None if value is None else _finite(name, value, number) for number, value in enumerate(values)]
-
-
-def _finite(name: str, value: Any, number: int) -> float:
-    try:
-        finite = math.isfinite(value)
-    except TypeError:
-        finite = False
-    if not finite:
-        raise ValueError(f"{name} returned {value!r} for response {number}; a reward must be a finite number.")
-    return float(value)
-
-
-def _checked_row(row: Any, number: int, needed: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"rows[{number}] is {row!r:.80}; it must be a mapping with {', '.join(map(repr, needed))}.")
-    for column in needed:
-        if column not in row:
-            raise ValueError(f"rows[{number}] has no {column!r}, only {', '.join(map(repr, row))}.")
-    prompt = row["prompt"]
-    is_chat = isinstance(prompt, list | tuple) and len(prompt) > 0 and all(map(_is_message, prompt))
-    if not isinstance(prompt, str) and not is_chat:
-        raise ValueError(
-            f'rows[{number}]["prompt"] is {prompt!r:.80}; it must be a text or a list of messages with "role" and '
-            f'"content".'
-        )
-    return dict(row) | {"prompt": list(prompt) if is_chat else prompt}
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and {"role", "content"} <= set(message)
+    return [None if value is None else finite(name, value, number) for number, value in enumerate(values)]
 
 
 def _check_one_turn(task: Task) -> None:

@@ -1,0 +1,205 @@
+"""What is wrong with a task, in one sentence, before anybody learns from it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from llm_mdp_envs.episode import (
+    Progress,
+    advance,
+    as_rows,
+    check_question,
+    check_scores,
+    check_token_rewards,
+    sequence_of_tokens,
+    whole_token,
+)
+from llm_mdp_envs.task import PAD, Question, Scores, Task, TaskError
+
+LEAST = {"vocab_size": 2, "horizon": 1, "prompt_length": 0, "max_turns": 1}
+"""The smallest value of each number that a task says of itself."""
+
+
+def check_task(task: Any, seed: int = 0) -> None:
+    """Raise TaskError if a task cannot be asked: its numbers, questions, replies, action masks and scores, of two
+    questions and a short response to each, which are drawn and scored twice, as a task has no state.
+
+    What the task's own code raises is not caught.
+
+    Args:
+        task: an object of a class derived from `Task`.
+        seed: of the two questions.
+    """
+    check_form(task)
+    questions = _same_questions(task, seed)
+    for question in questions:
+        if not isinstance(words := task.decode(question.prompt), str):
+            raise TaskError(f"{_name(task)}.decode gave {words!r:.60}; it must give tokens as a text.")
+    responses = [_short_response(task, question, in_turns) for question, in_turns in zip(questions, (False, True))]
+    tokens, mask = as_rows(responses, task.horizon)
+    scores = check_scores(task, task.score(questions, tokens, mask), len(questions))
+    _check_parts(task, scores)
+    _check_again(task, scores, task.score(_same_questions(task, seed), tokens.copy(), mask.copy()))
+    if task.reveals_token_rewards:
+        _check_revealed(task, scores, task.token_rewards(questions, tokens, mask), tokens.shape)
+    _check_answers(task, task.answers(questions), len(questions))
+
+
+def check_form(task: Any) -> None:
+    """The part of `check_task` that asks no question: raise TaskError unless this is a task with numbers that fit each
+    other."""
+    if isinstance(task, type):
+        raise TaskError(f"the task is the class {task.__name__}; make an object of it: {task.__name__}(…).")
+    name = _name(task)
+    if not isinstance(task, Task):
+        raise TaskError(f"the task is {task!r:.60}, a {name}; derive its class from llm_mdp_envs.Task.")
+    for attribute, least in LEAST.items():
+        value = _said(task, attribute, f"a whole number of at least {least}")
+        if not _whole(value) or value < least:
+            raise TaskError(f"{name}.{attribute} is {value!r}; it must be a whole number of at least {least}.")
+    for attribute in ("eos", "end_of_turn"):
+        token = _said(task, attribute, "a token or None")
+        if token is not None and not (_whole(token) and 0 <= token < task.vocab_size):
+            raise TaskError(
+                f"{name}.{attribute} is {token!r}, outside the vocabulary 0 … {task.vocab_size - 1}; use one of these "
+                f"tokens or None."
+            )
+
+
+def _name(task: Any) -> str:
+    return type(task).__name__
+
+
+def _said(task: Task, attribute: str, wanted: str) -> Any:
+    try:
+        return getattr(task, attribute)
+    except AttributeError:
+        raise TaskError(
+            f"{_name(task)} has no {attribute}; set it, {wanted}, in the class or in its constructor."
+        ) from None
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+@contextmanager
+def _refused(remedy: str) -> Iterator[None]:
+    """What is found wrong inside becomes a TaskError that says what to do."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"{str(error).rstrip('.')}; {remedy}.") from error
+
+
+def _same_questions(task: Task, seed: int) -> list[Question]:
+    """Two questions; TaskError if they are none, or if the same generator would ask others."""
+    name = _name(task)
+    first, again = (_drawn(task, np.random.default_rng(seed)) for _ in range(2))
+    remedy = (
+        f"{name}.question must return Question(prompt, secret) with a prompt of at most {task.prompt_length} tokens "
+        f"in 0 … {task.vocab_size - 1}"
+    )
+    with _refused(remedy):
+        for question in (*first, *again):
+            check_question(task, question, f"what {name}.question gave")
+    for one, other in zip(first, again):
+        if list(one.prompt) != list(other.prompt):
+            raise TaskError(
+                f"{name}.question gave the prompt {list(one.prompt)!s:.60} and then {list(other.prompt)!s:.60} for the "
+                f"same seed; a task has no state, so it must draw with the generator only."
+            )
+    return first
+
+
+def _drawn(task: Task, generator: np.random.Generator) -> list[Question]:
+    return [task.question(generator) for _ in range(2)]
+
+
+def _short_response(task: Task, question: Question, in_turns: bool) -> Progress:
+    """A response that ends as soon as it may; in turns: one of a word or so a turn, handed over as often as there are
+    turns."""
+    progress, spoken = Progress(), 0
+    closing = (task.end_of_turn, task.eos) if in_turns else (task.eos, task.end_of_turn)
+    while progress.finish is None:
+        allowed = _allowed(task, question, progress.tokens)
+        ends = [token for token in closing if token is not None and allowed[token]]
+        words = [token for token in np.flatnonzero(allowed)[:3].tolist() if token not in closing]
+        token = ends[0] if ends and (spoken or not in_turns or not words) else (words or ends)[0]
+        handed_over = token == task.end_of_turn
+        if handed_over and progress.turns + 1 < task.max_turns:
+            _check_reply(task, question, (*progress.tokens, token))
+        progress, spoken = advance(task, question, progress, token), 0 if handed_over else spoken + 1
+    return progress
+
+
+def _allowed(task: Task, question: Question, tokens: Sequence[int]) -> np.ndarray:
+    """(V,) bool; TaskError if the mask is none."""
+    mask, place = task.action_mask(question, tokens), f"after {list(tokens)}"
+    if mask is None:
+        return np.ones(task.vocab_size, dtype=bool)
+    array, wanted = np.asarray(mask), f"it must be ({task.vocab_size},) int8, 1 where a token is allowed, or None"
+    if array.shape != (task.vocab_size,) or array.dtype.kind not in "biuf":
+        raise TaskError(f"{_name(task)}.action_mask gave {array.dtype} of shape {array.shape} {place:.60}; {wanted}.")
+    if not array.any():
+        raise TaskError(f"{_name(task)}.action_mask forbids every token {place:.60}; allow one, such as eos.")
+    return array != 0
+
+
+def _check_reply(task: Task, question: Question, tokens: tuple[int, ...]) -> None:
+    name = f"{_name(task)}.reply"
+    reply = task.reply(question, tokens)
+    if reply is not None:
+        with _refused(f"{name} must return tokens in 0 … {task.vocab_size - 1}, or None where nothing is said"):
+            for place, token in enumerate(sequence_of_tokens(reply, f"what {name} gave")):
+                whole_token(token, task.vocab_size, f"what {name} gave at place {place}")
+
+
+def _check_parts(task: Task, scores: Scores) -> None:
+    if scores.parts and not _close(total := np.sum(list(scores.parts.values()), axis=0), scores.reward):
+        raise TaskError(
+            f"{_name(task)}.score gave parts ({', '.join(scores.parts)}) that sum to {total.tolist()} where the "
+            f"rewards are {scores.reward.tolist()}; parts are summands of the reward, other figures go into details."
+        )
+
+
+def _check_again(task: Task, first: Scores, again: Scores) -> None:
+    again = check_scores(task, again, len(first.reward))
+    if not _close(first.reward, again.reward):
+        raise TaskError(
+            f"{_name(task)}.score gave the rewards {first.reward.tolist()} and then {again.reward.tolist()} to the "
+            f"same responses to questions of the same seed; a task has no state, so leave chance to the generator of "
+            f"`question`."
+        )
+
+
+def _check_revealed(task: Task, scores: Scores, rewards: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    total = check_token_rewards(task, rewards, shape).sum(1)
+    if not _close(total, scores.reward):
+        raise TaskError(
+            f"{_name(task)}.token_rewards sum to {total.tolist()} where the rewards are {scores.reward.tolist()}; they "
+            f"must be equal if reveals_token_rewards is True."
+        )
+
+
+def _check_answers(task: Task, answers: np.ndarray | None, n: int) -> None:
+    if answers is None:
+        return
+    array = np.asarray(answers)
+    if array.ndim != 2 or len(array) != n or array.shape[1] > task.horizon or array.dtype.kind not in "iu":
+        raise TaskError(
+            f"{_name(task)}.answers gave {array.dtype} of shape {array.shape} for {n} questions; it must be ({n}, at "
+            f"most {task.horizon}) whole numbers, -1 after the end, or None."
+        )
+    if array.min(initial=0) < PAD or array.max(initial=0) >= task.vocab_size:
+        raise TaskError(
+            f"{_name(task)}.answers gave tokens from {array.min()} to {array.max()}; they must be in "
+            f"0 … {task.vocab_size - 1}, and -1 after the end."
+        )
+
+
+def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal but for rounding; what is not finite is close to nothing."""
+    return bool(np.allclose(one, other, rtol=1e-5, atol=1e-6))
