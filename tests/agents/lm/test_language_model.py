@@ -358,10 +358,11 @@ def test_what_is_saved_is_what_is_loaded(adapters, tmp_path):
     assert torch.equal(policy.logits(prompt, tokens), expected)
     loaded = loading.load_policy(tmp_path / "merged")
     assert (loaded.begin, loaded.vocab_size) == (V, V)
-    torch.testing.assert_close(loaded.logits(prompt, tokens), expected)
+    # Weights and adapters are added up in another order, in float32.
+    torch.testing.assert_close(loaded.logits(prompt, tokens), expected, rtol=1e-4, atol=1e-4)
     assert list(tmp_path.glob("merged/*.safetensors"))
     plain = lm.LanguageModelPolicy(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), V, V)
-    torch.testing.assert_close(plain.logits(prompt, tokens), expected)
+    torch.testing.assert_close(plain.logits(prompt, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_are_saved_alone(tmp_path):
