@@ -15,7 +15,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
-from llm_mdp_envs import Question, Scores, Task, TokenEnv, TokenVectorEnv, registered
+from llm_mdp.own import UsageError
+from llm_mdp_envs import Question, Scores, Task, TokenEnv, TokenVectorEnv, check_task, registered
 from llm_mdp_envs.episode import FINISH, follow, replay
 from llm_mdp_envs.registry import ENTRIES, README, Entry, Registered, make_task, readme
 from llm_mdp_envs.wrappers import OneHot
@@ -105,6 +106,27 @@ def test_a_listing_says_what_gymnasium_makes(id):
     assert one.separates and "\n" not in one.separates and one.task.__doc__
     env.close()
     vector.close()
+
+
+@every_id
+def test_nothing_is_wrong_with_its_task(id):
+    skip_unless_available(id)
+    check_task(task_of(id))
+
+
+@pytest.mark.parametrize(
+    "path", ["llm_mdp_envs.arithmetic:Arithmetic", "llm_mdp_envs.synthetic:Tabular", "llm_mdp_envs.code:Code"]
+)
+def test_a_path_of_before_the_move_is_answered_with_the_new_one(path):
+    module, _, name = path.removeprefix("llm_mdp_envs.").partition(":")
+    with pytest.raises(ValueError, match=rf"write llm_mdp_envs\.tasks\.{module}:{name}"):
+        make_task(path)
+
+
+@pytest.mark.parametrize("path", ["llm_mdp_envs.tasks.arithmetic:Sums", "llm_mdp_envs.nothing:Sums", "nothing:Sums"])
+def test_a_path_that_leads_nowhere_is_refused_in_words(path):
+    with pytest.raises(UsageError, match=r"Sums|nothing"):
+        make_task(path)
 
 
 def test_the_page_is_what_the_registry_says():
