@@ -81,8 +81,6 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     objective: Callable[[Tabular, TabularPolicy], Objective] = reward
     prompts: int = 16
-    costly: bool = False
-    """Only the first seed in the quick suite."""
 
 
 RUNS = {
@@ -91,30 +89,26 @@ RUNS = {
     "remax": Run("remax", 80_000, options={"group_size": 8}),
     "grpo": Run("grpo", 40_000),
     "grpo dr-grpo": Run("grpo", 40_000, options={"variant": "dr-grpo"}),
-    "ppo": Run("ppo", 45_000, options={"group_size": 8}, costly=True),
+    "ppo": Run("ppo", 45_000, options={"group_size": 8}),
     "vineppo": Run("vineppo", 190_000, 110, 0.05, {"group_size": 2}),
     "trepo": Run("trepo", 100_000, options={"group_size": 2, "samples": 4}),
-    "ma-rlhf": Run("ma-rlhf", 45_000, options={"group_size": 8}, costly=True),
+    "ma-rlhf": Run("ma-rlhf", 45_000, options={"group_size": 8}),
     "dpo": Run("dpo", 90_000, 120, 0.1, {"beta": 1.0, "group_size": 16}, penalised(1.0)),
     "iterative-dpo": Run(
         "iterative-dpo", 42_000, 90, 0.1, {"beta": 1.0, "reference": "stays", "group_size": 8}, penalised(1.0)
     ),
     "iterative-dpo, reference moves": Run("iterative-dpo", 40_000, 80, 0.1, {"beta": 0.5, "group_size": 8}),
-    "rto": Run("rto", 360_000, 40, 0.1, {"dpo_batches": 800, "dpo_learning_rate": 0.02}, prompts=64, costly=True),
-    "abc": Run("abc", 45_000, costly=True),
-    "r3hf": Run("r3hf", 45_000, options={"group_size": 8}, costly=True),
+    "rto": Run("rto", 360_000, 40, 0.1, {"dpo_batches": 800, "dpo_learning_rate": 0.02}, prompts=64),
+    "abc": Run("abc", 45_000),
+    "r3hf": Run("r3hf", 45_000, options={"group_size": 8}),
     "prime": Run("prime", 40_000, options={"process_learning_rate": 0.01}, objective=success),
     "rloo, kl": Run("rloo", 40_000, options={"kl": 1.0}, objective=penalised(1.0)),
     "trepo, kl": Run("trepo", 200_000, options={"kl": 1.0, "group_size": 4, "samples": 4}, objective=penalised(1.0)),
-    "ppo, kl": Run(
-        "ppo", 45_000, options={"kl": 1.0, "lam": 1.0, "group_size": 8}, objective=penalised(1.0), costly=True
-    ),
+    "ppo, kl": Run("ppo", 45_000, options={"kl": 1.0, "lam": 1.0, "group_size": 8}, objective=penalised(1.0)),
 }
 
 CASES = [
-    pytest.param(name, seed, marks=[pytest.mark.slow] if run.costly and seed != SEEDS[0] else [])
-    for name, run in RUNS.items()
-    for seed in SEEDS
+    pytest.param(name, seed, marks=[pytest.mark.slow] if seed != SEEDS[0] else []) for name in RUNS for seed in SEEDS
 ]
 
 
