@@ -7,15 +7,19 @@ the same responses.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO, ramp
+from llm_mdp.estimators.algorithms import (
+    TRePO,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import EveryNTokens
+from llm_mdp.estimators.catalogue import find_entry
+from llm_mdp.estimators.entry import Entry, Given, NeedsExactValues
 from llm_mdp.estimators.returns import gae
 from llm_mdp.estimators.theorems import Theorem2
 from llm_mdp.estimators.values import branch_mean
@@ -24,62 +28,15 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.ngram_gradient import ngram_critic
 from llm_mdp.exact.tree_gradient import node_logits, tree_values
 from llm_mdp.mdp.token_mdp import TokenMDP
-from llm_mdp.sampling.evidence import Branches, Evidence, Finish, Rollouts, take_rows
+from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts
 from llm_mdp.sampling.policies import Critic, NgramPolicy, Policy, TabularValue
-from llm_mdp.sampling.sampler import NothingKept, Sampler, SamplerAround, kept_rows
+from llm_mdp.sampling.sampler import NothingKept, Sampler
+from llm_mdp.sampling.shared_draws import SameRollouts
 from llm_mdp.verify.certificate import exact_certificate, loss_weights
 from llm_mdp.verify.problem import Problem
 
 LARGEST_TREE = 2_000_000
 """Most numbers in a policy's logits over the tree for which exact values are computed."""
-
-
-# --- the same responses for everybody ---------------------------------------------------------------------------------
-
-
-class SameRollouts(SamplerAround):
-    """A sampler (`llm_mdp.sampling.sampler.Sampler`) that answers with responses drawn before; branches and values are
-    drawn afresh.
-
-    Args:
-        sampler: the one that drew them; it is asked for everything else.
-        rollouts, reward: its responses, group_size to a prompt, and what they are worth.
-    """
-
-    def __init__(self, sampler: Sampler, rollouts: Rollouts, reward: Float[Tensor, " B"], group_size: int):
-        super().__init__(sampler)
-        self.recorded, self.reward, self.group_size = rollouts, reward, group_size
-        self.rows = torch.arange(len(reward))
-        """Which responses are still there, after `keep`."""
-
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
-        if (group_size, temperature) != (self.group_size, 1.0):
-            raise ValueError(
-                f"an estimator asks for {group_size} responses to a prompt at temperature {temperature:g}; all "
-                f"estimators look at the same "
-                f"{self.group_size}, drawn at temperature 1, so this one cannot be among them."
-            )
-        return self.recorded
-
-    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
-        if torch.equal(rollouts.tokens, self.recorded.tokens[self.rows]):
-            return self.reward[self.rows]
-        return self.sampler.response_reward(rollouts)
-
-    def branches(self, rollouts, boundary, temperatures=(1.0,)) -> Branches:
-        # The sampler knows the questions of all responses; those that were left out have no boundary.
-        everywhere = torch.zeros_like(self.recorded.mask).index_copy(0, self.rows, boundary & rollouts.mask)
-        branches = self.sampler.branches(self.recorded, everywhere, temperatures)
-        place = torch.zeros(len(self.reward), dtype=torch.int64).index_copy(0, self.rows, torch.arange(len(self.rows)))
-        return replace(branches, row=place[branches.row])
-
-    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        return self.sampler.hidden_reward(self.recorded)[self.rows]
-
-    def keep(self, evidence: Evidence, groups) -> Evidence:
-        rows = kept_rows(evidence, groups)
-        self.rows = self.rows[rows]
-        return take_rows(evidence, rows)
 
 
 def token_weights(estimator: Estimator, sampler: SameRollouts) -> Float[Tensor, "B T"]:
@@ -103,69 +60,41 @@ def token_weights(estimator: Estimator, sampler: SameRollouts) -> Float[Tensor, 
 # --- which estimators -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What the estimators that have a name depend on."""
-
-    horizon: int
-    """What Dr. GRPO divides by."""
-    samples: int = 4
-    """M, branches from each boundary of TRePO and VinePPO."""
-    every: int = 1
-    """Tokens from boundary to boundary of TRePO; the segments of VinePPO, and of TRePO as printed, are twice as
-    long."""
-    critic: Critic | None = None
-    """The exact value, where it is known."""
+SHOWN = ("reinforce", "rloo", "remax", "grpo", "dr-grpo", "trepo", "trepo-paper", "vineppo", "ppo")
+"""What is shown if nobody says what, in this order."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """An estimator that has a name."""
+class Surroundings(Given):
+    """What is known where responses are looked at, and how estimators draw there.
 
-    label: str
-    words: str
-    make: Callable[[Choices], Estimator]
+    Args:
+        horizon: of the task.
+        critic: the exact value; None: not known here.
+        branches: M, draws from each boundary.
+        every: tokens from boundary to boundary of TRePO; the segments of others are twice as long, as in the catalogue.
+    """
 
+    def __init__(self, horizon: int, critic: Critic | None = None, branches: int = 4, every: int = 1):
+        super().__init__(horizon)
+        self._critic, self.branches, self.every = critic, branches, every
 
-KNOWN: dict[str, Known] = {
-    "reinforce": Known("REINFORCE", "The reward of the response, on every token.", lambda c: REINFORCE()),
-    "rloo": Known("RLOO", "The reward less the mean of the other responses.", lambda c: RLOO()),
-    "remax": Known("ReMax", "The reward less that of the greedy response.", lambda c: ReMax()),
-    "grpo": Known(
-        "GRPO", "The reward less the mean of the group, divided by its standard deviation.", lambda c: GRPO()
-    ),
-    "dr-grpo": Known(
-        "Dr. GRPO",
-        "The reward less the mean of the group, divided by the horizon.",
-        lambda c: GRPO(scale_by_std=False, reduction="constant", reduction_constant=c.horizon),
-    ),
-    "trepo": Known(
-        "TRePO",
-        "From token to token, the change of a value that fresh draws estimate.",
-        lambda c: TRePO(temperatures=(1.0,) * c.samples, boundary=EveryNTokens(c.every)),
-    ),
-    "trepo-paper": Known(
-        "TRePO as printed",
-        "The same with draws of later tokens pooled (Eq. 31), interpolation, and temperatures raised from 0.",
-        lambda c: TRePO(
-            boundary=EveryNTokens(2 * c.every),
-            pooled=True,
-            interpolated=True,
-            temperatures=ramp(c.samples),
-        ),
-    ),
-    "vineppo": Known(
-        "VinePPO",
-        "From segment to segment, the change of a value that fresh draws estimate.",
-        lambda c: VinePPO(temperatures=(1.0,) * c.samples, boundary=EveryNTokens(2 * c.every)),
-    ),
-    "gae": Known(
-        "PPO, exact critic",
-        "GAE(0.95) over the exact value: the critic that PPO hopes for.",
-        lambda c: PPO(critic=c.critic),
-    ),
-}
-"""Names that a command line may give, in the order in which they are shown."""
+    def critic(self, error: float = 0.0) -> Critic:
+        return super().critic(error) if self._critic is None or error else self._critic
+
+    def knows(self, entry: Entry) -> bool:
+        """Can this estimator be made here?"""
+        try:
+            entry.make(self)
+        except NeedsExactValues:
+            return False
+        return True
+
+    def options(self, entry: Entry) -> dict[str, Any]:
+        """Of the options that an entry has, those that are chosen here."""
+        chosen: dict[str, Any] = {"branches": self.branches}
+        if isinstance(boundary := entry.options.get("boundary"), EveryNTokens):
+            chosen["boundary"] = EveryNTokens(boundary.n * self.every)
+        return {name: value for name, value in chosen.items() if name in entry.options}
 
 
 @dataclass(frozen=True)
@@ -180,28 +109,17 @@ class Subject:
     """Is it unbiased, proportional or biased? Certified on one random token MDP; None: not certified."""
 
 
-def check_known(name: str) -> None:
-    """Raise ValueError, with the nearest name, if no estimator has this one."""
-    if name not in KNOWN:
-        close = get_close_matches(name, KNOWN, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(KNOWN)}, or write FILE.py:CLASS."
-        raise ValueError(f"there is no estimator {name!r}; {hint}")
-
-
-def known_subject(name: str, choices: Choices) -> Subject:
+def named_subject(name: str, here: Surroundings) -> Subject:
     """The estimator of this name.
 
     Raises:
-        ValueError: if there is none, or it needs an exact value that is not known.
+        UsageError: if there is none.
+        NeedsExactValues: if it is made from what is not known here.
     """
-    check_known(name)
-    if name == "gae" and choices.critic is None:
-        raise ValueError(
-            "gae needs the exact value of every prefix, which only token MDPs of moderate size have; leave it out here."
-        )
-    known, problem = KNOWN[name], Problem(random_instance(3, 4, gamma=0.9))
-    small = Choices(problem.instance.mdp.horizon, samples=2, critic=problem.exact_u)
-    return Subject(name, known.label, known.words, known.make(choices), verdict(known.make(small), problem))
+    entry, problem = find_entry(name, SHOWN), Problem(random_instance(3, 4, gamma=0.9))
+    few = {"branches": 2} if "branches" in entry.options else {}
+    estimator, small = entry.make(here, **here.options(entry)), entry.make(problem.given, **few)
+    return Subject(name, entry.label or name, entry.words, estimator, verdict(small, problem))
 
 
 def own_subject(name: str, estimator: Estimator) -> Subject:
@@ -237,8 +155,7 @@ def with_group_size(estimator: Estimator, group_size: int) -> Estimator:
     """
     if not is_dataclass(estimator) or "group_size" not in {each.name for each in fields(estimator) if each.init}:
         raise ValueError(
-            f"{type(estimator).__name__} has no option group_size; make it a dataclass, as "
-            f"llm_mdp.estimators.algorithms.Estimator is."
+            f"{type(estimator).__name__} has no option group_size; make it a dataclass, as llm_mdp.Estimator is."
         )
     return replace(estimator, group_size=group_size)
 
@@ -348,7 +265,7 @@ def inspect(
         at these responses.
     """
     if not subjects:
-        raise ValueError(f"there is no estimator to look at; name at least one of {', '.join(KNOWN)}.")
+        raise ValueError(f"there is no estimator to look at; name at least one of {', '.join(SHOWN)}.")
     names = [subject.name for subject in subjects]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the estimator {repeated[0]!r} is named twice; name each once.")

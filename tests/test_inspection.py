@@ -12,19 +12,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, Estimator, TRePO
+from llm_mdp.estimators.algorithms import (
+    GRPO,
+    REINFORCE,
+    RLOO,
+    TRePO,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.inspection import (
-    KNOWN,
-    Choices,
-    SameRollouts,
+    SHOWN,
     Subject,
+    Surroundings,
     exact_value,
     find_truth,
     inspect,
-    known_subject,
+    named_subject,
     own_subject,
     token_texts,
     token_weights,
@@ -34,6 +39,7 @@ from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.sampling.sampler import PolicySampler
+from llm_mdp.sampling.shared_draws import SameRollouts
 from llm_mdp_agents.lm.loading import small_transformer
 from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
@@ -169,7 +175,9 @@ def test_tokens_of_the_environment_have_no_figures():
     task = GuessNumber(highest=9)
     policy = small_transformer(task.vocab_size, task.prompt_length + task.horizon, width=16, layers=1, heads=2, seed=0)
     sampler = TaskSampler(policy, task, seeded(), np.random.default_rng(0), 3)
-    document = inspect(sampler, [subject("trepo", TRePO(temperatures=(1.0,) * 2))], K, task.decode, eos=task.eos, draws=2)
+    document = inspect(
+        sampler, [subject("trepo", TRePO(temperatures=(1.0,) * 2))], K, task.decode, eos=task.eos, draws=2
+    )
     tokens = [token for group in document["groups"] for response in group["responses"] for token in response["tokens"]]
     assert {token["policy"] for token in tokens} == {True, False}
     for token in tokens:
@@ -274,17 +282,17 @@ def test_a_constant_agrees_with_nothing():
 def test_verdicts_of_the_named_estimators():
     instance = random_instance(3, 3)
     critic = exact_value(instance.policy, instance.mdp)
-    verdicts = {name: known_subject(name, Choices(3, samples=5, every=8, critic=critic)).verdict for name in KNOWN}
+    verdicts = {name: named_subject(name, Surroundings(3, critic, branches=5, every=8)).verdict for name in SHOWN}
     assert verdicts == {
         "reinforce": "unbiased", "rloo": "unbiased", "remax": "unbiased", "grpo": "biased", "dr-grpo": "proportional",
-        "trepo": "unbiased", "trepo-paper": "biased", "vineppo": "unbiased", "gae": "unbiased",
+        "trepo": "unbiased", "trepo-paper": "biased", "vineppo": "unbiased", "ppo": "unbiased",
     }  # fmt: skip
 
 
 def test_options_reach_the_estimators():
-    made = known_subject("trepo-paper", Choices(horizon=7, samples=5, every=3)).estimator
+    made = named_subject("trepo-paper", Surroundings(horizon=7, branches=5, every=3)).estimator
     assert (len(made.temperatures), made.boundary.n, made.pooled, made.interpolated) == (5, 6, True, True)
-    assert known_subject("dr-grpo", Choices(horizon=7)).estimator.reduction_constant == 7
+    assert named_subject("dr-grpo", Surroundings(horizon=7)).estimator.reduction_constant == 7
 
 
 @dataclass(frozen=True)
@@ -355,9 +363,9 @@ class Bare:
 @pytest.mark.parametrize(
     ("act", "complaint"),
     [
-        (lambda: known_subject("trpo", Choices(4)), "there is no estimator 'trpo'; did you mean trepo?"),
-        (lambda: known_subject("xyz", Choices(4)), "there is no estimator 'xyz'; choose from reinforce, rloo,"),
-        (lambda: known_subject("gae", Choices(4)), "gae needs the exact value of every prefix"),
+        (lambda: named_subject("trpo", Surroundings(4)), "there is no estimator 'trpo'; did you mean trepo?"),
+        (lambda: named_subject("xyz", Surroundings(4)), "there is no estimator 'xyz'; choose among reinforce, rloo,"),
+        (lambda: named_subject("ppo", Surroundings(4)), "the exact value U(W₀,ₜ) is known on small token MDPs only"),
         (lambda: document_of(), "there is no estimator to look at; name at least one of reinforce,"),
         (lambda: document_of(RLOO(), draws=1), "draws is 1; give at least 2"),
         (

@@ -13,8 +13,8 @@ import torch
 from pytest import MonkeyPatch
 
 from llm_mdp.estimators import algorithms as estimators
-from llm_mdp.estimators import boundaries, credit, objectives, practices, theorems, values
-from llm_mdp.exact import enumeration
+from llm_mdp.estimators import base, boundaries, credit, learned_credit, objectives, practices, theorems, values
+from llm_mdp.exact import enumeration, worlds
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.worlds import ExactSampler, WorldSampler
 from llm_mdp.exact.instances import random_instance
@@ -72,7 +72,7 @@ def prompts_asked_equally_often(monkeypatch):
 
 
 def orders_of_a_group_not_counted(monkeypatch):
-    monkeypatch.setattr(enumeration, "_orders", lambda groups: torch.ones(len(groups), dtype=torch.float64))
+    monkeypatch.setattr(worlds, "_orders", lambda groups: torch.ones(len(groups), dtype=torch.float64))
 
 
 def branch_from_a_prefix_that_holds_the_token(monkeypatch):
@@ -225,7 +225,7 @@ def return_to_go_leaves_out_the_present(monkeypatch):
     def around(original, token_reward, mask, gamma=1.0):
         return original(token_reward, mask, gamma) - token_reward
 
-    wrap(monkeypatch, estimators, "return_to_go", around)
+    wrap(monkeypatch, learned_credit, "return_to_go", around)
     wrap(monkeypatch, theorems, "return_to_go", around)
 
 
@@ -280,16 +280,16 @@ def responses_summed_not_averaged(monkeypatch):
 
 
 def loss_of_the_wrong_sign(monkeypatch):
-    wrap(monkeypatch, estimators, "policy_gradient", lambda original, *args: -original(*args))
+    wrap(monkeypatch, base, "policy_gradient", lambda original, *args: -original(*args))
 
 
 def ratio_upside_down(monkeypatch):
-    wrap(monkeypatch, estimators, "clipped_surrogate", lambda original, logp, old, *rest: original(old, logp, *rest))
+    wrap(monkeypatch, base, "clipped_surrogate", lambda original, logp, old, *rest: original(old, logp, *rest))
 
 
 def clip_range_too_wide(monkeypatch):
     wrap(
-        monkeypatch, estimators, "clipped_surrogate", lambda original, *args: original(*args[:4], 10.0, 10.0, *args[6:])
+        monkeypatch, base, "clipped_surrogate", lambda original, *args: original(*args[:4], 10.0, 10.0, *args[6:])
     )
 
 

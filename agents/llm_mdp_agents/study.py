@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_mdp.estimators.entry import Given
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Policy
-from llm_mdp.variance.grid import Candidate, Grid, Setup
+from llm_mdp.variance.grid import Candidate, Grid
 from llm_mdp.variance.study import AXES, Plan, chosen, identity, measure_setting, source_of
 from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.measuring import measure_task
@@ -115,14 +116,14 @@ def measure_task_cell(cell: dict[str, Any]) -> dict[str, Any]:
     policy, task = policy_and_task(run, content["env"], content["env_arguments"], model, seed)
     warm_up(policy, task, None if run else model.model, content["warm_start"], seed)
     listed = [Candidate(each["name"], each["options"]) for each in cell["candidates"]]
-    estimators = {candidate.label: candidate.build(Setup(task.horizon), load_estimator) for candidate in listed}
+    estimators = {candidate.label: candidate.build(Given(task.horizon), load_estimator) for candidate in listed}
     measured, facts = measure_task(
         estimators,
         policy,
         task,
         cell["prompts"],
         seed,
-        known={candidate.label: candidate.known for candidate in listed},
+        known={candidate.label: candidate.proved for candidate in listed},
         prompts_at_once=PROMPTS_AT_ONCE,
         tell=_TELL.get(),
     )

@@ -20,12 +20,12 @@ from llm_mdp.cli.options import (
     check_writable,
     command_line,
     env_arguments,
-    policy_and_task,
-    warm_up,
+    one_thread,
 )
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.catalogue import CATALOGUE, find_entry
 from llm_mdp.files import write_text
-from llm_mdp.inspection import KNOWN, Choices, Subject, check_known, exact_value, known_subject, own_subject
+from llm_mdp.inspection import SHOWN, Subject, Surroundings, exact_value, named_subject, own_subject
 from llm_mdp.inspection import inspect as look
 from llm_mdp.own import UsageError
 from llm_mdp.report.inspect_page import CreditRow, credit_rows, render_inspection, token_label
@@ -34,7 +34,9 @@ from llm_mdp.sampling.policies import Policy
 from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.resolve import ModelConfig, is_named
 from llm_mdp_agents.sampler import TaskSampler
-from llm_mdp_agents.training.run import setup_of, threads
+from llm_mdp_agents.training.run_config import run_config_of
+from llm_mdp_agents.training.trained import policy_and_task
+from llm_mdp_agents.training.warm_start import warm_up
 from llm_mdp_envs.task import PAD, Task
 
 DEFAULT_ENV = "llm_mdp/Tabular-v0"
@@ -64,8 +66,8 @@ class InspectArguments:
     env_args: tuple[str, ...] = ()
     """Arguments of the environment, such as digits=1 reward=outcome."""
     estimators: tuple[str, ...] = ()
-    """reinforce, rloo, remax, grpo, dr-grpo, trepo, trepo-paper, vineppo, gae, or FILE.py:CLASS; by default all that
-    can be had."""
+    """reinforce, rloo, remax, grpo, dr-grpo, trepo, trepo-paper, vineppo, ppo, any other of the catalogue, or
+    FILE.py:CLASS; by default those nine, as far as they can be had."""
     group_size: int = 4
     """K, responses to each prompt."""
     prompts: int = 3
@@ -91,7 +93,7 @@ class InspectArguments:
 
 def inspect(argv: Sequence[str]) -> int:
     """Run `llm-mdp inspect`."""
-    threads()
+    one_thread()
     arguments = tyro.cli(InspectArguments, args=argv, prog="llm-mdp inspect", config=FLAGS)
     _check(arguments)
     own = load_own(arguments.estimators)
@@ -99,14 +101,16 @@ def inspect(argv: Sequence[str]) -> int:
     policy, task = policy_and_task(
         arguments.run, env, env_arguments(arguments.env_args), arguments.model, arguments.seed
     )
+    assert isinstance(policy, torch.nn.Module)
     large = sum(parameter.numel() for parameter in policy.parameters()) > LARGE
     mdp = task.mdp
     critic = None if mdp is None else exact_value(policy, mdp)
     every = (SEGMENT if large else 1) if arguments.every is None else arguments.every
     draws = (0 if large else DRAWS) if arguments.branches is None else arguments.branches
-    subjects = find_subjects(arguments.estimators, own, Choices(task.horizon, arguments.samples, every, critic))
+    subjects = find_subjects(arguments.estimators, own, Surroundings(task.horizon, critic, arguments.samples, every))
     with Console(stderr=True).status("warm start"):
-        warm_up(policy, task, arguments.run, arguments.model, arguments.warm_start, arguments.seed)
+        model = None if arguments.run else arguments.model.model
+        warm_up(policy, task, model, arguments.warm_start, arguments.seed)
     sampler = TaskSampler(
         policy,
         task,
@@ -145,18 +149,18 @@ def load_own(names: Sequence[str]) -> dict[str, Estimator]:
     """
     for name in names:
         if ":" not in name:
-            check_known(name)
+            find_entry(name, SHOWN)
     return {name: load_estimator(name) for name in names if ":" in name}
 
 
-def find_subjects(names: Sequence[str], own: dict[str, Estimator], choices: Choices) -> list[Subject]:
+def find_subjects(names: Sequence[str], own: dict[str, Estimator], here: Surroundings) -> list[Subject]:
     """The estimators with these names; without names all that can be had.
 
     Raises:
         ValueError: naming the one that there is not.
     """
-    names = names or [name for name in KNOWN if name != "gae" or choices.critic is not None]
-    return [own_subject(name, own[name]) if name in own else known_subject(name, choices) for name in names]
+    names = names or [name for name in SHOWN if here.knows(CATALOGUE[name])]
+    return [own_subject(name, own[name]) if name in own else named_subject(name, here) for name in names]
 
 
 def print_first(document: dict[str, Any], console: Console) -> None:
@@ -247,7 +251,7 @@ def _knows_token_rewards(task: Task) -> bool:
 
 
 def _task_name(arguments: InspectArguments, task: Task) -> str:
-    env = arguments.env or (setup_of(arguments.run).env if arguments.run else DEFAULT_ENV)
+    env = arguments.env or (run_config_of(arguments.run).env if arguments.run else DEFAULT_ENV)
     return " ".join([str(env), *arguments.env_args])
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_mdp.estimators.algorithms import RLOO, Estimator
+from llm_mdp.estimators.algorithms import RLOO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.objectives import KL, kl_estimate, reduce
 from llm_mdp.estimators.returns import return_to_go
 from llm_mdp.estimators.values import has_signal
@@ -92,3 +93,6 @@ class SecondEpoch(Estimator):
 
     def advantages(self, evidence):
         return evidence.response_reward[..., None]
+
+    def displacement(self, first_update):
+        return self.step_size * first_update

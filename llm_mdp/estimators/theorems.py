@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.returns import return_to_go, whiten
 from llm_mdp.estimators.values import branch_mean
 from llm_mdp.mdp.hidden_rewards import HiddenReward, last_token

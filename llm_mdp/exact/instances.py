@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -182,3 +183,9 @@ def _some_prompts(vocab_size: int, number: int) -> tuple[Prompt, ...]:
     total = number * (number + 1) / 2
     digits = [tuple(k // vocab_size**place % vocab_size for place in reversed(range(length))) for k in range(number)]
     return tuple(Prompt(tokens, (k + 1) / total) for k, tokens in enumerate(digits))
+
+
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """Random numbers of one purpose: of a seed, and unlike those that the same seed gives for another."""
+    state = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))

@@ -93,6 +93,8 @@ class SamplerAround:
 class BatchSampler(ABC):
     """Base of samplers that draw batches, one world: what they share is scored and chosen row by row."""
 
+    prompts_per_batch: int
+
     @abstractmethod
     def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts: ...
 

@@ -175,3 +175,48 @@ def _together(one: Branches, two: Branches) -> Branches:
         torch.cat([getattr(one, name), getattr(two, name)]) for name in ("row", "step", "reward", "tokens")
     )
     return replace(one, row=row, step=step, reward=reward, tokens=tokens)
+
+
+class SameRollouts(SamplerAround):
+    """A sampler (`llm_mdp.sampling.sampler.Sampler`) that answers with responses drawn before; branches and values are
+    drawn afresh.
+
+    Args:
+        sampler: the one that drew them; it is asked for everything else.
+        rollouts, reward: its responses, group_size to a prompt, and what they are worth.
+    """
+
+    def __init__(self, sampler: Sampler, rollouts: Rollouts, reward: Float[Tensor, " B"], group_size: int):
+        super().__init__(sampler)
+        self.recorded, self.reward, self.group_size = rollouts, reward, group_size
+        self.rows = torch.arange(len(reward))
+        """Which responses are still there, after `keep`."""
+
+    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+        if (group_size, temperature) != (self.group_size, 1.0):
+            raise ValueError(
+                f"an estimator asks for {group_size} responses to a prompt at temperature {temperature:g}; all "
+                f"estimators look at the same "
+                f"{self.group_size}, drawn at temperature 1, so this one cannot be among them."
+            )
+        return self.recorded
+
+    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
+        if torch.equal(rollouts.tokens, self.recorded.tokens[self.rows]):
+            return self.reward[self.rows]
+        return self.sampler.response_reward(rollouts)
+
+    def branches(self, rollouts, boundary, temperatures=(1.0,)) -> Branches:
+        # The sampler knows the questions of all responses; those that were left out have no boundary.
+        everywhere = torch.zeros_like(self.recorded.mask).index_copy(0, self.rows, boundary & rollouts.mask)
+        branches = self.sampler.branches(self.recorded, everywhere, temperatures)
+        place = torch.zeros(len(self.reward), dtype=torch.int64).index_copy(0, self.rows, torch.arange(len(self.rows)))
+        return replace(branches, row=place[branches.row])
+
+    def hidden_reward(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return self.sampler.hidden_reward(self.recorded)[self.rows]
+
+    def keep(self, evidence: Evidence, groups) -> Evidence:
+        rows = kept_rows(evidence, groups)
+        self.rows = self.rows[rows]
+        return take_rows(evidence, rows)

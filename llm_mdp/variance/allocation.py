@@ -28,7 +28,13 @@ from itertools import combinations
 
 import torch
 
-from llm_mdp.estimators.algorithms import RLOO, Estimator, TRePO, VinePPO, first_token
+from llm_mdp.estimators.algorithms import (
+    RLOO,
+    TRePO,
+    VinePPO,
+    first_token,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AtSteps
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.sampling.evidence import Evidence

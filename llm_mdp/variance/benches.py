@@ -3,22 +3,22 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.entry import Given, Proved
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instance_files import read_instance
 from llm_mdp.exact.instances import Instance, random_instance, stream
 from llm_mdp.exact.ngram_gradient import expected_length, ngram_critic, reward_moments
-from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
+from llm_mdp.exact.tree_gradient import exact_gradient
+from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Critic, NgramPolicy, Policy, TabularPolicy, TabularValue
 from llm_mdp.variance.chains import chain_estimates, chain_of
 from llm_mdp.variance.entropy import chain_entropy, mean_entropy, with_entropy
-from llm_mdp.variance.grid import Known, Setup
 from llm_mdp.variance.measurement import Measurement, exact_measurement
 from llm_mdp.variance.rewards import early_reward, outcome_reward, sparse_reward
 from llm_mdp.variance.sampled import sampled_measurement, tree_estimates
@@ -36,31 +36,11 @@ class TreeBench:
         self.instance = instance
         self.problem = Problem(instance)
         self.target = self.problem.target("reward")
-        self.setup = Setup(instance.mdp.horizon, self.problem.gradient[0], self.critic, self.optimal_baseline)
+        self.given = self.problem.given
 
     @property
     def enumeration(self) -> Enumeration:
         return self.problem.enumeration
-
-    @cached_property
-    def deviation(self) -> float:
-        """Standard deviation of RM(W) given the prompt."""
-        mdp, values = self.instance.mdp, self.enumeration.values
-        return math.sqrt(float(mdp.prompt_probability @ values.variance[0][:, 0]))
-
-    def critic(self, error: float) -> Critic:
-        """U plus a normal number for every prefix, `error` standard deviations of RM large."""
-        values, e = self.enumeration.values, self.enumeration
-        noise = TabularValue.random(e.tree, e.prompt, stream(0, "critic"), error * self.deviation)
-        return TabularValue(e.tree, e.prompt, [level + wrong for level, wrong in zip(values.U, noise.levels)])
-
-    @cached_property
-    def optimal_baseline(self) -> Critic:
-        """By the policy's own scores, state by state."""
-        e = self.enumeration
-        norms = e.scores.square().sum(-1).view(e.n_prompts, e.tree.n_nodes, e.tree.vocab_size)
-        levels = [level.transpose(1, 2) for level in norms.split(e.tree.level_sizes, dim=1)]
-        return TabularValue(e.tree, e.prompt, optimal_baseline(self.instance.mdp, e.values, levels))
 
     def facts(self) -> dict[str, Any]:
         """J, |∇J|, expected length: what there is to know, JSON-able."""
@@ -71,7 +51,7 @@ class TreeBench:
             "entropy": mean_entropy(e), "success": self.problem.gradient[0] if outcomes else None, "target": "exact",
         }  # fmt: skip
 
-    def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
+    def measure(self, estimator: Estimator, number: int, seed: int, known: Proved | None = None) -> Measurement:
         """Exactly where it can be, else from `number` estimates.
 
         Args: known: see `variance.sampled_measurement`.
@@ -95,22 +75,39 @@ class NgramBench:
         J, (gradient,) = exact_gradient(policy, mdp)
         self.target = gradient.flatten().detach()
         self.moments = reward_moments(policy, mdp)
-        noise = stream(0, "critic").initial_seed()
-        self.setup = Setup(
-            mdp.horizon, J, lambda error: ngram_critic(policy, mdp, error * math.sqrt(self.moments[1]), seed=noise)
-        )
+        self.given = GivenByChain(policy, mdp, J, math.sqrt(self.moments[1]))
 
     def facts(self) -> dict[str, Any]:
         length = expected_length(self.policy, self.mdp)
         return {
-            "J": self.setup.J, "grad_norm": float(self.target.norm()), "expected_length": length,
+            "J": self.given.expected_reward, "grad_norm": float(self.target.norm()), "expected_length": length,
             "entropy": chain_entropy(self.policy, self.mdp), "success": None, "target": "exact",
         }  # fmt: skip
 
-    def measure(self, estimator: Estimator, number: int, seed: int, known: Known | None = None) -> Measurement:
+    def measure(self, estimator: Estimator, number: int, seed: int, known: Proved | None = None) -> Measurement:
         """From `number` estimates, see `TreeBench.measure`."""
         estimates = chain_estimates(estimator, self.policy, self.mdp, number, torch.Generator().manual_seed(seed))
         return sampled_measurement(estimates, self.target, seed=seed, known=known)
+
+
+class GivenByChain(Given):
+    """What is known of a chain: its values, but nothing that is a table over all prefixes."""
+
+    def __init__(self, policy: NgramPolicy, mdp: TokenMDP, expected_reward: float, deviation: float):
+        super().__init__(mdp.horizon, mdp.gamma)
+        self.policy, self.mdp, self._expected_reward, self.deviation = policy, mdp, expected_reward, deviation
+
+    @property
+    def expected_reward(self) -> float | None:
+        return self._expected_reward
+
+    def critic(self, error: float = 0.0) -> Critic:
+        seed = stream(0, "critic").initial_seed()
+        return ngram_critic(self.policy, self.mdp, error * self.deviation, seed=seed)
+
+    @property
+    def token_reward(self) -> HiddenReward:
+        return self.mdp.token_reward
 
 
 def make_bench(

@@ -24,9 +24,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.verify.certificate import certify, exact_moments
+from llm_mdp.verify.certificate import exact_moments, judge
 
 CONFIDENCE = 0.95
 """Of every interval."""
@@ -212,7 +212,7 @@ def exact_measurement(
             f"what {type(estimator).__name__} draws is not counted, so it has no place at equal cost; verify it "
             f"instead."
         )
-    mean, certificate = moments.mean, certify(moments, target, magnitude)
+    mean, certificate = moments.mean, judge(moments, target, magnitude)
     # What differs from the true gradient by rounding is the true gradient.
     mean = target if certificate.verdict == "unbiased" else mean
     signal = float(mean @ mean) if certificate.cosine else 0.0

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.worlds import TreeSampler
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.variance.measurement import Measurement, Spread, check_target
 from llm_mdp.verify.certificate import edges, token_weights
-from llm_mdp.verify.sampled import certify_means, pull_back
+from llm_mdp.verify.sampled import judge_means, pull_back
 
 REPLICATES = 400
 """Bootstrap samples behind an interval."""
@@ -164,7 +164,7 @@ def _verdict(estimates: Estimates, target: Float[Tensor, " d"]) -> str:
     if each < 2:
         return "undecided"
     means = estimates.gradient[: each * PARTS].unflatten(0, (PARTS, each)).mean(1)
-    return certify_means(means, target, each, each * PARTS, 0.99).verdict
+    return judge_means(means, target, each, each * PARTS, 0.99).verdict
 
 
 def _noise(

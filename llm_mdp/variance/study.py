@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_mdp import __version__
+from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.exact.instance_files import read_instance
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.own import UsageError
 from llm_mdp.sampling.policies import Policy
 from llm_mdp.variance.benches import NgramBench, TreeBench, make_bench
 from llm_mdp.variance.comparison import best_by_budget, on_frontier, recommendation
-from llm_mdp.variance.grid import DEFAULT, KINDS, Candidate, Grid, candidates
+from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, candidates
 from llm_mdp.variance.measurement import Measurement, finite, read_measurement
 from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.check import load_estimator
@@ -132,7 +133,7 @@ def chosen(names: Sequence[str], grid: Grid, horizon: int, known_values: bool = 
         UsageError: for a name that nobody knows, or one that needs values which are not known.
     """
     listed = candidates(
-        names or tuple(name for name in DEFAULT if known_values or not KINDS[name].given_values), grid, horizon
+        names or tuple(name for name in DEFAULT if known_values or not CATALOGUE[name].given_values), grid, horizon
     )
     for candidate in listed:
         if ":" in candidate.name:
@@ -172,8 +173,8 @@ def measure_setting(cell: dict[str, Any], transformer: MakeTransformer | None = 
     if cell.get("facts"):
         return bench.facts()
     candidate = Candidate(cell["candidate"]["name"], cell["candidate"]["options"])
-    estimator = candidate.build(bench.setup, load_estimator)
-    return bench.measure(estimator, cell["estimates"], cell["seed"], candidate.known).document()
+    estimator = candidate.build(bench.given, load_estimator)
+    return bench.measure(estimator, cell["estimates"], cell["seed"], candidate.proved).document()
 
 
 @lru_cache(maxsize=4)

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llm_mdp.estimators.algorithms import Estimator
-from llm_mdp.estimators.practices import SecondEpoch
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.worlds import (
     ExactSampler,
@@ -68,7 +67,19 @@ class Certificate:
         """A sampled certificate in words."""
         if self.bound is None:
             return "the true gradient is zero, so there is no relative bias to bound"
-        return f"relative bias below {self.bound:.2g} with {100 * (self.confidence or 0):.6g} % confidence ({self.samples:,} responses)"
+        confidence = 100 * (self.confidence or 0)
+        return f"relative bias below {self.bound:.2g} with {confidence:.6g} % confidence ({self.samples:,} responses)"
+
+    def __str__(self) -> str:
+        """The verdict and its figures in one line."""
+        figures = (("relative bias", self.relative_bias), ("scale", self.scale), ("cosine", self.cosine))
+        known = [f"{name} {_figure(value)}" for name, value in figures if value is not None]
+        return f"{self.verdict}: " + ", ".join(known or ["the true gradient is zero"])
+
+
+def _figure(value: float) -> str:
+    """Three digits; what an exact certificate calls zero is a bound."""
+    return f"below {UNBIASED:g}" if abs(value) < UNBIASED else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -97,10 +108,10 @@ def exact_certificate(
     Raises:
         TooLarge: when there are too many worlds; a sampled certificate remains.
     """
-    return certify(exact_moments(estimator, enumeration), target, magnitude)
+    return judge(exact_moments(estimator, enumeration), target, magnitude)
 
 
-def certify(moments: Moments, target: Float[Tensor, " parameters"], magnitude: float = 0.0) -> Certificate:
+def judge(moments: Moments, target: Float[Tensor, " parameters"], magnitude: float = 0.0) -> Certificate:
     """The verdict on an exactly known mean."""
     mean, floor = moments.mean, ROUNDING * max(moments.root_mean_square, magnitude)
     bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
@@ -125,8 +136,8 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         TooLarge: see `exact_certificate`.
         ValueError: when the estimator is malformed; `check.check_estimator` says more.
     """
-    if isinstance(estimator, SecondEpoch):
-        gradients, weight = second_epoch_gradients(estimator, enumeration)
+    if updates_first(estimator):
+        gradients, weight = displaced_gradients(estimator, enumeration)
         expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
@@ -154,8 +165,8 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
     """The whole covariance matrix of the estimator; branches are enumerated outcome by outcome, so keep the instance
     small."""
-    if isinstance(estimator, SecondEpoch):
-        gradients, weight = second_epoch_gradients(estimator, enumeration)
+    if updates_first(estimator):
+        gradients, weight = displaced_gradients(estimator, enumeration)
         centred = gradients - weight @ gradients
         return centred.T @ (weight[:, None] * centred)
     scores = enumeration.scores
@@ -319,8 +330,13 @@ def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
     )
 
 
-def second_epoch_gradients(
-    estimator: SecondEpoch, enumeration: Enumeration
+def updates_first(estimator: Estimator) -> bool:
+    """Does every world differentiate the loss at a policy of its own (`Estimator.displacement`)?"""
+    return estimator.displacement(torch.zeros(0, dtype=torch.float64)) is not None
+
+
+def displaced_gradients(
+    estimator: Estimator, enumeration: Enumeration
 ) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
     """The second update of every world, at the parameters that its own first update gave, and the worlds'
     probabilities."""
@@ -338,9 +354,11 @@ def second_epoch_gradients(
         edge = edges(evidence, enumeration)
         for world in range(len(sampler.weight)):
             first = enumeration.scores[edge[world].flatten()].T @ derivative[world].flatten()
-            steps = first.split([parameter.numel() for parameter in start.values()])
+            displacement = estimator.displacement(first)
+            assert displacement is not None
+            steps = displacement.split([parameter.numel() for parameter in start.values()])
             updated = {
-                name: (parameter + estimator.step_size * step.view_as(parameter).to(parameter.dtype)).requires_grad_()
+                name: (parameter + step.view_as(parameter).to(parameter.dtype)).requires_grad_()
                 for (name, parameter), step in zip(start.items(), steps)
             }
             here = take_world(evidence, world)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import (
     ExactSampler,
     Groups,
@@ -17,7 +18,6 @@ from llm_mdp.exact.worlds import (
     all_groups,
     of_rows,
 )
-from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.own import UsageError, load
@@ -45,9 +45,7 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
         raise EstimatorError(f"{estimator.__name__} is a class; give an object: {estimator.__name__}().")
     for method in ("collect", "advantages", "loss"):
         if not callable(getattr(estimator, method, None)):
-            raise EstimatorError(
-                f"{name} has no method `{method}`; subclass llm_mdp.estimators.algorithms.Estimator, which brings it."
-            )
+            raise EstimatorError(f"{name} has no method `{method}`; subclass llm_mdp.Estimator, which brings it.")
     group_size = getattr(estimator, "group_size", None)
     if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
         raise EstimatorError(f"{name}.group_size is {group_size!r}; it must be a whole number of at least 1.")

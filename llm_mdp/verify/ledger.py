@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import llm_mdp
+from llm_mdp.estimators.catalogue import CATALOGUE
+from llm_mdp.estimators.entry import Entry
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
-from llm_mdp.exact.instances import flatten
 from llm_mdp.exact.instance_files import instance_to_dict
+from llm_mdp.exact.instances import flatten
 from llm_mdp.exact.optima import NotConverged, dpo_minimiser
 from llm_mdp.own import UsageError, did_you_mean, is_own
 from llm_mdp.sampling.policies import TabularPolicy
@@ -77,10 +79,12 @@ def find_claims(names: Sequence[str]) -> tuple[Claim, ...]:
     for name in names:
         if name in known:
             found.append(known[name])
+        elif name in CATALOGUE:
+            found.append(named_claim(CATALOGUE[name]))
         elif is_own(name):
             found.append(own_claim(name))
         else:
-            hint = did_you_mean(name, known, "an estimator of your own is written FILE.py:CLASS.")
+            hint = did_you_mean(name, [*known, *CATALOGUE], "an estimator of your own is written FILE.py:CLASS.")
             raise UsageError(f"there is no claim {name!r}; {hint}")
     if len({claim.id for claim in found}) < len(found):
         raise UsageError("the same claim is named twice; name each once.")
@@ -92,10 +96,22 @@ def own_claim(name: str) -> Claim:
     says)."""
     estimator, attribute = load_estimator(name), name.rpartition(":")[2]
     statement = " ".join((type(estimator).__doc__ or "").strip().split("\n\n")[0].split())
+    expected = always(getattr(estimator, "expected", "unbiased"))
+    words = "" if statement.startswith(f"{attribute}(") else statement
+    return Claim(attribute, "yours", words, name, expected, "your estimator", estimator=estimator)
+
+
+def named_claim(entry: Entry) -> Claim:
+    """An estimator of the catalogue that no row of the ledger is about by itself."""
+    expected = always(entry.proved(**entry.options) or "report")
     return Claim(
-        attribute, "yours", "" if statement.startswith(f"{attribute}(") else statement, name,
-        always(getattr(estimator, "expected", "unbiased")), "your estimator", lambda problem: estimator,
-    )  # fmt: skip
+        entry.name,
+        "algorithms",
+        entry.words,
+        "catalogue",
+        expected,
+        "see the rows about it: " + ", ".join(entry.claims),
+    )
 
 
 def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int, confidence: float) -> dict[str, Any]:
@@ -115,13 +131,10 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
         "repair": claim.repair,
     }
     try:
-        if claim.build is None:
+        estimator = claim.build(problem)
+        if estimator is None:
             return row | _optimum(problem)
-        estimator, target, magnitude = (
-            claim.build(problem),
-            problem.target(claim.target),
-            problem.magnitude(claim.target),
-        )
+        target, magnitude = problem.target(claim.target), problem.magnitude(claim.target)
         if sampled is None:
             certificate = exact_certificate(estimator, problem.enumeration, target, magnitude)
         else:

@@ -1,21 +1,25 @@
 """One instance with the choices that claims depend on, and the exact quantities that they share."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llm_mdp.estimators.entry import Given
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.instances import Instance
+from llm_mdp.exact.instances import Instance, stream
 from llm_mdp.exact.optima import process_model, regularised_optimum
-from llm_mdp.exact.tree_gradient import exact_gradient
-from llm_mdp.sampling.policies import TabularPolicy, TabularValue
+from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
+from llm_mdp.mdp.hidden_rewards import HiddenReward
+from llm_mdp.sampling.policies import Critic, Policy, TabularPolicy, TabularValue
 from llm_mdp.verify.certificate import ROUNDING, flatten_gradients, squared_norms
 
 Target = Literal["reward", "kl"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,11 @@ class Problem:
         divergence = e.mdp.prompt_probability @ (logp.exp() * (logp - self._reference_logp)).sum(-1)
         (by_edge,) = torch.autograd.grad(divergence, edge_logp)
         return -(by_edge @ e.scores)
+
+    @cached_property
+    def given(self) -> "GivenByProblem":
+        """What named estimators are made from here."""
+        return GivenByProblem(self)
 
     @property
     def exact_u(self) -> TabularValue:
@@ -120,3 +129,60 @@ class Problem:
         e = self.enumeration
         values = min(len(reward.unique()) for reward in e.response_reward)
         return values > 2 and int(torch.linalg.matrix_rank(e.scores)) > 1
+
+
+class GivenByProblem(Given):
+    """Everything is known of an instance that was enumerated."""
+
+    def __init__(self, problem: Problem):
+        mdp = problem.instance.mdp
+        super().__init__(mdp.horizon, mdp.gamma, problem.beta)
+        self.problem = problem
+
+    @property
+    def expected_reward(self) -> float | None:
+        return self.problem.gradient[0]
+
+    def critic(self, error: float = 0.0) -> Critic:
+        if not error:
+            return self.problem.exact_u
+        e = self.problem.enumeration
+        deviation = math.sqrt(float(e.mdp.prompt_probability @ e.values.variance[0][:, 0]))
+        noise = TabularValue.random(e.tree, e.prompt, stream(0, "critic"), error * deviation)
+        return TabularValue(e.tree, e.prompt, [level + wrong for level, wrong in zip(e.values.U, noise.levels)])
+
+    @property
+    def future_value(self) -> Critic:
+        return self.problem.exact_v
+
+    @property
+    def wrong_critic(self) -> Critic:
+        return self.problem.instance.value
+
+    @property
+    def optimal_baseline(self) -> Critic:
+        """By the policy's own scores, state by state."""
+        e = self.problem.enumeration
+        norms = e.scores.square().sum(-1).view(e.n_prompts, e.tree.n_nodes, e.tree.vocab_size)
+        levels = [level.transpose(1, 2) for level in norms.split(e.tree.level_sizes, dim=1)]
+        return TabularValue(e.tree, e.prompt, optimal_baseline(e.mdp, e.values, levels))
+
+    @property
+    def reference(self) -> Policy:
+        return self.problem.instance.reference
+
+    @property
+    def dpo_policy(self) -> Policy:
+        return self.problem.dpo_policy
+
+    @property
+    def process_model(self) -> Policy:
+        return self.problem.process_model
+
+    @property
+    def median(self) -> float:
+        return self.problem.median
+
+    @property
+    def token_reward(self) -> HiddenReward:
+        return self.problem.instance.mdp.token_reward

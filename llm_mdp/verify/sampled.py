@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.estimators.algorithms import Estimator
-from llm_mdp.estimators.practices import SecondEpoch
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
 from llm_mdp.mdp.token_mdp import TokenMDP
@@ -23,10 +22,11 @@ from llm_mdp.verify.certificate import (
     ROUNDING,
     WITHIN,
     Certificate,
+    displaced_gradients,
     edges,
     flatten_gradients,
-    second_epoch_gradients,
     token_weights,
+    updates_first,
 )
 
 BATCHES = 200
@@ -63,13 +63,13 @@ def sampled_certificate(
             f"--sampled {responses} is too few; {estimator.group_size} a group need at least "
             f"{2 * estimator.group_size * BATCHES}."
         )
-    if isinstance(estimator, SecondEpoch):
-        means = _counted(*second_epoch_gradients(estimator, enumeration), groups, seed)
+    if updates_first(estimator):
+        means = _counted(*displaced_gradients(estimator, enumeration), groups, seed)
     elif _is_count(estimator, enumeration):
         means = pull_back(_counted(*_edge_table(estimator, enumeration), groups, seed), enumeration)
     else:
         means = pull_back(_drawn(estimator, enumeration, groups, seed), enumeration)
-    return certify_means(means, target, groups, groups * BATCHES * estimator.group_size, confidence, magnitude)
+    return judge_means(means, target, groups, groups * BATCHES * estimator.group_size, confidence, magnitude)
 
 
 def policy_certificate(
@@ -93,10 +93,10 @@ def policy_certificate(
         rollouts = evidence.rollouts
         loss = estimator.loss(logp_of(policy, rollouts.prompt, rollouts.tokens, rollouts.mask), evidence)
         gradients.append(flatten_gradients(torch.autograd.grad(-loss, parameters, allow_unused=True), parameters))
-    return certify_means(torch.stack(gradients), target, groups, groups * batches * estimator.group_size, confidence)
+    return judge_means(torch.stack(gradients), target, groups, groups * batches * estimator.group_size, confidence)
 
 
-def certify_means(
+def judge_means(
     means: Float[Tensor, "batches parameters"],
     target: Float[Tensor, " parameters"],
     groups: int,
@@ -214,8 +214,8 @@ def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: in
 def normal_radius(sum1: float, sum2: float, sum3: float, confidence: float) -> float:
     """Radius of the ball that holds a centred normal vector with probability `confidence`.
 
-    |x|² = Σ λᵢ χ²₁ with sums of λ, λ², λ³ given is close to a shifted and scaled χ²_ν with the same three first cumulants,
-    ν = (Σλ²)³ / (Σλ³)² (Hall 1983, Buckley and Eagleson 1988).
+    |x|² = Σ λᵢ χ²₁ with sums of λ, λ², λ³ given is close to a shifted and scaled χ²_ν with the same three first
+    cumulants, ν = (Σλ²)³ / (Σλ³)² (Hall 1983, Buckley and Eagleson 1988).
     """
     if sum1 == 0:
         return 0.0

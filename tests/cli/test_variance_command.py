@@ -19,11 +19,12 @@ from llm_mdp.cli import __main__ as cli
 from llm_mdp.cli import variance as variance_command
 from llm_mdp.cli.variance import VarianceArguments, check, plan
 from llm_mdp.estimators.algorithms import RLOO
+from llm_mdp.estimators.entry import Given
 from llm_mdp.exact.instance_files import write_instance
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.variance.benches import make_bench
 from llm_mdp.variance.comparison import best_by_budget, on_frontier, recommendation
-from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, Setup, candidates
+from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, candidates
 from llm_mdp.variance.measurement import exact_measurement
 from llm_mdp.variance.setting import Setting
 from llm_mdp.variance.study import AXES, TYPICAL, _bench
@@ -156,7 +157,7 @@ def test_the_rows_are_those_of_the_measuring_functions(variance):
     listed = candidates(names.split(), Grid((2, 3), lams=(0.5,)), 2)
     assert [row["label"] for row in setting["rows"]] == [candidate.label for candidate in listed]
     for row, candidate in zip(setting["rows"], listed):
-        same(row, bench.measure(candidate.build(bench.setup), 2000, 3, candidate.known).row(700))
+        same(row, bench.measure(candidate.build(bench.given), 2000, 3, candidate.proved).row(700))
         assert row["options"] == candidate.options and row["given_values"] == (candidate.name == "theorem-2")
     p = Problem(random_instance(2, 2, gamma=0.9, n_prompts=2, seed=3))
     exact = exact_measurement(RLOO(3), p.enumeration, p.target("reward"), p.magnitude("reward"))
@@ -267,8 +268,8 @@ def test_an_environment_with_a_table(variance):
     (setting,) = document()["settings"]
     task = find_task("Tabular", {"horizon": 2, "vocab_size": 3})
     listed = candidates(["rloo", "remax", "trepo"], Grid((2,), (1,), (1,), (0.0,)), 2)
-    built = {candidate.label: candidate.build(Setup(2)) for candidate in listed}
-    known = {candidate.label: candidate.known for candidate in listed}
+    built = {candidate.label: candidate.build(Given(2)) for candidate in listed}
+    known = {candidate.label: candidate.proved for candidate in listed}
     measured, facts = measure_task(built, build_policy(ModelConfig(), task, 1), task, 40, 1, known=known)
     assert [row["label"] for row in setting["rows"]] == list(built)
     for label, row in rows_of(setting).items():

@@ -447,7 +447,7 @@ def typed(words: str, here, monkeypatch) -> dict:
 def test_nothing_said_is_a_token_mdp_with_all_that_is_known(here, monkeypatch, capsys):
     made = typed("", here, monkeypatch)
     assert (made["task"], made["command"]) == ("llm_mdp/Tabular-v0", "llm-mdp inspect")
-    assert [each["name"] for each in made["estimators"]][-1] == "gae" and len(made["estimators"]) == 9
+    assert [each["name"] for each in made["estimators"]][-1] == "ppo" and len(made["estimators"]) == 9
     assert [each["label"] for each in made["truth"]] == ["hidden token reward", "exact advantage"]
     assert len(made["groups"]) == 3 and all(len(group["responses"]) == 4 for group in made["groups"])
     said = capsys.readouterr().out
@@ -500,7 +500,7 @@ def test_words_of_a_tokenizer(here, monkeypatch):
         ("Tabula", "there is no environment 'Tabula'; did you mean Tabular?"),
         ("--estimators trpo", "there is no estimator 'trpo'; did you mean trepo?"),
         ("--estimators own.py:Own", "there is no file own.py."),
-        ("Arithmetic --warm-start 0 --estimators gae", "gae needs the exact value of every prefix"),
+        ("Arithmetic --warm-start 0 --estimators ppo", "the exact value U(W₀,ₜ) is known on small token MDPs only"),
         ("--html nowhere/page.html", "there is no folder"),
         ("--json .", "is a folder; name a file in it."),
         ("--prompts 0", "--prompts is 0; it must be at least 1."),

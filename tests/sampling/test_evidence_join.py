@@ -13,21 +13,23 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from llm_mdp.estimators.algorithms import (
-    ABC,
-    DPO,
     GRPO,
     MARLHF,
     PPO,
-    PRIME,
-    R3HF,
     REINFORCE,
     RLOO,
-    RTO,
-    Estimator,
     ReMax,
     TRePO,
     VinePPO,
 )
+from llm_mdp.estimators.learned_credit import (
+    ABC,
+    DPO,
+    PRIME,
+    R3HF,
+    RTO,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens, FractionsOfLength
 from llm_mdp.estimators.practices import KLLoss, MaskedTruncated
 from llm_mdp.estimators.theorems import ReturnToGo, Theorem2, Whitened, WithBaseline, WithGreedyBaseline

@@ -72,7 +72,7 @@ def test_facts_are_those_of_all_responses(name):
             surprise += chance * -math.log(leaf.chance)
             visits += chance * len(leaf.tokens)
     facts = bench.facts()
-    assert facts["J"] == bench.setup.J == pytest.approx(J)
+    assert facts["J"] == bench.given.expected_reward == pytest.approx(J)
     assert outcomes == (name == "outcome")
     assert (facts["expected_length"], facts["success"]) == (
         pytest.approx(length),
@@ -87,7 +87,7 @@ def test_facts_of_a_chain_are_those_of_its_tree():
     bench = chain(vocab_size=3, horizon=4, gamma=0.9)
     e = Enumeration(bench.mdp, bench.policy)
     facts = bench.facts()
-    assert facts["J"] == bench.setup.J == pytest.approx(float(e.probability[0] @ e.response_reward[0]))
+    assert facts["J"] == bench.given.expected_reward == pytest.approx(float(e.probability[0] @ e.response_reward[0]))
     assert facts["expected_length"] == pytest.approx(float(e.probability[0] @ e.length.double()))
     torch.testing.assert_close(bench.target, exact_moments(REINFORCE(), e).mean, rtol=1e-9, atol=1e-12)
     assert facts["grad_norm"] == pytest.approx(float(bench.target.norm()))
@@ -265,7 +265,7 @@ def test_a_critic_is_off_by_standard_deviations_of_the_reward(kind):
     drawn = policy.sample(mdp.prompt_tokens, 4_000, eos=0, horizon=horizon, generator=torch.Generator().manual_seed(0))
     response = (drawn.prompt, drawn.tokens, drawn.mask)
     reward = mdp.response_reward(*response)
-    exact, wrong = (bench.setup.critic(error)(*response) for error in (0.0, 0.5))
+    exact, wrong = (bench.given.critic(error)(*response) for error in (0.0, 0.5))
     error = (wrong - exact)[:, :-1][drawn.mask]
     different = (error * 1e9).round().unique() / 1e9
     assert (
@@ -478,6 +478,6 @@ def test_short_chains_are_enumerated_and_long_ones_are_not():
     assert low < exact.spread.trace < high
     # Critics that are off are off by as much.
     one, other = (
-        bench.measure(PPO(critic=bench.setup.critic(0.5), lam=1.0), 3000, 0).spread.trace for bench in (short, same)
+        bench.measure(PPO(critic=bench.given.critic(0.5), lam=1.0), 3000, 0).spread.trace for bench in (short, same)
     )
     assert one == pytest.approx(other, rel=0.5)

@@ -13,7 +13,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO
+from llm_mdp.estimators.algorithms import (
+    GRPO,
+    PPO,
+    REINFORCE,
+    RLOO,
+    ReMax,
+    TRePO,
+    VinePPO,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens
 from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
 from llm_mdp.exact.enumeration import Enumeration

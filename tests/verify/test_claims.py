@@ -115,7 +115,7 @@ def test_expected_verdicts_are_those_of_the_founding_table():
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_every_claim_says_what_it_must(claim):
     assert claim.statement and claim.source and claim.reason
-    assert claim.build is not None or claim.id == "dpo-optimum"
+    assert claim.entry is not None or claim.id == "dpo-optimum"
     unsound = claim.expected(problem("discounted")) == "biased"
     assert not unsound or claim.repair, "a biased practice comes with its repair"
 
@@ -334,7 +334,7 @@ def _assert_claims_hold(instance: Instance) -> None:
     p = Problem(instance, group_size=3 if leaves <= 20 else 2)
     for claim in CLAIMS:
         expected = claim.expected(p)
-        if claim.build is None or expected not in (U, P) or (leaves > 100 and claim.id in SLOW_ON_LARGE):
+        if claim.entry is None or expected not in (U, P) or (leaves > 100 and claim.id in SLOW_ON_LARGE):
             continue
         row = claim_row(claim, p, sampled=None, seed=0, confidence=0.99)
         figures = {name: row[name] for name in ("relative_bias", "scale", "cosine", "trace_covariance")}

@@ -130,7 +130,7 @@ def test_the_bound_holds_as_often_as_it_says_where_one_direction_is_noisy(batche
     misses = 0
     for _ in range(1_500):
         means = target + deviation * torch.randn(batches, 6, generator=generator, dtype=torch.float64)
-        found = sampled.certify_means(means, target, 1, batches, 0.99)
+        found = sampled.judge_means(means, target, 1, batches, 0.99)
         misses += found.relative_bias > radius(found)
     assert 3 < misses < 29
 

@@ -8,8 +8,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, Estimator, TRePO, VinePPO
+from llm_mdp.estimators.algorithms import (
+    GRPO,
+    REINFORCE,
+    RLOO,
+    TRePO,
+    VinePPO,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens
+from llm_mdp.estimators.catalogue import CATALOGUE
+from llm_mdp.estimators.entry import Given, NeedsExactValues
 from llm_mdp.estimators.theorems import Theorem2, WithBaseline
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instances import random_instance
@@ -17,7 +26,7 @@ from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import TabularValue
 from llm_mdp.sampling.sampler import PolicySampler
 from llm_mdp.variance.benches import TreeBench, make_bench
-from llm_mdp.variance.grid import DEFAULT, KINDS, SHORT, Candidate, Grid, NeedsExactValues, Setup, candidates
+from llm_mdp.variance.grid import DEFAULT, SHORT, Candidate, Grid, candidates
 from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.certificate import Certificate, exact_certificate, exact_moments
 from tests.strategies import generators, instances
@@ -35,19 +44,21 @@ EVERY_KIND = Grid(
 )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(instances(max_vocab=3, max_horizon=3, max_prompts=2))
 def test_what_is_known_of_every_kind_holds_on_every_instance(instance):
     bench = TreeBench(instance)
     assume(bench.problem.has_gradient())
     checked = set()
-    for candidate in candidates(KINDS, EVERY_KIND, instance.mdp.horizon):
-        estimator = candidate.build(bench.setup)
-        if candidate.known is None or bench.enumeration.tree.n_leaves**estimator.group_size > 4_000:
+    for candidate in candidates(CATALOGUE, EVERY_KIND, instance.mdp.horizon):
+        if candidate.proved is None:
             continue
-        assert certificate(estimator, bench).verdict == candidate.known, candidate.label
+        estimator = candidate.build(bench.given)
+        if bench.enumeration.tree.n_leaves**estimator.group_size > 4_000:
+            continue
+        assert certificate(estimator, bench).verdict == candidate.proved, candidate.label
         checked.add(candidate.name)
-    assert checked == {name for name in KINDS if name not in ("grpo", "grpo-length", "trepo-paper")}
+    assert checked == {name for name, entry in CATALOGUE.items() if entry.proved(**entry.options)}
 
 
 def test_every_default_candidate_has_the_verdict_that_is_known_of_it():
@@ -57,11 +68,11 @@ def test_every_default_candidate_has_the_verdict_that_is_known_of_it():
     found: dict[str, set[str]] = {}
     for candidate in candidates(DEFAULT, Grid(), 2):
         try:
-            verdict = certificate(candidate.build(bench.setup), bench).verdict
+            verdict = certificate(candidate.build(bench.given), bench).verdict
         except TooLarge:
             assert candidate.name == "trepo" and candidate.options["group_size"] == 8
             continue
-        assert candidate.known in (verdict, None), candidate.label
+        assert candidate.proved in (verdict, None), candidate.label
         found.setdefault(candidate.name, set()).add(verdict)
     assert set(found) == set(DEFAULT)
     assert found["grpo"] == found["trepo-paper"] == {"biased"} and found["ppo"] == {"unbiased", "biased"}
@@ -74,16 +85,22 @@ def test_every_default_candidate_has_the_verdict_that_is_known_of_it():
 def test_a_critic_is_trusted_if_it_is_exact_or_does_not_matter():
     for name, lam, error in product(("ppo", "ma-rlhf"), (0.0, 0.95, 1.0), (0.0, 0.5)):
         options = {"lam": lam, "critic_error": error} | ({"positions": 2} if name == "ma-rlhf" else {})
-        assert Candidate(name, options).known == ("unbiased" if lam == 1 or error == 0 else None)
+        assert Candidate(name, options).proved == ("unbiased" if lam == 1 or error == 0 else None)
     for name in ("grpo", "grpo-length"):
-        assert Candidate(name, {"group_size": 4}).known is None
-    assert Candidate("file.py:Mine").known is None
+        assert Candidate(name, {"group_size": 4}).proved is None
+    assert Candidate("file.py:Mine").proved is None
 
 
 def test_values_that_were_given_for_nothing_are_marked():
-    assert {name for name in KINDS if Candidate(name).given_values} == {
-        "ppo", "ma-rlhf", "theorem-1", "theorem-2", "theorem-2-optimal", "value-baseline",
-    }  # fmt: skip
+    """Exactly those that cannot be made from a horizon alone."""
+    for name, entry in CATALOGUE.items():
+        try:
+            entry.make(Given(4))
+        except NeedsExactValues:
+            assert Candidate(name).given_values, name
+        else:
+            assert not Candidate(name).given_values, name
+    assert Candidate("ppo").given_values and not Candidate("trepo").given_values
     assert not Candidate("file.py:ppo").given_values
 
 
@@ -93,7 +110,7 @@ def test_candidates_are_what_they_are_called():
     assert isinstance(bench, TreeBench)
 
     def moments(name: str, **options):
-        return exact_moments(Candidate(name, options).build(bench.setup), bench.enumeration)
+        return exact_moments(Candidate(name, options).build(bench.given), bench.enumeration)
 
     def same(one, other) -> bool:
         return torch.allclose(one.mean, other.mean, rtol=1e-9, atol=1e-12) and one.trace_covariance == pytest.approx(
@@ -129,7 +146,7 @@ def test_candidates_are_what_they_are_called():
 def test_the_mean_reward_as_a_baseline_saves_variance_where_most_responses_are_right():
     bench = make_bench(Setting(rewards="outcome", success=0.8, seed=2))
     plain, less_mean = (
-        exact_moments(Candidate(name).build(bench.setup), bench.enumeration) for name in ("reinforce", "reinforce-mean")
+        exact_moments(Candidate(name).build(bench.given), bench.enumeration) for name in ("reinforce", "reinforce-mean")
     )
     torch.testing.assert_close(plain.mean, less_mean.mean, rtol=1e-9, atol=1e-12)
     assert less_mean.trace_covariance < 0.6 * plain.trace_covariance
@@ -143,7 +160,7 @@ def test_a_response_of_full_length_has_as_many_boundaries_as_the_label_says(hori
     )
     for positions in range(1, horizon + 1):
         for name, rest in (("vineppo", {"branches": 1}), ("trepo-paper", {"branches": 1})):
-            estimator = Candidate(name, {"positions": positions, **rest}).build(Setup(horizon))
+            estimator = Candidate(name, {"positions": positions, **rest}).build(Given(horizon))
             begins = estimator.boundary(full)[0].nonzero()[:, 0].tolist()
             assert (begins[0], len(begins)) == (0, positions)
 
@@ -164,7 +181,9 @@ def by_hand(name: str, grid: Grid) -> set[tuple]:
         "vineppo": "DM",
         "trepo": "KDMλ",
         "trepo-paper": "DM",
-    }.get(name, "")
+        "trepo-interpolated": "D",
+        "trepo-segment": "D",
+    }.get(name, "K" if CATALOGUE[name].compares else "")
     values = {"K": grid.group_sizes, "D": grid.positions, "M": grid.branches, "σ": grid.critic_errors}
     values["λ"] = grid.lams if grid.lams is not None else lams.get(name, ())
     least = {"K": 2} if name != "trepo" else {}
@@ -182,7 +201,7 @@ ONE_OF_EACH = Grid(group_sizes=(2,), positions=(3,), branches=(5,), lams=(0.3,),
 
 
 @pytest.mark.parametrize("grid", [Grid(), EVERY_KIND, ONE_OF_EACH])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_every_combination_once(name, grid):
     found = [whole(candidate.options) for candidate in candidates([name], grid, 8)]
     assert len(found) == len(set(found)) and set(found) == by_hand(name, grid)
@@ -204,7 +223,7 @@ def test_labels():
     assert Candidate("trepo", options).label == "trepo K=4 D=2 M=1 λ=0.5"
     assert Candidate("ppo", {"lam": 1.0, "critic_error": 0.25}).label == "ppo λ=1 σ=0.25"
     assert (Candidate("reinforce").label, Candidate("my/file.py:MyOwn").label) == ("reinforce", "MyOwn")
-    labels = [candidate.label for candidate in candidates(KINDS, EVERY_KIND, 8)]
+    labels = [candidate.label for candidate in candidates(CATALOGUE, EVERY_KIND, 8)]
     assert len(set(labels)) == len(labels)
 
 
@@ -213,15 +232,15 @@ def test_labels():
 
 def test_a_class_in_a_file_is_loaded_by_whoever_knows_how():
     (candidate,) = candidates(["my.py:Mine"], Grid(), 4)
-    assert (candidate.name, candidate.options, candidate.known) == ("my.py:Mine", {}, None)
+    assert (candidate.name, candidate.options, candidate.proved) == ("my.py:Mine", {}, None)
     asked = []
 
     def load(name: str) -> Estimator:
         asked.append(name)
         return REINFORCE(baseline=7.0)
 
-    assert candidate.build(Setup(4), load) == REINFORCE(baseline=7.0) and asked == ["my.py:Mine"]
-    assert Candidate("rloo", {"group_size": 2}).build(Setup(4), load) == RLOO(group_size=2) and len(asked) == 1
+    assert candidate.build(Given(4), load) == REINFORCE(baseline=7.0) and asked == ["my.py:Mine"]
+    assert Candidate("rloo", {"group_size": 2}).build(Given(4), load) == RLOO(group_size=2) and len(asked) == 1
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -253,14 +272,19 @@ def test_names_that_nobody_knows():
         ValueError, match=r"there is no estimator 'zzz'; choose among reinforce, .*, or write FILE\.py:CLASS"
     ):
         candidates(["zzz"], Grid(), 4)
-    with pytest.raises(ValueError, match=r"there is no estimator 'my\.py:Mine'; choose one of reinforce, "):
-        Candidate("my.py:Mine").build(Setup(4))
+    with pytest.raises(ValueError, match=r"there is no estimator 'my\.py:Mine'; choose among reinforce, "):
+        Candidate("my.py:Mine").build(Given(4))
 
 
 def test_a_name_with_no_group_size_it_can_have_is_not_passed_over_in_silence():
     """RLOO in groups of one."""
     with pytest.raises(ValueError, match="rloo"):
         candidates(["rloo"], Grid(group_sizes=(1,)), 4)
+
+
+class OnlyValues(Given):
+    def critic(self, error: float = 0.0):
+        return lambda prompt, tokens, mask: mask.double()
 
 
 def test_values_that_nobody_knows():
@@ -270,12 +294,12 @@ def test_values_that_nobody_knows():
         ("value-baseline", {}),
         ("theorem-1", {}),
     ):
-        with pytest.raises(NeedsExactValues, match="a critic's values are known on token MDPs only; leave out ppo"):
-            Candidate(name, options).build(Setup(4))
-    with pytest.raises(
-        NeedsExactValues, match="the optimal baseline is known on small token MDPs only; leave theorem-2-optimal out"
-    ):
-        Candidate("theorem-2-optimal").build(Setup(4, critic=lambda error: None))
+        with pytest.raises(
+            NeedsExactValues, match="the exact value U.* is known on small token MDPs only; leave out the"
+        ):
+            Candidate(name, options).build(Given(4))
+    with pytest.raises(NeedsExactValues, match="the optimal baseline is known on small token MDPs only; leave out the"):
+        Candidate("theorem-2-optimal").build(OnlyValues(4))
 
 
 # --- the mean of the others as the value of the prompt ----------------------------------------------------------------
@@ -362,7 +386,7 @@ def test_no_other_baseline_of_any_state_has_less_variance_than_the_optimal_one(s
     """On a table, where states share no parameters."""
     instance = random_instance(3, 3, gamma=0.9, n_prompts=2, seed=seed)
     bench = TreeBench(instance)
-    optimal = bench.optimal_baseline
+    optimal = bench.given.optimal_baseline
 
     def trace(baseline) -> float:
         return exact_moments(
