@@ -434,7 +434,8 @@ def test_figures_are_dropped_from_the_right(room, said):
     assert figures_within(room, FIGURES) == said and "seconds" not in SHOWN
 
 
-@pytest.mark.parametrize("columns", [80, pytest.param(180, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 180])
 def test_the_progress_line_fits_the_terminal(columns, here):
     words = f"train rloo Arithmetic --steps 4 {SHORT} --warm-start 60 --width 16 --heads 2 --layers 1"
     master, slave = pty.openpty()
@@ -516,6 +517,7 @@ def weights(folder):
     return load_file(folder / "model" / "table.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_with_a_budget_goes_on_from_a_checkpoint_as_if_nothing_had_happened(llm_mdp, here):
     """What the pilot chose is kept: no second pilot, the same batches, the same weights to the last bit."""
     assert llm_mdp(f"train trepo Credit --budget 400 --name whole {BUDGET}")[0] == 0

