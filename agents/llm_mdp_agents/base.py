@@ -3,19 +3,19 @@ policy."""
 
 from dataclasses import dataclass, replace
 from types import NoneType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.estimators.algorithms import Estimator
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, Boundary, EveryNTokens
 from llm_mdp.estimators.objectives import KL
 from llm_mdp.estimators.practices import KLLoss, KLReward
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import Policy
-from llm_mdp.sampling.sampler import Sampler
+from llm_mdp.sampling.sampler import BatchSampler, Sampler
 from llm_mdp_agents.models import SequenceScorer, frozen, scorer
 from llm_mdp_envs.task import Task
 
@@ -65,7 +65,80 @@ class AgentConfig:
             )
 
 
-class Agent:
+@dataclass(frozen=True)
+class CriticConfig(AgentConfig):
+    """Options of agents with a learned critic."""
+
+    critic: str | None = None
+    """A sequence classifier with one label to start from; None: the policy's own body with a new head (tables: a small
+    transformer)."""
+    critic_learning_rate: float = 1e-3
+    critic_epochs: int = 1
+    """Passes over each batch."""
+    critic_warm_up: int = 10
+    """Batches on which the critic is trained before the policy's first update."""
+    lam: float = 0.95
+    """λ of GAE. With a learned critic only 1 is unbiased (claims gae-wrong-*)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam is {self.lam}; it must be in [0, 1].")
+
+
+@dataclass(frozen=True)
+class SegmentConfig(AgentConfig):
+    """Options of agents that cut responses into segments, always by a stopping rule (claim trepo-own-length is why)."""
+
+    boundary: Literal["every", "separators", "random"] = "every"
+    """A segment begins: every n tokens, after certain tokens, or at random steps drawn before the responses."""
+    every: int = 1
+    """n of "every"."""
+    separators: tuple[int, ...] = ()
+    """Token ids of "separators": the next segment begins after one of them."""
+    positions: int = 4
+    """|D| of "random": steps drawn anew for each batch, uniform over the horizon, the first step besides."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.boundary == "separators" and not self.separators:
+            raise ValueError('boundary is "separators", but there are none; give token ids in `separators`.')
+        if self.positions < 1:
+            raise ValueError(f"positions is {self.positions}; draw at least 1.")
+
+
+@dataclass(frozen=True)
+class BranchConfig(SegmentConfig):
+    """Options of agents whose values are means of fresh responses."""
+
+    samples: int = 2
+    """M, branches from each boundary."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; a value needs at least 1 branch.")
+
+
+@dataclass(frozen=True)
+class RewardModelConfig(AgentConfig):
+    """Options of agents that look into a reward model."""
+
+    reward_model: str | None = None
+    """A trained sequence classifier with one label, left as it is; None: a new one, fitted to the rewards as they
+    come."""
+    reward_model_learning_rate: float = 1e-3
+    reward_model_warm_up: int = 10
+    """Batches on which a new one is fitted before the policy's first update."""
+
+
+Options = TypeVar("Options", bound=AgentConfig)
+CriticOptions = TypeVar("CriticOptions", bound=CriticConfig)
+SegmentOptions = TypeVar("SegmentOptions", bound=SegmentConfig)
+RewardModelOptions = TypeVar("RewardModelOptions", bound=RewardModelConfig)
+
+
+class Agent(Generic[Options]):
     """An algorithm at work.
 
     `collect`, `advantages` and `loss` are those of a core estimator, plus the KL penalty if there is one;
@@ -86,10 +159,11 @@ class Agent:
     """Rows of the ledger that are about it."""
     Config: ClassVar[type[AgentConfig]] = AgentConfig
 
-    def __init__(self, config: AgentConfig, policy: Policy, task: Task, seed: int = 0):
+    def __init__(self, config: Options, policy: Policy, task: Task, seed: int = 0):
         self.config, self.policy, self.task, self.seed = config, policy, task, seed
         self.generator = torch.Generator().manual_seed(seed)
-        self.models: dict[str, nn.Module] = {}
+        self.models: dict[str, Any] = {}
+        """Every `nn.Module` that is kept or trained beside the policy."""
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.numbers: dict[str, float] = {}
         """What else is learned: running means and the like."""
@@ -149,7 +223,11 @@ class Agent:
             loss = loss + config.kl * penalty(**self.common(), kind=config.kl_estimator).loss(logp, evidence)
         return loss
 
-    def prepare(self, sampler: Sampler) -> None:
+    def displacement(self, first_update: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"] | None:
+        """See `Estimator.displacement`."""
+        return self.estimator.displacement(first_update)
+
+    def prepare(self, sampler: BatchSampler) -> None:
         """What comes before the first update of the policy: reward models, critics, preference models."""
 
     def fit(self, evidence: Evidence) -> dict[str, float]:
@@ -165,23 +243,22 @@ class Agent:
         optimizer.step()
         return float(loss.detach())
 
-    def add_model(self, name: str, model: nn.Module, learning_rate: float) -> None:
+    def add_model(self, name: str, model: nn.Module | Policy, learning_rate: float) -> None:
         """Train this model beside the policy."""
+        assert isinstance(model, nn.Module)
         self.models[name] = model
         self.optimizers[name] = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0)
 
 
-class WithCritic(Agent):
+class WithCritic(Agent[CriticOptions]):
     """Base of agents with a learned value of every prefix: regression on RM(W), the return of the zero-reward
     reading."""
-
-    config: "CriticConfig"
 
     def build(self) -> None:
         model = scorer(self.policy, self.task, self.seed, self.config.critic)
         self.add_model("critic", model, self.config.critic_learning_rate)
 
-    def prepare(self, sampler: Sampler) -> None:
+    def prepare(self, sampler: BatchSampler) -> None:
         for _ in range(self.config.critic_warm_up):
             self.fit(self.collect(sampler))
 
@@ -195,52 +272,9 @@ class WithCritic(Agent):
         return {"critic/loss": losses[0]} if losses else {}
 
 
-@dataclass(frozen=True)
-class CriticConfig(AgentConfig):
-    """Options of agents with a learned critic."""
-
-    critic: str | None = None
-    """A sequence classifier with one label to start from; None: the policy's own body with a new head (tables: a small
-    transformer)."""
-    critic_learning_rate: float = 1e-3
-    critic_epochs: int = 1
-    """Passes over each batch."""
-    critic_warm_up: int = 10
-    """Batches on which the critic is trained before the policy's first update."""
-    lam: float = 0.95
-    """λ of GAE. With a learned critic only 1 is unbiased (claims gae-wrong-*)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lam is {self.lam}; it must be in [0, 1].")
-
-
-@dataclass(frozen=True)
-class SegmentConfig(AgentConfig):
-    """Options of agents that cut responses into segments, always by a stopping rule (claim trepo-own-length is why)."""
-
-    boundary: Literal["every", "separators", "random"] = "every"
-    """A segment begins: every n tokens, after certain tokens, or at random steps drawn before the responses."""
-    every: int = 1
-    """n of "every"."""
-    separators: tuple[int, ...] = ()
-    """Token ids of "separators": the next segment begins after one of them."""
-    positions: int = 4
-    """|D| of "random": steps drawn anew for each batch, uniform over the horizon, the first step besides."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.boundary == "separators" and not self.separators:
-            raise ValueError('boundary is "separators", but there are none; give token ids in `separators`.')
-        if self.positions < 1:
-            raise ValueError(f"positions is {self.positions}; draw at least 1.")
-
-
-class WithSegments(Agent):
+class WithSegments(Agent[SegmentOptions]):
     """Base of agents that cut responses into segments."""
 
-    config: "SegmentConfig"
     drawn: AtSteps | None = None
 
     @property
@@ -259,16 +293,14 @@ class WithSegments(Agent):
         return super().collect(sampler)
 
 
-class WithRewardModel(Agent):
+class WithRewardModel(Agent[RewardModelOptions]):
     """Base of agents with a model of RM(W), fitted to the environment's rewards of whole responses."""
-
-    config: "RewardModelConfig"
 
     def build(self) -> None:
         model = scorer(self.policy, self.task, self.seed, self.config.reward_model)
         self.add_model("reward_model", model, self.config.reward_model_learning_rate)
 
-    def prepare(self, sampler: Sampler) -> None:
+    def prepare(self, sampler: BatchSampler) -> None:
         for _ in range(0 if self.config.reward_model else self.config.reward_model_warm_up):
             self.fit(self.collect(sampler))
 
@@ -281,19 +313,7 @@ class WithRewardModel(Agent):
         return {"reward_model/loss": self.optimize("reward_model", (error**2).mean())}
 
 
-@dataclass(frozen=True)
-class RewardModelConfig(AgentConfig):
-    """Options of agents that look into a reward model."""
-
-    reward_model: str | None = None
-    """A trained sequence classifier with one label, left as it is; None: a new one, fitted to the rewards as they
-    come."""
-    reward_model_learning_rate: float = 1e-3
-    reward_model_warm_up: int = 10
-    """Batches on which a new one is fitted before the policy's first update."""
-
-
-class Plain(Agent):
+class Plain(Agent[AgentConfig]):
     """Any core estimator as an agent, a user's own too."""
 
     name = "yours"

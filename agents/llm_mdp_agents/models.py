@@ -120,6 +120,7 @@ def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> Se
                 pad_token_id=None,
                 **options,
             )
+            assert isinstance(policy, nn.Module)
             # In the policy's precision: rounding must not tell responses with the same prefix apart.
             model = AutoModelForSequenceClassification.from_config(config).to(next(policy.parameters()))
             return SequenceScorer(model, task.vocab_size)
@@ -133,7 +134,7 @@ def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> Se
             name.replace(".base_layer", ""): tensor for name, tensor in body.state_dict().items() if "lora_" not in name
         }
         getattr(model, model.base_model_prefix).load_state_dict(state)
-        return SequenceScorer(model.to(next(source.parameters())), policy.begin)
+        return SequenceScorer(model.to(next(source.parameters())), getattr(policy, "begin", None))
 
 
 def frozen(policy: Policy) -> Any:

@@ -153,7 +153,7 @@ class TaskSampler(BatchSampler):
                 logp[r, start:] = drawn.logp[place, start:]
             row = torch.tensor([r for r in row.tolist() if progress[r].finish is None], dtype=torch.int64)
             if len(row):
-                options = self._options(temperature) | {"greedy": greedy}
+                options: dict[str, Any] = self._options(temperature) | {"greedy": greedy}
                 prompt = pad_prompts([questions[r].prompt for r in row.tolist()])
                 drawn = self.engine.sample(self.policy, prompt, 1, prefix=tokens[row], **options)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)

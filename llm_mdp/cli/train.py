@@ -94,7 +94,8 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
     """
     from llm_mdp_agents.training.run_config import read_run_config
 
-    argv, default = list(argv), None
+    default: Any = None
+    argv = list(argv)
     if argv[0] == "--config":
         if len(argv) < 2:
             raise UsageError("--config needs a file: the config.json of a run.")

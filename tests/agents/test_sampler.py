@@ -402,7 +402,7 @@ def test_a_group_without_boundaries_has_no_branches():
     for task, policy in ((TASK, INSTANCE.policy), (GuessNumber(5), talker(GuessNumber(5)))):
         source = sampler(prompts=3, task=task, policy=policy)
         drawn = source.rollouts(1)
-        branches = source.branches(drawn, torch.zeros_like(drawn.mask), 2)
+        branches = source.branches(drawn, torch.zeros_like(drawn.mask), (1.0, 1.0))
         assert len(branches.row) == len(branches.reward) == 0 and source.cost.rewards == 0
 
 

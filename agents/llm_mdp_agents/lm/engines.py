@@ -53,8 +53,21 @@ quietly."""
 class Engine(Protocol):
     """Draws from policies as they are when it is asked."""
 
-    def sample(self, policy: Policy, prompt: Int[Tensor, "P L"], n: int, **options: Any) -> Rollouts:
-        """`Policy.sample`, with its options."""
+    def sample(
+        self,
+        policy: Policy,
+        prompt: Int[Tensor, "P L"],
+        n: int,
+        *,
+        eos: int | None,
+        horizon: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        prefix: Int[Tensor, "P t"] | None = None,
+        greedy: bool = False,
+        stop: tuple[int, ...] = (),
+    ) -> Rollouts:
+        """`Policy.sample`."""
         ...
 
     def branch(
@@ -127,13 +140,14 @@ class VLLMEngine:
 
     def __init__(
         self,
-        policy: "LanguageModelPolicy",
+        policy: Policy,
         *,
         dtype: str | None = None,
         rescore: bool | None = None,
         max_length: int | None = None,
         cache_bytes: int = 512 * 2**20,
     ):
+        policy = _language_model(policy)
         own_dtype = str(policy.causal_lm.dtype).removeprefix("torch.")
         dtype = dtype or own_dtype
         if dtype not in DTYPES:
@@ -185,8 +199,9 @@ class VLLMEngine:
             VLLMEngine._open = None
             del self._llm
 
-    def update(self, policy: "LanguageModelPolicy") -> None:
+    def update(self, policy: Policy) -> None:
         """Push the policy's weights, adapters merged, and forget what was read with the old ones."""
+        policy = _language_model(policy)
         model = policy.model if policy.model is policy.causal_lm else deepcopy(policy.model).merge_and_unload()
         self._llm.collective_rpc(_load, args=(model.state_dict(), model.config.tie_word_embeddings))
         self._llm.reset_prefix_cache()
@@ -194,13 +209,13 @@ class VLLMEngine:
             self._check(policy)
         self._pushed = _weights_of(policy)
 
-    def branch(self, policy: "LanguageModelPolicy", prompt, tokens, row, step, samples, **options: Any) -> Rollouts:
+    def branch(self, policy: Policy, prompt, tokens, row, step, samples, **options: Any) -> Rollouts:
         """`branch_of`; vLLM keeps the keys and values of prefixes that branches share."""
         return self.sample(policy, prompt[row], samples, prefix=prefixes_of(tokens, row, step), **options)
 
     def sample(
         self,
-        policy: "LanguageModelPolicy",
+        policy: Policy,
         prompt,
         n,
         *,
@@ -214,6 +229,7 @@ class VLLMEngine:
     ) -> Rollouts:
         """`Policy.sample`; the generator gives every row a seed, so that the same generator gives the same
         responses."""
+        policy = _language_model(policy)
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
         scale = temperature * policy.temperature
@@ -315,12 +331,19 @@ def make_engine(name: str, policy: Policy, **options: Any) -> Engine:
         raise ValueError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}.")
     if name == "hf":
         return OwnEngine()
-    if not hasattr(policy, "causal_lm"):
+    return VLLMEngine(_language_model(policy), **options)
+
+
+def _language_model(policy: Policy) -> "LanguageModelPolicy":
+    """The policy, whose model vLLM can draw from."""
+    from llm_mdp_agents.lm.policy import LanguageModelPolicy
+
+    if not isinstance(policy, LanguageModelPolicy):
         raise ValueError(
             f"engine vllm draws from language models, and this policy is of kind {getattr(policy, 'kind', '?')!r}: use "
             f"hf."
         )
-    return VLLMEngine(policy, **options)
+    return policy
 
 
 def import_vllm() -> ModuleType:
@@ -332,7 +355,7 @@ def import_vllm() -> ModuleType:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        import vllm
+        import vllm  # pyright: ignore[reportMissingImports]  # an extra with an environment of its own
     except ImportError as error:
         raise ImportError(
             "engine vllm needs vLLM, which is not installed here; in an environment of its own (it needs transformers "
@@ -344,7 +367,7 @@ def import_vllm() -> ModuleType:
 
 
 def _check_heads(config: Any) -> None:
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # pyright: ignore[reportMissingImports]
 
     text = config.get_text_config(decoder=True)
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -361,7 +384,9 @@ def _weights_of(policy: "LanguageModelPolicy") -> tuple:
 
 def _load(worker: Any, weights: dict[str, Tensor], tied: bool) -> None:
     """Runs in vLLM's worker."""
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.utils import (  # pyright: ignore[reportMissingImports]
+        dispatch_cpu_unquantized_gemm,
+    )
 
     worker.reload_weights(
         weights_iterator=((name, weight) for name, weight in weights.items() if not (tied and name == "lm_head.weight"))

@@ -5,7 +5,7 @@ the same order.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +17,36 @@ from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import draw_tokens, finish_of, prefixes_of
 
-if TYPE_CHECKING:
-    from llm_mdp_agents.lm.policy import LanguageModelPolicy
-
 Read = tuple[Cache, Bool[Tensor, "N S"], Float[Tensor, "N V"]]
 """What was read: keys and values, which of their columns each row may see, and the logits of each row's next token."""
+
+
+class Reader(Protocol):
+    """What drawing asks of a policy that reads with a causal language model (`lm.policy.LanguageModelPolicy`)."""
+
+    model: Any
+    """A `transformers` causal LM, with or without peft adapters."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def causal_lm(self) -> Any:
+        """The model without adapters' wrapper."""
+        ...
+
+    @property
+    def full_attention(self) -> bool:
+        """Does every layer attend to all that the mask lets through?"""
+        ...
+
+    def lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:
+        """What is read before the response."""
+        ...
+
+    def scores(self, logits: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
+        """The model's logits as the policy's."""
+        ...
 
 
 SPARE = 64
@@ -38,30 +63,36 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self.room is None or end > self.room[0].shape[-2]:
+        keys, values = self.room if self.room is not None else (key_states[..., :0, :], value_states[..., :0, :])
+        if end > keys.shape[-2]:
             columns = end + max(SPARE, end // 4)
-            self.room = tuple(
-                new.new_empty(*new.shape[:-2], columns, new.shape[-1]) for new in (key_states, value_states)
-            )
-            if start > 0:
-                self.room[0][..., :start, :], self.room[1][..., :start, :] = self.keys, self.values
-        self.room[0][..., start:end, :], self.room[1][..., start:end, :] = key_states, value_states
-        self.keys, self.values = (part[..., :end, :] for part in self.room)
+            keys, values = _wider(keys, start, columns), _wider(values, start, columns)
+        keys[..., start:end, :], values[..., start:end, :] = key_states, value_states
+        self.room = (keys, values)
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Int[Tensor, " N"]) -> None:
-        end = self.get_seq_length()
-        self.room = tuple(part.index_select(0, indices) for part in self.room)
-        self.keys, self.values = (part[..., :end, :] for part in self.room)
+        assert self.room is not None
+        end, (keys, values) = self.get_seq_length(), (part.index_select(0, indices) for part in self.room)
+        self.room = (keys, values)
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
 
 
-def _empty_cache(policy: "LanguageModelPolicy") -> Cache:
+def _wider(part: Tensor, used: int, columns: int) -> Tensor:
+    """The first `used` columns, with room for more after them."""
+    wider = part.new_empty(*part.shape[:-2], columns, part.shape[-1])
+    wider[..., :used, :] = part[..., :used, :]
+    return wider
+
+
+def _empty_cache(policy: Reader) -> Cache:
     if policy.full_attention:
         return Cache(layer_class_to_replicate=GrowingLayer)
     return DynamicCache(config=policy.causal_lm.config)
 
 
-def sample(policy: "LanguageModelPolicy", prompt, n, *, prefix=None, horizon, **options) -> Rollouts:
+def sample(policy: Reader, prompt, n, *, prefix=None, horizon, **options) -> Rollouts:
     """`Policy.sample`."""
     beginning = torch.full((len(prompt), 0), PAD) if prefix is None else prefix
 
@@ -90,7 +121,7 @@ def sample(policy: "LanguageModelPolicy", prompt, n, *, prefix=None, horizon, **
     )
 
 
-def branch(policy: "LanguageModelPolicy", prompt, tokens, row, step, samples, *, horizon, **options) -> Rollouts:
+def branch(policy: Reader, prompt, tokens, row, step, samples, *, horizon, **options) -> Rollouts:
     """`branch_of`: every response is read once, and a branch sees only the columns before its cut.
 
     Keys carry their positions, so the columns after the cut can stay where they are, hidden.
@@ -126,7 +157,7 @@ def _positions(real: Bool[Tensor, "N S"]) -> Int[Tensor, "N S"]:
 
 @torch.no_grad()
 def _complete(
-    policy: "LanguageModelPolicy",
+    policy: Reader,
     prompt: Int[Tensor, "R L"],
     beginning: Int[Tensor, "R t"],
     read: Callable[[Int[Tensor, " N"]], Read],
@@ -153,9 +184,10 @@ def _complete(
     alive = length < horizon
     if eos is not None:
         alive &= ~(tokens == eos).any(-1)
+    if not alive.any():
+        return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
     batch = alive.nonzero()[:, 0]
-    if len(batch) > 0:
-        cache, seen, logits = read(batch)
+    cache, seen, logits = read(batch)
     while alive.any():
         drawn = alive[batch].nonzero()[:, 0]
         row = batch[drawn]

@@ -11,7 +11,7 @@ import torch
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 OWN = "llm_mdp"
@@ -66,7 +66,7 @@ def load_policy(
     logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        causal_lm = _causal_lm(model).to(getattr(torch, dtype))
+        causal_lm: Any = _causal_lm(model).to(getattr(torch, dtype))
         if lora is not None:
             causal_lm = _adapted(causal_lm, lora)
     if gradient_checkpointing:
@@ -128,7 +128,7 @@ def save_model(policy: LanguageModelPolicy, folder: str | Path, *, merge: bool =
     model.save_pretrained(folder)
 
 
-def _causal_lm(model: str | Path | dict) -> "PreTrainedModel":
+def _causal_lm(model: str | Path | dict) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(model, dict) or Path(model).suffix == ".json":
@@ -152,7 +152,7 @@ def _causal_lm(model: str | Path | dict) -> "PreTrainedModel":
     return AutoModelForCausalLM.from_pretrained(model)
 
 
-def _clean(model: "PreTrainedModel") -> "PreTrainedModel":
+def _clean(model: Any) -> Any:
     """The same weights in a model that knows nothing of quantisation: one that came from a GGUF file can be neither
     trained nor saved."""
     from transformers import AutoModelForCausalLM
@@ -165,15 +165,14 @@ def _clean(model: "PreTrainedModel") -> "PreTrainedModel":
     return clean
 
 
-def _adapted(model: "PreTrainedModel", lora: LoRAOptions) -> Any:
+def _adapted(model: Any, lora: LoRAOptions) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
         raise ValueError("the model's folder holds adapters already; load it with lora=None, or save it merged first.")
     modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    options = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM"
-    )
+    scale: Any = lora.alpha  # peft asks for a whole number and divides whatever comes
+    options = LoraConfig(r=lora.rank, lora_alpha=scale, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
     return get_peft_model(model, options)
 
 

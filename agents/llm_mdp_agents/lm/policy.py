@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,8 +48,9 @@ class LanguageModelPolicy(PolicyModule):
     """
 
     kind = "transformer"
+    model: Any
 
-    def __init__(self, model: nn.Module, vocab_size: int, begin: int | None, temperature: float = 1.0):
+    def __init__(self, model: Any, vocab_size: int, begin: int | None, temperature: float = 1.0):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature!r}; it must be above 0.")
@@ -67,7 +69,7 @@ class LanguageModelPolicy(PolicyModule):
         return next(self.model.parameters()).device
 
     @property
-    def causal_lm(self) -> nn.Module:
+    def causal_lm(self) -> Any:
         """The Hugging Face model, without peft's wrapper around it; its layers are the adapted ones."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
@@ -83,7 +85,7 @@ class LanguageModelPolicy(PolicyModule):
             hidden = self.causal_lm.base_model(input_ids=text, use_cache=False)[0]
             return torch.equal(head(hidden), self.model(input_ids=text, use_cache=False).logits)
 
-    @cached_property
+    @property
     def full_attention(self) -> bool:
         """Does every layer attend to all that the mask lets through, at the positions it is told? False for sliding
         windows, recurrent layers, biases by distance and attention kernels without masks: these models read everything
@@ -315,5 +317,5 @@ def tiny_transformer(
     config._attn_implementation = "eager"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config).to(torch.float64)
+        model = GPT2LMHeadModel(config).double()
     return LanguageModelPolicy(model, vocab_size, begin=vocab_size)

@@ -104,7 +104,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{folder} is not a folder; give the folder of the checkpoints or one of its folders step-…."
         )
-    if _step_of(folder) is not None:
+    if _is_step(folder):
         if step not in (None, _step_of(folder)):
             raise CheckpointError(
                 f"{folder} is step {_step_of(folder)}, not step {step}; leave the step out, or give the folder above."
@@ -302,14 +302,15 @@ def _complete(folder: Path) -> list[Path]:
 
 def _step_folders(folder: Path) -> list[Path]:
     """Every step folder, torn ones included, by step."""
-    return sorted(
-        (path for path in folder.glob("step-*") if path.is_dir() and _step_of(path) is not None), key=_step_of
-    )
+    return sorted((path for path in folder.glob("step-*") if path.is_dir() and _is_step(path)), key=_step_of)
 
 
-def _step_of(path: Path) -> int | None:
-    match = re.fullmatch(r"step-(\d{6,})", path.name)
-    return int(match[1]) if match else None
+def _is_step(path: Path) -> bool:
+    return re.fullmatch(r"step-\d{6,}", path.name) is not None
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _discard(path: Path) -> None:

@@ -35,7 +35,7 @@ def evaluate(policy: Policy, task: Task, prompts: int = 256, seed: int = 0) -> d
     error = 1.96 * float(reward.std(correction=1)) / prompts**0.5 if prompts > 1 else 0.0
     mean = float(reward.mean())
     first = greedy.rollouts(1)
-    best = greedy.branches(first, first.mask & (first.mask.cumsum(-1) == 1), greedy=True).reward
+    best = greedy.branches(first, first.mask & (first.mask.cumsum(-1) == 1), (0.0,)).reward
     figures = {"eval/reward": mean, "eval/reward_low": mean - error, "eval/reward_high": mean + error}
     figures["eval/greedy_reward"] = float(best.mean())
     mdp = task.mdp

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,9 @@ class Replicated(Parallel):
         ValueError: without accelerate, or in a process that torchrun did not start.
     """
 
+    root: Any
+    """The policy as DDP or FSDP wraps it."""
+
     def __init__(self, device: str = "cpu"):
         try:
             from accelerate import Accelerator
@@ -119,10 +122,8 @@ class Replicated(Parallel):
                 "several processes need accelerate, which is not installed; run pip install 'llm-mdp[train]', or start "
                 "without torchrun."
             ) from error
-        self.accelerator, self._gather = (
-            Accelerator(cpu=torch.device(device).type == "cpu", mixed_precision="no"),
-            gather_object,
-        )
+        self.accelerator = Accelerator(cpu=torch.device(device).type == "cpu", mixed_precision="no")
+        self._gather = gather_object
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size < 2 or self.size != expected:
@@ -197,12 +198,13 @@ class Sharded(Replicated):
     def whole_state(self, policy: Any) -> dict[str, Tensor]:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True))
+        options = StateDictOptions(full_state_dict=True)
+        return cast(dict[str, Tensor], get_model_state_dict(policy, options=options))
 
     def load_whole_state(self, policy: Any, state: dict[str, Tensor]) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-        set_model_state_dict(policy, state, options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(policy, {**state}, options=StateDictOptions(full_state_dict=True))
 
     def whole_policy(self, policy: Any) -> Any:
         whole = deepcopy(self.shape)

@@ -192,13 +192,13 @@ class _Hosted:
 
 
 def _wandb(folder: Path, resumed: int | None) -> Logger:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  # whoever logs there installs it
 
     return _Hosted(wandb, folder, dir=str(folder))
 
 
 def _trackio(folder: Path, resumed: int | None) -> Logger:
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]  # likewise
 
     return _Hosted(trackio, folder)
 

@@ -104,7 +104,9 @@ def train(
     _check_options(options)
     chosen = replace(config or TrainConfig(), **options)
     own = None if isinstance(policy, str | ModelConfig) else policy
-    model = policy if isinstance(policy, ModelConfig) else ModelConfig(policy if own is None else given(policy))
+    if isinstance(policy, str):
+        policy = ModelConfig(policy)
+    model = policy if isinstance(policy, ModelConfig) else ModelConfig(given(policy))
     choices = RunConfig(agent, env, env_arguments or {}, model, chosen, warm_start, loggers, shard)
     return _run(choices, own, folder, progress, resumed=None)
 

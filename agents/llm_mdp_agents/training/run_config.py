@@ -63,7 +63,7 @@ def read_run_config(document: dict[str, Any]) -> RunConfig:
         ValueError: naming what this version does not know, or what a config cannot hold.
     """
     try:
-        options = {
+        options: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in document["agent"].items()
         }
         name, env, run = options.pop("name"), document["env"], document["run"]

@@ -16,13 +16,13 @@ MODEL, TABLE = "model", "table.safetensors"
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Into the folder of a run: language models in Hugging Face's format, tables as tensors."""
-    from llm_mdp_agents.lm.policy import LanguageModelPolicy
-
-    if isinstance(policy, LanguageModelPolicy):
+    if hasattr(policy, "model"):
         from transformers.utils import logging
 
         from llm_mdp_agents.lm.loading import save_model
+        from llm_mdp_agents.lm.policy import LanguageModelPolicy
 
+        assert isinstance(policy, LanguageModelPolicy)
         logging.disable_progress_bar()
         save_model(policy, folder / MODEL)
         return

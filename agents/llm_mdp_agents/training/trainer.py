@@ -175,7 +175,7 @@ class Trainer:
         metrics |= self.parallel.on_whole_model(self.policy, lambda: self.agent.fit(whole))
         seconds, drawn = time.perf_counter() - start, (self.sampler.cost.tokens - tokens) * self.parallel.size
         metrics |= {"seconds": seconds, "tokens": drawn, "tokens_per_second": drawn / seconds}
-        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
+        return metrics | {"learning_rate": float(self.scheduler.get_last_lr()[0])}
 
     def evaluate(self) -> dict[str, float]:
         """Rewards of the policy as it is, on prompts that are the same every time."""
@@ -263,11 +263,11 @@ class Trainer:
             rollouts = {key: getattr(whole.rollouts, key) for key in ("prompt", "tokens", "mask", "logp")}
             tensors, packed = checkpoint.pack({**rollouts, "response_reward": whole.response_reward}, "batch")
             checkpoint.discard_after(self.folder / "failed", self.number - 1)
-            where = f" The batch is in {checkpoint.save(self.folder / 'failed', self.number, tensors, {'batch': packed}, keep=1)}."
+            place = checkpoint.save(self.folder / "failed", self.number, tensors, {"batch": packed}, keep=1)
+            where = f" The batch is in {place}."
         raise NonFinite(
             f"step {self.number}: the {name} is not finite, and nothing was updated.{where} Look for a reward without "
-            f"bounds, or lower the "
-            "learning rate."
+            f"bounds, or lower the learning rate."
         )
 
     def _rate(self, step: int) -> float:

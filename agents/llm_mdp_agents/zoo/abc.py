@@ -31,12 +31,11 @@ class ABCConfig(RewardModelConfig):
             raise ValueError(f"beta is {self.beta}; it must be in [0, 1].")
 
 
-class ABC(WithRewardModel):
+class ABC(WithRewardModel[ABCConfig]):
     """The reward model's attention as credit."""
 
     name, paper, claims = "abc", "Chan et al. 2024; Eq. 42", ("abc-full-sum", "abc-return-to-go")
     Config = ABCConfig
-    config: ABCConfig
 
     def make_estimator(self):
         config = self.config

@@ -9,6 +9,7 @@ reference.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llm_mdp.estimators import learned_credit as estimators
 from llm_mdp_agents.base import Agent, AgentConfig
@@ -39,12 +40,14 @@ class DPOConfig(AgentConfig):
             )
 
 
-class DPO(Agent):
+Options = TypeVar("Options", bound=DPOConfig)
+
+
+class DPO(Agent[Options]):
     """Preference pairs of the reference policy."""
 
     name, paper, claims = "dpo", "Rafailov et al. 2023; Eq. 40", ("dpo-optimum",)
     Config = DPOConfig
-    config: DPOConfig
 
     def build(self):
         self.models["reference"] = frozen(self.policy)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from llm_mdp_agents.models import frozen
 from llm_mdp_agents.zoo.dpo import DPO, DPOConfig
@@ -31,12 +32,11 @@ class IterativeDPOConfig(DPOConfig):
             raise ValueError(f"refresh is {self.refresh}; an iteration has at least 1 batch.")
 
 
-class IterativeDPO(DPO):
+class IterativeDPO(DPO[IterativeDPOConfig]):
     """Preference pairs of the policy at the start of each iteration."""
 
     name, paper, claims = "iterative-dpo", "Xiong et al. 2024; Eq. 40, §5.1", ("dpo-optimum",)
     Config = IterativeDPOConfig
-    config: IterativeDPOConfig
 
     def build(self):
         super().build()
@@ -52,6 +52,7 @@ class IterativeDPO(DPO):
 
     @torch.no_grad()
     def fit(self, evidence):
+        assert isinstance(self.policy, nn.Module)
         self.numbers["batches"] = self.numbers.get("batches", 0) + 1
         if self.numbers["batches"] % self.config.refresh == 0:
             for name in ("drawing", "reference") if self.config.reference == "moves" else ("drawing",):

@@ -21,12 +21,11 @@ class MARLHFConfig(CriticConfig, SegmentConfig):
     every: int = 2
 
 
-class MARLHF(WithSegments, WithCritic):
+class MARLHF(WithSegments[MARLHFConfig], WithCritic[MARLHFConfig]):
     """Generalised advantages over macro actions."""
 
     name, paper, claims = "ma-rlhf", "Chai et al. 2024", ("ma-rlhf",)
     Config = MARLHFConfig
-    config: MARLHFConfig
 
     def make_estimator(self):
         critic = self.models["critic"]

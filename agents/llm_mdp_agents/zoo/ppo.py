@@ -21,7 +21,7 @@ class PPOConfig(CriticConfig):
     clip_low: float | None = 0.2
 
 
-class PPO(WithCritic):
+class PPO(WithCritic[PPOConfig]):
     """Generalised advantages over a learned critic."""
 
     name, paper = "ppo", "Schulman et al. 2017; Eq. 32-33"
@@ -35,7 +35,6 @@ class PPO(WithCritic):
         "ppo-second-epoch",
     )
     Config = PPOConfig
-    config: PPOConfig
 
     def make_estimator(self):
         return estimators.PPO(**self.common(), critic=self.models["critic"], lam=self.config.lam)

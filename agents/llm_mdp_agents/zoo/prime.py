@@ -40,12 +40,11 @@ class PRIMEConfig(AgentConfig):
             raise ValueError(f"beta is {self.beta}; it must be above 0.")
 
 
-class PRIME(Agent):
+class PRIME(Agent[PRIMEConfig]):
     """Implicit process rewards, learned online, and the outcome."""
 
     name, paper, claims = "prime", "Cui et al. 2025; Eq. 44-45", ("prime",)
     Config = PRIMEConfig
-    config: PRIMEConfig
 
     def build(self):
         self.models["reference"] = frozen(self.policy)
@@ -54,6 +53,7 @@ class PRIME(Agent):
     def fit(self, evidence):
         config, rollouts, model = self.config, evidence.rollouts, self.models["process_model"]
         outcome = (evidence.response_reward > config.threshold).double()
+        assert evidence.token_reward is not None
         logp = logp_of(model, rollouts.prompt, rollouts.tokens, rollouts.mask).double()
         # token_reward is β log(φ_before/ref): its reference part is what the loss needs.
         reference_logp = logp.detach() - evidence.token_reward / config.beta

@@ -21,12 +21,11 @@ class R3HFConfig(RewardModelConfig):
     group_size: int = 1
 
 
-class R3HF(WithRewardModel):
+class R3HF(WithRewardModel[R3HFConfig]):
     """Differences of a reward model's scores of partial responses."""
 
     name, paper, claims = "r3hf", "Li et al. 2024; Eq. 43", ("r3hf",)
     Config = R3HFConfig
-    config: R3HFConfig
 
     def make_estimator(self):
         return estimators.R3HF(

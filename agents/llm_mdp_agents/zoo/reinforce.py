@@ -29,12 +29,11 @@ class REINFORCEConfig(AgentConfig):
             raise ValueError(f"decay is {self.decay}; it must be in [0, 1).")
 
 
-class REINFORCE(Agent):
+class REINFORCE(Agent[REINFORCEConfig]):
     """Reward minus a running mean of earlier batches."""
 
     name, paper, claims = "reinforce", "Williams 1992; Corollary 1, Eq. 27", ("reinforce", "corollary-1")
     Config = REINFORCEConfig
-    config: REINFORCEConfig
 
     def make_estimator(self):
         return estimators.REINFORCE(**self.common(), baseline=self.numbers.get("baseline", 0.0))

@@ -24,12 +24,11 @@ class RLOOConfig(AgentConfig):
     """Eq. 36 as printed."""
 
 
-class RLOO(Agent):
+class RLOO(Agent[RLOOConfig]):
     """Reward minus the mean of the others."""
 
     name, paper, claims = "rloo", "Ahmadian et al. 2024; Eq. 36-37", ("rloo", "rloo-eq36")
     Config = RLOOConfig
-    config: RLOOConfig
 
     def make_estimator(self):
         return estimators.RLOO(**self.common(), paper=self.config.paper)

@@ -36,12 +36,11 @@ class RTOConfig(AgentConfig):
             raise ValueError(f"beta is {self.beta}; it must be above 0.")
 
 
-class RTO(Agent):
+class RTO(Agent[RTOConfig]):
     """Implicit rewards of a model trained by DPO."""
 
     name, paper, claims = "rto", "Zhong et al. 2024; Eq. 41", ("rto", "rto-eq41", "dpo-optimum")
     Config = RTOConfig
-    config: RTOConfig
 
     def build(self):
         self.models["reference"] = frozen(self.policy)

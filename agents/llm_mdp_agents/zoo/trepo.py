@@ -17,21 +17,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_mdp.estimators import algorithms as estimators
-from llm_mdp.sampling.sampler import Sampler
+from llm_mdp.sampling.sampler import BatchSampler
 from llm_mdp.variance.allocation import Split
-from llm_mdp_agents.base import SegmentConfig, WithSegments
+from llm_mdp_agents.base import BranchConfig, WithSegments
 from llm_mdp_agents.measuring import pilot_allocation
 from llm_mdp_agents.models import is_large
 
 
 @dataclass(frozen=True)
-class TRePOConfig(SegmentConfig):
+class TRePOConfig(BranchConfig):
     """Options of TRePO."""
 
     group_size: int = 1
     clip_low: float | None = 0.2
-    samples: int = 2
-    """M, branches from each boundary."""
     lam: float = 0.0
     """λ of GAE over segments; 0: differences of neighbouring values."""
     group_baseline: bool = False
@@ -57,7 +55,7 @@ class TRePOConfig(SegmentConfig):
             )
 
 
-class TRePO(WithSegments):
+class TRePO(WithSegments[TRePOConfig]):
     """Segment advantages from fresh draws at the boundaries D."""
 
     name, paper = "trepo", "Algorithm 1, Eq. 31"
@@ -71,9 +69,8 @@ class TRePO(WithSegments):
         "trepo-own-length",
     )
     Config = TRePOConfig
-    config: TRePOConfig
 
-    def prepare(self, sampler: Sampler) -> None:
+    def prepare(self, sampler: BatchSampler) -> None:
         super().prepare(sampler)
         if self.config.budget is None:
             return

@@ -10,26 +10,24 @@ as if it were none.
 from dataclasses import dataclass
 
 from llm_mdp.estimators import algorithms as estimators
-from llm_mdp_agents.base import SegmentConfig, WithSegments
+from llm_mdp_agents.base import BranchConfig, WithSegments
 
 
 @dataclass(frozen=True)
-class VinePPOConfig(SegmentConfig):
+class VinePPOConfig(BranchConfig):
     """Options of VinePPO."""
 
     group_size: int = 1
     clip_low: float | None = 0.2
     every: int = 2
     samples: int = 9
-    """M, branches from each boundary."""
 
 
-class VinePPO(WithSegments):
+class VinePPO(WithSegments[VinePPOConfig]):
     """Segment advantages from Monte-Carlo values."""
 
     name, paper, claims = "vineppo", "Kazemnejad et al. 2024", ("vineppo",)
     Config = VinePPOConfig
-    config: VinePPOConfig
 
     def make_estimator(self):
         return estimators.VinePPO(**self.common(), boundary=self.boundary, temperatures=(1.0,) * self.config.samples)

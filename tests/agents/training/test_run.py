@@ -127,7 +127,6 @@ def test_the_same_seed_gives_the_same_run():
         ),
         (("rloo", "Tabular", ModelConfig("small", device="abacus")), {}, "device is 'abacus', which is not here"),
         (("rloo", "Tabular", ModelConfig("small", width=10)), {}, "width is 10 with 4 heads"),
-        ((trepo.TRePOConfig(samples=0), "Tabular"), {}, "samples is 0"),
         ((ppo.PPOConfig(critic="./nowhere"), "Tabular"), {}, "nowhere"),
         ((RLOO, "Tabular"), {}, "give a name such as 'rloo'"),
         (("nowhere.py:Mine", "Tabular"), {}, "there is no file nowhere.py"),
