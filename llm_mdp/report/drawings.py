@@ -264,7 +264,10 @@ def plane_svg(rows: list[tuple[ClaimRow, str]]) -> str:
         f'<text class="truth" x="{(origin + tip) / 2:g}" y="{floor + 24:g}" text-anchor="middle">true gradient</text>'
     )
     names = escape(", ".join(exact))
-    label = f'<text class="pile" x="{tip + 14:g}" y="{floor + 24:g}">{len(exact)} at the tip: unbiased<title>{names}</title></text>'
+    label = (
+        f'<text class="pile" x="{tip + 14:g}" y="{floor + 24:g}">{len(exact)} at the tip: unbiased'
+        f"<title>{names}</title></text>"
+    )
     pile = label if exact else ""
     return (
         f'<svg class="plane" viewBox="0 0 {width:g} {height:g}" role="img" '

@@ -1,9 +1,14 @@
-"""The ledger table of the README, generated: `python -m llm_mdp.report.readme results.json README.md [--check]`."""
+"""What README and docs/ say of the ledger, generated: `python -m llm_mdp.report.readme RESULTS FILE… [--check]`.
+
+The whole ledger stands where a page has the lines `<!-- ledger:begin -->` and `<!-- ledger:end -->`, a few telling
+verdicts between `<!-- verdicts:begin -->` and `<!-- verdicts:end -->`.
+"""
 
 import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from llm_mdp.report.rows import (
@@ -21,7 +26,8 @@ from llm_mdp.report.rows import (
     verdict_text,
 )
 
-BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
+TELLING = ("rloo-eq36", "grpo", "trepo-eq31", "kl-k1-loss", "temperature-mismatch")
+"""The claims that the README shows: printed formulas and habits that have a repair."""
 
 
 def ledger_markdown(document: Document) -> str:
@@ -34,25 +40,52 @@ def ledger_markdown(document: Document) -> str:
     return "\n\n".join([intro, *(f"### {_escape(title)}\n\n{_table(members)}" for title, members in grouped(rows))])
 
 
+def verdicts_markdown(document: Document) -> str:
+    """One Markdown table of the telling claims: what, verdict, how much is left, and the repair."""
+    rows = {row.id: row for row in claim_rows(named_instances(document))}
+    head = ["claim", "what is computed", "verdict", "relative bias", "scale", "why, and what repairs it"]
+    lines = [head, ["---", "---", "---", "---:", "---:", "---"]]
+    for row in (rows[claim] for claim in TELLING if claim in rows):
+        name, statement, _, *rest = _cells(row)
+        lines.append([name, statement, *rest])
+    return _lines(lines)
+
+
+FRAGMENTS: dict[str, Callable[[Document], str]] = {"ledger": ledger_markdown, "verdicts": verdicts_markdown}
+"""What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, by NAME."""
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The two lines between which a fragment stands."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+BEGIN, END = markers("ledger")
+
+
 def updated_text(document: Document, text: str) -> str:
-    """`text` with the ledger between its two markers replaced.
+    """`text` with every fragment between its two markers replaced.
 
     Raises:
-        ValueError: if the two markers are not there exactly once, the beginning first.
+        ValueError: if there are no markers, or a fragment's two are not there exactly once, the beginning first.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(
-            f"the file needs the lines {BEGIN} and {END} once each, in this order; the table goes between them."
-        )
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{before}{BEGIN}\n\n{ledger_markdown(document)}\n\n{END}{after}"
+    marked = [name for name in FRAGMENTS if any(marker in text for marker in markers(name))]
+    for name in marked or ["ledger"]:
+        begin, end = markers(name)
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ValueError(
+                f"the file needs the lines {begin} and {end} once each, in this order; a table goes between them."
+            )
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = f"{before}{begin}\n\n{FRAGMENTS[name](document)}\n\n{end}{after}"
+    return text
 
 
 def update_readme(document: Document, path: str | Path) -> bool:
-    """Write the ledger into the file at `path`; True if that changed it.
+    """Write the fragments into the file at `path`; True if that changed it.
 
     Raises:
-        ValueError: if the file has no place for the ledger (see `updated_text`).
+        ValueError: if the file has no place for them (see `updated_text`).
     """
     path = Path(path)
     old = path.read_text(encoding="utf-8")
@@ -62,32 +95,39 @@ def update_readme(document: Document, path: str | Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0, or 1 if `--check` finds the file out of date."""
+    """Exit status 0, or 1 if `--check` finds a file out of date."""
     parser = argparse.ArgumentParser(
-        prog="python -m llm_mdp.report.readme", description="Write the ledger into a README."
+        prog="python -m llm_mdp.report.readme", description="Write what the ledger says into Markdown pages."
     )
     parser.add_argument("results", type=Path, help="what `llm-mdp verify --json FILE` wrote")
-    parser.add_argument("readme", type=Path, help=f"file with the lines {BEGIN} and {END}")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if the file is out of date")
+    parser.add_argument("pages", type=Path, nargs="+", help=f"files with lines such as {BEGIN} and {END}")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a file is out of date")
     options = parser.parse_args(arguments)
-    try:
-        document = json.loads(options.results.read_text(encoding="utf-8"))
-        old = options.readme.read_text(encoding="utf-8")
-        outdated = updated_text(document, old) != old
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    if options.check:
-        print(f"{options.readme} is {'out of date; run this command without --check' if outdated else 'up to date'}.")
-        return int(outdated)
-    update_readme(document, options.readme)
-    print(f"{options.readme} {'updated' if outdated else 'was up to date'}.")
-    return 0
+    outdated = False
+    for page in options.pages:
+        try:
+            document = json.loads(options.results.read_text(encoding="utf-8"))
+            old = page.read_text(encoding="utf-8")
+            changed = updated_text(document, old) != old
+            if not options.check:
+                update_readme(document, page)
+        except (OSError, ValueError) as error:
+            parser.error(f"{page}: {error}")
+        if options.check:
+            print(f"{page} is {'out of date; run this command without --check' if changed else 'up to date'}.")
+        else:
+            print(f"{page} {'updated' if changed else 'was up to date'}.")
+        outdated |= changed
+    return int(options.check and outdated)
 
 
 def _table(rows: list[ClaimRow]) -> str:
     head = ["claim", "statement", "source", "verdict", "relative bias", "scale", "why, and what repairs it"]
-    lines = [head, ["---", "---", "---", "---", "---:", "---:", "---"], *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _lines([head, ["---", "---", "---", "---", "---:", "---:", "---"], *map(_cells, rows)])
+
+
+def _lines(table: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 
 def _cells(row: ClaimRow) -> list[str]:

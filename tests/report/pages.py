@@ -9,6 +9,12 @@ import pytest
 from tests.patience import PATIENCE
 
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] "
+    "{{document}} {% raw %} {# $x_{$ \u202eRTL | a\u2028b"
+)
+"""Words of somebody else, as bad as can be for a page, a template, a drawing, a terminal and a table."""
+
 FLAGS = [
     "--headless",
     "--no-sandbox",

@@ -12,9 +12,7 @@ import rich.console
 from llm_mdp.cli.inspect import inspect, print_first
 from llm_mdp.report.inspect_page import LINE, credit_rows, lines_of, render_inspection, token_label, visible
 from llm_mdp_envs.text import byte_tokenizer
-from tests.report.pages import in_chromium, opened
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} \u202eRTL | a\u2028b"
+from tests.report.pages import HOSTILE, in_chromium, opened
 
 
 def token(text: str, id: int = 5, policy: bool = True, **figures) -> dict:
@@ -206,8 +204,8 @@ def test_colours_have_one_scale_a_row_symmetric_around_zero():
 @pytest.mark.parametrize(
     ("scale", "value", "text"),
     [
-        (0.5, 0.123, "0.12"), (0.5, -0.001, "0"), (0.5, -0.123, "−0.12"), (3.2, 1.5, "1.50"), (12.0, 3.14, "3.1"), (250.0, 31.4, "31"),
-        (0.012, 0.0049, "0.005"), (1e-5, 2e-6, "0.000002"),
+        (0.5, 0.123, "0.12"), (0.5, -0.001, "0"), (0.5, -0.123, "−0.12"), (3.2, 1.5, "1.50"), (12.0, 3.14, "3.1"),
+        (250.0, 31.4, "31"), (0.012, 0.0049, "0.005"), (1e-5, 2e-6, "0.000002"),
     ],
 )  # fmt: skip
 def test_figures_have_the_digits_that_their_scale_needs(scale, value, text):
@@ -284,17 +282,19 @@ PROBE = """
 const seen = {}, pick = (name) => picks.find((each) => each.textContent === name);
 const visibleRows = () => [...new Set([...groups.querySelectorAll("tr[data-row]")].filter((row) => row.offsetParent)
   .map((row) => row.cells[0].textContent))];
-const tipFigures = () => Object.fromEntries([...tip.querySelectorAll("dt")].map((dt) => [dt.textContent, dt.nextSibling.textContent]));
+const tipFigures = () => Object.fromEntries([...tip.querySelectorAll("dt")].map(
+  (dt) => [dt.textContent, dt.nextSibling.textContent]));
 const press = (cell, key) => cell.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
 const over = (cell) => cell.dispatchEvent(new PointerEvent("pointerover", { bubbles: true, pointerType: "mouse" }));
 const text = (columns) => columns.map(({ head }) => head.textContent).join("|");
 const [plain, turns, odd, long] = responses;
 
-seen.start = { rows: visibleRows(), controls: !document.querySelector(".controls").hidden, tip: !tip.hidden, texts: [plain, turns, odd].map(
-  ({ columns }) => text(columns)) };
+seen.start = { rows: visibleRows(), controls: !document.querySelector(".controls").hidden, tip: !tip.hidden,
+  texts: [plain, turns, odd].map(({ columns }) => text(columns)) };
 over(plain.columns[1].cells[3]);
 seen.hover = { shown: !tip.hidden, figures: tipFigures(), hot: document.querySelectorAll(".hot").length,
-  title: tip.querySelector("b").textContent, now: tip.querySelector("dt.now").textContent, about: tip.querySelector("p").textContent };
+  title: tip.querySelector("b").textContent, now: tip.querySelector("dt.now").textContent,
+  about: tip.querySelector("p").textContent };
 press(document.body, "Escape");
 seen.escaped = tip.hidden && document.querySelectorAll(".hot").length === 0;
 odd.columns[2].head.click();
@@ -306,7 +306,8 @@ seen.environment = { about: tip.querySelector("p").textContent, figures: tipFigu
 hide();
 plain.columns[0].head.focus();
 press(plain.columns[0].head, "ArrowRight");
-seen.right = document.activeElement === plain.columns[1].head && String(plain.columns.map(({ head }) => head.tabIndex)) === "-1,0,-1,-1";
+seen.right = document.activeElement === plain.columns[1].head
+  && String(plain.columns.map(({ head }) => head.tabIndex)) === "-1,0,-1,-1";
 press(plain.columns[1].head, "End"); seen.end = document.activeElement === plain.columns[3].head;
 press(plain.columns[3].head, "ArrowRight"); seen.stays = document.activeElement === plain.columns[3].head;
 press(plain.columns[3].head, "Home"); seen.home = document.activeElement === plain.columns[0].head;
@@ -321,7 +322,8 @@ const lines = () => [...long.place.children].map((table) => table.rows[0].cells.
 const overflow = () => long.place.scrollWidth - long.place.clientWidth;
 seen.wide = { lines: lines(), overflow: overflow() };
 document.querySelector("main").style.maxWidth = "420px"; update();
-seen.narrow = { lines: lines(), overflow: overflow(), texts: text([...long.place.querySelectorAll(".tok")].map((head) => ({ head }))),
+seen.narrow = { lines: lines(), overflow: overflow(),
+  texts: text([...long.place.querySelectorAll(".tok")].map((head) => ({ head }))),
   cells: [...long.place.querySelectorAll("td")].every((cell) => cell.column.cells[cell.parentNode.rowIndex] === cell) };
 document.querySelector("main").style.maxWidth = "";
 
@@ -329,13 +331,16 @@ document.querySelector("input[name=view][value=one]").click();
 pick("RLOO").click();
 const sign = (kinds) => kinds.contains("gain") ? "+" : kinds.contains("loss") ? "-" : "0";
 const colours = (columns) => columns.map(({ head }) => sign(head.classList) + head.style.getPropertyValue("--v"));
-seen.one = { rows: visibleRows(), pressed: picks.filter((each) => each.ariaPressed === "true").map((each) => each.textContent),
+const topOf = (column) => column.head.getBoundingClientRect().top;
+seen.one = { rows: visibleRows(),
+  pressed: picks.filter((each) => each.ariaPressed === "true").map((each) => each.textContent),
   colours: colours(turns.columns), inline: getComputedStyle(turns.columns[0].head).display,
-  line: Math.abs(turns.columns[0].head.getBoundingClientRect().top - turns.columns[2].head.getBoundingClientRect().top) < 2 };
+  line: Math.abs(topOf(turns.columns[0]) - topOf(turns.columns[2])) < 2 };
 pick("Own").click();
 seen.other = colours(plain.columns);
 over(plain.columns[0].head);
-seen.oneTip = { figures: tipFigures(), now: tip.querySelector("dt.now").textContent, hot: document.querySelectorAll(".hot").length };
+seen.oneTip = { figures: tipFigures(), now: tip.querySelector("dt.now").textContent,
+  hot: document.querySelectorAll(".hot").length };
 document.querySelector("input[name=view][value=compare]").click();
 seen.back = { rows: visibleRows(), colours: document.querySelectorAll(".tok.gain, .tok.loss").length };
 seen.download = download.href.startsWith("blob:") && json.length;
@@ -397,7 +402,8 @@ def test_the_script_runs_on_every_document(name, tmp_path):
     probe = """<script>
       for (const value of ["one", "compare"]) document.querySelector(`input[value=${value}]`).click();
       for (const { columns } of responses) show(columns[0].head);
-      document.body.dataset.seen = JSON.stringify([tip.querySelectorAll("dt").length, document.querySelectorAll("img").length]);
+      const counted = [tip.querySelectorAll("dt").length, document.querySelectorAll("img").length];
+      document.body.dataset.seen = JSON.stringify(counted);
     </script>"""
     seen, _ = run_in_chromium(DOCUMENTS[name], tmp_path, probe)
     assert seen == [len(credit_rows(DOCUMENTS[name])), 0]

@@ -15,12 +15,13 @@ from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main, update_readme
 from llm_mdp.report.rows import Span, bias, claim_rows, named_instances, number, ratio, span_text
 from llm_mdp.report.terminal import print_report, progress_bar
-from tests.report.pages import Page, in_chromium, opened
+from tests.report.pages import HOSTILE, Page, in_chromium, opened
 
 CLAIMS = """
 theorems | lemma-1 | unbiased | γᵗ⁻¹ Q(W₀,ₜ₋₁, wₜ) weights step t | Lemma 1, Eq. 4
 theorems | lemma-2 | unbiased | any c(W₀,ₜ₋₁) may be added to the weight of step t | Lemma 2
-theorems | theorem-1 | unbiased | U(W₀,ₜ), the expected response reward given the prefix, weights step t | Theorem 1, Eq. 21
+theorems | theorem-1 | unbiased | U(W₀,ₜ), the expected response reward given the prefix, weights step t \
+| Theorem 1, Eq. 21
 theorems | theorem-2 | unbiased | U(W₀,ₜ) - U(W₀,ₜ₋₁) weights step t | Theorem 2, Eq. 28
 theorems | corollary-1 | unbiased | the response-level reward RM(W) weights every step | Corollary 1, Eq. 27
 theorems | remark-2-return-to-go | unbiased | γᵗ⁻¹ Gₜ of the hidden token rewards | Remark 2
@@ -44,9 +45,11 @@ algorithms | grpo-mean | proportional | RM minus the group mean | the paper, Eq.
 algorithms | grpo | biased | (RM - mean) / (std + 1e-4) over the group | Shao et al. 2024; the paper, Eq. 34
 algorithms | grpo-length | biased | the same divided by the length of the response | Shao et al. 2024, Eq. 3
 algorithms | dr-grpo | proportional | RM minus the group mean, divided by the horizon | Liu et al. 2025
-algorithms | trepo | unbiased | TRePO with fresh draws for the baseline, D = every step | the project's repair of Algorithm 1
+algorithms | trepo | unbiased | TRePO with fresh draws for the baseline, D = every step \
+| the project's repair of Algorithm 1
 algorithms | trepo-eq31 | biased | TRePO with pooled draws, D = every step | the paper, Eq. 31
-algorithms | trepo-interpolated | biased | TRePO, D = {1, 3, …}, advantages interpolated linearly | the paper, Algorithm 1
+algorithms | trepo-interpolated | biased | TRePO, D = {1, 3, …}, advantages interpolated linearly \
+| the paper, Algorithm 1
 algorithms | trepo-segment | unbiased | TRePO, the same D, one advantage a segment | the project's repair
 algorithms | trepo-lambda | unbiased | GAE(0.5) over fresh branch means | the project's repair
 algorithms | trepo-own-length | biased | D placed at half of the response's own length | the paper, Algorithm 1
@@ -69,15 +72,17 @@ practices | kl-k3-reward | biased | the same in the reward | Schulman 2020
 practices | length-normalised | biased | RM divided by the response's own length | common
 practices | token-mean | biased | the loss averaged over all tokens of the group | common
 practices | masked-truncated | biased | responses that hit the horizon are masked | DAPO, "overlong filtering"
-practices | zero-std-filtered | report | groups with equal rewards are left out of the average | DAPO, "dynamic sampling"
+practices | zero-std-filtered | report | groups with equal rewards are left out of the average \
+| DAPO, "dynamic sampling"
 practices | temperature-mismatch | biased | responses drawn at temperature 0.6, scored at 1 | common
-practices | ppo-second-epoch | biased | a second epoch of the clipped surrogate on the same samples | Schulman et al. 2017
+practices | ppo-second-epoch | biased | a second epoch of the clipped surrogate on the same samples \
+| Schulman et al. 2017
 """
 
 REASONS = {
-    "unbiased": "the weight differs from U(W₀,ₜ) only by what the prefix already fixes, which has mean zero against the score",
+    "unbiased": "the weight differs from U(W₀,ₜ) only by what the prefix fixes, which has mean zero against the score",
     "proportional": "each response is in its own baseline, which takes away a constant share of the gradient",
-    "biased": "the weight depends on wₜ beyond the reward, so part of the signal is cancelled, another part at every prefix",
+    "biased": "the weight depends on wₜ beyond the reward, so part of the signal is cancelled, another at every prefix",
     "holds": "the two distributions agree in every log-probability",
     "fails": "the two distributions differ",
     "undecided": "the confidence interval still holds both verdicts; draw more samples",
@@ -193,9 +198,6 @@ def several_document(sampled: bool = False) -> dict:
     set_verdict(document, 2, "abc-full-sum", "undecided", None)
     set_verdict(document, 3, "vineppo", "not computed", None)
     return document
-
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} | a\u2028b"
 
 
 def claim_ids(document: dict) -> list[str]:
@@ -433,12 +435,14 @@ def test_plane_shows_bias_as_distance_and_cosine_as_angle():
 PROBE = """
 <script>
 const seen = {};
-const order = () => claims.filter((claim) => !claim.hidden).toSorted((a, b) => a.compareDocumentPosition(b) & 4 ? -1 : 1)
+const order = () => claims.filter((claim) => !claim.hidden)
+  .toSorted((a, b) => a.compareDocumentPosition(b) & 4 ? -1 : 1)
   .map((claim) => claim.querySelector(".toggle").textContent);
 const header = (column) => headers[column].querySelector("button");
 seen.start = order();
 header(2).click();
-seen.byBias = order(); seen.ariaSort = headers[2].ariaSort; seen.groups = groups.filter((group) => !group.hidden).length;
+seen.byBias = order(); seen.ariaSort = headers[2].ariaSort;
+seen.groups = groups.filter((group) => !group.hidden).length;
 header(2).click(); header(2).click();
 header(3).click(); seen.byScale = order(); header(3).click(); header(3).click();
 seen.again = order(); seen.ariaNone = headers[2].ariaSort;

@@ -33,7 +33,7 @@ from llm_mdp.report.variance_rows import (
     write_csv,
 )
 from llm_mdp.report.variance_terminal import print_variance
-from tests.report.pages import Page, in_chromium, opened
+from tests.report.pages import HOSTILE, Page, in_chromium, opened
 
 ESTIMATORS = {
     "reinforce": [{}],
@@ -145,7 +145,7 @@ def made_up_setting(seed: int, name: str, words: str, axes: dict, budget: float 
         "budget": budget,
         "rows": rows,
         "best": best,
-        "recommendation": f"With {budget:,.0f} tokens a batch take {take}: {gained:.0%} of what the exact gradient would give.",
+        "recommendation": f"With {budget:,.0f} tokens take {take}: {gained:.0%} of what the exact gradient would give.",
     }
 
 
@@ -203,9 +203,6 @@ def rewards_sweep() -> dict:
         made_up_setting(k, kind, f"{kind} rewards; horizon 8", axes_of(8, kind)) for k, kind in enumerate(kinds)
     ]
     return document_of(settings, "rewards")
-
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'single' [red]markup[/red] {{json}} $x_{$ | a\u2028b"
 
 
 def hostile_document() -> dict:
@@ -705,8 +702,10 @@ def test_one_setting_has_its_advice_once_and_several_have_it_with_their_names():
 PROBE = """
 <script>
 const seen = {};
-const order = (table) => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].dataset.sort);
-const press = (table, name) => [...table.tHead.rows[0].cells].find((cell) => cell.textContent === name).querySelector("button").click();
+const order = (table) => [...table.tBodies[0].rows].filter((row) => !row.hidden)
+  .map((row) => row.cells[0].dataset.sort);
+const press = (table, name) => [...table.tHead.rows[0].cells].find((cell) => cell.textContent === name)
+  .querySelector("button").click();
 const type = (text) => { search.value = text; search.dispatchEvent(new Event("input")); };
 const chip = (kind) => chips.find((button) => button.dataset.kind === kind).click();
 seen.start = order(tables[0]);
@@ -714,7 +713,8 @@ press(tables[0], "tokens to signal"); seen.byNoise = order(tables[0]); seen.othe
 press(tables[0], "tokens to signal"); seen.byNoiseDown = order(tables[0]);
 press(tables[0], "progress"); seen.again = order(tables[0]);
 type("RLOO"); seen.search = tables.map(order); seen.found = document.querySelector(".found").textContent; type("");
-chip("frontier"); seen.frontier = order(tables[2]); chip("biased"); seen.both = order(tables[2]); chip("frontier"); chip("biased");
+chip("frontier"); seen.frontier = order(tables[2]);
+chip("biased"); seen.both = order(tables[2]); chip("frontier"); chip("biased");
 const setting = document.querySelector("#setting-1");
 setting.open = false; location.hash = "#setting-1"; followLink(); seen.opened = setting.open;
 seen.wide = document.documentElement.scrollWidth <= innerWidth;
