@@ -155,8 +155,12 @@ class Agent(Generic[Options]):
     name: ClassVar[str]
     paper: ClassVar[str]
     """Where it was published, and its equations in the paper that this project checks."""
-    claims: ClassVar[tuple[str, ...]]
-    """Rows of the ledger that are about it."""
+    named: ClassVar[str] = ""
+    """Its estimator in the catalogue, where that has another name than the agent."""
+    claims: ClassVar[tuple[str, ...]] = ()
+    """Rows of the ledger that are about it; those that the catalogue lists, if it does not say."""
+    why_the_default: ClassVar[str] = ""
+    """Where the certificate of the default options says biased: why they are the default all the same."""
     Config: ClassVar[type[AgentConfig]] = AgentConfig
 
     def __init__(self, config: Options, policy: Policy, task: Task, seed: int = 0):
@@ -314,14 +318,14 @@ class WithRewardModel(Agent[RewardModelOptions]):
 
 
 class Plain(Agent[AgentConfig]):
-    """Any core estimator as an agent, a user's own too."""
+    """Any estimator as an agent: of the catalogue, or a user's own."""
 
     name = "yours"
     paper = "your own"
     claims = ()
 
-    def __init__(self, estimator: Estimator, policy: Policy, task: Task, seed: int = 0):
-        self._given = estimator
+    def __init__(self, estimator: Estimator, policy: Policy, task: Task, seed: int = 0, name: str = "yours"):
+        self._given, self.name = estimator, name  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__(AgentConfig(group_size=estimator.group_size), policy, task, seed)
 
     def make_estimator(self) -> Estimator:

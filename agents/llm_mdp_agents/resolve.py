@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 
 from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.catalogue import CATALOGUE
+from llm_mdp.estimators.entry import Entry, Given
 from llm_mdp.own import did_you_mean, is_own, load_module
 from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
 from llm_mdp.verify.check import check_estimator, load_estimator
@@ -70,15 +72,26 @@ NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS
 """Options that change nothing about a kind of policy; SHAPE, for a model that has a name."""
 
 
-def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator:
-    """The class of an agent by its name or its options; a core estimator, an object or FILE.py:CLASS, is an agent as it
-    is.
+def is_plain(name: str) -> bool:
+    """Does this name an estimator without options here: FILE.py:CLASS, or one of the catalogue that is no agent?"""
+    return is_own(name) or (name in CATALOGUE and name not in AGENTS)
+
+
+def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator | Entry:
+    """The class of an agent by its name or its options. An estimator is an agent as it is: an object, FILE.py:CLASS, or
+    a name of the catalogue.
 
     Raises:
-        ValueError: if there is no such agent.
+        ValueError: if there is no such agent, or it is made from values that nobody has in training.
     """
     if isinstance(agent, str) and is_own(agent):
         return load_estimator(agent)
+    if isinstance(agent, str) and is_plain(agent):
+        if CATALOGUE[agent].given_values:
+            raise ValueError(
+                f"{agent} is made from exact values, which training does not have; `llm-mdp verify {agent}` has."
+            )
+        return CATALOGUE[agent]
     if isinstance(agent, str | AgentConfig):
         return agent_class(agent)
     if isinstance(agent, type) or not hasattr(agent, "collect"):
@@ -98,7 +111,7 @@ def agent_class(agent: str | AgentConfig) -> type[Agent]:
     if isinstance(agent, str):
         if agent in AGENTS:
             return AGENTS[agent]
-        hint = did_you_mean(agent, AGENTS, f"choose one of {', '.join(AGENTS)}.")
+        hint = did_you_mean(agent, [*AGENTS, *CATALOGUE], f"choose one of {', '.join(AGENTS)}.")
         raise ValueError(f"there is no agent {agent!r}; {hint}")
     for known in AGENTS.values():
         if type(agent) is known.Config:
@@ -111,6 +124,8 @@ def agent_class(agent: str | AgentConfig) -> type[Agent]:
 def build_agent(agent: str | AgentConfig | Estimator, policy: Policy, task: Task, seed: int) -> Agent:
     """The agent itself, with its models."""
     found = find_agent(agent)
+    if isinstance(found, Entry):
+        return Plain(found.make(Given(task.horizon)), policy, task, seed, found.name)
     if not isinstance(found, type):
         return Plain(found, policy, task, seed)
     return found(agent if isinstance(agent, AgentConfig) else found.Config(), policy, task, seed)

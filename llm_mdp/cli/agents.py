@@ -1,10 +1,11 @@
-"""`llm-mdp agents`: the zoo, with what the ledger says of each agent."""
+"""`llm-mdp agents`: the zoo, with the certificate of each agent's own defaults and the ledger's verdicts."""
 
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -13,17 +14,19 @@ from rich.padding import Padding
 from llm_mdp.cli.options import FLAGS, check_writable, one_thread
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.files import write_text
-from llm_mdp.report.terminal import progress_bar
+from llm_mdp.report.terminal import COLOURS, progress_bar
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.ledger import run_ledger
 from llm_mdp.verify.problem import Problem
+from llm_mdp_agents.base import Agent
+from llm_mdp_agents.certificates import own_certificate
 from llm_mdp_agents.zoo import AGENTS
 
 
 @dataclass(frozen=True)
 class AgentsArguments:
-    """List the agents: algorithm, paper, file, and the verdicts of the ledger about them, computed now on one
-    instance."""
+    """List the agents: algorithm, paper, file, and two things computed now: the certificate of each agent's own default
+    configuration, as it trains, and the verdicts of the ledger about its claims."""
 
     json: Path | None = None
     """Write the list to this file."""
@@ -36,17 +39,41 @@ def agents(argv: Sequence[str]) -> int:
     check_writable(arguments.json)
     named = {claim for agent in AGENTS.values() for claim in agent.claims}
     claims = tuple(claim for claim in CLAIMS if claim.id in named)
-    with progress_bar(Console(stderr=True), len(claims)) as done:
+    with progress_bar(Console(stderr=True), len(claims) + len(AGENTS)) as done:
         rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
-    console, listed = Console(highlight=False), []
-    for name, agent in AGENTS.items():
-        file = f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
-        verdicts = {claim: rows[claim]["verdict"] for claim in agent.claims}
-        options = [each.name for each in fields(agent.Config)]
-        listed.append({"name": name, "paper": agent.paper, "file": file, "claims": verdicts, "options": options})
-        console.print(f"[bold]{name:<14}[/] {agent.paper}")
-        console.print(Padding(file, (0, 0, 0, 15)), style="dim")
-        console.print(Padding(", ".join(f"{claim} {verdict}" for claim, verdict in verdicts.items()), (0, 0, 0, 15)))
+        listed = []
+        for agent in AGENTS.values():
+            listed.append(described(agent) | {"claims": {claim: rows[claim]["verdict"] for claim in agent.claims}})
+            done(agent.name)
+    console = Console(highlight=False)
+    for each in listed:
+        show(each, console)
     if arguments.json:
         write_text(arguments.json, json.dumps(listed, indent=1) + "\n")
     return 0
+
+
+def described(agent: type[Agent]) -> dict[str, Any]:
+    """All that is said of an agent, JSON-able."""
+    own = own_certificate(agent)
+    return {
+        "name": agent.name,
+        "paper": agent.paper,
+        "file": f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}",
+        "certificate": asdict(own.certificate) | {"words": str(own.certificate), "computed_on": own.place},
+        "why_the_default": agent.why_the_default if own.certificate.verdict == "biased" else "",
+        "options": [each.name for each in fields(agent.Config)],
+    }
+
+
+def show(agent: dict[str, Any], console: Console) -> None:
+    """One agent in a few lines."""
+    certificate, margin = agent["certificate"], (0, 0, 0, 15)
+    console.print(f"[bold]{agent['name']:<14}[/] {agent['paper']}")
+    console.print(Padding(agent["file"], margin), style="dim")
+    words = f"its defaults: {certificate['words']} ({certificate['computed_on']})"
+    console.print(Padding(words, margin), style=COLOURS.get(certificate["verdict"], ""))
+    if agent["why_the_default"]:
+        console.print(Padding(f"why the default: {agent['why_the_default']}", margin))
+    verdicts = ", ".join(f"{claim} {verdict}" for claim, verdict in agent["claims"].items())
+    console.print(Padding(f"the ledger: {verdicts}", margin), style="dim")

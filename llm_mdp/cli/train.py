@@ -11,8 +11,10 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from llm_mdp.cli.options import FLAGS, env_arguments, one_thread
-from llm_mdp.own import UsageError, is_own
-from llm_mdp_agents.resolve import ModelConfig, agent_class
+from llm_mdp.estimators.catalogue import CATALOGUE, describe
+from llm_mdp.estimators.entry import Given
+from llm_mdp.own import UsageError
+from llm_mdp_agents.resolve import ModelConfig, agent_class, is_plain
 from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
 from llm_mdp_agents.zoo import AGENTS
 
@@ -110,7 +112,7 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
             argv = [config.env, *argv]
     else:
         name, argv = argv[0], argv[1:]
-        agent = NoOptions() if is_own(name) else agent_class(name).Config()
+        agent = NoOptions() if is_plain(name) else agent_class(name).Config()
     arguments = tyro.cli(
         TrainArguments[type(agent)], args=argv, prog=f"llm-mdp train {name}", config=FLAGS, default=default,
         description=inspect.getdoc(TrainArguments),
@@ -154,6 +156,9 @@ def _finished(job: Any) -> int:
         f"{last['eval/greedy_reward']:.3f}, in {last['step']} steps and "
         f"{sum(each.get('tokens', 0) for each in run.metrics):,.0f} tokens"
     )
+    name = run.agent.named or run.agent.name
+    if name in CATALOGUE and (differs := describe(run.agent.estimator, name, Given(run.task.horizon))):
+        console.print(f"options that are not those of the catalogue's {name}: {differs}", style="dim")
     console.print(f"report: {run.folder}/report.html", soft_wrap=True)
     console.print(f"go on:  llm-mdp train --resume {run.folder} --steps {2 * last['step']}", soft_wrap=True)
     return 0

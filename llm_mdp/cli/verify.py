@@ -12,7 +12,8 @@ import tyro
 from rich.console import Console
 
 from llm_mdp.cli.options import check_writable, command_line
-from llm_mdp.exact.instances import Instance, random_instance, read_instance, write_instance
+from llm_mdp.exact.instance_files import read_instance, write_instance
+from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.ledger_page import render_ledger

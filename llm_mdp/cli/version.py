@@ -11,7 +11,6 @@ import llm_mdp
 
 def version(argv: Sequence[str]) -> int:
     """Run `llm-mdp version`."""
-    print(
-        f"llm-mdp {llm_mdp.__version__}, torch {torch.__version__}, numpy {numpy.__version__}, Python {sys.version.split()[0]}"
-    )
+    parts = (f"torch {torch.__version__}", f"numpy {numpy.__version__}", f"Python {sys.version.split()[0]}")
+    print(f"llm-mdp {llm_mdp.__version__}, {', '.join(parts)}")
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 from llm_mdp.estimators.algorithms import GRPO, MARLHF, PPO, REINFORCE, RLOO, ReMax, TRePO, VinePPO, ramp
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import EveryNTokens, FractionsOfLength
-from llm_mdp.estimators.entry import Entry, Given, by_critic, proportional, unbiased
+from llm_mdp.estimators.entry import Entry, Given, NeedsExactValues, by_critic, proportional, unbiased
 from llm_mdp.estimators.learned_credit import ABC, DPO, PRIME, R3HF, RTO
 from llm_mdp.estimators.objectives import KL
 from llm_mdp.estimators.practices import (
@@ -83,7 +83,8 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "reinforce-mean", "The reward less its expectation, what a running mean becomes: one shared baseline.",
-        lambda g: REINFORCE(baseline=g.expected_reward or 0.0), label="REINFORCE, mean", proved=unbiased,
+        lambda g: REINFORCE(baseline=g.expected_reward or 0.0), label="REINFORCE, mean",
+        claims=("corollary-1",), proved=unbiased,
     ),
     Entry(
         "rloo", "The reward less the mean of the other responses.", lambda g, group_size: RLOO(group_size), K,
@@ -210,7 +211,8 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "theorem-2-optimal", "U(W₀,ₜ) less the optimal baseline of the state, exactly.",
-        lambda g: WithBaseline(critic=g.critic(), baseline=g.optimal_baseline), label="optimal baseline", **ORACLE,
+        lambda g: WithBaseline(critic=g.critic(), baseline=g.optimal_baseline), label="optimal baseline",
+        claims=("theorem-2", "lemma-2"), **ORACLE,
     ),
     Entry(
         "value-baseline", "The reward less the exact value of the state.", lambda g: PPO(critic=g.critic(), lam=1.0),
@@ -293,19 +295,23 @@ def find_entry(name: str, among: Iterable[str] = CATALOGUE) -> Entry:
 
 def describe(estimator: Estimator, name: str, given: Given) -> str:
     """The options of an estimator that are not those of its name: `reduction sequence_mean, clip_low 0.2`; empty if
-    there are none. Models and critics are not options.
+    there are none. Models and critics are no options, nor is the horizon.
 
     Raises:
-        NeedsExactValues: if the name is made from what is not known here.
+        UsageError: if there is no such name.
     """
-    plain = find_entry(name).make(given)
-    named = {each.name: getattr(plain, each.name, None) for each in fields(plain)}
-    differs = {
-        each.name: value
-        for each in fields(estimator)
-        if isinstance(value := getattr(estimator, each.name), PLAIN) and value != named.get(each.name, each.default)
-    }
-    return ", ".join(f"{option} {value}" for option, value in differs.items())
-
-
-PLAIN = (bool, int, float, str, tuple)
+    try:
+        named = find_entry(name).make(given)
+    except NeedsExactValues:  # made from values that agents learn; what else it has are the defaults of its class
+        named = None
+    differs = []
+    for each in fields(estimator):
+        value = getattr(estimator, each.name)
+        usual = getattr(named, each.name, each.default)
+        plain = isinstance(value, bool | int | float | str | tuple) and each.name not in (
+            "horizon",
+            "reduction_constant",
+        )
+        if plain and value != usual:
+            differs.append(f"{each.name} {value}")
+    return ", ".join(differs)

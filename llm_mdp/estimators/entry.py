@@ -133,7 +133,7 @@ class Entry:
     label: str = ""
     """For people; the name if there is no other."""
     claims: tuple[str, ...] = ()
-    """Rows of the ledger that are about it; none named: the row of its own name, if there is one."""
+    """Rows of the ledger that are about it, if there are others than the row of its own name."""
     proved: Callable[..., Proved | None] = nothing_proved
     """(**options) -> what holds of it on every instance; None: that depends."""
     given_values: bool = False
@@ -159,6 +159,11 @@ class Entry:
                 f"{self.name} compares responses to a prompt, so its group_size {size} must be at least 2."
             )
         return self.build(given, **(self.options | options))
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Ids of the rows of the ledger that are about it."""
+        return self.claims or (self.name,)
 
     @property
     def compares(self) -> bool:

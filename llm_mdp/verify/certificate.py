@@ -78,8 +78,10 @@ class Certificate:
 
 
 def _figure(value: float) -> str:
-    """Three digits; what an exact certificate calls zero is a bound."""
-    return f"below {UNBIASED:g}" if abs(value) < UNBIASED else f"{value:.3g}"
+    """Four digits, more where a figure is close to 1; what an exact certificate calls zero is a bound."""
+    if abs(value) < UNBIASED:
+        return f"below {UNBIASED:g}"
+    return f"{value:.4g}" if abs(value - 1) > 1e-4 else f"{value:.10g}"
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def assemble(config: RunConfig, own: Policy | None) -> Parts:
     task = scored(plain_task, policy, seed, config.model.scored_by)
     batches = batches_of(config.warm_start, task, config.model.model if own is None else None)
     found = find_agent(config.agent)
-    make_agent = partial(build_agent, config.agent if isinstance(found, type) else found, policy, task, seed)
+    make_agent = partial(build_agent, found if isinstance(found, Estimator) else config.agent, policy, task, seed)
     agent = make_agent()
     check_loggers(config.loggers)
     options = {"max_length": task.prompt_length + task.horizon + 1} if config.model.engine == "vllm" else {}

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_mdp.estimators.entry import Entry
 from llm_mdp.own import is_own
-from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, plain
+from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_plain, plain
 from llm_mdp_agents.training.records import load_config
 from llm_mdp_agents.training.trainer import TrainConfig
 
@@ -46,6 +47,8 @@ class RunConfig:
             place, _, attribute = self.agent.rpartition(":")
             return {"name": f"{Path(place).resolve() if place.endswith('.py') else place}:{attribute}"}
         found = find_agent(self.agent)
+        if isinstance(found, Entry):
+            return {"name": found.name}
         if not isinstance(found, type):
             return {"name": given(found), **plain(found)}
         return {"name": found.name, **plain(found.Config() if isinstance(self.agent, str) else self.agent)}
@@ -74,7 +77,7 @@ def read_run_config(document: dict[str, Any]) -> RunConfig:
                     f"runs that are started with names (or FILE.py:CLASS) can be read back."
                 )
         return RunConfig(
-            name if is_own(name) else agent_class(name).Config(**options),
+            name if is_plain(name) else agent_class(name).Config(**options),
             env["id"],
             env["arguments"],
             ModelConfig(**document["model"]),

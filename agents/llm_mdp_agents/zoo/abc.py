@@ -34,7 +34,7 @@ class ABCConfig(RewardModelConfig):
 class ABC(WithRewardModel[ABCConfig]):
     """The reward model's attention as credit."""
 
-    name, paper, claims = "abc", "Chan et al. 2024; Eq. 42", ("abc-full-sum", "abc-return-to-go")
+    name, paper = "abc", "Chan et al. 2024; Eq. 42"
     Config = ABCConfig
 
     def make_estimator(self):

@@ -46,7 +46,8 @@ Options = TypeVar("Options", bound=DPOConfig)
 class DPO(Agent[Options]):
     """Preference pairs of the reference policy."""
 
-    name, paper, claims = "dpo", "Rafailov et al. 2023; Eq. 40", ("dpo-optimum",)
+    name, paper = "dpo", "Rafailov et al. 2023; Eq. 40"
+    why_the_default = "it fits preferences and stays close to its reference, another aim than the largest reward"
     Config = DPOConfig
 
     def build(self):

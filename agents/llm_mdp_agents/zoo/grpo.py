@@ -101,7 +101,7 @@ class GRPO(Agent[GRPOConfig]):
     """Reward relative to the group's mean and standard deviation."""
 
     name, paper = "grpo", "Shao et al. 2024; Liu et al. 2025; Yu et al. 2025; Eq. 34-35"
-    claims = ("grpo", "grpo-mean", "grpo-length", "dr-grpo", "token-mean", "zero-std-filtered", "masked-truncated")
+    why_the_default = "as published and as most people run it; variant dr-grpo is proportional, rloo unbiased"
     Config = GRPOConfig
 
     def __init__(self, config, policy, task, seed=0):

@@ -35,7 +35,8 @@ class IterativeDPOConfig(DPOConfig):
 class IterativeDPO(DPO[IterativeDPOConfig]):
     """Preference pairs of the policy at the start of each iteration."""
 
-    name, paper, claims = "iterative-dpo", "Xiong et al. 2024; Eq. 40, §5.1", ("dpo-optimum",)
+    name, paper = "iterative-dpo", "Xiong et al. 2024; Eq. 40, §5.1"
+    named = "dpo"
     Config = IterativeDPOConfig
 
     def build(self):

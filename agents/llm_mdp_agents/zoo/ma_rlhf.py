@@ -24,7 +24,10 @@ class MARLHFConfig(CriticConfig, SegmentConfig):
 class MARLHF(WithSegments[MARLHFConfig], WithCritic[MARLHFConfig]):
     """Generalised advantages over macro actions."""
 
-    name, paper, claims = "ma-rlhf", "Chai et al. 2024", ("ma-rlhf",)
+    name, paper = "ma-rlhf", "Chai et al. 2024"
+    why_the_default = (
+        "lam 0.95 with a learned critic takes bias for less noise; lam 1 is unbiased whatever the critic says"
+    )
     Config = MARLHFConfig
 
     def make_estimator(self):

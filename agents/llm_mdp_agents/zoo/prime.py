@@ -43,7 +43,8 @@ class PRIMEConfig(AgentConfig):
 class PRIME(Agent[PRIMEConfig]):
     """Implicit process rewards, learned online, and the outcome."""
 
-    name, paper, claims = "prime", "Cui et al. 2025; Eq. 44-45", ("prime",)
+    name, paper = "prime", "Cui et al. 2025; Eq. 44-45"
+    why_the_default = "it follows successes and a model of them, as published, not the reward itself"
     Config = PRIMEConfig
 
     def build(self):

@@ -24,7 +24,7 @@ class R3HFConfig(RewardModelConfig):
 class R3HF(WithRewardModel[R3HFConfig]):
     """Differences of a reward model's scores of partial responses."""
 
-    name, paper, claims = "r3hf", "Li et al. 2024; Eq. 43", ("r3hf",)
+    name, paper = "r3hf", "Li et al. 2024; Eq. 43"
     Config = R3HFConfig
 
     def make_estimator(self):

@@ -32,7 +32,7 @@ class REINFORCEConfig(AgentConfig):
 class REINFORCE(Agent[REINFORCEConfig]):
     """Reward minus a running mean of earlier batches."""
 
-    name, paper, claims = "reinforce", "Williams 1992; Corollary 1, Eq. 27", ("reinforce", "corollary-1")
+    name, paper = "reinforce", "Williams 1992; Corollary 1, Eq. 27"
     Config = REINFORCEConfig
 
     def make_estimator(self):

@@ -23,7 +23,7 @@ class ReMaxConfig(AgentConfig):
 class ReMax(Agent[ReMaxConfig]):
     """Reward minus the reward of the greedy response."""
 
-    name, paper, claims = "remax", "Li et al. 2023; Eq. 38-39", ("remax",)
+    name, paper = "remax", "Li et al. 2023; Eq. 38-39"
     Config = ReMaxConfig
 
     def make_estimator(self):

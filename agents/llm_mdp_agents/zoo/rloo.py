@@ -27,7 +27,7 @@ class RLOOConfig(AgentConfig):
 class RLOO(Agent[RLOOConfig]):
     """Reward minus the mean of the others."""
 
-    name, paper, claims = "rloo", "Ahmadian et al. 2024; Eq. 36-37", ("rloo", "rloo-eq36")
+    name, paper = "rloo", "Ahmadian et al. 2024; Eq. 36-37"
     Config = RLOOConfig
 
     def make_estimator(self):

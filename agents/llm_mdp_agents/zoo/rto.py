@@ -39,7 +39,8 @@ class RTOConfig(AgentConfig):
 class RTO(Agent[RTOConfig]):
     """Implicit rewards of a model trained by DPO."""
 
-    name, paper, claims = "rto", "Zhong et al. 2024; Eq. 41", ("rto", "rto-eq41", "dpo-optimum")
+    name, paper = "rto", "Zhong et al. 2024; Eq. 41"
+    why_the_default = "its rewards come from a DPO model that is fitted, not solved for; dpo_batches lessen the bias"
     Config = RTOConfig
 
     def build(self):

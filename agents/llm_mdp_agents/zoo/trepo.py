@@ -59,15 +59,6 @@ class TRePO(WithSegments[TRePOConfig]):
     """Segment advantages from fresh draws at the boundaries D."""
 
     name, paper = "trepo", "Algorithm 1, Eq. 31"
-    claims = (
-        "trepo",
-        "trepo-segment",
-        "trepo-lambda",
-        "trepo-eq31",
-        "trepo-interpolated",
-        "trepo-greedy-values",
-        "trepo-own-length",
-    )
     Config = TRePOConfig
 
     def prepare(self, sampler: BatchSampler) -> None:

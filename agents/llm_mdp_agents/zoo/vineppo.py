@@ -26,7 +26,7 @@ class VinePPOConfig(BranchConfig):
 class VinePPO(WithSegments[VinePPOConfig]):
     """Segment advantages from Monte-Carlo values."""
 
-    name, paper, claims = "vineppo", "Kazemnejad et al. 2024", ("vineppo",)
+    name, paper = "vineppo", "Kazemnejad et al. 2024"
     Config = VinePPOConfig
 
     def make_estimator(self):
