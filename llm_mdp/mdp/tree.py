@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 PAD = -1
@@ -124,11 +124,6 @@ class PrefixTree:
         steps = torch.arange(tokens.shape[-1])
         offset = torch.where(tokens >= 0, self.first_leaf_by_token[steps, tokens.clamp(min=0)], 0)
         return torch.cat([torch.zeros_like(offset[..., :1]), offset.cumsum(-1)], dim=-1)
-
-
-def response_mask(tokens: Int[Tensor, "*batch T"]) -> Bool[Tensor, "*batch T"]:
-    """True on response tokens, the end token included; padding is `PAD`."""
-    return tokens != PAD
 
 
 def prompt_index(prompt: Int[Tensor, "*batch L"], prompts: Int[Tensor, "P L"]) -> Int[Tensor, "*batch"]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm_mdp.estimators.algorithms import GRPO, RLOO, Estimator
+from llm_mdp.estimators.algorithms import GRPO, RLOO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.verify.check import EstimatorError, check_estimator
@@ -44,8 +45,7 @@ def made(agent: type[Agent], **options) -> Agent:
     return agent(agent.Config(**options), policy, task)
 
 
-# --- agents that are fine
-# -----------------------------------------------------------------------------------------------------
+# --- agents that are fine ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -103,8 +103,7 @@ def test_an_agent_and_its_policy_stay_as_they_were():
     assert not agent.optimizers["critic"].state and torch.equal(agent.generator.get_state(), state)
 
 
-# --- agents that are not
-# ------------------------------------------------------------------------------------------------------
+# --- agents that are not ----------------------------------------------------------------------------------------------
 
 
 class NoConfig:
@@ -299,21 +298,42 @@ BROKEN = {
         "OtherArguments(config, policy, task, seed) fails: OtherArguments.__init__() takes 2 positional arguments but "
         "5 were given"
     ),
-    StrayOptimizer: "StrayOptimizer.optimizers has 'critic', but there is no such model; both go by the same name (`add_model`).",
-    FitTrainsThePolicy: "FitTrainsThePolicy.fit changes the policy (levels.1); the trainer alone updates it, by the gradient of `loss`.",
+    StrayOptimizer: (
+        "StrayOptimizer.optimizers has 'critic', but there is no such model; both go by the same name (`add_model`)."
+    ),
+    FitTrainsThePolicy: (
+        "FitTrainsThePolicy.fit changes the policy (levels.1); the trainer alone updates it, by the gradient of `loss`."
+    ),
     PrepareTrainsThePolicy: (
         "PrepareTrainsThePolicy.prepare changes the policy (levels.0); the trainer alone updates it, by the gradient "
         "of `loss`."
     ),
-    FitForgetsItsMetrics: "FitForgetsItsMetrics.fit returned None; return a dict of numbers to log, {} if there are none.",
-    FitReturnsWords: "FitReturnsWords.fit returned {'loss': 'small'}; return a dict of numbers to log, {} if there are none.",
+    FitForgetsItsMetrics: (
+        "FitForgetsItsMetrics.fit returned None; return a dict of numbers to log, {} if there are none."
+    ),
+    FitReturnsWords: (
+        "FitReturnsWords.fit returned {'loss': 'small'}; return a dict of numbers to log, {} if there are none."
+    ),
     KeepsTensors: "KeepsTensors.numbers['mean'] is of type Tensor; checkpoints hold plain numbers: float(…).",
-    GlobalTorch: "GlobalTorch draws from the global generator of torch; draw from the sampler, or from the agent's own `generator`.",
-    GlobalNumpy: "GlobalNumpy draws from the global generator of numpy; draw from the sampler, or from the agent's own `generator`.",
-    GlobalRandom: "GlobalRandom draws from the global generator of random; draw from the sampler, or from the agent's own `generator`.",
-    OwnUnseeded: "OwnUnseeded collects other evidence for the same seeds; draw from the sampler and the agent's own `generator`.",
+    GlobalTorch: (
+        "GlobalTorch draws from the global generator of torch; draw from the sampler, or from the agent's "
+        "own `generator`."
+    ),
+    GlobalNumpy: (
+        "GlobalNumpy draws from the global generator of numpy; draw from the sampler, or from the agent's "
+        "own `generator`."
+    ),
+    GlobalRandom: (
+        "GlobalRandom draws from the global generator of random; draw from the sampler, or from the agent's "
+        "own `generator`."
+    ),
+    OwnUnseeded: (
+        "OwnUnseeded collects other evidence for the same seeds; draw from the sampler and the agent's own `generator`."
+    ),
     CollectsNothing: "CollectsNothing.collect returned NoneType; return an llm_mdp.sampling.evidence.Evidence.",
-    IgnoresLogp: "IgnoresLogp.loss: loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).",
+    IgnoresLogp: (
+        "IgnoresLogp.loss: loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient)."
+    ),
     OneLossForAll: (
         "OneLossForAll.loss: loss has shape (), but there are worlds (225,): return one number a world, "
         "reducing over the last two dimensions only (dim=(-2, -1))."
@@ -369,6 +389,6 @@ def test_a_boundary_drawn_afresh_in_every_batch_is_no_second_answer():
         def make_estimator(self):
             from llm_mdp.estimators.algorithms import VinePPO
 
-            return VinePPO(**self.common(), boundary=self.boundary, samples=1)
+            return VinePPO(**self.common(), boundary=self.boundary, temperatures=(1.0,))
 
     check_agent(Drawn)

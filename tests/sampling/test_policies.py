@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mdp.mdp.tree import PAD, PrefixTree, pad_prompts, prompt_index, response_mask
+from llm_mdp.mdp.tree import PAD, PrefixTree, pad_prompts, prompt_index
 from llm_mdp.sampling.evidence import Finish
 from llm_mdp.sampling.policies import (
     AtTemperature,
@@ -297,7 +297,7 @@ def test_what_a_sample_says_about_itself(mdp, data, temperature, generator):
     drawn = policy.sample(mdp.prompt_tokens, 8, **shape, generator=generator, temperature=temperature)
     assert drawn.tokens.shape == drawn.mask.shape == drawn.logp.shape == (8 * len(mdp.prompts), mdp.horizon)
     assert torch.equal(drawn.prompt, mdp.prompt_tokens.repeat_interleave(8, dim=0))
-    assert torch.equal(drawn.mask, response_mask(drawn.tokens))
+    assert torch.equal(drawn.mask, drawn.tokens != PAD)
     assert not drawn.logp.requires_grad
     again = logp_of(policy, drawn.prompt, drawn.tokens, drawn.mask, temperature)
     torch.testing.assert_close(drawn.logp, again.detach(), rtol=1e-12, atol=1e-12)

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from llm_mdp.sampling.evidence import Evidence, take_rows
 from llm_mdp_agents.lm.loading import load_policy
 from llm_mdp_agents.training.parallel import Parallel, parallel_from_environment
+from llm_mdp_agents.training.records import load_metrics
 from tests.agents.training.parallel_worker import (
     CASES,
     RESUMED,
@@ -50,6 +51,17 @@ def results(tmp_path_factory) -> list[dict]:
     both = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
     assert [each["size"] for each in both] == [2, 2]
     return both
+
+
+def test_torchrun_starts_the_command_line(here):
+    """As the docstring of parallel.py says; one process of the group writes and speaks."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = "--steps 1 --prompts-per-step 4 --eval-prompts 2 --loggers none --name run"
+    words = ["-m", "llm_mdp.cli", "train", "rloo", "Tabular", *options.split()]
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("report: runs/run/report.html") == 1
+    assert [line["step"] for line in load_metrics(here / "runs" / "run")] == [0, 1]
 
 
 class Fed(Parallel):
