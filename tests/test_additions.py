@@ -21,10 +21,10 @@ class ThirdOfReward(Estimator):
         return evidence.response_reward[..., None] / 3
 '''
 ENTRY = '    Entry("third", "A third of the reward.", lambda g: ThirdOfReward(), label="Third", proved=proportional),\n'
-CLAIM = '''    Claim(
+CLAIM = """    Claim(
         "third", "practices", "A = RM/3", "this test", always("proportional"), "a constant factor",
     ),
-'''
+"""
 AGENT = '''"""A third of the reward, as an agent."""
 
 from llm_mdp.estimators.practices import ThirdOfReward
@@ -87,7 +87,7 @@ SHORT = "--steps 2 --prompts-per-step 4 --eval-prompts 4 --loggers none"
         ("inspect Tabular --estimators third rloo --prompts 1 --html page.html", "Third"),
         (f"train third Tabular {SHORT}", "report: runs/third-tabular-1"),
         (f"train third-agent Tabular {SHORT}", "report: runs/third-agent-tabular-1"),
-        ("agents --only third-agent", "proportional"),
+        ("agents third-agent", "proportional"),
     ],
 )
 def test_an_estimator_and_an_agent_that_were_added_are_in_every_command(copy, tmp_path, words, seen):
@@ -97,6 +97,10 @@ def test_an_estimator_and_an_agent_that_were_added_are_in_every_command(copy, tm
 @pytest.mark.slow
 def test_without_the_addition_the_names_are_unknown(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "llm_mdp.cli", "verify", "third"], cwd=tmp_path, capture_output=True, text=True, timeout=900
+        [sys.executable, "-m", "llm_mdp.cli", "verify", "third"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 2 and "there is no claim 'third'" in done.stderr

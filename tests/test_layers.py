@@ -41,6 +41,7 @@ TOWER = (
     "llm_mdp_agents.models",
     "llm_mdp_agents.measuring",
     "llm_mdp_agents.base",
+    "llm_mdp_agents.certificates",
     "llm_mdp_agents.zoo",
     "llm_mdp_agents.resolve",
     "llm_mdp_agents.training",

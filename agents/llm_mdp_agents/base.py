@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, Boundary, EveryNTokens
+from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.objectives import KL
 from llm_mdp.estimators.practices import KLLoss, KLReward
 from llm_mdp.sampling.evidence import Evidence
@@ -162,6 +163,12 @@ class Agent(Generic[Options]):
     why_the_default: ClassVar[str] = ""
     """Where the certificate of the default options says biased: why they are the default all the same."""
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        entry = CATALOGUE.get(cls.named or vars(cls).get("name", ""))
+        if entry is not None and "claims" not in vars(cls):
+            cls.claims = entry.rows
 
     def __init__(self, config: Options, policy: Policy, task: Task, seed: int = 0):
         self.config, self.policy, self.task, self.seed = config, policy, task, seed

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -20,6 +20,7 @@ from llm_mdp.verify.ledger import run_ledger
 from llm_mdp.verify.problem import Problem
 from llm_mdp_agents.base import Agent
 from llm_mdp_agents.certificates import own_certificate
+from llm_mdp_agents.resolve import agent_class
 from llm_mdp_agents.zoo import AGENTS
 
 
@@ -28,6 +29,8 @@ class AgentsArguments:
     """List the agents: algorithm, paper, file, and two things computed now: the certificate of each agent's own default
     configuration, as it trains, and the verdicts of the ledger about its claims."""
 
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[AGENT ...]")] = ()
+    """Only these (default: all)."""
     json: Path | None = None
     """Write the list to this file."""
 
@@ -37,12 +40,13 @@ def agents(argv: Sequence[str]) -> int:
     one_thread()
     arguments = tyro.cli(AgentsArguments, args=argv, prog="llm-mdp agents", config=FLAGS)
     check_writable(arguments.json)
-    named = {claim for agent in AGENTS.values() for claim in agent.claims}
+    chosen = [agent_class(name) for name in arguments.names or AGENTS]
+    named = {claim for agent in chosen for claim in agent.claims}
     claims = tuple(claim for claim in CLAIMS if claim.id in named)
-    with progress_bar(Console(stderr=True), len(claims) + len(AGENTS)) as done:
+    with progress_bar(Console(stderr=True), len(claims) + len(chosen)) as done:
         rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
         listed = []
-        for agent in AGENTS.values():
+        for agent in chosen:
             listed.append(described(agent) | {"claims": {claim: rows[claim]["verdict"] for claim in agent.claims}})
             done(agent.name)
     console = Console(highlight=False)

@@ -1,5 +1,6 @@
 """A file in the zoo's folder is all that a new agent needs; what a file lacks is said in words."""
 
+import re
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from llm_mdp.cli.train import read_train
 from llm_mdp.own import UsageError
 from llm_mdp_agents import zoo
+from llm_mdp_agents.certificates import own_certificate
 from llm_mdp_agents.check import check_agent
 from llm_mdp_agents.resolve import find_agent
 from llm_mdp_agents.training.run import train
@@ -85,7 +87,7 @@ def test_a_new_agent_is_one_file(folder, monkeypatch):
     check_agent(found["half"])
     run = train("half", "Tabular", steps=2, prompts_per_step=2, eval_prompts=2, progress=False)
     assert run.agent.name == "half" and len(run.metrics) == 3
-    assert "| [`half`](llm_mdp_agents/zoo/zz_half.py) | this file | `rloo` |" in readme()
+    assert "| [`half`](llm_mdp_agents/zoo/zz_half.py) | this file | `rloo` | fine |" in readme(lambda agent: "fine")
 
 
 def test_a_file_without_an_agent_is_named(folder):
@@ -111,7 +113,31 @@ def test_two_agents_of_one_name_are_named(folder):
 
 
 def test_the_readme_is_the_one_that_the_files_make():
-    assert README.read_text(encoding="utf-8") == readme(), "run python -m llm_mdp_agents.zoo"
+    """But for the figures of certificates, which learned critics have a part in; the verdicts are those below."""
+    written = re.sub(r"\| (\w+): relative bias [^|]* \|$", r"| \1 |", README.read_text(encoding="utf-8"), flags=re.M)
+    assert written == readme(lambda agent: VERDICTS[agent.name]), "run python -m llm_mdp_agents.zoo"
+
+
+VERDICTS = dict.fromkeys(zoo.PAPER, "unbiased") | dict.fromkeys(
+    ("grpo", "ppo", "ma-rlhf", "dpo", "iterative-dpo", "rto", "prime"), "biased"
+)
+"""Of every agent's own default options, as it trains."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.PAPER)
+def test_the_certificate_of_the_defaults(name):
+    """Of the agent itself, its clip, reduction and learned models; a biased default says why it is the default."""
+    agent = zoo.AGENTS[name]
+    own = own_certificate(agent)
+    assert own.certificate.verdict == VERDICTS[name] and own.group_size == agent.Config().group_size
+    assert bool(agent.why_the_default) == (own.certificate.verdict == "biased")
+
+
+def test_the_certificate_is_that_of_the_options_given():
+    dr = own_certificate(zoo.AGENTS["grpo"], zoo.AGENTS["grpo"].Config(variant="dr-grpo", group_size=3))
+    assert dr.certificate.verdict == "proportional" and dr.place == "V=3 T=4 K=3"
+    assert dr.certificate.scale == pytest.approx(2 / 3 / 4, rel=1e-9)
 
 
 def test_equations_become_code():
