@@ -62,10 +62,10 @@ class Credit(TokenMDPTask):
 
 
 class Forked(TokenMDPTask):
-    """The first token leads to a rich branch (`height`) or a poor one (0); afterwards one token a step is worth 1 on
-    either. Separates a baseline that all responses to a prompt share (RLOO, GRPO, ReMax), which sits between the
-    branches and is wrong by height/2 on both, from values of the state reached (TRePO, VinePPO, a critic), which leave
-    the small choices visible. The larger the height, the more the fork drowns what is decided after it.
+    """The first token leads to a rich branch (`height`) or a poor one (0); on either, one token a step is worth 1 then.
+    Separates a baseline that all responses to a prompt share (RLOO, GRPO, ReMax), which sits between the branches and
+    is wrong by height/2 on both, from values of the state reached (TRePO, VinePPO, a critic), which leave the small
+    choices visible. The larger the height, the more the fork drowns what is decided after it.
 
     Args:
         vocab_size: V ≥ 2; half of the tokens, rounded down, lead to the rich branch.
@@ -94,8 +94,7 @@ class LengthBias(TokenMDPTask):
     """The first token is the answer, right (1) or wrong (0); how long the response goes on is worth nothing either way.
     Separates sums over tokens, under which length performs a random walk, from losses divided by the response's own
     length (GRPO as published, `length-normalised`), which punish a long wrong answer less than a short one, so wrong
-    answers grow. Watch the length of wrong responses while training; the exact gradient does not move it for better or
-    worse.
+    answers grow. Watch the length of wrong responses while training; the exact gradient does not move it.
 
     Args:
         vocab_size: V ≥ 3; token 0 ends the response, one of the others is right.

@@ -41,7 +41,7 @@ def test_prompts_and_answers_are_pythons(drawn):
     digits, rows = drawn
     task = Arithmetic(OPERATORS, digits)
     secrets = np.array([[OPERATORS.index(operator), a, b] for operator, a, b in rows])
-    for (operator, a, b), prompt, right in zip(rows, task.prompts(secrets), task.answers(secrets)):
+    for (operator, a, b), prompt, right in zip(rows, task.prompts(secrets), task.right_answers(secrets)):
         assert task.decode(prompt) == f"{a}{operator}{b}=" and (np.diff((prompt >= 0).astype(int)) >= 0).all()
         text = [token for token in right.tolist() if token >= 0]
         assert task.decode(text) == str(PYTHON[operator](a, b)) and text[-1] == EOS
@@ -164,3 +164,14 @@ def test_bad_arguments(arguments, message):
 def test_unknown_characters():
     with pytest.raises(ValueError, match=r"'x' in '4x' is no character of this task"):
         Arithmetic().encode("4x")
+
+
+@pytest.mark.parametrize("operators", ["+", "+-*"])
+def test_its_answers_are_worth_1_and_a_scratchpad_has_none(operators):
+    task, generator = Arithmetic(operators), np.random.default_rng(0)
+    questions = task.questions(generator, 50)
+    tokens = task.answers(questions)
+    assert tokens is not None and task.score(questions, tokens, tokens >= 0).reward == pytest.approx(1.0)
+    rewards = task.token_rewards(questions, tokens, tokens >= 0)
+    assert rewards is not None and rewards.sum(1) == pytest.approx(1.0)
+    assert Arithmetic(operators, scratchpad=3).answers(questions) is None

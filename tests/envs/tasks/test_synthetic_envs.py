@@ -40,6 +40,10 @@ def test_every_way_of_scoring_gives_the_mdps_reward(name, data):
     for number, prompt in enumerate(mdp.prompt_tokens):
         expected = mdp.response_reward(prompt.expand(len(responses), -1), responses, responses >= 0)
         tokens, secrets = responses.numpy(), np.full((len(responses), 1), number)
+        hidden = mdp.hidden_reward(prompt.expand(len(responses), -1), responses, responses >= 0)
+        questions = [by_response.from_prompt(tuple(token for token in prompt.tolist() if token >= 0))] * len(responses)
+        known = by_response.token_rewards(questions, tokens, tokens >= 0)
+        np.testing.assert_allclose(known, hidden, rtol=0, atol=1e-12)
         for task in (by_response, by_context, computed):
             np.testing.assert_allclose(
                 task.score_rows(secrets, tokens, tokens >= 0).reward, expected, rtol=0, atol=1e-12
