@@ -28,9 +28,9 @@ lint: $(DEV)  ## ruff, pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-docs: $(DEV)  ## the ledger, the figures, and the pages on agents and environments
+docs: $(DEV)  ## what is generated in README.md and docs/, the figures, the pages on agents and environments
 	$(BIN)/llm-mdp verify --json benchmarks/results/ledger.json --html benchmarks/results/ledger.html > /dev/null
-	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/ledger.json $$(grep -rl --include='*.md' '<!-- ledger:begin -->' README.md docs)
+	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/ledger.json README.md docs/ledger.md
 	$(BIN)/python -m llm_mdp_envs.registry
 	$(BIN)/python -m llm_mdp_agents.zoo
 	$(BIN)/python benchmarks/figures.py

@@ -1,4 +1,4 @@
-"""Figures for the README from benchmarks/results: `python benchmarks/figures.py`.
+"""Figures of the README and docs/ from benchmarks/results: `python benchmarks/figures.py`.
 
 Interquartile means over seeds and their 95 % bootstrap intervals are rliable's.
 """
@@ -43,7 +43,61 @@ def main() -> None:
         {agent: json.loads((HERE / "results" / f"smollm2-{agent}.json").read_text()) for agent in ("rloo", "trepo")},
         FOLDER,
     )
+    ledger = json.loads((HERE / "results" / "ledger.json").read_text())
+    certificates_figure(ledger["instances"][0], FOLDER / "certificates.svg")
     print(f"Written to {FOLDER}")
+
+
+NAMED = {
+    "rloo": ("rloo, remax, trepo, vineppo, …", (6, -12)),
+    "dr-grpo": ("dr-grpo", (0, -13)),
+    "rloo-eq36": ("rloo-eq36", (0, -13)),
+    "grpo-mean": ("grpo-mean", (0, -23)),
+    "grpo": ("grpo", (6, 4)),
+    "grpo-length": ("grpo-length", (-5, 5)),
+    "remark-4-whitening": ("whitening", (-5, 5)),
+    "trepo-own-length": ("trepo-own-length", (6, 2)),
+    "token-mean": ("token-mean", (-5, 5)),
+    "length-normalised": ("length-normalised", (-6, -4)),
+    "temperature-mismatch": ("temperature-mismatch", (6, 4)),
+    "ppo-second-epoch": ("ppo-second-epoch", (0, 8)),
+    "gae-wrong-0": ("gae-wrong-0", (0, 8)),
+}
+"""Claims with a name in the plane, and how far from the dot it stands, in points."""
+ACROSS = (-1.75, 1.7)
+
+
+def certificates_figure(instance: dict[str, Any], path: Path) -> None:
+    """Where the expected gradient of each estimator of the reward's gradient ends: its part along ∇J (the scale)
+    across, its part beside ∇J up, both over |∇J|. Those outside are left out (prime, rto-eq41, zero-std-filtered)."""
+    kinds = {
+        "unbiased": (COLOURS[2], "unbiased: ends where the true one does"),
+        "proportional": (COLOURS[0], "proportional: another length"),
+        "biased": (COLOURS[1], "biased: another direction"),
+    }
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    axis.axhline(0, color="#cccccc", linewidth=1, zorder=0)
+    axis.axvline(0, color="#cccccc", linewidth=1, zorder=0)
+    for claim, row in instance["claims"].items():
+        along = row["scale"]
+        if claim.startswith("kl-") or along is None or not ACROSS[0] < along < ACROSS[1]:
+            continue
+        beside = max(row["relative_bias"] ** 2 - (along - 1) ** 2, 0.0) ** 0.5
+        colour, _ = kinds[row["verdict"]]
+        axis.plot([0, along], [0, beside], color=colour, alpha=0.25, linewidth=1, zorder=1)
+        axis.scatter(along, beside, s=26, color=colour, linewidths=0, zorder=3)
+        if claim in NAMED:
+            name, (right, up) = NAMED[claim]
+            side = "center" if right == 0 else "left" if right > 0 else "right"
+            place = {"xytext": (right, up), "textcoords": "offset points", "ha": side}
+            axis.annotate(name, (along, beside), fontsize=8, color=colour, **place)
+    arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.6, "shrinkA": 0, "shrinkB": 3}
+    axis.annotate("", (1, 0), (0, 0), arrowprops=arrow, zorder=2)
+    for colour, words in kinds.values():
+        axis.scatter([], [], s=26, color=colour, linewidths=0, label=words)
+    axis.set(xlim=ACROSS, ylim=(-0.19, 0.92), xlabel="along the true gradient (scale)", ylabel="beside it")
+    axis.legend(frameon=False, loc="upper right", fontsize=8)
+    _finish(figure, "Where expected gradients end; the arrow is the true one (V = 3, T = 4, γ = 0.9)", path)
 
 
 def smollm2_figure(results: dict[str, dict[str, Any]], folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""benchmarks/README.md, and the README's section on training, from the results of the last runs: `python
+"""benchmarks/README.md, and what docs/training.md says of results, from the results of the last runs: `python
 benchmarks/summary.py`."""
 
 import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+TRAINING = HERE.parent / "docs" / "training.md"
 BEGIN, END = "<!-- training:begin -->", "<!-- training:end -->"
 HEAD = """# Benchmarks
 
@@ -30,13 +30,13 @@ def main() -> None:
         learning(load("learning")),
     ]
     (HERE / "README.md").write_text("\n".join(sections), encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
+    text = TRAINING.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text(
+    TRAINING.write_text(
         f"{before}{BEGIN}\n\n{training(load('smollm2-rloo'), load('smollm2-trepo'), load('peers'))}\n{END}{after}",
         encoding="utf-8",
     )
-    print(f"Written to {HERE / 'README.md'} and {README}")
+    print(f"Written to {HERE / 'README.md'} and {TRAINING}")
 
 
 def load(name: str) -> dict:
@@ -272,7 +272,7 @@ def engines(result: dict) -> str:
 
 
 def training(rloo: dict, trepo: dict, peers: dict) -> str:
-    """The README's tables on training."""
+    """The tables of docs/training.md."""
     lines = [
         "`python benchmarks/smollm2.py rloo --minutes 8`, the same with `trepo`, and `python "
         "benchmarks/peers/compare.py`:\n"
@@ -304,7 +304,7 @@ def training(rloo: dict, trepo: dict, peers: dict) -> str:
     lines += [
         "",
         f"A training step on the same tiny Llama takes {' and '.join(ratios)}: "
-        f"[benchmarks](benchmarks/README.md#beside-trl).",
+        f"[benchmarks](../benchmarks/README.md#beside-trl).",
         "",
     ]
     return "\n".join(lines)

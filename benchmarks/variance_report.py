@@ -1,5 +1,5 @@
-"""benchmarks/variance.md and its figures from benchmarks/results/variance-*.json: `python
-benchmarks/variance_report.py`."""
+"""benchmarks/variance.md, the tables of docs/variance.md and the figures of both, from
+benchmarks/results/variance-*.json: `python benchmarks/variance_report.py`."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from llm_mdp.report.variance_rows import leaders
 from llm_mdp.variance.comparison import competing
 
 HERE = Path(__file__).parent
-PAGE, README = HERE / "variance.md", HERE.parent / "README.md"
+PAGE, IN_DOCS = HERE / "variance.md", HERE.parent / "docs" / "variance.md"
 BEGIN, END = "<!-- variance:begin -->", "<!-- variance:end -->"
 FAILS = 1 + 1e-9
 """A ratio of traces from which one is larger than the other, and not by rounding."""
@@ -50,10 +50,10 @@ def main() -> None:
     claims_figure(claims, FOLDER / "variance_claims.svg")
     horizon_figure(far, FOLDER / "variance_horizons.svg")
     equal_figure(equal, FOLDER / "variance_equal_tokens.svg")
-    readme = README.read_text(encoding="utf-8")
-    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n\n{typical(load('typical'))}\n{END}{after}", encoding="utf-8")
-    print(f"Written to {PAGE}, {README} and {FOLDER}")
+    page = IN_DOCS.read_text(encoding="utf-8")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    IN_DOCS.write_text(f"{before}{BEGIN}\n\n{typical(load('typical'))}\n{END}{after}", encoding="utf-8")
+    print(f"Written to {PAGE}, {IN_DOCS} and {FOLDER}")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def typical(result: dict[str, Any]) -> str:
-    """The README's table: the best of each estimator on three settings."""
+    """The tables of docs/variance.md: the best of each estimator on three settings."""
     parts = []
     for setting in result["settings"]:
         rows = [
@@ -95,8 +95,7 @@ def versions(result: dict[str, Any], command: str) -> str:
     return f"`{command}` (commit {(result['commit'] or 'none')[:7]}; {named})\n"
 
 
-# --- the paper's claims
-# -------------------------------------------------------------------------------------------------------
+# --- the paper's claims -----------------------------------------------------------------------------------------------
 
 
 def by_family(claims: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -215,8 +214,7 @@ def claims_figure(claims: dict[str, Any], path: Path) -> None:
     _finish(figure, "Ratios of exact traces, one dot an instance; red: against the paper's claim", path)
 
 
-# --- equal tokens
-# -------------------------------------------------------------------------------------------------------------
+# --- equal tokens -----------------------------------------------------------------------------------------------------
 
 SHOWN = ("reinforce-mean", "rloo", "remax", "grpo", "vineppo", "trepo", "trepo-paper")
 
@@ -293,8 +291,7 @@ def equal_figure(equal: dict[str, Any], path: Path) -> None:
     _finish(figure, "Tokens that each estimator needs, at its best options", path)
 
 
-# --- horizons
-# -----------------------------------------------------------------------------------------------------------------
+# --- horizons ---------------------------------------------------------------------------------------------------------
 
 LINES = (
     "rloo K=4",
@@ -387,8 +384,7 @@ def horizon_figure(far: dict[str, Any], path: Path) -> None:
     _finish(figure, "Noise (left) and bias (right) against the horizon; dashed: biased", path)
 
 
-# --- allocation
-# ---------------------------------------------------------------------------------------------------------------
+# --- allocation -------------------------------------------------------------------------------------------------------
 
 
 def allocation(split: dict[str, Any]) -> str:
@@ -468,8 +464,7 @@ def _task_rows(task: dict[str, Any]) -> list[list[str]]:
     return [*rows, line("the worst", max(every, key=lambda row: row["ratio"]))]
 
 
-# --- a language model
-# ---------------------------------------------------------------------------------------------------------
+# --- a language model -------------------------------------------------------------------------------------------------
 
 
 def language_model(model: dict[str, Any]) -> str:
@@ -495,8 +490,7 @@ def language_model(model: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-# --- in short
-# -----------------------------------------------------------------------------------------------------------------
+# --- in short ---------------------------------------------------------------------------------------------------------
 
 
 def summary(claims: dict[str, Any], equal: dict[str, Any], far: dict[str, Any]) -> str:
