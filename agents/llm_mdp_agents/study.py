@@ -87,7 +87,7 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     return measure_task_cell(cell) if "task" in cell else measure_setting(cell, _transformer)
 
 
-measure_cell.version = 2  # pyright: ignore[reportFunctionMemberAccess]
+measure_cell.version = 3  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _transformer(mdp: TokenMDP, seed: int) -> Policy:
