@@ -155,9 +155,7 @@ class Entry:
                 limits = f"at least {least}" if most is None else f"in [{least}, {most}]"
                 raise ValueError(f"{name} of {self.name} is {value!r}; it must be {limits}.")
         if self.compares and (size := options.get("group_size", 2)) < 2:
-            raise ValueError(
-                f"{self.name} compares responses to a prompt, so its group_size {size} must be at least 2."
-            )
+            raise ValueError(f"group_size of {self.name} is {size}; it compares responses to a prompt, at least 2.")
         return self.build(given, **(self.options | options))
 
     @property

@@ -238,9 +238,9 @@ def _extended(split: Split, pair: Moments, one: Moments, between: float, length:
     def law(a: float, b: float) -> float:
         return ((size - 2) * a + 2 * b) / (size * (size - 1))
 
-    noise = law(one.draws or 0.0, pair.draws or 0.0)
+    noise = law(one.branch_noise or 0.0, pair.branch_noise or 0.0)
     base = between + law(
-        one.trace_covariance - (one.draws or 0.0) - between, pair.trace_covariance - (pair.draws or 0.0) - between
+        one.trace_covariance - (one.branch_noise or 0.0) - between, pair.trace_covariance - (pair.branch_noise or 0.0) - between
     )
     return Price(split, base, noise, size * length, size * (pair.tokens / 2 - length))
 

@@ -103,7 +103,7 @@ class Measurement:
     spread: Spread
     verdict: str
     """As in `verify.Certificate`."""
-    draws: float | None = None
+    branch_noise: float | None = None
     """The part of an exact trace that is noise of branch draws and would go with more of them."""
     samples: int | None = None
     """Number of estimates drawn; None: exact."""
@@ -159,7 +159,7 @@ class Measurement:
             "rewards": spread.rewards,
             "seconds": self.seconds,
             "trace_covariance": spread.trace,
-            "trace_covariance_of_draws": self.draws,
+            "trace_covariance_of_draws": self.branch_noise,
             "relative_bias": finite(spread.relative_bias),
             "scale": finite(spread.scale),
             "cosine": spread.cosine,
@@ -219,7 +219,7 @@ def exact_measurement(
     spread = Spread(
         moments.tokens, moments.rewards, moments.trace_covariance, signal, float(mean @ target), float(target @ target)
     )
-    return Measurement(spread, certificate.verdict, moments.draws)
+    return Measurement(spread, certificate.verdict, moments.branch_noise)
 
 
 def check_target(target: Float[Tensor, " parameters"]) -> None:

@@ -58,7 +58,7 @@ class Certificate:
     bound: float | None = None
     """Upper confidence bound on the relative bias."""
     confidence: float | None = None
-    draws: float | None = None
+    branch_noise: float | None = None
     """The part of an exact `trace_covariance` that is noise of branch draws and would go with more of them; None: no
     branches were summed up by their variances."""
 
@@ -91,7 +91,7 @@ class Moments:
     mean: Float[Tensor, " parameters"]
     trace_covariance: float
     root_mean_square: float
-    draws: float | None = None
+    branch_noise: float | None = None
     tokens: float = 0.0
     """Expected number of tokens that one estimate generates, branches included; of kept groups, with what was left out
     at their charge."""
@@ -119,7 +119,7 @@ def judge(moments: Moments, target: Float[Tensor, " parameters"], magnitude: flo
     bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
     if size <= floor:
         verdict = "unbiased" if bias <= 10 * floor else "biased"
-        return Certificate(verdict, None, None, None, moments.trace_covariance, draws=moments.draws)
+        return Certificate(verdict, None, None, None, moments.trace_covariance, branch_noise=moments.branch_noise)
     scale = float(mean @ target) / size**2
     cosine = float(mean @ target) / (size * mean_size) if mean_size > floor else 0.0
     if bias / size < UNBIASED or bias <= floor:
@@ -128,7 +128,7 @@ def judge(moments: Moments, target: Float[Tensor, " parameters"], magnitude: flo
         verdict = "proportional"
     else:
         verdict = "biased"
-    return Certificate(verdict, bias / size, scale, cosine, moments.trace_covariance, draws=moments.draws)
+    return Certificate(verdict, bias / size, scale, cosine, moments.trace_covariance, branch_noise=moments.branch_noise)
 
 
 def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
@@ -143,7 +143,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
-    second = total = draws = tokens = rewards = 0.0
+    second = total = noise = tokens = rewards = 0.0
     affine = False
     for sampler, evidence in _worlds(estimator, enumeration):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
@@ -154,14 +154,14 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
         total += float(weight.sum())
         second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
-        draws += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
+        noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
         affine = affine or isinstance(evidence.branches, TreeBranches)
     if total == 0:
         raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
     gradient = enumeration.scores.T @ (mean / total)
-    second, draws = (second + draws) / total, draws / total
+    second, noise = (second + noise) / total, noise / total
     trace = max(second - float(gradient @ gradient), 0.0)
-    return Moments(gradient, trace, math.sqrt(second), draws if affine else None, tokens / total, rewards / total)
+    return Moments(gradient, trace, math.sqrt(second), noise if affine else None, tokens / total, rewards / total)
 
 
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:

@@ -149,8 +149,8 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
     if certificate.samples is not None:
         figures |= {"samples": certificate.samples, "bound": certificate.bound, "confidence": certificate.confidence}
         figures |= {"certificate": certificate.statement}
-    if certificate.draws is not None:
-        figures |= {"trace_covariance_of_draws": certificate.draws}
+    if certificate.branch_noise is not None:
+        figures |= {"trace_covariance_of_draws": certificate.branch_noise}
     if certificate.verdict == "unbiased":
         figures |= {"repair": None}
     return row | figures | {"holds": holds(certificate, row["expected"])}

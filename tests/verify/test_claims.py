@@ -380,6 +380,6 @@ def test_the_noise_of_draws_is_what_exact_values_do_not_have(samples):
     drawn = exact_certificate(TRePO(temperatures=(1.0,) * samples), p.enumeration, target)
     exact = exact_certificate(TRePO(critic=p.exact_u), p.enumeration, target)
     one = exact_certificate(TRePO(temperatures=(1.0,)), p.enumeration, target)
-    assert exact.draws is None
-    assert drawn.trace_covariance - drawn.draws == pytest.approx(exact.trace_covariance, rel=1e-9)
-    assert drawn.draws * samples == pytest.approx(one.draws, rel=1e-9) and one.draws > 0
+    assert exact.branch_noise is None
+    assert drawn.trace_covariance - drawn.branch_noise == pytest.approx(exact.trace_covariance, rel=1e-9)
+    assert drawn.branch_noise * samples == pytest.approx(one.branch_noise, rel=1e-9) and one.branch_noise > 0

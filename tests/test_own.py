@@ -1,0 +1,56 @@
+"""What people bring: files and names, and the sentences about them."""
+
+import pytest
+
+from llm_mdp.own import UsageError, did_you_mean, is_own, load, load_module
+
+
+def test_the_nearest_name_is_offered():
+    assert did_you_mean("rlo", ["rloo", "grpo"], "look elsewhere.") == "did you mean rloo?"
+    assert did_you_mean("zzz", ["rloo", "grpo"], "look elsewhere.") == "look elsewhere."
+    assert is_own("my_file.py:Mine") and is_own("package.module:Mine") and not is_own("rloo")
+
+
+def test_what_stands_in_a_file_is_loaded(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    number = 3\n")
+    assert load(f"{file}:Mine").number == 3 and load("math:pi") > 3
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "sentence"),
+    [
+        ("class Mine: ...\nclass Other: ...\n", "Mnie", r"has no 'Mnie'; it defines Mine, Other\.$"),
+        ("x = 1\n", "Mine", r"has no 'Mine'; it defines no class\.$"),
+        ("def f(:\n", "Mine", "cannot be read as Python: "),
+        (
+            "from llm_mdp.policies import TabularPolicy\n",
+            "Mine",
+            r"modules have moved since 0\.1, import",
+        ),
+        (
+            "from llm_mdp.estimators import GRPO\n",
+            "Mine",
+            r"moved since 0\.1, .*from llm_mdp import Estim",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_words(content, name, sentence, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=sentence):
+        load(f"{file}:{name}")
+
+
+def test_a_file_that_is_not_there_and_a_module_that_is_not():
+    with pytest.raises(UsageError, match=r"^there is no file nowhere\.py\.$"):
+        load_module("nowhere.py")
+    with pytest.raises(UsageError, match=r"^module 'no_such_module' cannot be imported .* a file is written FILE\.py"):
+        load_module("no_such_module")
+
+
+def test_what_a_file_itself_lacks_is_its_own_error(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import no_such_package\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_module(str(file))
