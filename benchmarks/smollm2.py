@@ -24,8 +24,8 @@ from llm_mdp_agents.lm.loading import load_policy, save_model, tokenizer_of
 from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
 from llm_mdp_agents.training.evaluation import evaluate, samples
 from llm_mdp_agents.training.trainer import TrainConfig, Trainer
-from llm_mdp_agents.zoo.rloo import RLOO
-from llm_mdp_agents.zoo.trepo import TRePO
+from llm_mdp_agents.zoo.rloo import RLOOAgent
+from llm_mdp_agents.zoo.trepo import TRePOAgent
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.text import TextTask
 
@@ -73,8 +73,8 @@ def smollm2() -> Path:
 
 
 AGENTS = {
-    "rloo": (RLOO.Config(group_size=8), 8),
-    "trepo": (TRePO.Config(group_size=2, samples=4, clip_low=None), 8),
+    "rloo": (RLOOAgent.Config(group_size=8), 8),
+    "trepo": (TRePOAgent.Config(group_size=2, samples=4, clip_low=None), 8),
 }
 """Options and prompts of a batch."""
 

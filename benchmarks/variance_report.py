@@ -411,7 +411,7 @@ def allocation(split: dict[str, Any]) -> str:
         "tokens to signal of the choice, of RLOO at its best K, and of TRePO cut at every token (λ = 0, best K and "
         "M):\n",
         table(["table", "choice", "tokens to signal", "RLOO", "every token"], rows),
-        f"On tasks with a small transformer, a pilot of {split['pilot']} prompts chooses (`TRePO.Config(budget=…)`). "
+        f"On tasks with a small transformer, a pilot of {split['pilot']} prompts chooses (`TRePOAgent.Config(budget=…)`). "
         f"Three pilots, each choice "
         f"measured on {split['prompts']} other prompts: tokens x trace over the least of all {len(tasks[0]['every'])} "
         f"or so splits (1 is the best; "

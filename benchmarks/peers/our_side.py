@@ -23,8 +23,8 @@ from setting import (
 
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
 from llm_mdp_agents.training.trainer import TrainConfig, Trainer
-from llm_mdp_agents.zoo.grpo import GRPO
-from llm_mdp_agents.zoo.rloo import RLOO
+from llm_mdp_agents.zoo.grpo import GRPOAgent
+from llm_mdp_agents.zoo.rloo import RLOOAgent
 from llm_mdp_envs.task import Question, Scores, Task
 
 
@@ -64,8 +64,8 @@ def train(config, agent):
 
 CONTENDERS = {
     "straight_loop": straight_loop.train,
-    "our_grpo": train(GRPO.Config(group_size=GROUP_SIZE, reduction="token_mean"), GRPO),
-    "our_rloo": train(RLOO.Config(group_size=GROUP_SIZE, clip_low=0.2), RLOO),
+    "our_grpo": train(GRPOAgent.Config(group_size=GROUP_SIZE, reduction="token_mean"), GRPOAgent),
+    "our_rloo": train(RLOOAgent.Config(group_size=GROUP_SIZE, clip_low=0.2), RLOOAgent),
 }
 """Each is a function of (model, prompts, steps, meter). GRPO with TRL's default reduction, every token of the batch
 alike."""

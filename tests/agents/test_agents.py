@@ -19,7 +19,7 @@ from llm_mdp.verify.problem import Problem
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.training.trainer import TrainConfig, Trainer
 from llm_mdp_agents.zoo import AGENTS
-from llm_mdp_agents.zoo.grpo import GRPO, GRPOConfig
+from llm_mdp_agents.zoo.grpo import GRPOAgent, GRPOConfig
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.tasks.consultation import Consultation
 from llm_mdp_envs.tasks.diagnostics import Credit, Needle
@@ -134,7 +134,7 @@ def test_a_variant_fills_in_what_was_not_given_and_nothing_else(variant, expecte
 
     given = {"scale_by_std": not expected[0], "reduction": "sum", "clip_low": 0.1, "clip_high": 0.3, "overlong": "mask"}
     for name, value in given.items():
-        one = GRPO(GRPOConfig(variant=variant, group_size=3, **{name: value}), table(), TASK).config
+        one = GRPOAgent(GRPOConfig(variant=variant, group_size=3, **{name: value}), table(), TASK).config
         assert getattr(one, name) == value and one.group_size == 3
         rest = [(other, wanted) for other, wanted in zip(FILLED, expected) if other != name]
         assert all(getattr(one, other) == wanted for other, wanted in rest)

@@ -87,7 +87,7 @@ def train(
         run["eval/reward"]
 
     Args:
-        agent: a name ("rloo"), options (`RLOO.Config(group_size=4)`), or any estimator of your own (an object, or
+        agent: a name ("rloo"), options (`RLOOAgent.Config(group_size=4)`), or any estimator of your own (an object, or
             "FILE.py:CLASS").
         env: an id, or a task.
         policy: a policy (trained in place), or which one to make, see `ModelConfig`.

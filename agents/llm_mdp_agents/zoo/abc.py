@@ -31,7 +31,7 @@ class ABCConfig(RewardModelConfig):
             raise ValueError(f"beta is {self.beta}; it must be in [0, 1].")
 
 
-class ABC(WithRewardModel[ABCConfig]):
+class ABCAgent(WithRewardModel[ABCConfig]):
     """The reward model's attention as credit."""
 
     name, paper = "abc", "Chan et al. 2024; Eq. 42"

@@ -43,7 +43,7 @@ class DPOConfig(AgentConfig):
 Options = TypeVar("Options", bound=DPOConfig)
 
 
-class DPO(Agent[Options]):
+class DPOAgent(Agent[Options]):
     """Preference pairs of the reference policy."""
 
     name, paper = "dpo", "Rafailov et al. 2023; Eq. 40"

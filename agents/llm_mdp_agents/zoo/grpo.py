@@ -97,7 +97,7 @@ class GroupRelative(estimators.GRPO):
         return torch.where((evidence.rollouts.finish == Finish.HORIZON)[..., None], 0.0, advantage)
 
 
-class GRPO(Agent[GRPOConfig]):
+class GRPOAgent(Agent[GRPOConfig]):
     """Reward relative to the group's mean and standard deviation."""
 
     name, paper = "grpo", "Shao et al. 2024; Liu et al. 2025; Yu et al. 2025; Eq. 34-35"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llm_mdp_agents.models import frozen
-from llm_mdp_agents.zoo.dpo import DPO, DPOConfig
+from llm_mdp_agents.zoo.dpo import DPOAgent, DPOConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class IterativeDPOConfig(DPOConfig):
             raise ValueError(f"refresh is {self.refresh}; an iteration has at least 1 batch.")
 
 
-class IterativeDPO(DPO[IterativeDPOConfig]):
+class IterativeDPOAgent(DPOAgent[IterativeDPOConfig]):
     """Preference pairs of the policy at the start of each iteration."""
 
     name, paper = "iterative-dpo", "Xiong et al. 2024; Eq. 40, §5.1"

@@ -21,7 +21,7 @@ class MARLHFConfig(CriticConfig, SegmentConfig):
     every: int = 2
 
 
-class MARLHF(WithSegments[MARLHFConfig], WithCritic[MARLHFConfig]):
+class MARLHFAgent(WithSegments[MARLHFConfig], WithCritic[MARLHFConfig]):
     """Generalised advantages over macro actions."""
 
     name, paper = "ma-rlhf", "Chai et al. 2024"

@@ -21,7 +21,7 @@ class PPOConfig(CriticConfig):
     clip_low: float | None = 0.2
 
 
-class PPO(WithCritic[PPOConfig]):
+class PPOAgent(WithCritic[PPOConfig]):
     """Generalised advantages over a learned critic."""
 
     name, paper = "ppo", "Schulman et al. 2017; Eq. 32-33"

@@ -40,7 +40,7 @@ class PRIMEConfig(AgentConfig):
             raise ValueError(f"beta is {self.beta}; it must be above 0.")
 
 
-class PRIME(Agent[PRIMEConfig]):
+class PRIMEAgent(Agent[PRIMEConfig]):
     """Implicit process rewards, learned online, and the outcome."""
 
     name, paper = "prime", "Cui et al. 2025; Eq. 44-45"

@@ -21,7 +21,7 @@ class R3HFConfig(RewardModelConfig):
     group_size: int = 1
 
 
-class R3HF(WithRewardModel[R3HFConfig]):
+class R3HFAgent(WithRewardModel[R3HFConfig]):
     """Differences of a reward model's scores of partial responses."""
 
     name, paper = "r3hf", "Li et al. 2024; Eq. 43"

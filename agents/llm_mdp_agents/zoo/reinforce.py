@@ -29,7 +29,7 @@ class REINFORCEConfig(AgentConfig):
             raise ValueError(f"decay is {self.decay}; it must be in [0, 1).")
 
 
-class REINFORCE(Agent[REINFORCEConfig]):
+class REINFORCEAgent(Agent[REINFORCEConfig]):
     """Reward minus a running mean of earlier batches."""
 
     name, paper = "reinforce", "Williams 1992; Corollary 1, Eq. 27"

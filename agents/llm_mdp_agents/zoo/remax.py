@@ -20,7 +20,7 @@ class ReMaxConfig(AgentConfig):
     """K, responses drawn to each prompt; the original has one."""
 
 
-class ReMax(Agent[ReMaxConfig]):
+class ReMaxAgent(Agent[ReMaxConfig]):
     """Reward minus the reward of the greedy response."""
 
     name, paper = "remax", "Li et al. 2023; Eq. 38-39"

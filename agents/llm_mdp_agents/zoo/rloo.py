@@ -24,7 +24,7 @@ class RLOOConfig(AgentConfig):
     """Eq. 36 as printed."""
 
 
-class RLOO(Agent[RLOOConfig]):
+class RLOOAgent(Agent[RLOOConfig]):
     """Reward minus the mean of the others."""
 
     name, paper = "rloo", "Ahmadian et al. 2024; Eq. 36-37"

@@ -36,7 +36,7 @@ class RTOConfig(AgentConfig):
             raise ValueError(f"beta is {self.beta}; it must be above 0.")
 
 
-class RTO(Agent[RTOConfig]):
+class RTOAgent(Agent[RTOConfig]):
     """Implicit rewards of a model trained by DPO."""
 
     name, paper = "rto", "Zhong et al. 2024; Eq. 41"

@@ -55,7 +55,7 @@ class TRePOConfig(BranchConfig):
             )
 
 
-class TRePO(WithSegments[TRePOConfig]):
+class TRePOAgent(WithSegments[TRePOConfig]):
     """Segment advantages from fresh draws at the boundaries D."""
 
     name, paper = "trepo", "Algorithm 1, Eq. 31"

@@ -23,7 +23,7 @@ class VinePPOConfig(BranchConfig):
     samples: int = 9
 
 
-class VinePPO(WithSegments[VinePPOConfig]):
+class VinePPOAgent(WithSegments[VinePPOConfig]):
     """Segment advantages from Monte-Carlo values."""
 
     name, paper = "vineppo", "Kazemnejad et al. 2024"

@@ -98,7 +98,7 @@ def test_a_file_without_an_agent_is_named(folder):
 
 
 def test_a_file_that_only_imports_an_agent_has_none(folder):
-    (folder / "borrowed.py").write_text("from llm_mdp_agents.zoo.rloo import RLOO\n", encoding="utf-8")
+    (folder / "borrowed.py").write_text("from llm_mdp_agents.zoo.rloo import RLOOAgent\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"^zoo/borrowed\.py has no agent"):
         zoo.find_agents(zoo.__path__)
 
@@ -108,7 +108,7 @@ def test_two_agents_of_one_name_are_named(folder):
     with pytest.raises(UsageError) as caught:
         zoo.find_agents(zoo.__path__)
     assert str(caught.value) == (
-        "two agents have the name 'rloo', RLOO in zoo/rloo.py and Half in zoo/again.py; give one of them another."
+        "two agents have the name 'rloo', RLOOAgent in zoo/rloo.py and Half in zoo/again.py; give one of them another."
     )
 
 
