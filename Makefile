@@ -58,13 +58,13 @@ clean:
 # constraints.txt pins torch to a release that has a CPU build, so that pip does not fetch gigabytes of CUDA.
 $(BASE): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'LLM-MDP needs Python 3.11 or later: make PYTHON=python3.11 verify')"
-	@echo "Installing what \`llm-mdp verify\` needs into .venv: 1 to 3 minutes, 1.3 GB, once. The ledger then takes half a minute."
+	@echo "Installing what \`llm-mdp verify\` needs into .venv: 1 to 3 minutes, 1.3 GB, once. The ledger then takes 20 seconds."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(PIP) -e .
 	touch $@
 
 $(DEV): $(BASE)
-	@echo "Installing what tests and benchmarks need beside: 2 to 4 minutes, 1.3 GB more, once."
+	@echo "Installing what tests and benchmarks need beside: 1 to 4 minutes, 1.2 GB more, once."
 	$(PIP) -e ".[dev]"
 	touch $@
