@@ -16,8 +16,8 @@ from llm_mdp.estimators import algorithms as estimators
 from llm_mdp.estimators import base, boundaries, credit, learned_credit, objectives, practices, theorems, values
 from llm_mdp.exact import enumeration, worlds
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.worlds import ExactSampler, WorldSampler
 from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.worlds import ExactSampler, WorldSampler
 from llm_mdp.mdp.hidden_rewards import last_token
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import TabularPolicy
@@ -288,9 +288,7 @@ def ratio_upside_down(monkeypatch):
 
 
 def clip_range_too_wide(monkeypatch):
-    wrap(
-        monkeypatch, base, "clipped_surrogate", lambda original, *args: original(*args[:4], 10.0, 10.0, *args[6:])
-    )
+    wrap(monkeypatch, base, "clipped_surrogate", lambda original, *args: original(*args[:4], 10.0, 10.0, *args[6:]))
 
 
 def divergence_the_other_way_round(monkeypatch):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.instance_files import instance_from_dict, instance_to_dict
+from llm_mdp.exact.instances import random_instance
 from llm_mdp.verify.ledger import run_ledger
 from llm_mdp.verify.problem import Problem
 from tests import second_opinion as sceptic

@@ -117,7 +117,7 @@ def agent_class(agent: str | AgentConfig) -> type[Agent]:
         if type(agent) is known.Config:
             return known
     raise ValueError(
-        f"{type(agent).__name__} belongs to no agent of the zoo; give an agent's own Config, such as RLOOAgent.Config()."
+        f"{type(agent).__name__} is of no agent of the zoo; give an agent's own Config, such as RLOOAgent.Config()."
     )
 
 

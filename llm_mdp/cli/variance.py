@@ -14,8 +14,9 @@ from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, comma
 from llm_mdp.cli.options import env_arguments as read_arguments
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
+from llm_mdp.sampling.policies import PolicyKind
 from llm_mdp.variance.grid import Grid
-from llm_mdp.variance.setting import PolicyKind, Rewards
+from llm_mdp.variance.setting import Rewards
 from llm_mdp.variance.study import AXES, Plan, chosen, make_document, plan_of, setting_of_file, settings_of, swept
 from llm_mdp.variance.sweep import run_cells
 from llm_mdp_agents.resolve import ModelConfig

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -18,11 +18,9 @@ from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.terminal import print_report, progress_bar
-from llm_mdp.sampling.policies import NgramPolicy
+from llm_mdp.sampling.policies import NgramPolicy, PolicyKind
 from llm_mdp.verify.ledger import exit_status, find_claims, run_ledger
 from llm_mdp.verify.problem import Problem
-
-PolicyKind = Literal["tabular", "ngram", "transformer"]
 
 
 @dataclass(frozen=True)

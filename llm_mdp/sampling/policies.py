@@ -1,7 +1,7 @@
 """Policies π(wₜ | W₀,ₜ₋₁): the protocol that tables, n-gram tables and language models share, and the two kinds of
 table."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +10,9 @@ from torch.nn.functional import pad
 
 from llm_mdp.mdp.tree import PAD, PrefixTree, context, context_code, gather_levels, prompt_index
 from llm_mdp.sampling.evidence import Finish, Rollouts
+
+PolicyKind = Literal["tabular", "ngram", "transformer"]
+"""The kinds of policy that commands make."""
 
 
 @runtime_checkable

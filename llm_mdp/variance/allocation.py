@@ -240,7 +240,8 @@ def _extended(split: Split, pair: Moments, one: Moments, between: float, length:
 
     noise = law(one.branch_noise or 0.0, pair.branch_noise or 0.0)
     base = between + law(
-        one.trace_covariance - (one.branch_noise or 0.0) - between, pair.trace_covariance - (pair.branch_noise or 0.0) - between
+        one.trace_covariance - (one.branch_noise or 0.0) - between,
+        pair.trace_covariance - (pair.branch_noise or 0.0) - between,
     )
     return Price(split, base, noise, size * length, size * (pair.tokens / 2 - length))
 

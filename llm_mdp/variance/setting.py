@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 
 from llm_mdp.exact.enumeration import MAX_EDGES
 from llm_mdp.mdp.token_mdp import check_shape
+from llm_mdp.sampling.policies import PolicyKind
 
 Rewards = Literal["dense", "sparse", "early", "outcome"]
 REWARDS: tuple[Rewards, ...] = get_args(Rewards)
-PolicyKind = Literal["tabular", "ngram", "transformer"]
 POLICIES: tuple[PolicyKind, ...] = get_args(PolicyKind)
 
 

@@ -98,11 +98,13 @@ CLAIMS: tuple[Claim, ...] = (
         "the policy gradient theorem for deterministic transitions",
     ),
     Claim(
-        "lemma-2", "theorems", "adding any c(W₀,ₜ₋₁) to the weight of step t changes nothing", "Lemma 2", always("unbiased"),
+        "lemma-2", "theorems", "adding any c(W₀,ₜ₋₁) to the weight of step t changes nothing", "Lemma 2",
+        always("unbiased"),
         "E[∇log π | prefix] = 0, so what depends on the prefix alone drops out",
     ),
     Claim(
-        "theorem-1", "theorems", "Aₜ = E RM(W^(t+1)) = U(W₀,ₜ): response-level rewards suffice", "Theorem 1, Eq. 21", always("unbiased"),
+        "theorem-1", "theorems", "Aₜ = E RM(W^(t+1)) = U(W₀,ₜ): response-level rewards suffice", "Theorem 1, Eq. 21",
+        always("unbiased"),
         "U(W₀,ₜ) is γᵗ⁻¹ Q plus the reward already collected, which the prefix fixes",
     ),
     Claim(
@@ -124,26 +126,31 @@ CLAIMS: tuple[Claim, ...] = (
         repair="keep the weight γᵗ⁻¹, or put RM(W) on every token",
     ),
     Claim(
-        "remark-4-whitening", "theorems", "normalising advantages over the batch keeps the expected gradient", "Remark 4", biased_from(1),
+        "remark-4-whitening", "theorems", "normalising advantages over the batch keeps the expected gradient",
+        "Remark 4", biased_from(1),
         "mean and std contain the response they normalise, and the mean over tokens weighs long responses more",
         repair="leave-one-out mean (rloo); a scale from earlier batches",
     ),
     Claim(
-        "actor-critic", "theorems", "rₜ + Vₜ₊₁ - Vₜ, RM(W) on the last token, exact critic", "Trajectory Policy Gradient Theorem",
+        "actor-critic", "theorems", "rₜ + Vₜ₊₁ - Vₜ, RM(W) on the last token, exact critic",
+        "Trajectory Policy Gradient Theorem",
         always("unbiased"), "with all reward at the end the exact critic is U, and this is Theorem 2",
         estimator="ppo", options={"lam": 0.0},
     ),
     Claim(
-        "remark-5-merged", "theorems", "token- and response-level rewards merged into one RM(W)", "Remark 5, Eq. 30", always("unbiased"),
+        "remark-5-merged", "theorems", "token- and response-level rewards merged into one RM(W)", "Remark 5, Eq. 30",
+        always("unbiased"),
         "the sum is again a response-level reward (Theorem 1)",
     ),
     Claim(
-        "remark-5-token-level", "theorems", "γᵗ⁻¹ Gₜ of the token-level part, the response-level part whole", "Remark 5", always("unbiased"),
+        "remark-5-token-level", "theorems", "γᵗ⁻¹ Gₜ of the token-level part, the response-level part whole",
+        "Remark 5", always("unbiased"),
         "each part is unbiased for its share of the reward",
     ),
     *(
         Claim(
-            f"gae-exact-{lam:g}", "theorems", f"GAE, λ = {lam:g}, exact critic", "Remark 6; Schulman et al. 2016", always("unbiased"),
+            f"gae-exact-{lam:g}", "theorems", f"GAE, λ = {lam:g}, exact critic", "Remark 6; Schulman et al. 2016",
+            always("unbiased"),
             "every δ has mean zero given its prefix but for the effect of wₜ",
             estimator="ppo", options={"lam": lam},
         )
@@ -153,13 +160,15 @@ CLAIMS: tuple[Claim, ...] = (
         Claim(
             f"gae-wrong-{lam:g}", "theorems", f"GAE, λ = {lam:g}, wrong critic", "Remark 6; Schulman et al. 2016",
             biased_from(2) if lam < 1 else always("unbiased"),
-            "the critic's errors enter through vₜ₊₁, which wₜ chose" if lam < 1 else "the sum telescopes to RM(W) - v(W₀,ₜ₋₁): a baseline",
+            "the critic's errors enter through vₜ₊₁, which wₜ chose" if lam < 1 else "the sum telescopes to RM(W) - "
+            "v(W₀,ₜ₋₁): a baseline",
             repair="λ = 1, or branches in place of the critic (vineppo, trepo)" if lam < 1 else None,
         )
         for lam in (0, 0.95, 1)
     ),
     Claim(
-        "gae-discounted", "theorems", "GAE with γ = 0.9 on the reward at the end", "practice, against the zero-reward reading",
+        "gae-discounted", "theorems", "GAE with γ = 0.9 on the reward at the end",
+        "practice, against the zero-reward reading",
         biased_from(2), "RM(W) reaches early tokens shrunk by 0.9 a step, so the length of what follows is punished",
         repair="γ = 1 whenever the reward comes once, at the end",
     ),
@@ -182,7 +191,8 @@ CLAIMS: tuple[Claim, ...] = (
         "the greedy response depends on the prompt alone",
     ),
     Claim(
-        "grpo-mean", "algorithms", "GRPO without std: RMₖ - group mean", "Eq. 34-35; Liu et al. 2025", always("proportional"),
+        "grpo-mean", "algorithms", "GRPO without std: RMₖ - group mean", "Eq. 34-35; Liu et al. 2025",
+        always("proportional"),
         "the mean contains RMₖ: (K-1)/K of the gradient is left",
         repair="times K/(K-1) it is rloo; as a learning rate it does not matter",
     ),
@@ -193,44 +203,53 @@ CLAIMS: tuple[Claim, ...] = (
         repair="drop the std (grpo-mean, rloo)",
     ),
     Claim(
-        "grpo-length", "algorithms", "GRPO as first published: the same, divided by the response's length", "Eq. 34; Shao et al. 2024",
+        "grpo-length", "algorithms", "GRPO as first published: the same, divided by the response's length",
+        "Eq. 34; Shao et al. 2024",
         biased_from(1), "the std, and long wrong answers are punished less",
         repair="drop the std and divide by a constant (dr-grpo)",
     ),
     Claim(
-        "dr-grpo", "algorithms", "Dr. GRPO: RMₖ - mean, divided by the constant T", "Liu et al. 2025", always("proportional"),
+        "dr-grpo", "algorithms", "Dr. GRPO: RMₖ - mean, divided by the constant T", "Liu et al. 2025",
+        always("proportional"),
         "(K-1)/(K T) of the gradient",
     ),
     Claim(
-        "trepo", "algorithms", "TRePO repaired: fresh draws at every step, Û(W₀,ₜ) - Û(W₀,ₜ₋₁)", "Algorithm 1, repaired", always("unbiased"),
+        "trepo", "algorithms", "TRePO repaired: fresh draws at every step, Û(W₀,ₜ) - Û(W₀,ₜ₋₁)",
+        "Algorithm 1, repaired", always("unbiased"),
         "the draws of step t know nothing of wₜ",
     ),
     Claim(
-        "trepo-eq31", "algorithms", "TRePO as printed: values pooled over the draws of later steps", "Eq. 31", biased_from(2, otherwise="proportional"),
+        "trepo-eq31", "algorithms", "TRePO as printed: values pooled over the draws of later steps", "Eq. 31",
+        biased_from(2, otherwise="proportional"),
         "a draw W^(k), k > t, contains wₜ, so the pooled baseline cancels part of the signal",
         repair="values from a step's own draws (trepo); to pool, GAE(λ) over them (trepo-lambda)",
     ),
     Claim(
-        "trepo-interpolated", "algorithms", "TRePO as printed: steps outside D interpolated linearly", "Algorithm 1, line 7", biased_from(3),
+        "trepo-interpolated", "algorithms", "TRePO as printed: steps outside D interpolated linearly",
+        "Algorithm 1, line 7", biased_from(3),
         "what is taken from the next segment is a martingale difference: step t keeps 1 - α of its signal",
         repair="one advantage for the whole segment (trepo-segment)",
     ),
     Claim(
-        "trepo-segment", "algorithms", "TRePO: every token of a segment gets U(end) - U(start)", "Algorithm 1, repaired", always("unbiased"),
+        "trepo-segment", "algorithms", "TRePO: every token of a segment gets U(end) - U(start)",
+        "Algorithm 1, repaired", always("unbiased"),
         "what the segment's earlier tokens changed is fixed by the prefix",
     ),
     Claim(
-        "trepo-lambda", "algorithms", "TRePO: GAE(0.5) over fresh branch means", "Algorithm 1, repaired", always("unbiased"),
+        "trepo-lambda", "algorithms", "TRePO: GAE(0.5) over fresh branch means", "Algorithm 1, repaired",
+        always("unbiased"),
         "weights fixed in advance pool the draws without looking at wₜ",
         estimator="trepo", options={"lam": 0.5},
     ),
     Claim(
-        "trepo-own-length", "algorithms", "TRePO: D placed as a fraction of the response's length", "Algorithm 1, line 3", biased_from(4, needs_eos=True),
+        "trepo-own-length", "algorithms", "TRePO: D placed as a fraction of the response's length",
+        "Algorithm 1, line 3", biased_from(4, needs_eos=True),
         "where a segment begins tells how the response will go on: no stopping rule",
         repair="boundaries by stopping rules: every n tokens, separators, drawn in advance",
     ),
     Claim(
-        "trepo-greedy-values", "algorithms", "TRePO: greedy draws (temperature 0) on both sides", "Algorithm 1, line 4", biased_from(2),
+        "trepo-greedy-values", "algorithms", "TRePO: greedy draws (temperature 0) on both sides",
+        "Algorithm 1, line 4", biased_from(2),
         "greedy continuations have another value than the policy's own",
         repair="draw from the policy itself; greedy draws for the baseline only",
     ),
@@ -239,11 +258,13 @@ CLAIMS: tuple[Claim, ...] = (
         "any function of the prefix is a baseline (Lemma 2)",
     ),
     Claim(
-        "vineppo", "algorithms", "VinePPO: branch means every 2 tokens, segment advantages", "Kazemnejad et al. 2024", always("unbiased"),
+        "vineppo", "algorithms", "VinePPO: branch means every 2 tokens, segment advantages", "Kazemnejad et al. 2024",
+        always("unbiased"),
         "fresh branches, boundaries by a stopping rule; no whitening",
     ),
     Claim(
-        "ma-rlhf", "algorithms", "MA-RLHF: macro actions of 2 tokens, exact value a macro, λ = 0.95", "Chai et al. 2024", always("unbiased"),
+        "ma-rlhf", "algorithms", "MA-RLHF: macro actions of 2 tokens, exact value a macro, λ = 0.95",
+        "Chai et al. 2024", always("unbiased"),
         "GAE over segments that a stopping rule marks",
     ),
     Claim(
@@ -251,17 +272,20 @@ CLAIMS: tuple[Claim, ...] = (
         "causal, and telescopes to RM(W) - RM(sₜ): a baseline",
     ),
     Claim(
-        "abc-return-to-go", "algorithms", "ABC: rₜ = RM/len (uniform attention), return-to-go", "Eq. 42; Chan et al. 2024", biased_from(2),
+        "abc-return-to-go", "algorithms", "ABC: rₜ = RM/len (uniform attention), return-to-go",
+        "Eq. 42; Chan et al. 2024", biased_from(2),
         "the shares depend on the whole response, so past ones may not be dropped",
         repair="sum all of them (abc-full-sum)",
     ),
     Claim(
-        "abc-full-sum", "algorithms", "ABC: the same rewards, all of them summed", "Eq. 42, repaired", always("unbiased"),
+        "abc-full-sum", "algorithms", "ABC: the same rewards, all of them summed", "Eq. 42, repaired",
+        always("unbiased"),
         "the shares sum to RM(W)",
         estimator="abc",
     ),
     Claim(
-        "rto", "algorithms", "RTO: rₜ = β log(π*/ref) at the DPO optimum, return-to-go", "Eq. 41; Zhong et al. 2024", always("unbiased"),
+        "rto", "algorithms", "RTO: rₜ = β log(π*/ref) at the DPO optimum, return-to-go", "Eq. 41; Zhong et al. 2024",
+        always("unbiased"),
         "the rewards sum to RM(W) minus a constant of the prompt, and are causal",
     ),
     Claim(
@@ -270,16 +294,21 @@ CLAIMS: tuple[Claim, ...] = (
         repair="β log(π*/ref)",
     ),
     Claim(
-        "prime", "algorithms", "PRIME: implicit process rewards at the cross-entropy optimum plus leave-one-out outcome", "Eq. 44-45; Cui et al. 2025",
-        always("report"), "follows the outcome 1[RM > median] and its smoothed logit, not RM (labels seen with 5 % noise)",
+        "prime", "algorithms",
+        "PRIME: implicit process rewards at the cross-entropy optimum plus leave-one-out outcome",
+        "Eq. 44-45; Cui et al. 2025",
+        always("report"), "follows the outcome 1[RM > median] and its smoothed logit, not RM (labels seen with 5 % "
+        "noise)",
     ),
     Claim(
-        "dpo-optimum", "algorithms", "the minimiser of the population DPO loss is ref exp(RM/β)/Z", "Eq. 40; Rafailov et al. 2023", always("holds"),
+        "dpo-optimum", "algorithms", "the minimiser of the population DPO loss is ref exp(RM/β)/Z",
+        "Eq. 40; Rafailov et al. 2023", always("holds"),
         "minimised by Newton's method over all pairs, compared with the closed form",
     ),
     # --- practices ----------------------------------------------------------------------------------------------------
     Claim(
-        "kl-k1-reward", "practices", "KL penalty k1 = log π/ref as a token reward", "target ∇KL(π‖ref)", always("unbiased"),
+        "kl-k1-reward", "practices", "KL penalty k1 = log π/ref as a token reward", "target ∇KL(π‖ref)",
+        always("unbiased"),
         "KL is the expected sum of k1, and E ∇k1 = 0", target="kl",
     ),
     Claim(
@@ -293,36 +322,46 @@ CLAIMS: tuple[Claim, ...] = (
         repair="k1 in the reward", target="kl",
     ),
     Claim(
-        "kl-k3-loss", "practices", "k3 = ref/π - 1 - log ref/π added to the loss (GRPO)", "target ∇KL(π‖ref)", biased_from(1),
-        "its expected gradient is that of the reverse divergence KL(ref‖π), state by state", repair="k1 in the reward", target="kl",
+        "kl-k3-loss", "practices", "k3 = ref/π - 1 - log ref/π added to the loss (GRPO)", "target ∇KL(π‖ref)",
+        biased_from(1),
+        "its expected gradient is that of the reverse divergence KL(ref‖π), state by state", repair="k1 in the reward",
+        target="kl",
     ),
     Claim(
         "kl-k3-reward", "practices", "k3 as a token reward", "target ∇KL(π‖ref)", biased_from(1),
-        "E k3 = KL, but k3 itself depends on π and that part is not differentiated", repair="k1 in the reward", target="kl",
+        "E k3 = KL, but k3 itself depends on π and that part is not differentiated", repair="k1 in the reward",
+        target="kl",
     ),
     Claim(
-        "length-normalised", "practices", "RM/len: mean over a response's tokens", "reduction sequence_mean", fixed_length_shrinks,
+        "length-normalised", "practices", "RM/len: mean over a response's tokens", "reduction sequence_mean",
+        fixed_length_shrinks,
         "long responses count less", repair="sum, or divide by a constant",
     ),
     Claim(
-        "token-mean", "practices", "sum over the group divided by its number of tokens", "reduction token_mean; DAPO", fixed_length_shrinks,
+        "token-mean", "practices", "sum over the group divided by its number of tokens", "reduction token_mean; DAPO",
+        fixed_length_shrinks,
         "the divisor is correlated with the responses it divides", repair="divide by a constant",
     ),
     Claim(
-        "masked-truncated", "practices", "responses that hit the length cap left out of the loss", "overlong filtering", biased_from(1),
+        "masked-truncated", "practices", "responses that hit the length cap left out of the loss",
+        "overlong filtering", biased_from(1),
         "the policy is not told what happens at the cap", repair="keep them, with the reward they earned",
     ),
     Claim(
-        "zero-std-filtered", "practices", "RLOO, groups of equal rewards left out of the average", "dynamic sampling; DAPO", always("report"),
-        "those groups have no gradient, so leaving them out divides by the fraction of groups with signal", repair="keep them in the denominator",
+        "zero-std-filtered", "practices", "RLOO, groups of equal rewards left out of the average",
+        "dynamic sampling; DAPO", always("report"),
+        "those groups have no gradient, so leaving them out divides by the fraction of groups with signal",
+        repair="keep them in the denominator",
     ),
     Claim(
-        "temperature-mismatch", "practices", "responses drawn at temperature 0.6, scored at 1", "common default", biased_from(1),
+        "temperature-mismatch", "practices", "responses drawn at temperature 0.6, scored at 1", "common default",
+        biased_from(1),
         "the samples come from another policy than the one differentiated",
         repair="divide the logits by the temperature in both places",
     ),
     Claim(
-        "ppo-second-epoch", "practices", "clipped surrogate (ε = 0.2) after one update of step size 0.5 on the same samples, A = RM", "Eq. 32",
+        "ppo-second-epoch", "practices",
+        "clipped surrogate (ε = 0.2) after one update of step size 0.5 on the same samples, A = RM", "Eq. 32",
         biased_from(1), "the samples have shaped the policy that they now judge",
         repair="one update a batch, or small steps and fresh samples",
     ),

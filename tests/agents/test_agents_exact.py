@@ -12,13 +12,15 @@ from typing import get_args
 import pytest
 import torch
 
-from llm_mdp.estimators.algorithms import PRIME, REINFORCE, Estimator, TRePO
+from llm_mdp.estimators.algorithms import REINFORCE, TRePO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import EveryNTokens
+from llm_mdp.estimators.learned_credit import PRIME
 from llm_mdp.estimators.objectives import Reduction
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.worlds import ExactSampler, all_groups, of_rows
 from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.worlds import ExactSampler, all_groups, of_rows
 from llm_mdp.mdp.hidden_rewards import LastTokenReward
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.verify.certificate import edges, exact_certificate, exact_moments, flatten_gradients

