@@ -146,7 +146,9 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def estimates(scores: dict[str, np.ndarray], function: Callable) -> tuple[dict, dict]:
-    return library.get_interval_estimates(scores, function, reps=2000)
+    """Of the bootstrap with one seed, so that the same results give the same figures."""
+    generator = np.random.RandomState(0)
+    return library.get_interval_estimates(scores, function, reps=2000, random_state=generator)
 
 
 def curves(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:

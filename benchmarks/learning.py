@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from machine import write_results
 
-from llm_mdp.estimators.algorithms import TokenCredit
+from llm_mdp.estimators.learned_credit import TokenCredit
 from llm_mdp.estimators.returns import return_to_go
 from llm_mdp.estimators.values import leave_one_out
 from llm_mdp.sampling.evidence import Evidence

@@ -28,7 +28,8 @@ from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
-from llm_mdp.estimators.algorithms import REINFORCE, RLOO, Estimator, TRePO
+from llm_mdp.estimators.algorithms import REINFORCE, RLOO, TRePO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import sampled_certificate

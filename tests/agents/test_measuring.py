@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, Estimator, ReMax, TRePO, VinePPO
+from llm_mdp.estimators.algorithms import (
+    GRPO,
+    REINFORCE,
+    RLOO,
+    ReMax,
+    TRePO,
+    VinePPO,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AtSteps, EveryNTokens
 from llm_mdp.estimators.practices import ZeroStdFiltered
 from llm_mdp.exact.instances import random_instance
