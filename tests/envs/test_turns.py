@@ -154,8 +154,7 @@ def check_memory(task: TurnTask, seed: int, stream: list[int]) -> None:
     assert {t: task.reply(again, np.array(tokens[:t])) for t in due} == replies
 
 
-# --- by hand
-# ------------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -269,8 +268,7 @@ def test_nothing_after_the_end_of_a_conversation_is_worth_anything(text, turns):
     assert whole == cut
 
 
-# --- whatever the policy writes
-# -----------------------------------------------------------------------------------------------
+# --- whatever the policy writes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -354,8 +352,7 @@ def test_the_token_environment_goes_the_same_way(name, data):
     assert set(info["parts"]) == set(task.part_names)
 
 
-# --- planted bugs
-# -------------------------------------------------------------------------------------------------------------
+# --- planted bugs -----------------------------------------------------------------------------------------------------
 
 
 class Forgetful(GuessNumber):
@@ -389,8 +386,7 @@ def test_planted_bugs_are_caught(make, caught):
         check_rewards(task, [(task.question(np.random.default_rng(1)), STREAM)])
 
 
-# --- bad arguments
-# ------------------------------------------------------------------------------------------------------------
+# --- bad arguments ----------------------------------------------------------------------------------------------------
 
 
 def test_bad_arguments_are_named():

@@ -47,8 +47,7 @@ def run(sandbox, source, *inputs, entry_point="f"):
     return sandbox.run([Program(source, entry_point, list(inputs) or [(1,)])])[0]
 
 
-# --- What programs can do
-# ---------------------------------------------------------------------------------------------------------------
+# --- What programs can do ---------------------------------------------------------------------------------------------
 
 PLAIN = [
     None,
@@ -175,8 +174,7 @@ def test_monty_timeouts_run_again_where_python_is_faster():
         assert outcome.outputs == (2_000_000,), outcome
 
 
-# --- What they cannot do
-# ----------------------------------------------------------------------------------------------------------------
+# --- What they cannot do ----------------------------------------------------------------------------------------------
 
 LOOP = "def f(x):\n    while True:\n        pass"
 SPOOF = "def write(text):\n    for fd in range(256):\n        try:\n            os.write(fd, text)\n        except OSError:\n            pass\n"
@@ -434,12 +432,7 @@ def test_a_retry_forgives_a_busy_machine_once(monkeypatch):
         assert run(sandbox, "").verdict == "finished" and worker.attempts == 2
 
 
-# --- Processes
-#
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------------------
+# --- Processes --------------------------------------------------------------------------------------------------------
 
 
 OTHERS: set[int] = set()
@@ -569,13 +562,11 @@ def test_a_backend_that_does_not_isolate_is_not_used(monkeypatch):
     except SandboxUnavailable as error:
         pytest.skip(f"bwrap does not work on this machine: {error}")
     command = bwrap.bwrap_command
-    opened = lambda *arguments: [
-        *command(*arguments)[:3],
-        "--ro-bind",
-        "/",
-        "/",
-        *command(*arguments)[command(*arguments).index("--chdir") :],
-    ]
+
+    def opened(*arguments):
+        words = command(*arguments)
+        return [*words[:3], "--ro-bind", "/", "/", *words[words.index("--chdir") :]]
+
     monkeypatch.setattr(bwrap, "bwrap_command", opened)
     with pytest.raises(SandboxUnavailable, match="could read a file of the host"):
         make_sandbox("bwrap", workers=1)
@@ -597,8 +588,7 @@ def test_a_backend_without_its_filter_runs_nothing(monkeypatch, backend):
         make_sandbox(backend, workers=1)
 
 
-# --- Data and verdicts
-# ------------------------------------------------------------------------------------------------------------------
+# --- Data and verdicts ------------------------------------------------------------------------------------------------
 
 plain = st.recursive(
     st.none()

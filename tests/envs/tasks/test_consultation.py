@@ -54,8 +54,7 @@ def parts(task: Consultation, question: Question, *turns: str) -> dict[str, floa
     return {name: float(values[0]) for name, values in scores.parts.items()} | {"reward": float(scores.reward[0])}
 
 
-# --- knowledge and patients
-# ---------------------------------------------------------------------------------------------------
+# --- knowledge and patients -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,8 +101,7 @@ def test_the_shipped_knowledge_base_is_marked_as_invented():
     assert base.present[base.diseases.index("velmoria"), base.symptoms.index("slow-blink")] == 0.05, "background"
 
 
-# --- rewards
-# ------------------------------------------------------------------------------------------------------------------
+# --- rewards ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_diagnosis_is_worth_its_posterior():
@@ -228,8 +226,7 @@ def test_the_conversation_ends_with_a_diagnosis_or_at_the_turn_limit():
     assert task.decode(tokens) == "diagnose flu ." and mask.all()
 
 
-# --- secrets
-# ------------------------------------------------------------------------------------------------------------------
+# --- secrets ----------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=100)
@@ -261,8 +258,7 @@ def test_nothing_that_is_said_depends_on_the_disease_but_the_answers(answers, tu
     assert rewards[0] == rewards[1]
 
 
-# --- doctors
-# ------------------------------------------------------------------------------------------------------------------
+# --- doctors ----------------------------------------------------------------------------------------------------------
 
 
 def expert(task: Consultation, question: Question, turns: list[tuple[int, ...]]) -> tuple[int, ...]:
@@ -343,8 +339,7 @@ def test_posterior_and_correctness_have_the_same_mean_and_the_posterior_less_var
     assert set(correct) <= {0.0, 1.0}
 
 
-# --- bad input
-# ----------------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
