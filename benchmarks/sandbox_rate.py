@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_mdp_envs.sandbox import SandboxUnavailable, make_sandbox
-from llm_mdp_envs.tasks.programs import Problem, human_eval_problems
+from llm_mdp_envs.tasks.programs import CodingProblem, human_eval_problems
 
 RESULTS = Path(__file__).parent / "results" / "sandbox_rate.json"
 BACKENDS = ("monty", "bwrap", "landlock", "auto")
@@ -43,7 +43,7 @@ def main() -> None:
     Console().print(f"Written to {arguments.output}")
 
 
-def measure(backend: str, problems: tuple[Problem, ...], workers: int, rounds: int) -> dict:
+def measure(backend: str, problems: tuple[CodingProblem, ...], workers: int, rounds: int) -> dict:
     """Programs a second and CPU ms a program; every program must pass."""
     programs = [problem.program(problem.reference) for problem in problems]
     begin = time.perf_counter()

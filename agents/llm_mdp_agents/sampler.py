@@ -17,7 +17,7 @@ from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts, take_rows
 from llm_mdp.sampling.policies import Critic, Policy, logp_of
 from llm_mdp.sampling.sampler import BatchSampler, kept_rows
 from llm_mdp_agents.lm.engines import Engine, OwnEngine
-from llm_mdp_envs.episode import FINISH, Progress, advance, check_scores, follow
+from llm_mdp_envs.episode import FINISH, Episode, advance, check_scores, follow
 from llm_mdp_envs.task import Question, Scores, Task
 
 
@@ -65,7 +65,7 @@ class TaskSampler(BatchSampler):
         self.questions = tuple(question for question in asked for _ in range(group_size))
         prompt = pad_prompts([question.prompt for question in asked])
         drawn = self.engine.sample(self.policy, prompt, group_size, **self._options(temperature))
-        return self._converse(self.questions, drawn, [Progress() for _ in self.questions], temperature)
+        return self._converse(self.questions, drawn, [Episode() for _ in self.questions], temperature)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
         return torch.from_numpy(self._score(self.questions, rollouts).reward.astype(np.float64))
@@ -131,7 +131,7 @@ class TaskSampler(BatchSampler):
         self,
         questions: Sequence[Question],
         drawn: Rollouts,
-        progress: list[Progress],
+        episode: list[Episode],
         temperature: float,
         greedy: bool = False,
     ) -> Rollouts:
@@ -143,23 +143,23 @@ class TaskSampler(BatchSampler):
         row = torch.arange(len(tokens))
         while len(row):
             for place, r in enumerate(row.tolist()):
-                start = len(progress[r].tokens)
+                start = len(episode[r].tokens)
                 for token in drawn.tokens[place, start:].tolist():
-                    if token == PAD or progress[r].finish is not None:
+                    if token == PAD or episode[r].finish is not None:
                         break
-                    progress[r] = advance(self.task, questions[r], progress[r], token)
+                    episode[r] = advance(self.task, questions[r], episode[r], token)
                     self.cost.tokens += 1
-                tokens[r, : len(progress[r].tokens)] = torch.tensor(progress[r].tokens, dtype=torch.int64)
+                tokens[r, : len(episode[r].tokens)] = torch.tensor(episode[r].tokens, dtype=torch.int64)
                 logp[r, start:] = drawn.logp[place, start:]
-            row = torch.tensor([r for r in row.tolist() if progress[r].finish is None], dtype=torch.int64)
+            row = torch.tensor([r for r in row.tolist() if episode[r].finish is None], dtype=torch.int64)
             if len(row):
                 options: dict[str, Any] = self._options(temperature) | {"greedy": greedy}
                 prompt = pad_prompts([questions[r].prompt for r in row.tolist()])
                 drawn = self.engine.sample(self.policy, prompt, 1, prefix=tokens[row], **options)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
-        for r, each in enumerate(progress):
+        for r, each in enumerate(episode):
             mask[r, : len(each.mask)] = torch.tensor(each.mask)
-        finish = torch.tensor([FINISH.index(each.finish or FINISH[Finish.HORIZON]) for each in progress])
+        finish = torch.tensor([FINISH.index(each.finish or FINISH[Finish.HORIZON]) for each in episode])
         prompt = pad_prompts([question.prompt for question in questions])
         return replace(drawn, prompt=prompt, tokens=tokens, mask=mask, logp=torch.where(mask, logp, 0.0), finish=finish)
 

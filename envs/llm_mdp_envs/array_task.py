@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_mdp_envs.episode import Progress, as_rows
+from llm_mdp_envs.episode import Episode, as_rows
 from llm_mdp_envs.task import PAD, Question, Scores, Task
 
 
@@ -62,7 +62,7 @@ class ArrayTask(Task):
         return self.token_reward_rows(secrets_of(questions), tokens, mask)
 
     def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
-        masks = self.mask_rows(secrets_of([question]), as_rows([Progress(tuple(tokens))], self.horizon)[0])
+        masks = self.mask_rows(secrets_of([question]), as_rows([Episode(tuple(tokens))], self.horizon)[0])
         return None if masks is None else masks[0]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm_mdp_envs.episode import (
-    Progress,
+    Episode,
     advance,
     as_rows,
     check_question,
@@ -118,21 +118,21 @@ def _drawn(task: Task, generator: np.random.Generator) -> list[Question]:
     return [task.question(generator) for _ in range(2)]
 
 
-def _short_response(task: Task, question: Question, in_turns: bool) -> Progress:
+def _short_response(task: Task, question: Question, in_turns: bool) -> Episode:
     """A response that ends as soon as it may; in turns: one of a word or so a turn, handed over as often as there are
     turns."""
-    progress, spoken = Progress(), 0
+    episode, spoken = Episode(), 0
     closing = (task.end_of_turn, task.eos) if in_turns else (task.eos, task.end_of_turn)
-    while progress.finish is None:
-        allowed = _allowed(task, question, progress.tokens)
+    while episode.finish is None:
+        allowed = _allowed(task, question, episode.tokens)
         ends = [token for token in closing if token is not None and allowed[token]]
         words = [token for token in np.flatnonzero(allowed)[:3].tolist() if token not in closing]
         token = ends[0] if ends and (spoken or not in_turns or not words) else (words or ends)[0]
         handed_over = token == task.end_of_turn
-        if handed_over and progress.turns + 1 < task.max_turns:
-            _check_reply(task, question, (*progress.tokens, token))
-        progress, spoken = advance(task, question, progress, token), 0 if handed_over else spoken + 1
-    return progress
+        if handed_over and episode.turns + 1 < task.max_turns:
+            _check_reply(task, question, (*episode.tokens, token))
+        episode, spoken = advance(task, question, episode, token), 0 if handed_over else spoken + 1
+    return episode
 
 
 def _allowed(task: Task, question: Question, tokens: Sequence[int]) -> np.ndarray:

@@ -16,7 +16,7 @@ conversation was over."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class Episode:
     """How far a response is."""
 
     tokens: tuple[int, ...] = ()
@@ -29,24 +29,24 @@ class Progress:
     """One of `FINISH`, None while it goes on."""
 
 
-def advance(task: Task, question: Question, progress: Progress, token: int) -> Progress:
+def advance(task: Task, question: Question, episode: Episode, token: int) -> Episode:
     """The response after one more token of the policy and, if that hands over the turn, the environment's reply (cut at
     the horizon)."""
-    tokens, mask, turns = (*progress.tokens, token), (*progress.mask, True), progress.turns
+    tokens, mask, turns = (*episode.tokens, token), (*episode.mask, True), episode.turns
     if token == task.end_of_turn:
         turns += 1
         reply = task.reply(question, tokens) if turns < task.max_turns else None
         if reply is None:
-            return Progress(tokens, mask, turns, "eos" if token == task.eos else "environment")
+            return Episode(tokens, mask, turns, "eos" if token == task.eos else "environment")
         written = tuple(whole_token(t, task.vocab_size, f"a token of {type(task).__name__}'s reply") for t in reply)
         written = written[: task.horizon - len(tokens)]
         tokens, mask = tokens + written, mask + (False,) * len(written)
     elif token == task.eos:
-        return Progress(tokens, mask, turns, "eos")
-    return Progress(tokens, mask, turns, "horizon" if len(tokens) >= task.horizon else None)
+        return Episode(tokens, mask, turns, "eos")
+    return Episode(tokens, mask, turns, "horizon" if len(tokens) >= task.horizon else None)
 
 
-def follow(task: Task, question: Question, tokens: Sequence[int], name: str = "the response") -> Progress:
+def follow(task: Task, question: Question, tokens: Sequence[int], name: str = "the response") -> Episode:
     """Replay a response, or the beginning of one, to learn whose its tokens are. A reply that is missing at its end is
     written.
 
@@ -58,28 +58,28 @@ def follow(task: Task, question: Question, tokens: Sequence[int], name: str = "t
         whole_token(token, task.vocab_size, f"{name}[{place}]")
         for place, token in enumerate(sequence_of_tokens(tokens, name))
     )
-    progress = Progress()
-    while len(progress.tokens) < len(given):
-        place = len(progress.tokens)
-        if progress.finish is not None:
-            raise ValueError(f"{name} goes on at place {place}, after its end (by {progress.finish}); cut it there.")
-        progress = advance(task, question, progress, given[place])
-        for here in range(place, min(len(progress.tokens), len(given))):
-            if progress.tokens[here] != given[here]:
+    episode = Episode()
+    while len(episode.tokens) < len(given):
+        place = len(episode.tokens)
+        if episode.finish is not None:
+            raise ValueError(f"{name} goes on at place {place}, after its end (by {episode.finish}); cut it there.")
+        episode = advance(task, question, episode, given[place])
+        for here in range(place, min(len(episode.tokens), len(given))):
+            if episode.tokens[here] != given[here]:
                 raise ValueError(
                     f"{name} has the token {given[here]} at place {here}, where the environment writes "
-                    f"{progress.tokens[here]}; "
+                    f"{episode.tokens[here]}; "
                     "it belongs to another question or another task."
                 )
-    return progress
+    return episode
 
 
-def begun(task: Task, question: Question, prefix: Sequence[int], name: str) -> Progress:
+def begun(task: Task, question: Question, prefix: Sequence[int], name: str) -> Episode:
     """`follow`, for the beginning of a response that is to go on; ValueError if it has ended."""
-    progress = follow(task, question, prefix, name)
-    if progress.finish is not None:
-        raise ValueError(f"{name} is a complete response (it ended by {progress.finish}); leave out its end.")
-    return progress
+    episode = follow(task, question, prefix, name)
+    if episode.finish is not None:
+        raise ValueError(f"{name} is a complete response (it ended by {episode.finish}); leave out its end.")
+    return episode
 
 
 def replay(task: Task, questions: Sequence[Question], token_rows: np.ndarray) -> Scores:
@@ -130,16 +130,16 @@ def _mask_of_single_turns(task: Task, tokens: np.ndarray) -> np.ndarray:
 def _mask_by_replaying(task: Task, questions: Sequence[Question], tokens: np.ndarray) -> np.ndarray:
     mask = np.zeros(tokens.shape, dtype=bool)
     for row, question in enumerate(questions):
-        progress = follow(task, question, unpadded(tokens[row]), f"token_rows[{row}]")
-        _check_finished(progress, row)
-        mask[row, : len(progress.mask)] = progress.mask
+        episode = follow(task, question, unpadded(tokens[row]), f"token_rows[{row}]")
+        _check_finished(episode, row)
+        mask[row, : len(episode.mask)] = episode.mask
     return mask
 
 
-def _check_finished(progress: Progress, row: int) -> None:
-    if progress.finish is None:
+def _check_finished(episode: Episode, row: int) -> None:
+    if episode.finish is None:
         raise ValueError(
-            f"token_rows[{row}] has not ended after {len(progress.tokens)} tokens; only whole responses have a reward."
+            f"token_rows[{row}] has not ended after {len(episode.tokens)} tokens; only whole responses have a reward."
         )
 
 
@@ -165,11 +165,11 @@ def pad_prompt(prompt: Sequence[int], width: int) -> np.ndarray:
     return np.array([PAD] * (width - len(prompt)) + list(prompt), dtype=np.int64)
 
 
-def as_rows(progress: Sequence[Progress], horizon: int) -> tuple[np.ndarray, np.ndarray]:
+def as_rows(episode: Sequence[Episode], horizon: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (N, horizon) int64, padded on the right, and mask (N, horizon) bool."""
-    tokens = np.full((len(progress), horizon), PAD, dtype=np.int64)
-    mask = np.zeros((len(progress), horizon), dtype=bool)
-    for row, one in enumerate(progress):
+    tokens = np.full((len(episode), horizon), PAD, dtype=np.int64)
+    mask = np.zeros((len(episode), horizon), dtype=bool)
+    for row, one in enumerate(episode):
         tokens[row, : len(one.tokens)] = one.tokens
         mask[row, : len(one.mask)] = one.mask
     return tokens, mask

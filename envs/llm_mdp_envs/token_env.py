@@ -16,7 +16,7 @@ from gymnasium.error import ResetNeeded
 
 from llm_mdp_envs.check import check_form
 from llm_mdp_envs.episode import (
-    Progress,
+    Episode,
     advance,
     as_rows,
     begun,
@@ -36,7 +36,7 @@ class State:
     """Everything that decides how an episode goes on; see `TokenEnv.clone_state`."""
 
     question: Question = field(repr=False)
-    progress: Progress
+    episode: Episode
     generator: Mapping[str, Any] = field(repr=False)
 
 
@@ -66,7 +66,7 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
         self.action_space = spaces.Discrete(task.vocab_size)
         self.observation_space = observation_space(task)
         self._question: Question | None = None
-        self._progress = Progress()
+        self._episode = Episode()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -87,8 +87,8 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
         options = check_options(options, ("question", "prompt", "prefix"))
         question = _asked(self.task, options)
         question = self.task.question(self.np_random) if question is None else question
-        progress = begun(self.task, question, options.get("prefix", ()), "options['prefix']")
-        self._question, self._progress = question, progress
+        episode = begun(self.task, question, options.get("prefix", ()), "options['prefix']")
+        self._question, self._episode = question, episode
         self._show()
         return self._observation(), self._info()
 
@@ -102,17 +102,17 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
         """
         if self._question is None:
             raise ResetNeeded("step was called before reset; call reset first.")
-        if self._progress.finish is not None:
-            raise ResetNeeded(f"the episode has ended (by {self._progress.finish}); call reset before the next step.")
+        if self._episode.finish is not None:
+            raise ResetNeeded(f"the episode has ended (by {self._episode.finish}); call reset before the next step.")
         token = whole_token(action, self.task.vocab_size, "the action")
-        check_allowed(self.task.action_mask(self._question, self._progress.tokens), token)
-        place = len(self._progress.tokens)
-        self._progress = advance(self.task, self._question, self._progress, token)
+        check_allowed(self.task.action_mask(self._question, self._episode.tokens), token)
+        place = len(self._episode.tokens)
+        self._episode = advance(self.task, self._question, self._episode, token)
         info, reward = self._info(), 0.0
-        terminated = self._progress.finish is not None
+        terminated = self._episode.finish is not None
         if terminated:
             scores = check_scores(self.task, self.task.score([self._question], *self._arrays()), 1)
-            reward, info["finish"] = float(scores.reward[0]), self._progress.finish
+            reward, info["finish"] = float(scores.reward[0]), self._episode.finish
             for kind, columns in (("parts", scores.parts), ("details", scores.details)):
                 if columns:
                     info[kind] = {name: column[0].item() for name, column in columns.items()}
@@ -126,7 +126,7 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
         """(V,) int8, 1 where a token is allowed next; the method that sb3-contrib's MaskablePPO calls."""
         if self._question is None:
             raise ResetNeeded("action_masks was called before reset; call reset first.")
-        mask = self.task.action_mask(self._question, self._progress.tokens)
+        mask = self.task.action_mask(self._question, self._episode.tokens)
         return np.ones(self.task.vocab_size, dtype=np.int8) if mask is None else np.array(mask, dtype=np.int8)
 
     @property
@@ -139,7 +139,7 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
         to an agent."""
         if self._question is None:
             raise ResetNeeded("clone_state was called before reset; call reset first.")
-        return State(self._question, self._progress, deepcopy(self.np_random.bit_generator.state))
+        return State(self._question, self._episode, deepcopy(self.np_random.bit_generator.state))
 
     def restore_state(self, state: State) -> tuple[np.ndarray, dict[str, Any]]:
         """Go on from a state of this environment or of another one with an equal task.
@@ -149,7 +149,7 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
         """
         if not isinstance(state, State):
             raise TypeError(f"restore_state got {type(state).__name__}; give it what clone_state returned.")
-        self._question, self._progress = state.question, state.progress
+        self._question, self._episode = state.question, state.episode
         self.np_random.bit_generator.state = deepcopy(state.generator)
         return self._observation(), self._info()
 
@@ -158,7 +158,7 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
         if self.render_mode is None:
             gymnasium.logger.warn('render needs a render mode: gym.make(…, render_mode="ansi") or "human".')
             return None
-        text = text_so_far(self.task, self._question, self._progress.tokens)
+        text = text_so_far(self.task, self._question, self._episode.tokens)
         if self.render_mode == "ansi":
             return text
         print(text)
@@ -173,7 +173,7 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
             self.render()
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        return as_rows([self._progress], self.task.horizon)
+        return as_rows([self._episode], self.task.horizon)
 
     def _observation(self) -> np.ndarray:
         assert self._question is not None

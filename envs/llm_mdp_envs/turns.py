@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from llm_mdp_envs.episode import Progress, advance, follow
+from llm_mdp_envs.episode import Episode, advance, follow
 from llm_mdp_envs.task import Question, Scores, Task
 
 
@@ -43,13 +43,13 @@ def play(task: Task, question: Question, policy_turns: Iterable[Sequence[int]]) 
         raise ValueError(
             f"{type(task).__name__} has one turn only (its end_of_turn is None); play needs a task with turns."
         )
-    progress = Progress()
+    episode = Episode()
     for turn in policy_turns:
         closed = len(turn) > 0 and turn[-1] in (task.end_of_turn, task.eos)
         for token in (*turn, *(() if closed else (task.end_of_turn,))):
-            if progress.finish is None:
-                progress = advance(task, question, progress, int(token))
-    return np.array(progress.tokens, dtype=np.int64), np.array(progress.mask, dtype=bool)
+            if episode.finish is None:
+                episode = advance(task, question, episode, int(token))
+    return np.array(episode.tokens, dtype=np.int64), np.array(episode.mask, dtype=bool)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from llm_mdp_envs.array_task import ArrayTask, secrets_of
 from llm_mdp_envs.check import check_form
 from llm_mdp_envs.episode import (
     FINISH,
-    Progress,
+    Episode,
     advance,
     begun,
     check_question,
@@ -260,12 +260,12 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._turns[where] = 0
             self._written[where] = False
 
-    def _put(self, number: int, progress: Progress) -> None:
-        """Make environment `number` stand where `progress` does."""
-        length = len(progress.tokens)
-        self._tokens[number, :length] = progress.tokens
-        self._written[number, :length] = ~np.array(progress.mask, dtype=bool)
-        self._length[number], self._turns[number] = length, progress.turns
+    def _put(self, number: int, episode: Episode) -> None:
+        """Make environment `number` stand where `episode` does."""
+        length = len(episode.tokens)
+        self._tokens[number, :length] = episode.tokens
+        self._written[number, :length] = ~np.array(episode.mask, dtype=bool)
+        self._length[number], self._turns[number] = length, episode.turns
 
     def _append(self, actions: np.ndarray, new: np.ndarray) -> np.ndarray:
         """Write the actions, and replies where turns end; returns (N,) why episodes end now, as an index of `FINISH` or
@@ -284,18 +284,18 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             finish[new] = GOES_ON
         if task.end_of_turn is not None:
             for number in np.flatnonzero((actions == task.end_of_turn) & ~self._over).tolist():
-                progress = self._hand_over(number)
-                finish[number] = GOES_ON if progress.finish is None else FINISH.index(progress.finish)
+                episode = self._hand_over(number)
+                finish[number] = GOES_ON if episode.finish is None else FINISH.index(episode.finish)
         return finish
 
-    def _hand_over(self, number: int) -> Progress:
+    def _hand_over(self, number: int) -> Episode:
         last = self._last[number]
-        before = Progress(
+        before = Episode(
             tuple(self._tokens[number, :last].tolist()), tuple(~self._written[number, :last]), int(self._turns[number])
         )
-        progress = advance(self.task, self._asked.question(number), before, int(self._tokens[number, last]))
-        self._put(number, progress)
-        return progress
+        episode = advance(self.task, self._asked.question(number), before, int(self._tokens[number, last]))
+        self._put(number, episode)
+        return episode
 
     def _mask(self, where: np.ndarray | slice) -> np.ndarray:
         own = self._tokens[where] != PAD

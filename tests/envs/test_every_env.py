@@ -83,7 +83,7 @@ def finish_episode(env: TokenEnv, info: dict, rng: np.random.Generator, hurry: f
 
 
 def response(env: TokenEnv) -> list[int]:
-    return list(env.clone_state().progress.tokens)
+    return list(env.clone_state().episode.tokens)
 
 
 # --- the list ---
@@ -380,7 +380,7 @@ def test_no_secret_comes_out(id):
     env, rng = TokenEnv(task, "ansi"), np.random.default_rng(9)
     observation, info = env.reset(seed=0)
     assert has_canary(env.clone_state().question.secret)
-    assert not has_canary(repr(env), str(env), observation, info, env.render(), repr(env.clone_state().progress))
+    assert not has_canary(repr(env), str(env), observation, info, env.render(), repr(env.clone_state().episode))
     result, _ = finish_episode(env, info, rng)
     assert not has_canary(result, env.render())
     vector = TokenVectorEnv(task, 3, "ansi")

