@@ -24,7 +24,7 @@ CASES = [
     pytest.param((3, 3, 0, 1.0, 1), 2, 0.7, id="pairs"),
     pytest.param((2, 4, 1, 0.9, 2), 3, 0.7, id="long"),
     pytest.param((2, 4, 1, 0.9, 3), 2, 1.9, id="long-pairs-beta"),
-    pytest.param((3, 4, 2, 0.7, 4), 3, 0.3, id="large"),
+    pytest.param((3, 4, 2, 0.7, 4), 3, 0.3, id="large", marks=pytest.mark.slow),
     pytest.param((3, 3, None, 0.9, 5), 3, 0.7, id="no-end-token"),
     pytest.param((3, 3, None, 0.9, 6), 2, 0.2, id="no-end-token-pairs"),
     pytest.param((2, 5, 0, 0.8, 7), 3, 0.7, id="five-steps"),

@@ -108,7 +108,9 @@ RUNS = {
 }
 
 CASES = [
-    pytest.param(name, seed, marks=[pytest.mark.slow] if seed != SEEDS[0] else []) for name in RUNS for seed in SEEDS
+    pytest.param(name, seed, marks=[] if seed == SEEDS[0] and (name in AGENTS or "kl" in name) else [pytest.mark.slow])
+    for name in RUNS
+    for seed in SEEDS
 ]
 
 

@@ -337,7 +337,7 @@ def test_words_with_a_small_transformer(env, llm_mdp, here):
     assert status == 0 and "→" in said
 
 
-@pytest.mark.parametrize("adapters", ["", "--lora-rank 4 --lora-alpha 8"])
+@pytest.mark.parametrize("adapters", [pytest.param("", marks=pytest.mark.slow), "--lora-rank 4 --lora-alpha 8"])
 def test_words_with_a_language_model(adapters, llm_mdp, here, language_model):
     status, _, complaints = llm_mdp(
         f"train rloo ReasoningGym --model {language_model} {adapters} {WORDS} --env-args horizon=5 --name run"
@@ -400,6 +400,7 @@ def test_eval_of_a_run_that_has_not_finished(llm_mdp, here):
     assert status == 2 and "the run has not finished; `llm-mdp train --resume runs/run` goes on with it." in complaints
 
 
+@pytest.mark.slow
 def test_agents(llm_mdp, here):
     status, said, _ = llm_mdp("agents --json agents.json")
     listed = json.loads(Path("agents.json").read_text())

@@ -53,6 +53,7 @@ def results(tmp_path_factory) -> list[dict]:
     return both
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_command_line(here):
     """As the docstring of parallel.py says; one process of the group writes and speaks."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -17,6 +17,14 @@ def score(task: ReasoningGym, question, text: str) -> float:
     return float(task.grade([task.reply_to(question, text)]).reward[0])
 
 
+@pytest.fixture(scope="module")
+def grader():
+    """One process for tests that are not about processes: each takes seconds to import its data sets."""
+    shared = Grader("reasoning")
+    yield shared
+    shared.close()
+
+
 def questions(task: ReasoningGym, n: int, seed: int = 0) -> list:
     generator = np.random.default_rng(seed)
     return [task.question(generator) for _ in range(n)]
@@ -25,8 +33,9 @@ def questions(task: ReasoningGym, n: int, seed: int = 0) -> list:
 @pytest.mark.parametrize(
     "name", ["chain_sum", "spell_backward", "countdown", "n_queens", "leg_counting", "string_manipulation"]
 )
-def test_scores_are_reasoning_gyms_own(name):
+def test_scores_are_reasoning_gyms_own(name, grader):
     task = ReasoningGym(name, size=50, seed=3, prompt_length=10_000)
+    task._grader = grader
     own = reasoning_gym.create_dataset(name, size=50, seed=3)
     for question in questions(task, 5):
         entry = question.secret.secret
@@ -98,9 +107,10 @@ EVALUATING = [
 
 
 @pytest.mark.parametrize("name", EVALUATING)
-def test_no_answer_runs_code(name, tmp_path):
+def test_no_answer_runs_code(name, tmp_path, grader):
     flag = tmp_path / "flag"
     task = ReasoningGym(name, size=5, prompt_length=10_000)
+    task._grader = grader
     (question,) = questions(task, 1)
     attacks = [
         f"__import__('pathlib').Path({str(flag)!r}).touch()",
