@@ -8,6 +8,18 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("any machine")
 
+QUICK_EXAMPLES = 20
+
+
+def pytest_collection_modifyitems(config, items):
+    """The fast suite tries a property on fewer examples; the whole one on as many as the test says."""
+    if config.option.markexpr != "not slow":
+        return
+    for test in {getattr(item, "function", None) for item in items}:
+        own = getattr(test, "_hypothesis_internal_use_settings", None)
+        if own is not None and own.max_examples > QUICK_EXAMPLES:
+            test._hypothesis_internal_use_settings = settings(own, max_examples=QUICK_EXAMPLES)
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
