@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,6 +63,11 @@ def load_module(place: str) -> ModuleType:
         sys.modules.setdefault(path.stem, module)
         spec.loader.exec_module(module)
         return module
+    except SystemExit as error:
+        raise UsageError(
+            f"{place} ends the program when it is imported (sys.exit({error.code!r})); put that under "
+            'if __name__ == "__main__":'
+        ) from error
     except SyntaxError as error:
         raise UsageError(f"{place} cannot be read as Python: {error}") from error
     except ImportError as error:
@@ -74,3 +81,20 @@ def load_module(place: str) -> ModuleType:
                 f"module {place!r} cannot be imported ({error}); a file is written FILE.py:CLASS."
             ) from error
         raise
+
+
+def place_in_own_code(error: BaseException) -> str | None:
+    """Where in a user's file an error arose, `my_file.py, line 7, in advantages`; None: in no file of theirs."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else None
+
+
+def _is_users(file: str) -> bool:
+    """Is this file neither ours nor Python's nor a package's?"""
+    path = Path(file).resolve()
+    installed = [Path(place).resolve() for place in {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}]
+    return path.is_file() and not any(path.is_relative_to(place) for place in installed) and not _is_ours(path)
+
+
+def _is_ours(path: Path) -> bool:
+    return any(part in ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs") for part in path.parts[:-1])

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from llm_mdp.own import place_in_own_code
+
 COMMANDS = {
     "verify": (
         "verify",
@@ -53,11 +55,17 @@ def listing() -> Any:
 
 
 def guarded(job: Callable[[], int]) -> int:
-    """The exit status; what cannot be done is said in one line."""
+    """The exit status; what cannot be done is said in one line, and an error in a user's file with its place there."""
     try:
         return job()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"llm-mdp: {error}", file=sys.stderr)
+    except (Exception, SystemExit) as error:
+        place = place_in_own_code(error)
+        if place is not None:
+            print(f"llm-mdp: {place}: {type(error).__name__}: {error}", file=sys.stderr)
+        elif isinstance(error, ValueError | OSError | ImportError):
+            print(f"llm-mdp: {error}", file=sys.stderr)
+        else:
+            raise
         return 2
     except KeyboardInterrupt:
         return 130
