@@ -45,7 +45,7 @@ class SteadyConfig(AgentConfig):
             raise ValueError(f"share is {self.share}; it must be in [0, 1].")
 
 
-class SteadyRLOO(Agent[SteadyConfig]):
+class SteadyRLOOAgent(Agent[SteadyConfig]):
     """RLOO whose baseline remembers."""
 
     name, paper, claims = "steady-rloo", "an example", ()
@@ -68,13 +68,13 @@ if __name__ == "__main__":
     from llm_mdp_agents.training.trainer import TrainConfig, Trainer
     from llm_mdp_envs.tasks.synthetic import Tabular
 
-    check_agent(SteadyRLOO)
+    check_agent(SteadyRLOOAgent)
     print("check_agent: nothing wrong with it")
     print("certificate:", certify(SteadyBaseline(group_size=3, mean=0.7)))
 
     task = Tabular()
     policy = build_policy(ModelConfig(), task, seed=0)
-    trainer = Trainer(SteadyRLOO(SteadyConfig(), policy, task), task, policy, TrainConfig(steps=100))
+    trainer = Trainer(SteadyRLOOAgent(SteadyConfig(), policy, task), task, policy, TrainConfig(steps=100))
     print(f"expected reward before: {trainer.evaluate()['eval/exact_reward']:6.3f}")
     trainer.prepare()
     for _ in range(100):
