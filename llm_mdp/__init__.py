@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from llm_mdp.variance.allocation import allocate as allocate
     from llm_mdp.verify.certificate import Certificate as Certificate
     from llm_mdp.verify.certify import certify as certify
-    from llm_mdp.verify.check import EstimatorError as EstimatorError
     from llm_mdp.verify.check import check_estimator as check_estimator
     from llm_mdp.verify.ledger import run_ledger as run_ledger
     from llm_mdp.verify.problem import Problem as Problem
+    from llm_mdp.verify.weights import EstimatorError as EstimatorError
 
 __version__ = "0.2.0"
 
@@ -78,9 +78,10 @@ HOMES = {
     "variance.allocation": "allocate",
     "verify.certificate": "Certificate",
     "verify.certify": "certify",
-    "verify.check": "EstimatorError check_estimator",
+    "verify.check": "check_estimator",
     "verify.ledger": "run_ledger",
     "verify.problem": "Problem",
+    "verify.weights": "EstimatorError",
 }
 """Which module each public name is in."""
 _HOME_OF = {name: home for home, names in HOMES.items() for name in names.split()}

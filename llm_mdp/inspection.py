@@ -32,8 +32,9 @@ from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts
 from llm_mdp.sampling.policies import Critic, NgramPolicy, Policy, TabularValue
 from llm_mdp.sampling.sampler import NothingKept, Sampler
 from llm_mdp.sampling.shared_draws import SameRollouts
-from llm_mdp.verify.certificate import exact_certificate, loss_weights
+from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.weights import loss_weights
 
 LARGEST_TREE = 2_000_000
 """Most numbers in a policy's logits over the tree for which exact values are computed."""

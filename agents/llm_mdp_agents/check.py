@@ -15,8 +15,9 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.sampler import PolicySampler
-from llm_mdp.verify.check import EstimatorError, check_answers
+from llm_mdp.verify.check import check_answers
 from llm_mdp.verify.claims import CLAIMS
+from llm_mdp.verify.weights import EstimatorError
 from llm_mdp_envs.tasks.synthetic import TokenMDPTask
 
 

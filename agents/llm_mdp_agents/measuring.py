@@ -25,7 +25,7 @@ from llm_mdp.sampling.shared_draws import Meter, SharedDraws
 from llm_mdp.variance.allocation import Allocation, Split, allocate, few_cuts, fitted_price
 from llm_mdp.variance.measurement import Measurement
 from llm_mdp.variance.sampled import Estimates, sampled_measurement, sampled_spread
-from llm_mdp.verify.certificate import loss_weights
+from llm_mdp.verify.weights import loss_weights
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
 

@@ -4,7 +4,8 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -44,8 +45,8 @@ class TrainArguments(Generic[C]):
     warm_start: int | None = None
     """Supervised batches on the task's own answers first; by default 200 for a small transformer from scratch, where
     there are answers."""
-    loggers: tuple[str, ...] = ("tensorboard",)
-    """tensorboard, wandb, trackio (if installed), or none."""
+    loggers: tuple[str, ...] = field(default_factory=lambda: default_loggers())
+    """tensorboard (the default where it is installed), wandb, trackio, or none."""
     shard: bool = False
     """Under torchrun: shard the weights (FSDP2) instead of replicating them."""
     runs: Path = Path("runs")
@@ -118,6 +119,11 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
         description=inspect.getdoc(TrainArguments),
     )  # fmt: skip
     return name, name if isinstance(agent, NoOptions) else arguments.agent, arguments
+
+
+def default_loggers() -> tuple[str, ...]:
+    """TensorBoard, where it is installed."""
+    return ("tensorboard",) if find_spec("tensorboard") else ()
 
 
 USAGE = """usage: llm-mdp train AGENT ENV [options]

@@ -17,7 +17,7 @@ from llm_mdp.variance.entropy import bisected, chain_entropy
 from llm_mdp.variance.rewards import SPARSE, early_reward
 from llm_mdp.variance.sampled import Estimates, kept_estimates
 from llm_mdp.variance.setting import Setting
-from llm_mdp.verify.certificate import loss_weights
+from llm_mdp.verify.weights import loss_weights
 
 TOKENS = 1_000_000
 """Tokens of rollouts on a long chain that are in memory at one time."""

@@ -15,8 +15,8 @@ from llm_mdp.exact.worlds import TreeSampler
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.variance.measurement import Measurement, Spread, check_target
-from llm_mdp.verify.certificate import edges, token_weights
 from llm_mdp.verify.sampled import judge_means, pull_back
+from llm_mdp.verify.weights import edges, token_weights
 
 REPLICATES = 400
 """Bootstrap samples behind an interval."""

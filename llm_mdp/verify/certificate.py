@@ -5,11 +5,11 @@ of each token is that world's gradient: exact mean and covariance without Monte-
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -20,12 +20,12 @@ from llm_mdp.exact.worlds import (
     Groups,
     TreeBranches,
     all_groups,
-    of_rows,
 )
 from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
+from llm_mdp.verify.weights import check_worlds, edges, flatten_gradients, squared_norms, token_weights
 
 UNBIASED = 1e-9
 """Relative bias below which an exact certificate says "unbiased"."""
@@ -144,12 +144,15 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
     second = total = noise = tokens = rewards = 0.0
-    affine = False
+    affine, checked = False, False
     for sampler, evidence in _worlds(estimator, enumeration):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
         tokens, rewards = tokens + spent[0], rewards + spent[1]
         derivative = token_weights(estimator, evidence, enumeration, weight.shape)
+        if not checked:
+            check_worlds(estimator, evidence, derivative, enumeration)
+            checked = True
         edge = edges(evidence, enumeration).expand(derivative.shape)
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
         total += float(weight.sum())
@@ -200,54 +203,6 @@ def _worlds(
     for groups in all_groups(enumeration, estimator.group_size, ordered):
         sampler = Meter(ExactSampler(enumeration, groups, enumerate_branches))
         yield sampler, estimator.collect(sampler)
-
-
-def token_weights(
-    estimator: Estimator, evidence: Evidence, enumeration: Enumeration, worlds: tuple[int, ...]
-) -> Float[Tensor, "*worlds B T"]:
-    """-∂loss/∂logp of every world: the weight that each token's score gets."""
-    logp = of_rows(enumeration.leaf_logp(), evidence.rollouts)
-    return loss_weights(estimator, evidence, logp.expand(*worlds, *logp.shape[-2:]))
-
-
-def loss_weights(
-    estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "*worlds B T"]
-) -> Float[Tensor, "*worlds B T"]:
-    """-∂loss/∂logp of every world at these log-probabilities."""
-    worlds, logp = logp.shape[:-2], logp.clone().requires_grad_()
-    loss = estimator.loss(logp, evidence)
-    if loss.shape != torch.Size(worlds):
-        raise ValueError(
-            f"loss has shape {tuple(loss.shape)}, but there are worlds {tuple(worlds)}: return one number a world, "
-            "reducing over the last two dimensions only (dim=(-2, -1))."
-        )
-    if not loss.requires_grad:
-        raise ValueError("loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).")
-    (gradient,) = torch.autograd.grad(loss.sum(), logp)
-    if not torch.isfinite(gradient).all():
-        raise ValueError(
-            "the loss has a derivative that is not finite; look for a division by a group's zero std or length."
-        )
-    return torch.where(evidence.rollouts.mask, -gradient, 0.0)
-
-
-def edges(evidence: Evidence, enumeration: Enumeration) -> Int[Tensor, "W B T"]:
-    """Which edge of the enumeration each token is."""
-    return of_rows(enumeration.edge, evidence.rollouts)
-
-
-def squared_norms(
-    weights: Float[Tensor, "*worlds B T"], edge: Int[Tensor, "*worlds B T"], gram: Float[Tensor, "E E"]
-) -> Float[Tensor, "*worlds"]:
-    """|Σ weight ∇log π|² of every world, by inner products of scores."""
-    a, e = weights.flatten(-2), edge.flatten(-2)
-    flat_a, flat_e = a.reshape(-1, a.shape[-1]), e.reshape(-1, e.shape[-1])
-    chunk = max(1, 4_000_000 // flat_a.shape[-1] ** 2)
-    norms = [
-        torch.einsum("wi,wij,wj->w", w, gram[i[:, :, None], i[:, None, :]], w)
-        for w, i in zip(flat_a.split(chunk), flat_e.split(chunk))
-    ]
-    return torch.cat(norms).reshape(a.shape[:-1])
 
 
 def _branch_noise(
@@ -369,16 +324,6 @@ def displaced_gradients(
             gradients.append(flatten_gradients(second, list(start.values())))
         weights.append(sampler.weight)
     return torch.stack(gradients), torch.cat(weights)
-
-
-def flatten_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Float[Tensor, " parameters"]:
-    """One vector, in the order of the parameters; None stands for zeros."""
-    return torch.cat(
-        [
-            torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double()
-            for g, p in zip(gradients, parameters)
-        ]
-    )
 
 
 class _Scorer(nn.Module):

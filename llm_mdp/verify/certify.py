@@ -5,8 +5,9 @@ from llm_mdp.estimators.catalogue import find_entry
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.own import is_own
 from llm_mdp.verify.certificate import Certificate, exact_certificate
-from llm_mdp.verify.check import EstimatorError, check_estimator, load_estimator
+from llm_mdp.verify.check import check_estimator, load_estimator
 from llm_mdp.verify.problem import TARGETS, Problem, Target
+from llm_mdp.verify.weights import EstimatorError
 
 
 def certify(estimator: Estimator | str, instance: Instance | None = None, target: Target = "reward") -> Certificate:

@@ -16,18 +16,13 @@ from llm_mdp.exact.worlds import (
     TreeBranches,
     TreeRollouts,
     all_groups,
-    of_rows,
 )
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.own import UsageError, load
 from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, join, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
-from llm_mdp.verify.certificate import token_weights
-
-
-class EstimatorError(ValueError):
-    """An estimator is malformed; the message says what, and what to do."""
+from llm_mdp.verify.weights import EstimatorError, check_worlds, loss_and_gradient, token_weights
 
 
 class PolicyError(ValueError):
@@ -89,7 +84,7 @@ def check_answers(estimator: Any, twin: Any, enumeration: Enumeration) -> None:
         raise EstimatorError(
             f"{name} gave two answers to the same samples; draw all randomness from the sampler inside `collect`."
         )
-    _check_worlds(estimator, evidence, weights, enumeration)
+    check_worlds(estimator, evidence, weights, enumeration, tried=10)
     _check_prompts(estimator, evidence)
     _check_padding(estimator, evidence)
 
@@ -152,20 +147,6 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
         raise EstimatorError(f"{name}.advantages carries a gradient; advantages are constants, use .detach().")
 
 
-def _check_worlds(estimator: Estimator, evidence: Evidence, weights: Tensor, enumeration: Enumeration) -> None:
-    """Each world alone must give what it gives among the others."""
-    logp = of_rows(enumeration.leaf_logp(), evidence.rollouts)
-    for world in range(0, len(weights), max(1, len(weights) // 10)):
-        alone = take_world(evidence, world)
-        loss, gradient = _loss_and_gradient(estimator, logp[world], alone)
-        if loss.dim() != 0 or not torch.allclose(-gradient, weights[world], rtol=1e-9, atol=1e-12):
-            raise EstimatorError(
-                f"{type(estimator).__name__} mixes worlds: evidence may have leading dimensions that must not meet, so "
-                f"reduce over "
-                "the last ones only, e.g. response_reward.mean(-1, keepdim=True) instead of response_reward.mean()."
-            )
-
-
 def _check_prompts(estimator: Any, evidence: Evidence) -> None:
     """The responses to one prompt must have the same advantages alone and beside those to another: training has many in
     a batch."""
@@ -204,14 +185,6 @@ def _as_in_training(evidence: Evidence) -> Evidence:
     return replace(evidence, rollouts=Rollouts(**plain), branches=branches)
 
 
-def _loss_and_gradient(estimator: Estimator, logp: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
-    """The loss at these log-probabilities and its derivative by them, 0 where mask is False."""
-    logp = logp.clone().requires_grad_()
-    loss = estimator.loss(logp, evidence)
-    (gradient,) = torch.autograd.grad(loss.sum(), logp)
-    return loss.detach(), torch.where(evidence.rollouts.mask, gradient, 0.0)
-
-
 def _check_padding(estimator: Estimator, evidence: Evidence) -> None:
     """Two more columns of padding must change nothing."""
     if isinstance(evidence.branches, TreeBranches) or getattr(estimator, "reduction", "sum") == "constant":
@@ -226,8 +199,8 @@ def _check_padding(estimator: Estimator, evidence: Evidence) -> None:
     names = ("token_reward", "value", "reference_logp")
     optional = {name: pad(part, (0, 2)) for name in names if (part := getattr(evidence, name)) is not None}
     padded = replace(evidence, rollouts=wider, **optional)
-    _, before = _loss_and_gradient(estimator, rollouts.logp, evidence)
-    _, after = _loss_and_gradient(estimator, wider.logp, padded)
+    _, before = loss_and_gradient(estimator, rollouts.logp, evidence)
+    _, after = loss_and_gradient(estimator, wider.logp, padded)
     if not torch.allclose(after[..., :-2], before, rtol=1e-9, atol=1e-12):
         raise EstimatorError(
             f"{type(estimator).__name__} depends on padding: its weights change when the batch is padded to a longer "

@@ -16,7 +16,8 @@ from llm_mdp.exact.optima import process_model, regularised_optimum
 from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.sampling.policies import Critic, Policy, TabularPolicy, TabularValue
-from llm_mdp.verify.certificate import ROUNDING, flatten_gradients, squared_norms
+from llm_mdp.verify.certificate import ROUNDING
+from llm_mdp.verify.weights import flatten_gradients, squared_norms
 
 Target = Literal["reward", "kl"]
 TARGETS: tuple[Target, ...] = get_args(Target)

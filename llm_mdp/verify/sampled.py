@@ -23,11 +23,9 @@ from llm_mdp.verify.certificate import (
     WITHIN,
     Certificate,
     displaced_gradients,
-    edges,
-    flatten_gradients,
-    token_weights,
     updates_first,
 )
+from llm_mdp.verify.weights import check_worlds, edges, flatten_gradients, token_weights
 
 BATCHES = 200
 CHUNK = 20_000
@@ -193,6 +191,8 @@ def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: in
         sampler = TreeSampler(enumeration, min(CHUNK, worlds - start), generator)
         evidence = estimator.collect(sampler)
         derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        if start == 0:
+            check_worlds(estimator, evidence, derivative, enumeration)
         batch = torch.arange(start, start + len(sampler.weight)) // groups
         keep = torch.ones_like(sampler.weight) if sampler.kept is None else sampler.kept.double()
         if sampler.kept is not None:

@@ -12,7 +12,8 @@ from llm_mdp.estimators.algorithms import GRPO, RLOO
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.verify.check import EstimatorError, check_estimator
+from llm_mdp.verify.check import check_estimator
+from llm_mdp.verify.weights import EstimatorError
 from llm_mdp_agents.base import Agent, AgentConfig, Plain, SegmentConfig, WithSegments
 from llm_mdp_agents.check import AgentError, check_agent
 from llm_mdp_agents.zoo import AGENTS

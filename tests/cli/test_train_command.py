@@ -541,3 +541,10 @@ def test_a_budget_that_is_too_small_is_one_line_and_no_step(llm_mdp, here):
         == "llm-mdp: a budget of 11 tokens is too small: the cheapest group costs 12.0 tokens on average; raise it.\n"
     )
     assert not load_metrics(here / "runs" / "none")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_tensorboard_is_written_where_it_is_installed(installed, monkeypatch):
+    """The first command that a newcomer types works with what `make verify` has installed."""
+    monkeypatch.setattr("llm_mdp.cli.train.find_spec", lambda name: installed or None)
+    assert read_train(["rloo", "Tabular"])[2].loggers == (("tensorboard",) if installed else ())

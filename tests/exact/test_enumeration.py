@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm_mdp.estimators import credit, values
-from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, Estimator, TRePO, VinePPO
+from llm_mdp.estimators.algorithms import (
+    GRPO,
+    PPO,
+    REINFORCE,
+    RLOO,
+    TRePO,
+    VinePPO,
+)
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AfterTokens, EveryNTokens
 from llm_mdp.estimators.practices import SecondEpoch, Tempered, ZeroStdFiltered
 from llm_mdp.estimators.returns import gae

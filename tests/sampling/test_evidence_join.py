@@ -41,7 +41,7 @@ from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, as_worlds, j
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler
 from llm_mdp.variance.chains import chain_estimates
-from llm_mdp.verify.certificate import loss_weights
+from llm_mdp.verify.weights import loss_weights
 from tests.strategies import instances
 
 T = 3

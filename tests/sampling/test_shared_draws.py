@@ -33,8 +33,9 @@ from llm_mdp.sampling.evidence import Branches, Evidence, as_worlds
 from llm_mdp.sampling.policies import NgramPolicy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler, Sampler
 from llm_mdp.sampling.shared_draws import Meter, SharedDraws
-from llm_mdp.verify.certificate import exact_moments, loss_weights
+from llm_mdp.verify.certificate import exact_moments
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.weights import loss_weights
 from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_envs.tasks.consultation import Consultation
 from llm_mdp_envs.tasks.guess_number import GuessNumber

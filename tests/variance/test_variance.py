@@ -41,8 +41,9 @@ from llm_mdp.variance.measurement import (
     read_measurement,
 )
 from llm_mdp.variance.sampled import Estimates, kept_estimates, sampled_measurement, tree_estimates
-from llm_mdp.verify.certificate import edges, exact_certificate, exact_moments, token_weights
+from llm_mdp.verify.certificate import exact_certificate, exact_moments
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.weights import edges, token_weights
 from tests.exact.test_enumeration import BestOfBranches, Plain, plain_leaves
 from tests.strategies import greedy_responses, instances
 

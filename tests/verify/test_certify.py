@@ -12,9 +12,11 @@ import torch
 import llm_mdp
 from llm_mdp import GRPO, RLOO, Estimator, EstimatorError, TooLarge, TRePO, certify, groups, random_instance
 from llm_mdp.own import UsageError
+from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.ledger import claim_row
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.sampled import sampled_certificate
 
 
 def test_a_certificate_is_that_of_the_ledger():
@@ -79,6 +81,18 @@ class Divides(Estimator):
 def test_what_cannot_be_certified_is_said_in_words(act, error, sentence):
     with pytest.raises(error, match=sentence):
         act()
+
+
+@pytest.mark.parametrize("responses", [None, 20_000])
+def test_no_public_way_to_a_certificate_averages_over_worlds(responses):
+    """(RM - mean over everything) would be called unbiased: the mean runs over worlds; the truth is 3/4 of ∇J."""
+    problem = Problem(random_instance(2, 2, gamma=0.9))
+    target = problem.target("reward")
+    with pytest.raises(EstimatorError, match=r"^MixesWorlds mixes worlds: "):
+        if responses is None:
+            exact_certificate(MixesWorlds(), problem.enumeration, target)
+        else:
+            sampled_certificate(MixesWorlds(), problem.enumeration, target, responses)
 
 
 def test_the_face_has_every_name_that_it_lists_and_types():

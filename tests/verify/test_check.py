@@ -15,9 +15,10 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.evidence import Evidence, Rollouts
 from llm_mdp.sampling.policies import NgramPolicy, PolicyModule
-from llm_mdp.verify.check import EstimatorError, PolicyError, check_estimator, check_policy
+from llm_mdp.verify.check import PolicyError, check_estimator, check_policy
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.weights import EstimatorError
 
 
 @dataclass(frozen=True)

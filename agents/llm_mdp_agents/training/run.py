@@ -41,7 +41,7 @@ Place = Path | str | Callable[[], Path]
 """The folder of a run, or what makes it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What `train` gives back."""
 
@@ -51,6 +51,11 @@ class Run:
     metrics: list[dict[str, Any]]
     """One dictionary a step, evaluations included."""
     folder: Path | None
+
+    def __repr__(self) -> str:
+        reward = next((each["eval/reward"] for each in reversed(self.metrics) if "eval/reward" in each), None)
+        found = "" if reward is None else f", eval/reward {reward:.3f}"
+        return f"Run({self.agent.name} on {type(self.task).__name__}, {self.metrics[-1]['step']} steps{found})"
 
     def __getitem__(self, name: str) -> float:
         """The latest value of a metric.

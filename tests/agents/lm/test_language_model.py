@@ -14,10 +14,10 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.mdp.tree import PAD, PrefixTree
 from llm_mdp.sampling.policies import token_logp
-from llm_mdp.verify.certificate import flatten_gradients
 from llm_mdp.verify.check import check_policy
 from llm_mdp.verify.ledger import exit_status, run_ledger
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.weights import flatten_gradients
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
 loading = pytest.importorskip("llm_mdp_agents.lm.loading")

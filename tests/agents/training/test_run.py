@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -518,3 +519,8 @@ def test_a_loss_that_is_not_finite_leaves_its_batch_in_the_folder(tmp_path):
         and failed.tensors["batch/response_reward"].tolist() == [1.0] * 16
     )
     assert checkpoint.load(tmp_path / "checkpoints").step == 0
+
+
+def test_a_run_is_shown_in_one_line():
+    run = train("rloo", "Tabular", steps=2, prompts_per_step=2, eval_prompts=2, progress=False)
+    assert re.fullmatch(r"Run\(rloo on Tabular, 2 steps, eval/reward -?\d\.\d{3}\)", repr(run))
