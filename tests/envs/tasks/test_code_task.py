@@ -51,6 +51,7 @@ def reward(task: Code, text: str) -> float:
     return float(task.grade([task.reply_to(task.question(np.random.default_rng(0)), text)]).reward[0])
 
 
+@pytest.mark.slow
 def test_human_evals_own_solutions_pass_and_empty_ones_do_not(human_eval):
     asked = [human_eval.ask(problem.prompt, problem) for problem in human_eval.problems]
     right = human_eval.grade([human_eval.reply_to(one, one.secret.secret.reference) for one in asked])
