@@ -95,6 +95,11 @@ def test_every_module_has_a_floor():
     assert len(modules()) > 100
 
 
+def test_no_module_is_over_400_lines():
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert not {name: length for name, length in lengths.items() if length > 400}
+
+
 @pytest.mark.parametrize("module", modules())
 def test_imports_go_down_only(module):
     assert not upward(TOWER, module, modules()[module].read_text(encoding="utf-8"))
