@@ -469,7 +469,7 @@ def test_the_progress_line_fits_the_terminal(columns, here):
     assert not any(re.match(r"preparing .*\d/60", line) for line in bars), (
         "one stage's count stands under another's name"
     )
-    assert [line.split(" ")[0] for line in lines[-3:]] == ["reward", "report:", "go"]
+    assert [line.split(" ")[0] for line in lines[-4:]] == ["reward", "options", "report:", "go"]
 
 
 # Imports
