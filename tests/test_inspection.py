@@ -279,6 +279,7 @@ def test_a_constant_agrees_with_nothing():
 # The estimators that have a name
 
 
+@pytest.mark.slow
 def test_verdicts_of_the_named_estimators():
     instance = random_instance(3, 3)
     critic = exact_value(instance.policy, instance.mdp)

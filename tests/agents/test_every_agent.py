@@ -107,8 +107,10 @@ RUNS = {
     "ppo, kl": Run("ppo", 45_000, options={"kl": 1.0, "lam": 1.0, "group_size": 8}, objective=penalised(1.0)),
 }
 
+CHEAP = ("reinforce", "rloo", "remax", "grpo", "vineppo", "trepo", "dpo", "iterative-dpo", "prime", "rloo, kl")
+"""Runs without a transformer beside the table, which the fast suite trains with one seed."""
 CASES = [
-    pytest.param(name, seed, marks=[] if seed == SEEDS[0] and (name in AGENTS or "kl" in name) else [pytest.mark.slow])
+    pytest.param(name, seed, marks=[] if seed == SEEDS[0] and name in CHEAP else [pytest.mark.slow])
     for name in RUNS
     for seed in SEEDS
 ]

@@ -337,7 +337,8 @@ def test_words_with_a_small_transformer(env, llm_mdp, here):
     assert status == 0 and "→" in said
 
 
-@pytest.mark.parametrize("adapters", [pytest.param("", marks=pytest.mark.slow), "--lora-rank 4 --lora-alpha 8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", ["", "--lora-rank 4 --lora-alpha 8"])
 def test_words_with_a_language_model(adapters, llm_mdp, here, language_model):
     status, _, complaints = llm_mdp(
         f"train rloo ReasoningGym --model {language_model} {adapters} {WORDS} --env-args horizon=5 --name run"
@@ -492,6 +493,7 @@ def test_the_command_line_starts_without_what_training_needs(code):
     assert not loaded_by(code) & HEAVY
 
 
+@pytest.mark.slow
 def test_the_zoo_is_loaded_when_it_is_asked_for():
     assert "torch" in loaded_by("import llm_mdp_agents\nllm_mdp_agents.train")
     assert not loaded_by("import llm_mdp_agents.zoo") & {"transformers", "peft", "matplotlib", "tensorboard"}

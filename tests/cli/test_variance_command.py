@@ -640,6 +640,7 @@ def test_an_environment_of_one_s_own_and_its_next_version(variance, here, comput
     assert len(computed) == 2 and found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_is_measured_anew(variance, computed):
     """Another model is another cell."""
     from llm_mdp_agents.training.run import resume, train

@@ -557,6 +557,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_large_file_comes_back_whole(tmp_path):
     instance = random_instance(4, 10, eos=3)
     assert len(instance.node_order) == 29_524

@@ -31,6 +31,7 @@ def test_every_example_is_tested():
         assert f'output("{script.name}")' in tests, script
 
 
+@pytest.mark.slow
 def test_own_estimator_is_biased_before_its_repair_and_unbiased_after():
     before, after, *_ = output("own_estimator.py").splitlines()
     assert before.startswith("before: biased: ") and after.startswith("after:  unbiased: ")

@@ -450,6 +450,7 @@ def typed(words: str, here, monkeypatch) -> dict:
     return made
 
 
+@pytest.mark.slow
 def test_nothing_said_is_a_token_mdp_with_all_that_is_known(here, monkeypatch, capsys):
     made = typed("", here, monkeypatch)
     assert (made["task"], made["command"]) == ("llm_mdp/Tabular-v0", "llm-mdp inspect")
@@ -460,6 +461,7 @@ def test_nothing_said_is_a_token_mdp_with_all_that_is_known(here, monkeypatch, c
     assert "response 1 of 4" in said and "inspect.html" in said
 
 
+@pytest.mark.slow
 def test_arithmetic_is_warmed_up_and_its_advantage_drawn(here, monkeypatch):
     made = typed(
         "Arithmetic --env-args digits=1 --estimators rloo trepo --prompts 2 --branches 8 --warm-start 60",

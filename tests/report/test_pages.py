@@ -66,6 +66,7 @@ for (const width of widths) {
 </script></body>"""
 
 
+@pytest.mark.slow
 @in_chromium
 @pytest.mark.parametrize("name", PAGES)
 def test_no_column_is_cut_off_at_any_width(name, tmp_path):

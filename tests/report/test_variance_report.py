@@ -287,6 +287,7 @@ def test_the_best_option_of_an_estimator_is_followed_along_the_axis():
             )
 
 
+@pytest.mark.slow
 def test_a_setting_without_a_value_on_the_axis_is_left_out():
     document = horizon_sweep()
     document["settings"][1]["axes"]["horizon"] = None
@@ -659,6 +660,7 @@ def test_on_a_diagonal_a_token_buys_the_same():
     assert slope > 0, "y grows downwards in a drawing"
 
 
+@pytest.mark.slow
 def test_the_axis_of_a_sweep_shows_the_figures_of_the_best_options():
     document = horizon_sweep()
     lines, text = along_axis(document), page_of("numbers")
@@ -724,6 +726,7 @@ document.body.dataset.seen = JSON.stringify(seen);
 """
 
 
+@pytest.mark.slow
 @in_chromium
 def test_the_script_sorts_and_filters(tmp_path):
     document = three_settings()
@@ -758,6 +761,7 @@ def test_the_script_sorts_and_filters(tmp_path):
     assert seen["opened"] and seen["wide"] and seen["download"]
 
 
+@pytest.mark.slow
 def test_what_was_given_values_is_marked():
     document = three_settings()
     rows = document["settings"][0]["rows"]

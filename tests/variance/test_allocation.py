@@ -80,6 +80,7 @@ def test_prices_of_pairs_are_those_of_all_outcomes(instance, m):
     check_prices(instance, 2, (m,), steps=9)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(instances(max_vocab=2, max_horizon=3), st.sampled_from([1, 3]))
 def test_prices_of_groups_of_three_follow_from_one_response_and_two(instance, m):

@@ -457,6 +457,7 @@ def test_a_length_beyond_the_horizon():
         make_bench(Setting(policy="ngram", horizon=20, length=40))
 
 
+@pytest.mark.slow
 def test_the_length_of_a_chain_is_asked_of_the_policy_it_got():
     """Not of the one before its end token was made rarer."""
     bench = chain(horizon=20, length=15.0, entropy=0.8)

@@ -175,6 +175,7 @@ def test_any_json_comes_back_from_the_folder_as_it_was(tmp_path_factory, cells):
 # --- stopped and resumed ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path, jobs):
     log, folder = tmp_path / "log", tmp_path / "cells"

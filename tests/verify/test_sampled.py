@@ -286,6 +286,7 @@ def no_value(prompt, tokens, mask):
     return torch.zeros(*tokens.shape[:-1], tokens.shape[-1] + 1, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_a_policy_on_a_horizon_of_200_is_certified_against_the_chain():
     case = long_mdp()
     found = policy_certificate(RLOO(group_size=8), case.policy, case.mdp, case.target, 4_096, seed=1)

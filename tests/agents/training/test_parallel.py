@@ -224,6 +224,7 @@ def test_a_lacking_library_and_uneven_prompts_are_said_before_any_work(monkeypat
         parallel_from_environment()
 
 
+@pytest.mark.slow
 def test_a_group_of_one_is_refused():
     """What `accelerate launch --cpu` makes of any number of processes."""
     code = "from llm_mdp_agents.training.parallel import Replicated; Replicated()"

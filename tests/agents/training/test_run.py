@@ -330,7 +330,10 @@ def check_same_run(folder, whole) -> None:
     assert all(torch.equal(here.tensors[name], there.tensors[name]) for name in here.tensors)
 
 
-@pytest.mark.parametrize("kind", RUNS)
+KILLED = [kind if kind == "table" else pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS]
+
+
+@pytest.mark.parametrize("kind", KILLED)
 def test_a_killed_run_goes_on_bit_for_bit(kind, tmp_path, unbroken):
     (arguments, options), folder = RUNS[kind], tmp_path / "run"
     alone(train, *arguments, folder=folder, kill_when=lambda: lines(folder) > 12, **RESUMED | options)
@@ -362,6 +365,7 @@ def test_a_run_can_be_killed_again_and_again(number, tmp_path, unbroken):
     check_same_run(folder, unbroken("table"))
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, unbroken):
     arguments, options = RUNS["table"]
     folder, options = tmp_path / "run", RESUMED | options | {"checkpoint_every": 1}

@@ -478,6 +478,7 @@ def names_of(pids: list[int]) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["monty", "bwrap", "landlock"])
 @pytest.mark.parametrize("moment", ["starting", "running"])
 def test_nothing_is_left_when_the_host_process_is_killed(backend, moment):

@@ -147,6 +147,7 @@ def test_steps_agree_with_python(a, b, operator, error):
 # --- hostile replies ---
 
 
+@pytest.mark.slow
 def test_no_reply_can_hang_it():
     task = Math([GSM], seconds=1.0)
     assert graded(task, "#### 42")[1]["answer"] == 1
@@ -186,6 +187,7 @@ def test_memory_is_limited():
     assert resource.prlimit(grader._process.pid, resource.RLIMIT_AS) == (700 << 20, 700 << 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_broken_process_is_replaced_and_the_answer_graded(signal):
     grader = Grader("math", seconds=0.5)

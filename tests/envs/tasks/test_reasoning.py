@@ -152,6 +152,7 @@ def test_other_expressions_do_not(source):
         check_expression(source)
 
 
+@pytest.mark.slow
 def test_an_endless_answer_is_worth_nothing_and_the_next_one_is_scored():
     task = ReasoningGym("countdown", size=5, seconds=1.0)
     (question,) = questions(task, 1)
