@@ -169,6 +169,7 @@ def test_the_rows_are_those_of_the_measuring_functions(variance):
     assert setting["expected_length"] == pytest.approx(rows_of(setting)["rloo K=2"]["tokens"] / 2)
 
 
+@pytest.mark.slow
 def test_rows_on_a_chain_and_on_a_transformer(variance):
     assert (
         variance(
@@ -568,6 +569,7 @@ def test_a_setting_that_is_too_large_is_refused_before_a_small_one_is_measured(v
     assert computed == [] and not (here / "variance").exists()
 
 
+@pytest.mark.slow
 def test_the_exit_status_of_the_command_itself(here):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     code = (

@@ -181,6 +181,7 @@ def test_the_critic_of_a_memoryless_policy_after_a_thousand_tokens():
     assert value[horizon] == 0, "0 from the end on"
 
 
+@pytest.mark.slow
 def test_a_critic_errs_by_what_stands_before_the_token_alone():
     generator = seeded(7)
     mdp = TokenMDP(3, 0, 400, NgramReward.random(3, 2, generator), 0.9, (Prompt((1,), 0.5), Prompt((2, 2), 0.5)))

@@ -566,6 +566,7 @@ def test_page_needs_no_network(name):
     assert not re.search(r"@import|url\((?!#)", page_of(name))
 
 
+@pytest.mark.slow
 def test_page_shows_hostile_words_as_text():
     page = Page(page_of("hostile"))
     assert "img" not in {tag for tag, _ in page.tags}

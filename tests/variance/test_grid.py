@@ -44,6 +44,7 @@ EVERY_KIND = Grid(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=6)
 @given(instances(max_vocab=3, max_horizon=3, max_prompts=2))
 def test_what_is_known_of_every_kind_holds_on_every_instance(instance):

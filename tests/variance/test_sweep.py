@@ -195,6 +195,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, jobs):
     assert before.items() <= kept(folder).items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", HERE.values(), ids=HERE)
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, options, recwarn):
     log, folder = tmp_path / "log", tmp_path / "cells"
@@ -218,6 +219,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, options, recwarn):
     assert set(labels[:3]) == set(finished) and len(labels) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", HERE.values(), ids=HERE)
 def test_a_cell_that_fails_is_named_and_what_was_in_flight_is_kept(tmp_path, options):
     log, folder, broken = tmp_path / "log", tmp_path / "cells", tmp_path / "broken"

@@ -424,6 +424,7 @@ def kill_savers(folder: Path, kills: int) -> int:
     return half
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_newest_complete_one(tmp_path):
     assert kill_savers(tmp_path, 10) > 0
 
