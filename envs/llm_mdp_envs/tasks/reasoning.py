@@ -1,6 +1,5 @@
 """Any reasoning-gym data set, or a mix of them: over a hundred kinds of puzzle with a score for every answer."""
 
-import difflib
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from llm_mdp.own import did_you_mean
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.tasks.graders import Grader
 from llm_mdp_envs.text import Reply, TextTask, require
@@ -118,13 +118,8 @@ def _create(name: str, settings: dict[str, Any]) -> tuple[Any, bytes]:
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=3)
-        hint = (
-            f"did you mean {' or '.join(map(repr, near))}?"
-            if near
-            else "reasoning_gym.factory.DATASETS holds all names."
-        )
-        raise ValueError(f"reasoning-gym has no data set {name!r}: {hint}")
+        hint = did_you_mean(name, DATASETS, "reasoning_gym.factory.DATASETS holds all names.")
+        raise ValueError(f"reasoning-gym has no data set {name!r}; {hint}")
     known = [field.name for field in fields(DATASETS[name][1])]
     for setting in settings:
         if setting not in known:

@@ -193,7 +193,7 @@ class Faulty(reasoning_gym.dataset.ProceduralDataset):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"dataset": "chain_sums"}, "has no data set 'chain_sums': did you mean 'chain_sum'"),
+        ({"dataset": "chain_sums"}, "has no data set 'chain_sums'; did you mean chain_sum?"),
         ({"settings": {"terms": 3}}, "'chain_sum' has no setting 'terms'; it has min_terms"),
         ({"settings": {"min_terms": 5, "max_terms": 2}}, "refuses these settings of 'chain_sum'"),
         ({"dataset": []}, "dataset is \\[\\]"),
