@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+PACKAGES = ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs")
+
 
 class UsageError(ValueError):
     """Something was asked for that cannot be done; the message says what to write instead."""
@@ -71,7 +73,7 @@ def load_module(place: str) -> ModuleType:
     except SyntaxError as error:
         raise UsageError(f"{place} cannot be read as Python: {error}") from error
     except ImportError as error:
-        if (error.name or "").split(".")[0] in ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs"):
+        if (error.name or "").split(".")[0] in PACKAGES:
             raise UsageError(
                 f"{place}: {error}; modules have moved since 0.1, import public names from llm_mdp itself: from "
                 f"llm_mdp import Estimator."
@@ -92,9 +94,6 @@ def place_in_own_code(error: BaseException) -> str | None:
 def _is_users(file: str) -> bool:
     """Is this file neither ours nor Python's nor a package's?"""
     path = Path(file).resolve()
-    installed = [Path(place).resolve() for place in {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}]
-    return path.is_file() and not any(path.is_relative_to(place) for place in installed) and not _is_ours(path)
-
-
-def _is_ours(path: Path) -> bool:
-    return any(part in ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs") for part in path.parts[:-1])
+    ours = [place for name in PACKAGES if name in sys.modules for place in sys.modules[name].__path__]
+    elsewhere = {*ours, *sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
+    return path.is_file() and not any(path.is_relative_to(Path(place).resolve()) for place in elsewhere)

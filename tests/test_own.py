@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_mdp.own import UsageError, did_you_mean, is_own, load, load_module
+from llm_mdp.own import UsageError, did_you_mean, is_own, load, load_module, place_in_own_code
 
 
 def test_the_nearest_name_is_offered():
@@ -54,3 +54,22 @@ def test_what_a_file_itself_lacks_is_its_own_error(tmp_path):
     file.write_text("import no_such_package\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         load_module(str(file))
+
+
+@pytest.mark.parametrize("folder", ["mine", "llm_mdp"])
+def test_a_user_s_file_is_theirs_whatever_the_folder_is_called(folder, tmp_path):
+    """A clone may well be called llm_mdp."""
+    file = tmp_path / folder / "mine.py"
+    file.parent.mkdir()
+    file.write_text("def fail():\n    return 1 / 0\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        load(f"{file}:fail")()
+    # The test's own frame is outermost, the user's innermost.
+    assert place_in_own_code(caught.value) == "mine.py, line 2, in fail"
+
+
+def test_our_own_errors_are_nobody_s():
+    try:
+        load_module("nowhere.py")
+    except UsageError as error:
+        assert place_in_own_code(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)) is None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from llm_mdp.exact.instances import random_instance
+from llm_mdp.mdp.tree import PrefixTree
 from llm_mdp.sampling.sampler import PolicySampler
 from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.problem import Problem
@@ -60,6 +61,5 @@ def own_certificate(kind: type[Agent], config: AgentConfig | None = None, seed: 
 
 
 def groups(vocab_size: int, horizon: int, group_size: int) -> int:
-    """Unordered groups of responses, the end token among the vocabulary."""
-    leaves = sum((vocab_size - 1) ** level for level in range(horizon)) + (vocab_size - 1) ** horizon
-    return math.comb(leaves + group_size - 1, group_size)
+    """Unordered groups of responses to one prompt of such an instance."""
+    return math.comb(PrefixTree(vocab_size, 0, horizon).n_leaves + group_size - 1, group_size)

@@ -108,6 +108,15 @@ class Option:
     least: float | None = None
     most: float | None = None
 
+    def allows(self, value: Any) -> bool:
+        """Is the value in range? NaN is not."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    @property
+    def limits(self) -> str:
+        """The range in words."""
+        return f"at least {self.least}" if self.most is None else f"in [{self.least}, {self.most}]"
+
 
 OPTIONS = {
     "group_size": Option("K", "responses to a prompt", 1),
@@ -150,10 +159,8 @@ class Entry:
             if name not in self.options:
                 has = f"it has {', '.join(self.options)}" if self.options else "it has none"
                 raise ValueError(f"{self.name} has no option {name!r}; {has}.")
-            least, most = OPTIONS[name].least, OPTIONS[name].most
-            if (least is not None and not value >= least) or (most is not None and not value <= most):
-                limits = f"at least {least}" if most is None else f"in [{least}, {most}]"
-                raise ValueError(f"{name} of {self.name} is {value!r}; it must be {limits}.")
+            if not OPTIONS[name].allows(value):
+                raise ValueError(f"{name} of {self.name} is {value!r}; it must be {OPTIONS[name].limits}.")
         if self.compares and (size := options.get("group_size", 2)) < 2:
             raise ValueError(f"group_size of {self.name} is {size}; it compares responses to a prompt, at least 2.")
         return self.build(given, **(self.options | options))

@@ -5,7 +5,6 @@ A candidate is a name with options, plain enough for JSON; `build` makes the est
 `critic_error` σ, what a critic is off by.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,21 +13,23 @@ from typing import Any
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AtSteps
 from llm_mdp.estimators.catalogue import CATALOGUE, find_entry
-from llm_mdp.estimators.entry import OPTIONS, Entry, Given, Proved
+from llm_mdp.estimators.entry import OPTIONS, Entry, Given, Option, Proved
 from llm_mdp.own import is_own
 
 DEFAULT = ("reinforce", "reinforce-mean", "rloo", "remax", "grpo", "dr-grpo", "ppo", "vineppo", "trepo", "trepo-paper")
 """What `llm-mdp variance` compares when nobody says what."""
-SHORT = {name: option.short for name, option in OPTIONS.items()} | {"positions": "D"}
+POSITIONS = Option("D", "boundaries in a response of full length", 1)
+"""What a candidate has in place of a boundary."""
+SHORT = {name: option.short for name, option in OPTIONS.items()} | {"positions": POSITIONS.short}
 
 AXES = {
-    "group_sizes": "group_size",
-    "positions": "boundary",
-    "branches": "branches",
-    "lams": "lam",
-    "critic_errors": "critic_error",
+    "group_sizes": OPTIONS["group_size"],
+    "positions": POSITIONS,
+    "branches": OPTIONS["branches"],
+    "lams": OPTIONS["lam"],
+    "critic_errors": OPTIONS["critic_error"],
 }
-"""Which option of an entry each axis of the grid is about."""
+"""The option that each axis of the grid is about."""
 LAMS = {"ppo": (0.0, 0.95, 1.0), "trepo": (0.0, 0.5)}
 """λ to try, if nobody says what; elsewhere the entry's own."""
 
@@ -51,11 +52,9 @@ class Grid:
     def __post_init__(self) -> None:
         for name, option in AXES.items():
             values = getattr(self, name)
-            least, most = (1, None) if name == "positions" else (OPTIONS[option].least, OPTIONS[option].most)
             for value in values or ():
-                if not value >= least or not value <= (math.inf if most is None else most):
-                    limits = f"at least {least}" if most is None else f"in [{least}, {most}]"
-                    raise ValueError(f"--{name.replace('_', '-')} has {value}; each must be {limits}.")
+                if not option.allows(value):
+                    raise ValueError(f"--{name.replace('_', '-')} has {value}; each must be {option.limits}.")
             if values == ():
                 raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one value.")
 

@@ -144,15 +144,14 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
     second = total = noise = tokens = rewards = 0.0
-    affine, checked = False, False
-    for sampler, evidence in _worlds(estimator, enumeration):
+    affine = False
+    for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
         tokens, rewards = tokens + spent[0], rewards + spent[1]
         derivative = token_weights(estimator, evidence, enumeration, weight.shape)
-        if not checked:
+        if chunk == 0:
             check_worlds(estimator, evidence, derivative, enumeration)
-            checked = True
         edge = edges(evidence, enumeration).expand(derivative.shape)
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
         total += float(weight.sum())

@@ -31,18 +31,12 @@ def certify(estimator: Estimator | str, instance: Instance | None = None, target
     if instance is not None and not isinstance(instance, Instance):
         raise ValueError(f"instance is {instance!r}; give random_instance(…) or read_instance(FILE).")
     problem = Problem(random_instance(3, 4, gamma=0.9) if instance is None else instance)
-    found = _named(estimator, problem) if isinstance(estimator, str) else estimator
+    found = estimator
+    if isinstance(found, str):
+        found = load_estimator(found) if is_own(found) else problem.make(find_entry(found))
     if not isinstance(found, type) and not hasattr(found, "collect") and callable(found):
         raise EstimatorError(
             f"{found!r} is a function; write a class with `advantages`, see examples/own_estimator.py."
         )
     check_estimator(found, problem.enumeration)
     return exact_certificate(found, problem.enumeration, problem.target(target), problem.magnitude(target))
-
-
-def _named(name: str, problem: Problem) -> Estimator:
-    """The estimator of this name, in groups of the problem's size if it compares responses."""
-    if is_own(name):
-        return load_estimator(name)
-    entry = find_entry(name)
-    return entry.make(problem.given, **({"group_size": problem.group_size} if entry.compares else {}))

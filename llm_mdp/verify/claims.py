@@ -45,10 +45,7 @@ class Claim:
         """The estimator on this problem, its groups of the problem's size; None for a statement about an optimum."""
         if isinstance(self.estimator, Estimator):
             return self.estimator
-        if self.entry is None:
-            return None
-        groups = {"group_size": problem.group_size} if self.entry.compares else {}
-        return self.entry.make(problem.given, **(groups | self.options))
+        return None if self.entry is None else problem.make(self.entry, **self.options)
 
     def expected(self, problem: Problem) -> str:
         """The verdict expected, "report" where it cannot show on this instance for want of dimensions, rewards or a

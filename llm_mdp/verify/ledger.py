@@ -110,7 +110,7 @@ def named_claim(entry: Entry) -> Claim:
         entry.words,
         "catalogue",
         expected,
-        "see the rows about it: " + ", ".join(entry.claims),
+        f"see the rows about it: {', '.join(entry.claims)}" if entry.claims else "no row of the ledger is about it",
     )
 
 

@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_mdp.estimators.entry import Given
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.entry import Entry, Given
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import Instance, stream
 from llm_mdp.exact.optima import process_model, regularised_optimum
@@ -72,6 +73,11 @@ class Problem:
     def given(self) -> "GivenByProblem":
         """What named estimators are made from here."""
         return GivenByProblem(self)
+
+    def make(self, entry: Entry, **options: Any) -> Estimator:
+        """The estimator of an entry of the catalogue, in groups of this problem's size if it compares responses."""
+        groups = {"group_size": self.group_size} if entry.compares else {}
+        return entry.make(self.given, **(groups | options))
 
     @property
     def exact_u(self) -> TabularValue:
