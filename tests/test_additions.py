@@ -48,12 +48,13 @@ def copy(tmp_path_factory) -> Path:
     for package in ("llm_mdp", "agents/llm_mdp_agents", "envs/llm_mdp_envs"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     practices, catalogue, claims = (
-        folder / "llm_mdp" / name for name in ("estimators/practices.py", "estimators/catalogue.py", "verify/claims.py")
+        folder / "llm_mdp" / name
+        for name in ("estimators/practices.py", "estimators/catalogue/practices.py", "verify/claims/practices.py")
     )
     practices.write_text(practices.read_text() + CLASS)
-    after(catalogue, "ENTRIES: tuple[Entry, ...] = (\n", ENTRY)
+    after(catalogue, "PRACTICES: tuple[Entry, ...] = (\n", ENTRY)
     after(catalogue, "from llm_mdp.estimators.practices import (\n", "    ThirdOfReward,\n")
-    after(claims, "CLAIMS: tuple[Claim, ...] = (\n", CLAIM)
+    after(claims, "PRACTICES: tuple[Claim, ...] = (\n", CLAIM)
     (folder / "agents/llm_mdp_agents/zoo/third.py").write_text(AGENT)
     return folder
 

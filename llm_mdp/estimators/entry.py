@@ -174,3 +174,10 @@ class Entry:
     def compares(self) -> bool:
         """Does it compare the responses to a prompt, so that there must be two?"""
         return self.options.get("group_size", 1) > 1
+
+
+K: dict[str, Any] = {"group_size": 4}
+"""Options of what compares the responses to a prompt."""
+GIVEN: dict[str, Any] = {"given_values": True}
+"""Made from values that somebody gave it."""
+ORACLE: dict[str, Any] = GIVEN | {"proved": unbiased}

@@ -55,12 +55,26 @@ class Certificate:
     """Trace of the covariance of g, the mean over a group."""
     samples: int | None = None
     """Number of responses drawn; None: exact."""
-    bound: float | None = None
-    """Upper confidence bound on the relative bias."""
+    bias_interval: tuple[float, float] | None = None
+    """Confidence interval of a sampled relative bias."""
+    scale_interval: tuple[float, float] | None = None
+    cosine_interval: tuple[float, float] | None = None
     confidence: float | None = None
+    """With which all intervals hold together."""
+    reason: str | None = None
+    """Why it is undecided, in words."""
+    needed: int | None = None
+    """About how many responses would settle what is undecided; None: not undecided, or no number would."""
+    precision: str = "float64"
+    """What the estimator computed in."""
     branch_noise: float | None = None
     """The part of an exact `trace_covariance` that is noise of branch draws and would go with more of them; None: no
     branches were summed up by their variances."""
+
+    @property
+    def bound(self) -> float | None:
+        """Upper confidence bound on the relative bias."""
+        return None if self.bias_interval is None else self.bias_interval[1]
 
     @property
     def statement(self) -> str:

@@ -123,7 +123,7 @@ def judge_means(
     covariance = trace * groups
     if size <= floor:
         verdict = "biased" if bias > radius + 10 * floor else "undecided"
-        return Certificate(verdict, None, None, None, covariance, responses, None, confidence)
+        return Certificate(verdict, None, None, None, covariance, responses, confidence=confidence)
     along = float(mean @ target) / size
     across = float((mean - along * target / size).norm())
     mean_size = float(mean.norm())
@@ -134,8 +134,9 @@ def judge_means(
     else:
         verdict = "biased"
     cosine = along / mean_size if mean_size > floor else 0.0
+    interval = (max(bias - radius, 0.0) / size, (bias + radius) / size)
     return Certificate(
-        verdict, bias / size, along / size, cosine, covariance, responses, (bias + radius) / size, confidence
+        verdict, bias / size, along / size, cosine, covariance, responses, interval, confidence=confidence
     )
 
 

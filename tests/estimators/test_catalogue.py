@@ -116,4 +116,4 @@ def test_one_name_is_one_estimator_in_verify_and_in_training():
 def test_a_label_stands_in_one_file(label):
     files = [path for package in ("llm_mdp", "agents", "envs") for path in (ROOT / package).rglob("*.py")]
     quoted = [path.name for path in files if f'"{label}"' in path.read_text(encoding="utf-8")]
-    assert quoted == ["catalogue.py"]
+    assert quoted == ["algorithms.py"]

@@ -1,0 +1,50 @@
+"""Names of the field's habits."""
+
+from llm_mdp.estimators.algorithms import REINFORCE
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.entry import GIVEN, Entry, Given, K
+from llm_mdp.estimators.objectives import KL
+from llm_mdp.estimators.practices import (
+    KLEstimator,
+    KLLoss,
+    KLReward,
+    MaskedTruncated,
+    SecondEpoch,
+    Tempered,
+    ZeroStdFiltered,
+)
+
+
+def _kl(penalty: type[KLEstimator], given: Given, kind: KL) -> Estimator:
+    return penalty(reference=given.reference, kind=kind)
+
+
+PRACTICES: tuple[Entry, ...] = (
+    Entry("kl-k1-reward", "A KL penalty, k1 in the reward.", lambda g: _kl(KLReward, g, "k1"), **GIVEN),
+    Entry("kl-k1-loss", "A KL penalty, k1 in the loss.", lambda g: _kl(KLLoss, g, "k1"), **GIVEN),
+    Entry("kl-k2-loss", "A KL penalty, k2 in the loss.", lambda g: _kl(KLLoss, g, "k2"), **GIVEN),
+    Entry("kl-k3-loss", "A KL penalty, k3 in the loss.", lambda g: _kl(KLLoss, g, "k3"), **GIVEN),
+    Entry("kl-k3-reward", "A KL penalty, k3 in the reward.", lambda g: _kl(KLReward, g, "k3"), **GIVEN),
+    Entry(
+        "length-normalised", "The reward, divided by the response's length.",
+        lambda g: REINFORCE(reduction="sequence_mean"),
+    ),
+    Entry(
+        "token-mean", "The reward, summed over the group and divided by its tokens.",
+        lambda g, group_size: REINFORCE(group_size, reduction="token_mean"), K,
+    ),
+    Entry(
+        "masked-truncated", "The reward, but nothing for responses that hit the length cap.",
+        lambda g: MaskedTruncated(),
+    ),
+    Entry(
+        "zero-std-filtered", "RLOO, groups of equal rewards left out of the average.",
+        lambda g, group_size: ZeroStdFiltered(group_size), K,
+    ),
+    Entry(
+        "temperature-mismatch", "Drawn at temperature 0.6, scored at 1.", lambda g: Tempered(temperature=0.6),
+    ),
+    Entry(
+        "ppo-second-epoch", "The second update on the same responses, clipped.", lambda g: SecondEpoch(),
+    ),
+)  # fmt: skip

@@ -1,0 +1,88 @@
+"""A claim: who says what about which estimator, and the verdict expected (`CLAIMS.md` of the founding documents)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.catalogue import CATALOGUE
+from llm_mdp.estimators.entry import Entry
+from llm_mdp.verify.problem import Problem, Target
+
+Group = Literal["theorems", "algorithms", "practices", "yours"]
+Finding = Literal["agrees", "misprint", "stronger than stated", "differs", "practice"]
+"""What the row says of the paper: it is right; a slip of the pen, as the text around it shows; right, but more is
+claimed than holds; it is not so; the paper does not speak of it."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the ledger."""
+
+    id: str
+    group: Group
+    statement: str
+    source: str
+    expect: Callable[[Problem], str]
+    """The verdict expected on an instance: unbiased, proportional, biased, holds, or report when none is."""
+    reason: str
+    repair: str | None = None
+    paper: str = ""
+    """What the paper says, in a few of its words, with the equation; empty for practices of the field."""
+    finding: Finding = "practice"
+    target: Target = "reward"
+    estimator: str | Estimator = ""
+    """Its name in the catalogue, if that is not the id, or a user's own."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the estimator, where they are not those of its name."""
+
+    @property
+    def entry(self) -> Entry | None:
+        """The estimator in the catalogue; None: the claim is about an optimum, or about a user's own estimator."""
+        return None if isinstance(self.estimator, Estimator) else CATALOGUE.get(self.estimator or self.id)
+
+    def build(self, problem: Problem) -> Estimator | None:
+        """The estimator on this problem, its groups of the problem's size; None for a statement about an optimum."""
+        if isinstance(self.estimator, Estimator):
+            return self.estimator
+        return None if self.entry is None else problem.make(self.entry, **self.options)
+
+    def expected(self, problem: Problem) -> str:
+        """The verdict expected, "report" where it cannot show on this instance for want of dimensions, rewards or a
+        gradient."""
+        verdict = self.expect(problem)
+        if verdict == "biased" and not problem.generic:
+            return "report"
+        return verdict if verdict in ("unbiased", "holds") or problem.has_gradient(self.target) else "report"
+
+
+def always(verdict: str) -> Callable[[Problem], str]:
+    return lambda problem: verdict
+
+
+def biased_from(horizon: int, *, needs_eos: bool = False, otherwise: str = "unbiased") -> Callable[[Problem], str]:
+    """Biased from this horizon on (if responses may differ in length, where that matters)."""
+
+    def expect(problem: Problem) -> str:
+        mdp = problem.instance.mdp
+        return "biased" if mdp.horizon >= horizon and (mdp.eos is not None or not needs_eos) else otherwise
+
+    return expect
+
+
+def undiscounted(problem: Problem) -> str:
+    mdp = problem.instance.mdp
+    return "biased" if mdp.gamma < 1 and mdp.horizon > 1 else "unbiased"
+
+
+def fixed_length_shrinks(problem: Problem) -> str:
+    """Division by lengths: biased where they differ, a constant factor 1/T where they cannot."""
+    mdp = problem.instance.mdp
+    if mdp.horizon == 1:
+        return "unbiased"
+    return "biased" if mdp.eos is not None else "proportional"
+
+
+def rloo_as_printed(problem: Problem) -> str:
+    """Scale (K-2)/(K-1): no gradient at all, hence no direction, at K = 2."""
+    return "biased" if problem.group_size == 2 else "proportional"
