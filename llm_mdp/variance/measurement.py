@@ -27,6 +27,7 @@ from torch import Tensor
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.verify.certificate import exact_moments, judge
+from llm_mdp.verify.signal import tokens_to_signal
 
 CONFIDENCE = 0.95
 """Of every interval."""
@@ -82,7 +83,7 @@ class Spread:
     @property
     def tokens_to_signal(self) -> float:
         """q = v c / |E g|², infinite without a signal."""
-        return self.trace * self.tokens / self.signal if self.signal > 0 else math.inf
+        return tokens_to_signal(self.trace, self.tokens, self.signal)
 
     def mean_squared_error(self, budget: float) -> float:
         """E|ĝ - ∇J|² / |∇J|² with B tokens."""

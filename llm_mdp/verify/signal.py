@@ -1,0 +1,18 @@
+"""Noise at equal cost: the one figure by which estimators of different scale and cost can be compared."""
+
+import math
+
+
+def tokens_to_signal(trace: float, tokens: float, signal: float) -> float:
+    """q = v c / |E g|²: the tokens of a batch at which signal equals noise; infinite without a signal.
+
+    n estimates cost n c tokens, and their mean scatters with v / n; at n c = q that is |E g|². Neither a constant
+    factor in front of g nor the size of a group changes what q says. The signal is E g, which only an unbiased or
+    proportional estimator has in the direction of the true gradient.
+
+    Args:
+        trace: v ≥ 0, trace of the covariance of one estimate.
+        tokens: c > 0, generated tokens that one estimate costs, branches included.
+        signal: |E g|²; a sampled one may come out below 0, which is no signal.
+    """
+    return trace * tokens / signal if signal > 0 else math.inf
