@@ -21,6 +21,7 @@ Absent from the answer: prime (CLAIMS.md gives no formula) and dpo-optimum (no e
 import itertools
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -39,8 +40,8 @@ def softmax(logits):
     return weights / weights.sum()
 
 
-def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> dict:
-    """{"J": number, "grad": list, id: {"relative_bias", "scale", "cosine", "trace_covariance"}, ...}."""
+def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> SimpleNamespace:
+    """Everything that the rows are made of: all names that this function defines."""
     # ------------------------------------------------------------------ the instance
     V, T, eos = instance["vocab_size"], instance["horizon"], instance.get("eos")
     gamma, K = instance.get("gamma", 1.0), group_size
@@ -189,7 +190,7 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
     whole_score = np.array([scores[W].sum(0) for W in responses])
     rest = np.array(list(itertools.product(range(len(responses)), repeat=K - 1)))
 
-    def of_groups(weights, keep=None):
+    def of_groups(weights, keep=None, target=grad_J):
         """Figures of g = mean over k of weights(rewards, lengths)_k times the whole score of response k; the arrays
         have one row for each group and K columns. With `keep`, given that keep(rewards) holds."""
         kept, mean, mean_square = 0.0, 0.0, 0.0
@@ -203,7 +204,7 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
             kept, mean, mean_square = kept + p.sum(), mean + p @ g, mean_square + p @ (g**2).sum(1)
         if kept == 0:
             return dict.fromkeys(("relative_bias", "scale", "cosine", "trace_covariance"))
-        return figures(mean / kept, mean_square / kept, grad_J)
+        return figures(mean / kept, mean_square / kept, target)
 
     # ------------------------------------------------------------------ the pieces that several estimators share
     def return_to_go(W, t):
@@ -240,14 +241,17 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
     def start_of_segment(t, D):
         return max(d for d in D if d <= t)
 
-    def interpolated(W, t):
-        D = every_second_step(W)
-        F = exact_gains(W, D)
+    def between(F, t):
+        """Linear interpolation of F at step t between the boundaries on either side; after the last one, constant."""
+        D = sorted(F)
         before = start_of_segment(t, D)
         if before == t or before == D[-1]:
             return F[before]
         after = min(d for d in D if d > t)
         return ((after - t) * F[before] + (t - before) * F[after]) / (after - before)
+
+    def interpolated(W, t):
+        return between(exact_gains(W, every_second_step(W)), t)
 
     def lambda_sum(gains, L):
         """sum_{l >= d} L^(number of segments between) gain_l, for every d."""
@@ -327,74 +331,85 @@ def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> di
 
     colder = np.array([softmax(row / SAMPLING_TEMPERATURE) for row in logits])
 
-    # ------------------------------------------------------------------ CLAIMS.md, line by line
     def Q(W, t):
         return r(W, t) + gamma * future[W[:t]]
 
     def whole(W, t):
         return RM[W]
 
-    opinion = {
-        "lemma-1": of_weights(lambda W, t: gamma ** (t - 1) * Q(W, t)),
-        "lemma-2": of_weights(lambda W, t: gamma ** (t - 1) * Q(W, t) + value[W[: t - 1]]),
-        "theorem-1": of_weights(lambda W, t: U[W[:t]]),
-        "theorem-2": of_weights(lambda W, t: U[W[:t]] - U[W[: t - 1]]),
-        "corollary-1": of_weights(whole),
-        "reinforce": of_weights(whole),
-        "actor-critic": of_weights(lambda W, t: gae(W, t, U, 0.0)),
-        "remark-2-return-to-go": of_weights(lambda W, t: gamma ** (t - 1) * return_to_go(W, t)),
-        "remark-3-undiscounted": of_weights(return_to_go),
-        "remark-4-whitening": of_groups(whitened_over_tokens),
-        "remark-5-merged": of_weights(
-            lambda W, t: sum(gamma ** (k - 1) * r(W, k) / 2 for k in steps(W)) + RM[W] / 2,
+    return SimpleNamespace(**locals())
+
+
+def second_opinion(instance: dict, group_size: int = 3, beta: float = 0.7) -> dict:
+    """{"J": number, "grad": list, id: {"relative_bias", "scale", "cosine", "trace_covariance"}, ...}."""
+    q = quantities(instance, group_size, beta)
+    return {"J": float(q.J), "grad": q.grad_J.tolist(), **first_edition(q)}
+
+
+def first_edition(q: SimpleNamespace) -> dict:
+    """The first table of CLAIMS.md, line by line."""
+    return {
+        "lemma-1": q.of_weights(lambda W, t: q.gamma ** (t - 1) * q.Q(W, t)),
+        "lemma-2": q.of_weights(lambda W, t: q.gamma ** (t - 1) * q.Q(W, t) + q.value[W[: t - 1]]),
+        "theorem-1": q.of_weights(lambda W, t: q.U[W[:t]]),
+        "theorem-2": q.of_weights(lambda W, t: q.U[W[:t]] - q.U[W[: t - 1]]),
+        "corollary-1": q.of_weights(q.whole),
+        "reinforce": q.of_weights(q.whole),
+        "actor-critic": q.of_weights(lambda W, t: q.gae(W, t, q.U, 0.0)),
+        "remark-2-return-to-go": q.of_weights(lambda W, t: q.gamma ** (t - 1) * q.return_to_go(W, t)),
+        "remark-3-undiscounted": q.of_weights(q.return_to_go),
+        "remark-4-whitening": q.of_groups(q.whitened_over_tokens),
+        "remark-5-merged": q.of_weights(
+            lambda W, t: sum(q.gamma ** (k - 1) * q.r(W, k) / 2 for k in q.steps(W)) + q.RM[W] / 2,
         ),
-        "remark-5-token-level": of_weights(lambda W, t: gamma ** (t - 1) * return_to_go(W, t) / 2 + RM[W] / 2),
-        "gae-exact-0": of_weights(lambda W, t: gae(W, t, U, 0.0)),
-        "gae-exact-0.95": of_weights(lambda W, t: gae(W, t, U, 0.95)),
-        "gae-exact-1": of_weights(lambda W, t: gae(W, t, U, 1.0)),
-        "gae-wrong-0": of_weights(lambda W, t: gae(W, t, value, 0.0)),
-        "gae-wrong-0.95": of_weights(lambda W, t: gae(W, t, value, 0.95)),
-        "gae-wrong-1": of_weights(lambda W, t: gae(W, t, value, 1.0)),
-        "gae-discounted": of_weights(lambda W, t: gae(W, t, U, 1.0, discount=0.9)),
-        "rloo": of_groups(leave_one_out),
-        "rloo-eq36": of_groups(lambda R, lengths: R - R.sum(1, keepdims=True) / (K - 1)),
-        "remax": of_weights(lambda W, t: RM[W] - U_greedy[()]),
-        "grpo-mean": of_groups(lambda R, lengths: centred(R)),
-        "grpo": of_groups(grpo),
-        "grpo-length": of_groups(lambda R, lengths: grpo(R) / lengths),
-        "dr-grpo": of_groups(lambda R, lengths: centred(R) / T),
-        "trepo": of_branches(every_step, trepo_weights, TREPO_DRAWS),
-        "trepo-eq31": of_branches(every_step, eq31_weights, 1),
-        "trepo-interpolated": of_weights(interpolated),
-        "trepo-segment": of_weights(
-            lambda W, t: exact_gains(W, every_second_step(W))[start_of_segment(t, every_second_step(W))]
+        "remark-5-token-level": q.of_weights(lambda W, t: q.gamma ** (t - 1) * q.return_to_go(W, t) / 2 + q.RM[W] / 2),
+        "gae-exact-0": q.of_weights(lambda W, t: q.gae(W, t, q.U, 0.0)),
+        "gae-exact-0.95": q.of_weights(lambda W, t: q.gae(W, t, q.U, 0.95)),
+        "gae-exact-1": q.of_weights(lambda W, t: q.gae(W, t, q.U, 1.0)),
+        "gae-wrong-0": q.of_weights(lambda W, t: q.gae(W, t, q.value, 0.0)),
+        "gae-wrong-0.95": q.of_weights(lambda W, t: q.gae(W, t, q.value, 0.95)),
+        "gae-wrong-1": q.of_weights(lambda W, t: q.gae(W, t, q.value, 1.0)),
+        "gae-discounted": q.of_weights(lambda W, t: q.gae(W, t, q.U, 1.0, discount=0.9)),
+        "rloo": q.of_groups(q.leave_one_out),
+        "rloo-eq36": q.of_groups(lambda R, lengths: R - R.sum(1, keepdims=True) / (q.K - 1)),
+        "remax": q.of_weights(lambda W, t: q.RM[W] - q.U_greedy[()]),
+        "grpo-mean": q.of_groups(lambda R, lengths: q.centred(R)),
+        "grpo": q.of_groups(q.grpo),
+        "grpo-length": q.of_groups(lambda R, lengths: q.grpo(R) / lengths),
+        "dr-grpo": q.of_groups(lambda R, lengths: q.centred(R) / q.T),
+        "trepo": q.of_branches(q.every_step, q.trepo_weights, TREPO_DRAWS),
+        "trepo-eq31": q.of_branches(q.every_step, q.eq31_weights, 1),
+        "trepo-interpolated": q.of_weights(q.interpolated),
+        "trepo-segment": q.of_weights(
+            lambda W, t: q.exact_gains(W, q.every_second_step(W))[q.start_of_segment(t, q.every_second_step(W))]
         ),
-        "trepo-lambda": of_branches(every_step, trepo_lambda_weights, TREPO_DRAWS),
-        "trepo-own-length": of_weights(lambda W, t: exact_gains(W, halves(W))[start_of_segment(t, halves(W))]),
-        "trepo-greedy-values": of_weights(lambda W, t: U_greedy[W[:t]] - U_greedy[W[: t - 1]]),
-        "trepo-greedy-baseline": of_weights(lambda W, t: U[W[:t]] - U_greedy[W[: t - 1]]),
-        "vineppo": of_branches(every_second_step, vineppo_weights, VINEPPO_DRAWS),
-        "ma-rlhf": of_weights(ma_rlhf),
-        "r3hf": of_weights(to_go(r3hf_reward)),
-        "abc-return-to-go": of_weights(to_go(lambda W, t: RM[W] / len(W))),
-        "abc-full-sum": of_weights(lambda W, t: sum(RM[W] / len(W) for _ in steps(W))),
-        "rto": of_weights(to_go(lambda W, t: beta * np.log(optimum_ratio(W, t)))),
-        "rto-eq41": of_weights(to_go(optimum_ratio)),
-        "kl-k1-reward": of_weights(to_go(lambda W, t: np.log(policy_ratio(W, t))), grad_KL),
-        "kl-k1-loss": of_weights(lambda W, t: 1.0, grad_KL),
-        "kl-k2-loss": of_weights(lambda W, t: np.log(policy_ratio(W, t)), grad_KL),
-        "kl-k3-loss": of_weights(lambda W, t: 1 - 1 / policy_ratio(W, t), grad_KL),
-        "kl-k3-reward": of_weights(
-            to_go(lambda W, t: 1 / policy_ratio(W, t) - 1 + np.log(policy_ratio(W, t))), grad_KL
+        "trepo-lambda": q.of_branches(q.every_step, q.trepo_lambda_weights, TREPO_DRAWS),
+        "trepo-own-length": q.of_weights(
+            lambda W, t: q.exact_gains(W, q.halves(W))[q.start_of_segment(t, q.halves(W))]
         ),
-        "length-normalised": of_weights(lambda W, t: RM[W] / len(W)),
-        "token-mean": of_groups(lambda R, lengths: R / lengths.sum(1, keepdims=True) * K),  # of_groups divides by K
-        "masked-truncated": of_weights(lambda W, t: RM[W] if eos is not None and W[-1] == eos else 0.0),
-        "zero-std-filtered": of_groups(leave_one_out, keep=differ),
-        "temperature-mismatch": of_weights(whole, table=colder),
-        "ppo-second-epoch": of_responses(second_epoch),
+        "trepo-greedy-values": q.of_weights(lambda W, t: q.U_greedy[W[:t]] - q.U_greedy[W[: t - 1]]),
+        "trepo-greedy-baseline": q.of_weights(lambda W, t: q.U[W[:t]] - q.U_greedy[W[: t - 1]]),
+        "vineppo": q.of_branches(q.every_second_step, q.vineppo_weights, VINEPPO_DRAWS),
+        "ma-rlhf": q.of_weights(q.ma_rlhf),
+        "r3hf": q.of_weights(q.to_go(q.r3hf_reward)),
+        "abc-return-to-go": q.of_weights(q.to_go(lambda W, t: q.RM[W] / len(W))),
+        "abc-full-sum": q.of_weights(lambda W, t: sum(q.RM[W] / len(W) for _ in q.steps(W))),
+        "rto": q.of_weights(q.to_go(lambda W, t: q.beta * np.log(q.optimum_ratio(W, t)))),
+        "rto-eq41": q.of_weights(q.to_go(q.optimum_ratio)),
+        "kl-k1-reward": q.of_weights(q.to_go(lambda W, t: np.log(q.policy_ratio(W, t))), q.grad_KL),
+        "kl-k1-loss": q.of_weights(lambda W, t: 1.0, q.grad_KL),
+        "kl-k2-loss": q.of_weights(lambda W, t: np.log(q.policy_ratio(W, t)), q.grad_KL),
+        "kl-k3-loss": q.of_weights(lambda W, t: 1 - 1 / q.policy_ratio(W, t), q.grad_KL),
+        "kl-k3-reward": q.of_weights(
+            q.to_go(lambda W, t: 1 / q.policy_ratio(W, t) - 1 + np.log(q.policy_ratio(W, t))), q.grad_KL
+        ),
+        "length-normalised": q.of_weights(lambda W, t: q.RM[W] / len(W)),
+        "token-mean": q.of_groups(lambda R, lengths: R / lengths.sum(1, keepdims=True) * q.K),  # of_groups divides by K
+        "masked-truncated": q.of_weights(lambda W, t: q.RM[W] if q.eos is not None and W[-1] == q.eos else 0.0),
+        "zero-std-filtered": q.of_groups(q.leave_one_out, keep=q.differ),
+        "temperature-mismatch": q.of_weights(q.whole, table=q.colder),
+        "ppo-second-epoch": q.of_responses(q.second_epoch),
     }
-    return {"J": float(J), "grad": grad_J.tolist(), **opinion}
 
 
 def main():
