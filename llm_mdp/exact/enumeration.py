@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llm_mdp.exact.tree_gradient import TreeValues, node_logits, tree_values
 from llm_mdp.mdp.token_mdp import TokenMDP
-from llm_mdp.sampling.policies import AtTemperature, Policy, TabularValue, finish_of
+from llm_mdp.sampling.policies import AtTemperature, Greedy, Policy, TabularValue, ended_by, finish_of, logp_of
 
 MAX_LEAVES = 200_000
 MAX_EDGES = 6_000
@@ -20,9 +20,11 @@ class TooLarge(ValueError):
 
 
 class Enumeration:
-    """All complete responses W of a TokenMDP, P prompts × N leaves in lexicographic order, with π(W), RM(W) and scores.
+    """All complete responses W of a TokenMDP, P prompts × N leaves in lexicographic order, with their probabilities,
+    RM(W) and scores.
 
-    An *edge* is one (prompt, prefix, token): row e of the score matrix is ∇log π(token | prefix).
+    An *edge* is one (prompt, prefix, token): row e of the score matrix is ∇log π(token | prefix), 0 where the
+    environment draws the token. `mask`, `length` and `leaf_logp` are about the policy's tokens alone.
 
     Raises:
         TooLarge: more than MAX_LEAVES responses.
@@ -40,14 +42,15 @@ class Enumeration:
             )
         self.mdp, self.policy, self.tree = mdp, policy, tree
         self.tokens = tree.leaves
-        self.mask = self.tokens >= 0
+        written = self.tokens >= 0
+        self.mask = written & mdp.policy_steps
         self.length = self.mask.sum(-1)
-        self.finish = finish_of(self.tokens, mdp.eos)
+        self.finish = ended_by(finish_of(self.tokens, mdp.eos), self.tokens, mdp.policy_steps)
         self.prompt = mdp.prompt_tokens
         with torch.no_grad():
             self.logits = [level.detach() for level in node_logits(policy, mdp)]
         self.node = tree.node_index(self.tokens)
-        edge = torch.where(self.mask, self.node * tree.vocab_size + self.tokens, 0)
+        edge = torch.where(written, self.node * tree.vocab_size + self.tokens, 0)
         self.edge = edge + torch.arange(self.n_prompts)[:, None, None] * (tree.n_nodes * tree.vocab_size)
         self.first_leaf = tree.first_leaf(self.tokens)
         self._tempered: dict[float, Enumeration] = {1.0: self}
@@ -63,7 +66,7 @@ class Enumeration:
 
     @property
     def expected_length(self) -> float:
-        """E[tokens of a response], in tokens."""
+        """E[tokens that the policy draws for a response], in tokens."""
         return float(self.mdp.prompt_probability @ self.remaining[0][:, 0])
 
     @property
@@ -77,8 +80,9 @@ class Enumeration:
 
     @cached_property
     def remaining(self) -> list[Float[Tensor, "P N"]]:
-        """Expected number of tokens that follow every prefix, the end token included: V for a reward of 1 a token."""
-        ones = [torch.ones_like(level) for level in self.logits]
+        """Expected number of tokens that the policy draws after every prefix, the end token included: V for a reward of
+        1 a token."""
+        ones = [torch.full_like(level, float(own)) for level, own in zip(self.logits, self.mdp.policy_steps)]
         return tree_values(replace(self.mdp, gamma=1.0), self.logits, ones).V
 
     @cached_property
@@ -86,29 +90,46 @@ class Enumeration:
         """One row a node, nodes level by level."""
         return torch.cat([level.transpose(1, 2) for level in self.logits], dim=1)
 
-    def edge_logp(self, temperature: float = 1.0) -> Float[Tensor, "E"]:
-        return (self.edge_logits / temperature).log_softmax(-1).flatten()
+    def edge_logp(self) -> Float[Tensor, "E"]:
+        """log-probability of every edge; of the environment's too."""
+        return self.edge_logits.log_softmax(-1).flatten()
 
     def leaf_logp(self, temperature: float = 1.0) -> Float[Tensor, "P N T"]:
-        """log π of every token of every response, 0 after its end."""
-        return self._leaf_logp if temperature == 1 else self._leaf_logp_at(temperature)
+        """log π of every policy token of every response, 0 where the policy drew none."""
+        return self.at_temperature(temperature)._leaf_logp
 
     @cached_property
     def _leaf_logp(self) -> Float[Tensor, "P N T"]:
-        return self._leaf_logp_at(1.0)
+        return torch.where(self.mask, self._written_logp, 0.0)
 
-    def _leaf_logp_at(self, temperature: float) -> Float[Tensor, "P N T"]:
-        return torch.where(self.mask, self.edge_logp(temperature)[self.edge], 0.0)
+    def leaf_logp_of(self, policy: Policy, temperature: float = 1.0) -> Float[Tensor, "P N T"]:
+        """log-probability of every policy token of every response under another policy, 0 where the policy drew none."""
+        return self._per_leaf(lambda *response: logp_of(policy, *response, temperature))
+
+    @cached_property
+    def _written_logp(self) -> Float[Tensor, "P N T"]:
+        return torch.where(self.tokens >= 0, self.edge_logp()[self.edge], 0.0)
+
+    def written_logp(self, temperature: float = 1.0) -> Float[Tensor, "P N T"]:
+        """log-probability of every token of every response, whoever drew it, 0 after its end."""
+        return self.at_temperature(temperature)._written_logp
+
+    @cached_property
+    def reply_logp(self) -> Float[Tensor, "P N"]:
+        """log-probability of what the environment drew in every response; 0 without one."""
+        return torch.where(self.mask, 0.0, self._written_logp).sum(-1)
 
     @cached_property
     def probability(self) -> Float[Tensor, "P N"]:
-        """π(W | prompt)."""
-        return self.leaf_logp().sum(-1).exp()
+        """P(W | prompt) = π(W | prompt), times what the environment contributes."""
+        return self._written_logp.sum(-1).exp()
 
     def at_temperature(self, temperature: float) -> "Enumeration":
-        """The same responses under the policy at another temperature."""
+        """The same responses under the policy at another temperature, 0 for the most probable token at every step. The
+        environment has no temperature."""
         if temperature not in self._tempered:
-            self._tempered[temperature] = Enumeration(self.mdp, AtTemperature(self.policy, temperature))
+            policy = AtTemperature(self.policy, temperature) if temperature else Greedy(self.policy)
+            self._tempered[temperature] = Enumeration(self.mdp, policy)
         return self._tempered[temperature]
 
     def _per_leaf(self, function) -> Tensor:
@@ -135,7 +156,7 @@ class Enumeration:
         leaf = self.first_leaf[:, :-1].expand(self.n_prompts, -1, -1).clone()
         for step in range(self.tree.horizon):
             token = best[prompts, self.node[leaf][..., step]]
-            alive = (start <= step) & self.mask[leaf][..., step]
+            alive = (start <= step) & (self.tokens[leaf][..., step] >= 0)
             leaf = torch.where(alive, leaf + self.tree.first_leaf_by_token[step, token], leaf)
         return leaf
 

@@ -298,6 +298,11 @@ def finite(J: float) -> float:
 def _chain(policy: NgramPolicy, mdp: TokenMDP) -> _Chain:
     """The chain, or ValueError if there is none of a size that memory can hold."""
     reward = mdp.token_reward
+    if mdp.environment is not None:
+        raise ValueError(
+            f"an environment draws the tokens after {list(mdp.environment.at)} others; the n-gram recursion has none, "
+            "so leave the environment out or take an instance that is small enough for its tree."
+        )
     if reward.order is None or not hasattr(reward, "local"):
         raise ValueError(
             f"{type(reward).__name__} depends on the whole prefix; use a hidden reward with a finite order."

@@ -60,7 +60,8 @@ class TreeValues:
 
 
 def node_logits(policy: Policy, mdp: TokenMDP) -> list[Float[Tensor, "P V N"]]:
-    """Logits of a policy at every non-terminal prefix, float64, differentiable with respect to its parameters.
+    """Logits of a policy at every non-terminal prefix, float64, differentiable with respect to its parameters; where
+    the environment draws the next token, those of the environment.
 
     Returns:
         One tensor (P, V, nˡ) a level; of a `TabularPolicy`, its own parameters (no copy).
@@ -68,15 +69,15 @@ def node_logits(policy: Policy, mdp: TokenMDP) -> list[Float[Tensor, "P V N"]]:
     Raises:
         ValueError: if the tree is too large for memory, or the policy is a table over another tree or other prompts.
     """
-    tree = mdp.tree
+    tree, replies = mdp.tree, {} if mdp.environment is None else mdp.environment.logits
     if isinstance(policy, TabularPolicy):
         if policy.tree != tree or not torch.equal(policy.prompts, mdp.prompt_tokens):
             raise ValueError(
                 f"This table was made for {policy.tree} and its prompts, not for those of {mdp}; make a new one."
             )
-        return list(policy.levels)
+        return [replies.get(number, level) for number, level in enumerate(policy.levels)]
     _check_size(mdp, numbers_per_edge=mdp.horizon)
-    return [_level_logits(policy, mdp, level) for level in range(mdp.horizon)]
+    return [replies[n] if n in replies else _level_logits(policy, mdp, n) for n in range(mdp.horizon)]
 
 
 def _level_logits(policy: Policy, mdp: TokenMDP, level: int) -> Float[Tensor, "P V N"]:
@@ -193,6 +194,7 @@ def exact_gradient(policy: Policy, mdp: TokenMDP) -> tuple[float, list[Tensor]]:
         isinstance(policy, NgramPolicy)
         and mdp.token_reward.order is not None
         and mdp.tree.n_leaves > TREE_WORTH_AVOIDING
+        and mdp.environment is None
     ):
         J, grad = ngram_gradient(policy, mdp)
         return J, [grad]
@@ -222,7 +224,7 @@ def tree_gradient(
     """J and dJ/dlogits at every node, as fast as memory allows: numpy, blocks that fit in cache, one pass over the last
     level.
 
-        dJ/dlogit(p, w) = P(prompt) P(p | prompt) γˡ π(w|p) (Q(p, w) - V(p))
+        dJ/dlogit(p, w) = P(prompt) P(p | prompt) γˡ π(w|p) (Q(p, w) - V(p)),   0 where the environment draws w
 
     Args:
         logits_levels: `node_logits(policy, mdp)`; not changed.
@@ -242,6 +244,8 @@ def tree_gradient(
     for number, prompt in enumerate(mdp.prompts):
         one = [[level[number] for level in levels] for levels in (logits, rewards, grads)]
         J += prompt.probability * _prompt_gradient(mdp, *one, weight=prompt.probability)
+    for level in () if mdp.environment is None else mdp.environment.at:
+        grads[level][...] = 0.0
     return finite(J), [torch.from_numpy(grad) for grad in grads]
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts
-from llm_mdp.sampling.policies import Critic, Policy, logp_of
+from llm_mdp.sampling.policies import Critic, Policy, draw_tokens
 from llm_mdp.sampling.sampler import check_temperatures
 
 MAX_WORLDS = 20_000_000
@@ -59,26 +59,29 @@ class WorldSampler:
         self.asked = False
         self.drawn: Branches | None = None
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> TreeRollouts:
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> TreeRollouts:
         if self.asked:
             raise ValueError(
                 "collect asked for rollouts twice; ask once, for a group that is large enough for every use."
             )
         self.asked = True
         e = self.enumeration
-        prompt, leaf = self._worlds(group_size, temperature)
+        leaf_logp = e.leaf_logp(temperature) if behaviour is None else e.leaf_logp_of(behaviour, temperature)
+        prompt, leaf = self._worlds(group_size, leaf_logp)
         return TreeRollouts(
             prompt=e.prompt[prompt][:, None].expand(*leaf.shape, -1),
             tokens=_take(e.tokens, leaf),
             mask=_take(e.mask, leaf),
-            logp=_take(e.leaf_logp(temperature).flatten(0, 1), prompt[:, None] * e.tree.n_leaves + leaf),
+            logp=_take(leaf_logp.flatten(0, 1), prompt[:, None] * e.tree.n_leaves + leaf),
             finish=e.finish[leaf],
             leaf=leaf,
             which_prompt=prompt,
         )
 
-    def _worlds(self, group_size: int, temperature: float) -> tuple[Int[Tensor, " W"], Int[Tensor, "W K"]]:
-        """The prompt and the responses of each world; sets `weight`."""
+    def _worlds(
+        self, group_size: int, leaf_logp: Float[Tensor, "P N T"]
+    ) -> tuple[Int[Tensor, " W"], Int[Tensor, "W K"]]:
+        """The prompt and the responses of each world, where `leaf_logp` is that of who draws; sets `weight`."""
         raise NotImplementedError
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B"]:
@@ -88,7 +91,7 @@ class WorldSampler:
         return of_rows(self.enumeration.hidden_reward, rollouts)
 
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "W B T"]:
-        return of_rows(self.enumeration._per_leaf(lambda *response: logp_of(policy, *response)), rollouts)
+        return of_rows(self.enumeration.leaf_logp_of(policy), rollouts)
 
     def value(self, critic: Critic, rollouts: Rollouts) -> Float[Tensor, "W B T1"]:
         return of_rows(self.enumeration._per_leaf(critic), rollouts)
@@ -98,14 +101,16 @@ class WorldSampler:
     ) -> Branches:
         assert isinstance(rollouts, TreeRollouts)
         counts = check_temperatures(temperatures)
-        if self.drawn is not None and set(counts) != {0.0}:
+        # The environment is at random even where the policy is not.
+        random = self.enumeration.mdp.environment is not None or set(counts) != {0.0}
+        if self.drawn is not None and random:
             raise ValueError("collect asked for branches twice; ask once, for as many as every use needs.")
         begins = boundary & rollouts.mask
         parts = []
         for temperature, number in counts.items():
             row, step = (each.repeat_interleave(number) for each in begins.any(0).nonzero(as_tuple=True))
             here = begins[..., row, step]
-            if temperature == 0:
+            if temperature == 0 and self.enumeration.mdp.environment is None:
                 reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
                 reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
                 drawn = self._drawn_tokens(reached, step, here)
@@ -113,7 +118,7 @@ class WorldSampler:
             else:
                 parts.append(self._branches(rollouts, row, step, here, temperature))
         branches = parts[0] if len(parts) == 1 else self._joined(parts)
-        if set(counts) != {0.0}:
+        if random:
             self.drawn = branches
         return branches
 
@@ -127,8 +132,9 @@ class WorldSampler:
     def _drawn_tokens(
         self, leaf: Int[Tensor, "*worlds F"], step: Int[Tensor, " F"], drawn: Bool[Tensor, "*worlds F"]
     ) -> Tensor:
-        """How many tokens of each response come from `step` on; 0 where nothing was drawn."""
-        return torch.where(drawn, self.enumeration.length[leaf] - step, 0).double()
+        """How many tokens the policy draws of each response from `step` on; 0 where nothing was drawn."""
+        own = self.enumeration.mdp.policy_steps
+        return torch.where(drawn, self.enumeration.length[leaf] - (own.cumsum(0) - own.long())[step], 0).double()
 
     def _branches(
         self, rollouts: TreeRollouts, row: Tensor, step: Tensor, drawn: Tensor, temperature: float
@@ -149,13 +155,13 @@ class ExactSampler(WorldSampler):
         super().__init__(enumeration)
         self.groups, self.enumerate_branches = groups, enumerate_branches
 
-    def _worlds(self, group_size, temperature):
+    def _worlds(self, group_size, leaf_logp):
         prompt, leaf = self.groups.which_prompt, self.groups.leaf
         if group_size != leaf.shape[-1]:
             raise ValueError(
                 f"collect asked for groups of {group_size}, but the estimator's group_size is {leaf.shape[-1]}."
             )
-        probability = self.enumeration.leaf_logp(temperature).sum(-1).exp()
+        probability = (leaf_logp.sum(-1) + self.enumeration.reply_logp).exp()
         self.weight = self.groups.weight * probability[prompt[:, None], leaf].prod(-1)
         return prompt, leaf
 
@@ -194,9 +200,9 @@ class ExactSampler(WorldSampler):
         choice = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, 1, len(sizes))
         outcome = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step] + choice, 0)
         prompt = rollouts.which_prompt[:, None]
-        leaf_logp = e.leaf_logp()
-        prefix_logp = of_rows(leaf_logp.cumsum(-1) - leaf_logp, rollouts)[:, row, step]
-        chance = (leaf_logp.sum(-1)[prompt, outcome] - prefix_logp).exp()
+        logp = e.written_logp()
+        prefix_logp = of_rows(logp.cumsum(-1) - logp, rollouts)[:, row, step]
+        chance = (logp.sum(-1)[prompt, outcome] - prefix_logp).exp()
         # A response that ended before `step` has no such branch: one outcome, whatever its reward.
         self.weight = self.weight * torch.where(drawn, chance, choice == 0).prod(-1)
         reward = torch.where(drawn, e.response_reward[prompt, outcome], 0.0)
@@ -214,19 +220,22 @@ class TreeSampler(WorldSampler):
         self.generator = generator
         self.weight = torch.full((worlds,), 1 / worlds, dtype=torch.float64)
 
-    def _worlds(self, group_size, temperature):
+    def _worlds(self, group_size, leaf_logp):
         mdp, worlds = self.enumeration.mdp, len(self.weight)
         prompt = torch.zeros(worlds, dtype=torch.int64)
         if len(mdp.prompts) > 1:
             prompt = torch.multinomial(mdp.prompt_probability, worlds, replacement=True, generator=self.generator)
         first = torch.zeros(worlds, group_size, dtype=torch.int64)
         return prompt, self._draw(
-            prompt[:, None].expand(first.shape), first, first + self.enumeration.tree.n_leaves, temperature
+            prompt[:, None].expand(first.shape), first, first + self.enumeration.tree.n_leaves, leaf_logp
         )
 
-    def _draw(self, prompt: Tensor, first: Tensor, end: Tensor, temperature: float = 1.0) -> Int[Tensor, "*shape"]:
-        """One leaf in [first, end) for every entry, with probability proportional to π."""
-        cumulative = pad(self.enumeration.leaf_logp(temperature).sum(-1).exp().cumsum(-1), (1, 0))
+    def _draw(
+        self, prompt: Tensor, first: Tensor, end: Tensor, leaf_logp: Float[Tensor, "P N T"]
+    ) -> Int[Tensor, "*shape"]:
+        """One leaf in [first, end) for every entry, with probability proportional to that of the response."""
+        chance = (leaf_logp.sum(-1) + self.enumeration.reply_logp).exp()
+        cumulative = pad(chance.cumsum(-1), (1, 0))
         low, high = cumulative[prompt, first], cumulative[prompt, end]
         place = low + torch.rand(prompt.shape, generator=self.generator, dtype=torch.float64) * (high - low)
         if len(cumulative) == 1:
@@ -244,9 +253,23 @@ class TreeSampler(WorldSampler):
         first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
         end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
         prompt = rollouts.which_prompt[:, None].expand(first.shape)
-        leaf = self._draw(prompt, first, end, temperature)
+        if temperature:
+            leaf = self._draw(prompt, first, end, e.leaf_logp(temperature))
+        else:
+            leaf = self._descend(prompt, first, step)
         reward = torch.where(drawn, e.response_reward[prompt, leaf], 0.0)
         return Branches(row, step, reward, tokens=self._drawn_tokens(leaf, step, drawn))
+
+    def _descend(self, prompt: Tensor, leaf: Tensor, start: Tensor) -> Int[Tensor, "*shape"]:
+        """One leaf below the prefix of length `start` whose first leaf is `leaf`: the policy's most probable tokens, the
+        environment's at random. Step by step, as most prefixes have no probability under such a policy."""
+        e = self.enumeration.at_temperature(0.0)
+        logp = e.edge_logp().view(e.n_prompts, e.tree.n_nodes, e.tree.vocab_size)
+        for step in range(e.tree.horizon):
+            token = draw_tokens(logp[prompt, e.node[leaf, step]].flatten(0, -2), self.generator).view_as(leaf)
+            alive = (start <= step) & (e.tokens[leaf, step] >= 0)
+            leaf = torch.where(alive, leaf + e.tree.first_leaf_by_token[step, token], leaf)
+        return leaf
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from llm_mdp.mdp.environment import Environment, check_environment, policy_steps
 from llm_mdp.mdp.hidden_rewards import HiddenReward
-from llm_mdp.mdp.tree import PrefixTree, pad_prompts
+from llm_mdp.mdp.tree import PAD, PrefixTree, pad_prompts
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class TokenMDP:
-    """Deterministic token MDP (the paper, §2.1): state = prompt + response so far, action = next token, transition =
-    append.
+    """Token MDP (the paper, §2.1): state = prompt + response so far, action = next token, transition = append, which is
+    deterministic unless there is an `environment` that draws tokens between the policy's.
 
     A response ends at `eos` or after `horizon` tokens; both are termination. The hidden token reward r(W₀,ₜ₋₁, wₜ) is
     seen by the verifier only; an agent sees the response-level reward
@@ -38,6 +39,7 @@ class TokenMDP:
         token_reward: a `HiddenReward`.
         gamma: discount in (0, 1].
         prompts: distinct prompts with probabilities that sum to 1.
+        environment: who draws which tokens besides the policy; None: nobody.
 
     Raises:
         ValueError: naming the argument, its value and its range.
@@ -49,10 +51,13 @@ class TokenMDP:
     token_reward: HiddenReward = field(repr=False)
     gamma: float = 1.0
     prompts: tuple[Prompt, ...] = (Prompt(),)
+    environment: Environment | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_shape(self.vocab_size, self.eos, self.horizon, self.gamma)
         check_prompts(self.prompts, self.vocab_size)
+        if self.environment is not None:
+            check_environment(self.environment, self.tree, len(self.prompts))
 
     @cached_property
     def tree(self) -> PrefixTree:
@@ -67,6 +72,16 @@ class TokenMDP:
         return torch.tensor([prompt.probability for prompt in self.prompts], dtype=torch.float64)
 
     @cached_property
+    def policy_steps(self) -> Bool[Tensor, " T"]:
+        """True where the policy draws the token, False where the environment does."""
+        return policy_steps(self.horizon, self.environment)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the policy draws for one response: the horizon, less what the environment draws."""
+        return int(self.policy_steps.sum())
+
+    @cached_property
     def discount(self) -> Float[Tensor, " T"]:
         """γᵗ⁻¹ for t = 1 … T."""
         return self.gamma ** torch.arange(self.horizon, dtype=torch.float64)
@@ -74,14 +89,15 @@ class TokenMDP:
     def hidden_reward(
         self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"]
     ) -> Float[Tensor, "*batch T"]:
-        """r(W₀,ₜ₋₁, wₜ), 0 where mask is False. For the verifier and for comparison runs; no agent may see it."""
-        return self.token_reward(prompt, tokens, mask)
+        """r(W₀,ₜ₋₁, wₜ), 0 where mask is False, unless an environment drew the token: its tokens have rewards, too. For
+        the verifier and for comparison runs; no agent may see it."""
+        return self.token_reward(prompt, tokens, mask if self.environment is None else tokens != PAD)
 
     def response_reward(
         self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"]
     ) -> Float[Tensor, "*batch"]:
         """RM(W) = Σₜ γᵗ⁻¹ rₜ."""
-        return (self.token_reward(prompt, tokens, mask) * self.discount[: tokens.shape[-1]]).sum(-1)
+        return (self.hidden_reward(prompt, tokens, mask) * self.discount[: tokens.shape[-1]]).sum(-1)
 
 
 def check_shape(vocab_size: int, eos: int | None, horizon: int, gamma: float) -> None:

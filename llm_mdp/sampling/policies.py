@@ -170,6 +170,14 @@ def finish_of(tokens: Int[Tensor, "*batch T"], eos: int | None) -> Int[Tensor, "
     return torch.where(ended, int(Finish.EOS), int(Finish.HORIZON))
 
 
+def ended_by(
+    finish: Int[Tensor, "*batch"], tokens: Int[Tensor, "*batch T"], policy_steps: Bool[Tensor, " T"]
+) -> Int[Tensor, "*batch"]:
+    """`finish_of`, but ENVIRONMENT where the end token was the environment's."""
+    last = ((tokens >= 0).sum(-1) - 1).clamp(min=0)
+    return torch.where((finish == Finish.EOS) & ~policy_steps[last], int(Finish.ENVIRONMENT), finish)
+
+
 class TabularPolicy(PolicyModule):
     """One row of logits for every prefix: the richest policy there is, with an independent gradient at every state.
 
@@ -254,6 +262,21 @@ class AtTemperature(PolicyModule):
         return self.policy.logits(prompt, tokens) / self.temperature
 
 
+class Greedy(PolicyModule):
+    """Another policy's most probable token at every step (ties: the lowest token id), all others with probability 0."""
+
+    IMPOSSIBLE = -1e4
+    """A logit whose exponential is 0 and which can be added up and subtracted again."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy, self.vocab_size = policy, policy.vocab_size
+
+    def logits(self, prompt, tokens):
+        logits = self.policy.logits(prompt, tokens)
+        return torch.full_like(logits, self.IMPOSSIBLE).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+
+
 class TabularValue:
     """A number for every prefix, as a critic: value[…, t] belongs to the prefix before step t, 0 from the end on.
     levels[l]: (P, nˡ)."""
@@ -279,7 +302,7 @@ class TabularValue:
     ) -> Float[Tensor, "*batch T1"]:
         which, index = prompt_index(prompt, self.prompts), self.tree.prefix_index(tokens)
         value = torch.stack(gather_levels(self.levels, which, index), dim=-1)
-        return torch.cat([torch.where(mask, value, 0.0), torch.zeros_like(value[..., :1])], dim=-1)
+        return torch.cat([torch.where(tokens >= 0, value, 0.0), torch.zeros_like(value[..., :1])], dim=-1)
 
 
 class Critic(Protocol):
