@@ -6,6 +6,7 @@ of each token is that world's gradient: exact mean and covariance without Monte-
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +26,8 @@ from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
-from llm_mdp.verify.weights import check_worlds, edges, flatten_gradients, squared_norms, token_weights
+from llm_mdp.verify.signal import tokens_to_signal
+from llm_mdp.verify.weights import Precision, check_worlds, edges, flatten_gradients, squared_norms, token_weights
 
 UNBIASED = 1e-9
 """Relative bias below which an exact certificate says "unbiased"."""
@@ -33,6 +35,10 @@ PROPORTIONAL = 1e-12
 """1 - cosine below which it says "proportional"."""
 ROUNDING = 1e-13
 """Norms below this fraction of the terms they are sums of are rounding, not gradient."""
+RESOLVED = 1e3
+"""A target must be this many times what is rounding, or nothing can be said about it."""
+UNITS = 8
+"""Units in the last place of an estimator's own precision that its terms may be off by."""
 MAX_UPDATED = 5_000
 """Worlds up to which each one's own updated policy is differentiated."""
 WITHIN = 0.05
@@ -44,15 +50,15 @@ class Certificate:
     """What was found about one estimator. Figures are None where they mean nothing (a true gradient of zero, say)."""
 
     verdict: str
-    """unbiased, proportional, biased; a sampled one also undecided."""
+    """unbiased, proportional, biased or undecided."""
     relative_bias: float | None
     """|E g - ∇J| / |∇J|."""
     scale: float | None
     """<E g, ∇J> / |∇J|²."""
     cosine: float | None
     """<E g, ∇J> / (|E g| |∇J|), 0 when E g is zero."""
-    trace_covariance: float
-    """Trace of the covariance of g, the mean over a group."""
+    trace_covariance: float | None
+    """Trace of the covariance of g, the mean over a group; None: too large for float64."""
     samples: int | None = None
     """Number of responses drawn; None: exact."""
     bias_interval: tuple[float, float] | None = None
@@ -70,6 +76,10 @@ class Certificate:
     branch_noise: float | None = None
     """The part of an exact `trace_covariance` that is noise of branch draws and would go with more of them; None: no
     branches were summed up by their variances."""
+    tokens: float | None = None
+    """c, expected number of tokens that one exact estimate generates, branches included; None: not counted."""
+    tokens_to_signal: float | None = None
+    """q = tr Cov · c / |E g|² (`signal.tokens_to_signal`); None: E g is zero, or c was not counted."""
 
     @property
     def bound(self) -> float | None:
@@ -78,17 +88,28 @@ class Certificate:
 
     @property
     def statement(self) -> str:
-        """A sampled certificate in words."""
-        if self.bound is None:
-            return "the true gradient is zero, so there is no relative bias to bound"
-        confidence = 100 * (self.confidence or 0)
-        return f"relative bias below {self.bound:.2g} with {confidence:.6g} % confidence ({self.samples:,} responses)"
+        """What was found, in words that the figures bear."""
+        if self.verdict == "undecided":
+            return f"undecided: {self.reason}"
+        if self.relative_bias is None:
+            return "the true gradient is exactly zero, and so is every estimate"
+        if self.bound is not None:
+            confidence = 100 * (self.confidence or 0)
+            return (
+                f"relative bias below {self.bound:.2g} with {confidence:.6g} % confidence ({self.samples:,} responses)"
+            )
+        if self.precision != "float64" and self.verdict == "unbiased":
+            return f"{self.precision}: bias below {_rounded_up(self.relative_bias)}"
+        return str(self)
 
     def __str__(self) -> str:
         """The verdict and its figures in one line."""
         figures = (("relative bias", self.relative_bias), ("scale", self.scale), ("cosine", self.cosine))
         known = [f"{name} {_figure(value)}" for name, value in figures if value is not None]
-        return f"{self.verdict}: " + ", ".join(known or ["the true gradient is zero"])
+        if self.reason is not None:
+            known = [self.reason]
+        where = "" if self.precision == "float64" else f" (computed in {self.precision})"
+        return f"{self.verdict}: " + ", ".join(known or [self.statement]) + where
 
 
 def _figure(value: float) -> str:
@@ -96,6 +117,12 @@ def _figure(value: float) -> str:
     if abs(value) < UNBIASED:
         return f"below {UNBIASED:g}"
     return f"{value:.4g}" if abs(value - 1) > 1e-4 else f"{value:.10g}"
+
+
+def _rounded_up(value: float) -> str:
+    """One digit, upwards: 3e-07 of 2.3e-07."""
+    power = 10.0 ** math.floor(math.log10(value)) if value > 0 else UNBIASED
+    return f"{max(math.ceil(value / power), 1) * power:.0e}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +138,8 @@ class Moments:
     at their charge."""
     rewards: float = 0.0
     """Expected number of responses that are scored for it."""
+    precision: str = "float64"
+    """The coarsest floating point that the estimator computed in."""
 
 
 def exact_certificate(
@@ -118,31 +147,66 @@ def exact_certificate(
 ) -> Certificate:
     """Exact bias, scale, cosine and trace of the covariance against the true gradient `target`.
 
-    Args: magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`); less than 1e-13 of it is
-        rounding.
+    Args: magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`), see `judge`.
 
     Raises:
         TooLarge: when there are too many worlds; a sampled certificate remains.
     """
-    return judge(exact_moments(estimator, enumeration), target, magnitude)
+    moments = exact_moments(estimator, enumeration)
+    certificate, tokens = judge(moments, target, magnitude), moments.tokens or None
+    if tokens is None or not certificate.cosine:
+        return replace(certificate, tokens=tokens)
+    noise = tokens_to_signal(moments.trace_covariance, tokens, float(moments.mean @ moments.mean))
+    return replace(certificate, tokens=tokens, tokens_to_signal=noise)
 
 
 def judge(moments: Moments, target: Float[Tensor, " parameters"], magnitude: float = 0.0) -> Certificate:
-    """The verdict on an exactly known mean."""
-    mean, floor = moments.mean, ROUNDING * max(moments.root_mean_square, magnitude)
+    """The verdict on an exactly known mean.
+
+    E g and the target are sums whose terms have a size, and are known to 1e-13 of it (to some units of the estimator's
+    own precision, where that is coarser). What lies below is rounding: *undecided* if the target does, or if the bias
+    found is no larger than that and no smaller than 1e-9 of the target.
+    """
+    mean, terms = moments.mean, max(moments.root_mean_square, magnitude)
     bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
-    if size <= floor:
-        verdict = "unbiased" if bias <= 10 * floor else "biased"
-        return Certificate(verdict, None, None, None, moments.trace_covariance, branch_noise=moments.branch_noise)
-    scale = float(mean @ target) / size**2
-    cosine = float(mean @ target) / (size * mean_size) if mean_size > floor else 0.0
-    if bias / size < UNBIASED or bias <= floor:
-        verdict = "unbiased"
-    elif 1 - cosine < PROPORTIONAL:
+    trace, noise, precision = moments.trace_covariance, moments.branch_noise, moments.precision
+    if not all(math.isfinite(number) for number in (terms, trace, bias, size, mean_size)):
+        return _undecided("overflow: the estimator's terms are too large to be squared in float64", None, noise)
+    if terms == 0:
+        return Certificate("unbiased", None, None, None, 0.0)
+    coarse = precision != "float64"
+    floor = terms * (UNITS * torch.finfo(getattr(torch, precision)).eps if coarse else ROUNDING)
+    if size < RESOLVED * floor:
+        what = f"the true gradient, {size:.1e}, is below what {precision} resolves in terms of size {terms:.1e}"
+        return _undecided(f"rounding: {what} (|E g| is {mean_size:.1e})", trace, noise)
+    along = float(mean @ target) / size
+    across = float((mean - along * target / size).norm())
+    relative, scale, cosine = bias / size, along / size, along / mean_size if mean_size > floor else 0.0
+    figures = (relative, scale, cosine, trace)
+    if relative < UNBIASED or (coarse and bias <= floor):
+        return Certificate("unbiased", *figures, branch_noise=noise, precision=precision)
+    if bias <= 10 * floor:
+        what = f"a relative bias of {relative:.1e} was found, but below {10 * floor / size:.1e} it may be rounding"
+        return _undecided(f"rounding: {what}", trace, noise, relative, scale, cosine)
+    if cosine > 0 and (1 - cosine < PROPORTIONAL or (coarse and across <= floor)):
         verdict = "proportional"
+    elif cosine > 0 and across <= 10 * floor:
+        what = f"E g leaves the direction of ∇J by {across / mean_size:.1e}, which may be rounding"
+        return _undecided(f"rounding: not unbiased, and {what}", trace, noise, relative, scale, cosine)
     else:
         verdict = "biased"
-    return Certificate(verdict, bias / size, scale, cosine, moments.trace_covariance, branch_noise=moments.branch_noise)
+    return Certificate(verdict, *figures, branch_noise=noise, precision=precision)
+
+
+def _undecided(
+    reason: str,
+    trace: float | None,
+    noise: float | None,
+    relative: float | None = None,
+    scale: float | None = None,
+    cosine: float | None = None,
+) -> Certificate:
+    return Certificate("undecided", relative, scale, cosine, trace, branch_noise=noise, reason=reason)
 
 
 def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
@@ -158,12 +222,13 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
     second = total = noise = tokens = rewards = 0.0
-    affine = False
+    affine, precision = False, Precision()
     for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
         tokens, rewards = tokens + spent[0], rewards + spent[1]
-        derivative = token_weights(estimator, evidence, enumeration, weight.shape)
+        with precision if chunk == 0 else nullcontext():
+            derivative = token_weights(estimator, evidence, enumeration, weight.shape)
         if chunk == 0:
             check_worlds(estimator, evidence, derivative, enumeration)
         edge = edges(evidence, enumeration).expand(derivative.shape)
@@ -177,7 +242,15 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
     gradient = enumeration.scores.T @ (mean / total)
     second, noise = (second + noise) / total, noise / total
     trace = max(second - float(gradient @ gradient), 0.0)
-    return Moments(gradient, trace, math.sqrt(second), noise if affine else None, tokens / total, rewards / total)
+    return Moments(
+        gradient,
+        trace,
+        math.sqrt(second),
+        noise if affine else None,
+        tokens / total,
+        rewards / total,
+        precision.coarsest,
+    )
 
 
 def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:

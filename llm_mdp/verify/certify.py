@@ -1,16 +1,19 @@
 """`certify`: one estimator, one instance, one certificate."""
 
+from dataclasses import replace
+
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import find_entry
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.own import is_own
 from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.check import check_estimator, load_estimator
-from llm_mdp.verify.problem import TARGETS, Problem, Target
+from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.targets import parse_target
 from llm_mdp.verify.weights import EstimatorError
 
 
-def certify(estimator: Estimator | str, instance: Instance | None = None, target: Target = "reward") -> Certificate:
+def certify(estimator: Estimator | str, instance: Instance | None = None, target: str = "reward") -> Certificate:
     """The exact certificate: is E g, the expected gradient that the estimator gives, the true policy gradient?
 
         print(certify(RLOO(group_size=3)))            # unbiased: relative bias below 1e-09, scale 1, cosine 1
@@ -18,16 +21,16 @@ def certify(estimator: Estimator | str, instance: Instance | None = None, target
     Args:
         estimator: an object, a name of the catalogue ("grpo"), or FILE.py:CLASS.
         instance: what to certify it on; None: a random token MDP, V = 3, T = 4, γ = 0.9, where biases show.
-        target: "reward" for ∇J, "kl" for -∇KL(π ‖ reference).
+        target: what the gradient should be that of, an expression of `targets.TERMS`: "reward" for ∇J, "kl" for
+            -∇KL(π ‖ reference), "reward - 0.3 kl", "max of K", …; K is the estimator's group size.
 
     Raises:
         EstimatorError: if the estimator could not be verified: it mixes worlds or prompts, gives two answers, …
         TooLarge: if there are too many outcomes to enumerate; a smaller instance or group size remains.
         UsageError: if there is no estimator of this name.
-        ValueError: for another target.
+        ValueError: for another target, or no instance.
     """
-    if target not in TARGETS:
-        raise ValueError(f"target is {target!r}; choose {' or '.join(map(repr, TARGETS))}.")
+    parse_target(target)
     if instance is not None and not isinstance(instance, Instance):
         raise ValueError(f"instance is {instance!r}; give random_instance(…) or read_instance(FILE).")
     problem = Problem(random_instance(3, 4, gamma=0.9) if instance is None else instance)
@@ -39,4 +42,6 @@ def certify(estimator: Estimator | str, instance: Instance | None = None, target
             f"{found!r} is a function; write a class with `advantages`, see examples/own_estimator.py."
         )
     check_estimator(found, problem.enumeration)
+    if found.group_size > 1:
+        problem = replace(problem, group_size=found.group_size)
     return exact_certificate(found, problem.enumeration, problem.target(target), problem.magnitude(target))

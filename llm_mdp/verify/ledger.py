@@ -125,6 +125,8 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
         "scale": None,
         "cosine": None,
         "trace_covariance": None,
+        "tokens": None,
+        "tokens_to_signal": None,
         "statement": claim.statement,
         "source": claim.source,
         "paper": claim.paper,
@@ -149,9 +151,14 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
     figures = {
         name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
     }
+    figures |= {name: getattr(certificate, name) for name in ("tokens", "tokens_to_signal")}
     if certificate.samples is not None:
         figures |= {"samples": certificate.samples, "bound": certificate.bound, "confidence": certificate.confidence}
         figures |= {"certificate": certificate.statement}
+    if certificate.reason is not None:
+        figures |= {"undecided": certificate.reason}
+    if certificate.precision != "float64":
+        figures |= {"precision": certificate.precision, "certificate": certificate.statement}
     if certificate.branch_noise is not None:
         figures |= {"trace_covariance_of_draws": certificate.branch_noise}
     if certificate.verdict == "unbiased":
@@ -160,17 +167,17 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
 
 
 def holds(certificate: Certificate, expected: str) -> bool | None:
-    """Is this what was expected? None: a sample too small to say.
+    """Is this what was expected? None: it says nothing about it.
 
-    A sample can refute "unbiased" and "proportional". It cannot refute "biased": the bias may be smaller than it
-    resolves.
+    "Unbiased" and "proportional" are claims about every instance, and one can refute them. "Biased" says that there is
+    a counter-example: on a given instance the bias may be smaller than any threshold.
     """
     if expected == "report" or certificate.verdict == expected:
         return True
-    if certificate.samples is None:
-        return False
     if certificate.verdict == "undecided" or expected == "biased":
         return None
+    if certificate.samples is None:
+        return False
     # "biased" here may be a bias of scale only, whose direction the sample does not resolve.
     if (
         expected == "proportional"

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,12 @@ from llm_mdp.exact.optima import process_model, regularised_optimum
 from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.sampling.policies import Critic, Policy, TabularPolicy, TabularValue
-from llm_mdp.verify.certificate import ROUNDING
-from llm_mdp.verify.weights import flatten_gradients, squared_norms
+from llm_mdp.verify.certificate import RESOLVED, ROUNDING
+from llm_mdp.verify.targets import Targets, parse_target
+from llm_mdp.verify.weights import flatten_gradients
 
-Target = Literal["reward", "kl"]
-TARGETS: tuple[Target, ...] = get_args(Target)
+STALENESS = 0.5
+"""How far the logits of a policy that draws in place of the policy are from its own: a standard deviation, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +56,43 @@ class Problem:
         """J and ∇J, one tensor a parameter."""
         return exact_gradient(self.instance.policy, self.instance.mdp)
 
-    def target(self, kind: Target) -> Float[Tensor, " parameters"]:
-        """∇J, or -∇KL(π ‖ ref): penalties are descended."""
-        return self._kl_target if kind == "kl" else flatten_gradients(self.gradient[1], self.gradient[1])
+    def target(self, expression: str = "reward") -> Float[Tensor, " parameters"]:
+        """∇ of an expression of `targets.TERMS`: `reward` for ∇J, `reward - 0.3 kl`; a penalty alone is descended.
+
+        Raises:
+            ValueError: if it is no such expression.
+        """
+        if expression not in self._targets:
+            terms = parse_target(expression).items()
+            gradient = torch.stack([factor * self._term(term) for term, factor in terms]).sum(0)
+            size = sum(abs(factor) * self._targets_of.magnitude(term) for term, factor in terms)
+            # Implicit rewards are differences of log-probabilities, times β.
+            implicit = self.beta * self._targets_of.magnitude("kl") if "reward" in expression else 0.0
+            self._targets[expression] = gradient, math.hypot(size, implicit)
+        return self._targets[expression][0]
+
+    def magnitude(self, expression: str = "reward") -> float:
+        """Size of the terms that the target is a sum of, and of those that estimators of it add up."""
+        self.target(expression)
+        return self._targets[expression][1]
+
+    def has_gradient(self, expression: str = "reward") -> bool:
+        """Is the target more than rounding?"""
+        return float(self.target(expression).norm()) > RESOLVED * ROUNDING * self.magnitude(expression)
+
+    def _term(self, term: str) -> Float[Tensor, " parameters"]:
+        if term == "reward":
+            return flatten_gradients(self.gradient[1], self.gradient[1])
+        return self._targets_of.gradient(term)
 
     @cached_property
-    def _kl_target(self) -> Float[Tensor, " parameters"]:
-        """-∇ Σ_W π(W) log(π(W)/ref(W)) by differentiating the sum over all responses."""
-        e = self.enumeration
-        edge_logp = e.edge_logp().clone().requires_grad_()
-        logp = torch.where(e.mask, edge_logp[e.edge], 0.0).sum(-1)
-        divergence = e.mdp.prompt_probability @ (logp.exp() * (logp - self._reference_logp)).sum(-1)
-        (by_edge,) = torch.autograd.grad(divergence, edge_logp)
-        return -(by_edge @ e.scores)
+    def _targets(self) -> dict[str, tuple[Float[Tensor, " parameters"], float]]:
+        return {}
+
+    @cached_property
+    def _targets_of(self) -> Targets:
+        reference = Enumeration(self.instance.mdp, self.instance.reference)
+        return Targets(self.enumeration, reference.leaf_logp(), self.group_size)
 
     @cached_property
     def given(self) -> "GivenByProblem":
@@ -107,30 +132,6 @@ class Problem:
         return process_model(self.enumeration, self.instance.reference, self.beta, self.median)
 
     @cached_property
-    def _reference_logp(self) -> Float[Tensor, "P N"]:
-        """log ref(W)."""
-        return Enumeration(self.instance.mdp, self.instance.reference).leaf_logp().sum(-1)
-
-    def magnitude(self, kind: Target) -> float:
-        """Root mean square of X(W) ∇log π(W), the terms that estimators add up: X = RM and the log-probabilities that
-        implicit rewards are differences of, times β; for KL the log-probabilities alone."""
-        return self._magnitudes[kind]
-
-    @cached_property
-    def _magnitudes(self) -> dict[Target, float]:
-        e = self.enumeration
-        chance = e.mdp.prompt_probability[:, None] * e.probability
-        score = squared_norms(e.mask.double().expand(e.n_prompts, -1, -1)[..., None, :], e.edge[..., None, :], e.gram)
-        logp = e.leaf_logp().sum(-1)
-        divergence = logp**2 + self._reference_logp**2
-        squares: dict[Target, Tensor] = {"reward": e.response_reward**2 + self.beta**2 * divergence, "kl": divergence}
-        return {kind: float((chance * square * score).sum().sqrt()) for kind, square in squares.items()}
-
-    def has_gradient(self, kind: Target = "reward") -> bool:
-        """Is the target more than rounding?"""
-        return float(self.target(kind).norm()) > ROUNDING * self.magnitude(kind)
-
-    @cached_property
     def generic(self) -> bool:
         """Could a bias of direction show at all? Not with a gradient of one dimension, or rewards of two values."""
         e = self.enumeration
@@ -158,6 +159,9 @@ class GivenByProblem(Given):
         noise = TabularValue.random(e.tree, e.prompt, stream(0, "critic"), error * deviation)
         return TabularValue(e.tree, e.prompt, [level + wrong for level, wrong in zip(e.values.U, noise.levels)])
 
+    def drawn_value(self, temperature: float) -> Critic:
+        return self.problem.enumeration.at_temperature(temperature).exact_u
+
     @property
     def future_value(self) -> Critic:
         return self.problem.exact_v
@@ -177,6 +181,13 @@ class GivenByProblem(Given):
     @property
     def reference(self) -> Policy:
         return self.problem.instance.reference
+
+    @property
+    def behaviour(self) -> Policy:
+        """The policy's logits and independent normal ones of standard deviation `STALENESS`."""
+        e = self.problem.enumeration
+        noise = TabularPolicy.random(e.tree, e.prompt, stream(0, "behaviour"), STALENESS)
+        return TabularPolicy(e.tree, e.prompt, [own + other.detach() for own, other in zip(e.logits, noise.levels)])
 
     @property
     def dpo_policy(self) -> Policy:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
@@ -14,6 +15,21 @@ from llm_mdp.sampling.evidence import Evidence, take_world
 
 class EstimatorError(ValueError):
     """An estimator is malformed; the message says what, and what to do."""
+
+
+class Precision(TorchFunctionMode):
+    """Watches what is computed inside it, and remembers the coarsest floating point that occurred."""
+
+    coarsest = "float64"
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in (result, *args):
+            if isinstance(each, Tensor) and each.is_floating_point():
+                dtype = each.dtype
+                if torch.finfo(dtype).eps > torch.finfo(getattr(torch, self.coarsest)).eps:
+                    self.coarsest = str(dtype).removeprefix("torch.")
+        return result
 
 
 def token_weights(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.entry import Entry
-from llm_mdp.verify.problem import Problem, Target
+from llm_mdp.verify.problem import Problem
 
 Group = Literal["theorems", "algorithms", "practices", "yours"]
 Finding = Literal["agrees", "misprint", "stronger than stated", "differs", "practice"]
@@ -30,7 +30,8 @@ class Claim:
     paper: str = ""
     """What the paper says, in a few of its words, with the equation; empty for practices of the field."""
     finding: Finding = "practice"
-    target: Target = "reward"
+    target: str = "reward"
+    """What the expected gradient is compared with, an expression of `targets.TERMS`."""
     estimator: str | Estimator = ""
     """Its name in the catalogue, if that is not the id, or a user's own."""
     options: dict[str, Any] = field(default_factory=dict)
