@@ -103,8 +103,8 @@ class Enumeration:
         return torch.where(self.mask, self._written_logp, 0.0)
 
     def leaf_logp_of(self, policy: Policy, temperature: float = 1.0) -> Float[Tensor, "P N T"]:
-        """log-probability of every policy token of every response under another policy, 0 where the policy drew none."""
-        return self._per_leaf(lambda *response: logp_of(policy, *response, temperature))
+        """log-probability of every policy token of every response under another policy, 0 elsewhere."""
+        return self._per_leaf(lambda prompt, tokens, mask: logp_of(policy, prompt, tokens, mask, temperature))
 
     @cached_property
     def _written_logp(self) -> Float[Tensor, "P N T"]:

@@ -7,7 +7,8 @@
 One node for every non-terminal prefix, in any order. `eos` may be null (only the horizon ends a response). Optional:
 `gamma` (default 1), `reference_logits` (default 0, the uniform policy), `value` (default 0). With prompts other than
 the single empty one the file also has `"prompts": [{"tokens": [1], "probability": 0.4}, …]` and every node a
-`"prompt"`, its number there.
+`"prompt"`, its number there. With an environment that draws some of the tokens, `"environment_at": [1, 3]` says after
+how many; the `logits` of those nodes are the environment's, which no gradient is taken by.
 """
 
 import json
@@ -25,11 +26,16 @@ from torch import Tensor
 from llm_mdp.exact.instances import Instance, InstanceError, Node, check_size, node_table, stacked_rows
 from llm_mdp.exact.tree_gradient import node_logits
 from llm_mdp.files import write_text
+from llm_mdp.mdp.environment import Environment, check_places
 from llm_mdp.mdp.hidden_rewards import TableReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_prompts, check_shape
 from llm_mdp.mdp.tree import PrefixTree, pad_prompts
 from llm_mdp.own import did_you_mean
 from llm_mdp.sampling.policies import TabularPolicy, TabularValue
+
+
+OPTIONAL = ("gamma", "prompts", "environment_at")
+"""Keys of a file that may be left out."""
 
 
 def write_instance(instance: Instance, path: str | os.PathLike[str]) -> None:
@@ -66,6 +72,8 @@ def instance_to_dict(instance: Instance) -> dict[str, Any]:
         _check_written(key, table, instance.node_order)
     columns = {key: table.tolist() for key, table in tables.items()}
     content: dict[str, Any] = {"vocab_size": mdp.vocab_size, "eos": mdp.eos, "horizon": mdp.horizon, "gamma": mdp.gamma}
+    if mdp.environment is not None:
+        content["environment_at"] = list(mdp.environment.at)
     named = mdp.prompts != (Prompt(),)
     if named:
         content["prompts"] = [
@@ -111,15 +119,12 @@ def instance_from_dict(content: dict[str, Any], name: str = "") -> Instance:
     Raises:
         InstanceError: in one sentence, what is wrong and where.
     """
-    _check_keys(content, "the instance", ("vocab_size", "eos", "horizon", "nodes"), ("gamma", "prompts"))
-    vocab_size, eos, horizon, gamma = (
-        content["vocab_size"],
-        content["eos"],
-        content["horizon"],
-        content.get("gamma", 1.0),
-    )
+    _check_keys(content, "the instance", ("vocab_size", "eos", "horizon", "nodes"), OPTIONAL)
+    vocab_size, eos, horizon = content["vocab_size"], content["eos"], content["horizon"]
+    gamma, environment_at = content.get("gamma", 1.0), content.get("environment_at", ())
     try:
         check_shape(vocab_size, eos, horizon, gamma)
+        check_places(environment_at, horizon)
         prompts = _read_prompts(content["prompts"]) if "prompts" in content else (Prompt(),)
         check_prompts(prompts, vocab_size)
     except ValueError as error:
@@ -127,7 +132,7 @@ def instance_from_dict(content: dict[str, Any], name: str = "") -> Instance:
     tree = PrefixTree(vocab_size, eos, horizon)
     check_size(tree, len(prompts))
     columns = _read_nodes(content["nodes"], tree, len(prompts))
-    return _build(tree, float(gamma), prompts, columns, name)
+    return _build(tree, float(gamma), prompts, tuple(environment_at), columns, name)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,14 @@ class _Columns:
     value: list[float]
 
 
-def _build(tree: PrefixTree, gamma: float, prompts: tuple[Prompt, ...], columns: _Columns, name: str) -> Instance:
+def _build(
+    tree: PrefixTree,
+    gamma: float,
+    prompts: tuple[Prompt, ...],
+    environment_at: tuple[int, ...],
+    columns: _Columns,
+    name: str,
+) -> Instance:
     order = tuple(columns.node)
     rows = stacked_rows(tree, len(prompts), order)
     tokens = pad_prompts([prompt.tokens for prompt in prompts])
@@ -154,9 +166,11 @@ def _build(tree: PrefixTree, gamma: float, prompts: tuple[Prompt, ...], columns:
 
     reward = TableReward(tree, tokens, levels(columns.token_reward))
     value = TabularValue(tree, tokens, [level[:, 0] for level in levels([[number] for number in columns.value])])
+    logits = levels(columns.logits)
+    environment = Environment({place: logits[place] for place in environment_at}) if environment_at else None
     return Instance(
-        TokenMDP(tree.vocab_size, tree.eos, tree.horizon, reward, gamma, prompts),
-        TabularPolicy(tree, tokens, levels(columns.logits)),
+        TokenMDP(tree.vocab_size, tree.eos, tree.horizon, reward, gamma, prompts, environment),
+        TabularPolicy(tree, tokens, logits),
         TabularPolicy(tree, tokens, levels(columns.reference_logits)),
         value,
         name,

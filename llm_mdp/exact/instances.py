@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llm_mdp.mdp.environment import Environment
 from llm_mdp.mdp.hidden_rewards import TableReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_shape
 from llm_mdp.mdp.tree import PAD, PrefixTree, pad_prompts
@@ -150,10 +151,14 @@ def random_instance(
     eos: int | None = 0,
     gamma: float = 1.0,
     n_prompts: int = 1,
+    environment_at: tuple[int, ...] = (),
     seed: int = 0,
     name: str = "",
 ) -> Instance:
     """Independent standard normal logits, hidden token rewards, reference logits and values.
+
+    `environment_at` makes a conversation: after so many tokens the next one is drawn by an environment, from standard
+    normal logits of its own (`mdp.environment.Environment`). (1, 3) at horizon 5 is three turns of one token.
 
     One prompt is the empty one. Several are distinct, as short as possible and all of one length, with probabilities
     proportional to 1, 2, 3, …
@@ -173,7 +178,9 @@ def random_instance(
     reward = TableReward.random(tree, tokens, generator)
     reference = TabularPolicy.random(tree, tokens, generator)
     value = TabularValue.random(tree, tokens, generator)
-    return Instance(TokenMDP(vocab_size, eos, horizon, reward, gamma, prompts), policy, reference, value, name)
+    environment = Environment.random(tree, n_prompts, environment_at, generator) if environment_at else None
+    mdp = TokenMDP(vocab_size, eos, horizon, reward, gamma, prompts, environment)
+    return Instance(mdp, policy, reference, value, name)
 
 
 def _some_prompts(vocab_size: int, number: int) -> tuple[Prompt, ...]:

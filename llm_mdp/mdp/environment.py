@@ -1,4 +1,4 @@
-"""Who else writes: an environment that draws some of a response's tokens, as users, tools and games do between turns."""
+"""Who else writes: an environment that draws some tokens of a response, as users, tools and games do between turns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,8 +95,8 @@ def check_environment(environment: Environment, tree: PrefixTree, n_prompts: int
         level, expected = environment.logits[place], (n_prompts, tree.vocab_size, tree.level_sizes[place])
         if tuple(level.shape) != expected:
             raise ValueError(
-                f"environment.logits[{place}] has shape {tuple(level.shape)}; (prompts, tokens, prefixes) is {expected} "
-                "here."
+                f"environment.logits[{place}] has shape {tuple(level.shape)}; (prompts, tokens, prefixes) is "
+                f"{expected} here."
             )
         if not bool(level.isfinite().all()):
             raise ValueError(f"environment.logits[{place}] holds a number that is not finite; every logit must be.")
