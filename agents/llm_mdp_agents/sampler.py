@@ -60,12 +60,13 @@ class TaskSampler(BatchSampler):
         self.questions: tuple[Question, ...] = ()
         """One a row of the latest rollouts."""
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
+        drawn_by = self.policy if behaviour is None else behaviour
         asked = [self.task.question(self.question_generator) for _ in range(self.prompts_per_batch)]
         self.questions = tuple(question for question in asked for _ in range(group_size))
         prompt = pad_prompts([question.prompt for question in asked])
-        drawn = self.engine.sample(self.policy, prompt, group_size, **self._options(temperature))
-        return self._converse(self.questions, drawn, [Episode() for _ in self.questions], temperature)
+        drawn = self.engine.sample(drawn_by, prompt, group_size, **self._options(temperature))
+        return self._converse(drawn_by, self.questions, drawn, [Episode() for _ in self.questions], temperature)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
         return torch.from_numpy(self._score(self.questions, rollouts).reward.astype(np.float64))
@@ -79,7 +80,7 @@ class TaskSampler(BatchSampler):
             self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
         else:
             starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
-            drawn = self._converse(questions, drawn, starts, temperature or 1.0, temperature == 0)
+            drawn = self._converse(self.policy, questions, drawn, starts, temperature or 1.0, temperature == 0)
         reward = self._score(questions, drawn).reward if questions else np.zeros(0)
         # What the policy wrote before the cut is not drawn; what the environment wrote there is not in the mask.
         written = (rollouts.mask.cumsum(-1) - rollouts.mask.long())[row, step].repeat_interleave(number)
@@ -129,6 +130,7 @@ class TaskSampler(BatchSampler):
 
     def _converse(
         self,
+        policy: Policy,
         questions: Sequence[Question],
         drawn: Rollouts,
         episode: list[Episode],
@@ -155,7 +157,7 @@ class TaskSampler(BatchSampler):
             if len(row):
                 options: dict[str, Any] = self._options(temperature) | {"greedy": greedy}
                 prompt = pad_prompts([questions[r].prompt for r in row.tolist()])
-                drawn = self.engine.sample(self.policy, prompt, 1, prefix=tokens[row], **options)
+                drawn = self.engine.sample(policy, prompt, 1, prefix=tokens[row], **options)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for r, each in enumerate(episode):
             mask[r, : len(each.mask)] = torch.tensor(each.mask)

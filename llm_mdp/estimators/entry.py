@@ -34,6 +34,10 @@ class Given:
         """U(W₀,ₜ), off by `error` standard deviations of RM."""
         _not_known("the exact value U(W₀,ₜ)")
 
+    def drawn_value(self, temperature: float) -> Critic:
+        """U(W₀,ₜ) of the policy at a temperature."""
+        _not_known("the value of the policy at a temperature")
+
     @property
     def future_value(self) -> Critic:
         """V(W₀,ₜ), the expected discounted reward from here on."""
@@ -53,6 +57,12 @@ class Given:
     def reference(self) -> Policy:
         """What KL penalties, DPO and RTO stay close to."""
         _not_known("a reference policy")
+
+    @property
+    def behaviour(self) -> Policy:
+        """A policy close to the one that is differentiated, which draws in its place: an older one, or the same in
+        another engine."""
+        _not_known("a policy that draws in place of the one that is differentiated")
 
     @property
     def dpo_policy(self) -> Policy:

@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 Reduction = Literal["sum", "sequence_mean", "token_mean", "constant"]
 KL = Literal["k1", "k2", "k3"]
+Level = Literal["token", "sequence", "geometric"]
 
 
 def reduce(
@@ -62,7 +63,7 @@ def clipped_surrogate(
     reduction: Reduction = "sum",
     constant: int | None = None,
 ) -> Float[Tensor, "*worlds"]:
-    """-Σₜ min(ρₜ Aₜ, clip(ρₜ, 1 - low, 1 + high) Aₜ),  ρₜ = π(wₜ)/π_old(wₜ)          (PPO, the paper's Eq. 32)
+    """-Σₜ min(ρₜ Aₜ, clip(ρₜ, 1 - low, 1 + high) Aₜ),  ρₜ = π(wₜ)/π_old(wₜ)          (PPO, the paper's Eq. 33)
 
     On the first update ρ = 1 and the gradient is that of `policy_gradient` (the loss itself need not be 0). Claim:
     `ppo-second-epoch`, biased from the second update on.
@@ -70,6 +71,44 @@ def clipped_surrogate(
     ratio = (logp - old_logp).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -reduce(torch.minimum(ratio * advantage, clipped * advantage), mask, reduction, constant)
+
+
+def log_ratio(
+    logp: Float[Tensor, "*worlds B T"],
+    old_logp: Float[Tensor, "*worlds B T"],
+    mask: Bool[Tensor, "*worlds B T"],
+    level: Level = "token",
+) -> Float[Tensor, "*worlds B T"]:
+    """log of how much more probable the tokens are now than where they were drawn, xₜ = log π(wₜ)/μ(wₜ):
+
+    - `token`: xₜ. Claim: `mismatch-token`, biased beyond one token.
+    - `sequence`: Σₖ xₖ over the response, on each of its tokens. Claim: `mismatch-sequence`, unbiased.
+    - `geometric`: its mean over the response's tokens, so that the ratio is (Π ρ)^(1/len) (GSPO). Claim: `gspo-stale`,
+      biased.
+
+    0 where mask is False.
+    """
+    each = torch.where(mask, logp - old_logp, 0.0)
+    if level == "token":
+        return each
+    whole = each.sum(-1, keepdim=True)
+    if level == "geometric":
+        whole = whole / mask.sum(-1, keepdim=True)
+    return torch.where(mask, whole, 0.0)
+
+
+def soft_gate(
+    ratio: Float[Tensor, "*worlds B T"],
+    advantage: Float[Tensor, "*worlds B T"],
+    tau_positive: float = 1.0,
+    tau_negative: float = 1.05,
+) -> Float[Tensor, "*worlds B T"]:
+    """σ(τ (ρ - 1)) 4/τ in place of the ratio ρ, τ by the sign of the advantage (SAPO, Gao et al. 2025).
+
+    Its slope is 1 at ρ = 1 and falls on both sides. Claims: `sapo` unbiased, `sapo-stale` biased.
+    """
+    tau = torch.where(advantage > 0, tau_positive, tau_negative)
+    return torch.sigmoid(tau * (ratio - 1)) * 4 / tau
 
 
 def kl_estimate(

@@ -15,8 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.mdp.tree import PAD
+from llm_mdp.sampling.conversation import converse
 from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, take_rows
-from llm_mdp.sampling.policies import Critic, Policy, branch_of, logp_of
+from llm_mdp.sampling.policies import Critic, Policy, branch_of, logp_of, prefixes_of
 
 
 class NothingKept(ValueError):
@@ -26,8 +28,11 @@ class NothingKept(ValueError):
 class Sampler(Protocol):
     """What `collect` may ask for."""
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
-        """Draw group_size responses to every prompt of the batch. Ask once; a larger group serves every other need."""
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
+        """Draw group_size responses to every prompt of the batch. Ask once; a larger group serves every other need.
+
+        Args: behaviour: another policy that draws them in place of the one that is differentiated.
+        """
         ...
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B"]:
@@ -66,8 +71,8 @@ class SamplerAround:
     def __init__(self, sampler: Sampler):
         self.sampler = sampler
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
-        return self.sampler.rollouts(group_size, temperature)
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
+        return self.sampler.rollouts(group_size, temperature, behaviour)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "*worlds B"]:
         return self.sampler.response_reward(rollouts)
@@ -96,7 +101,7 @@ class BatchSampler(ABC):
     prompts_per_batch: int
 
     @abstractmethod
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts: ...
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts: ...
 
     @abstractmethod
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]: ...
@@ -143,12 +148,17 @@ class PolicySampler(BatchSampler):
     def __init__(self, policy: Policy, mdp: TokenMDP, generator: torch.Generator, prompts_per_batch: int = 1):
         self.policy, self.mdp, self.generator, self.prompts_per_batch = policy, mdp, generator, prompts_per_batch
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
         mdp, generator = self.mdp, self.generator
         probability = mdp.prompt_probability
         which = torch.multinomial(probability, self.prompts_per_batch, replacement=True, generator=generator)
+        drawn_by = self.policy if behaviour is None else behaviour
+        if mdp.environment is not None:
+            prompt = mdp.prompt_tokens[which].repeat_interleave(group_size, dim=0)
+            nothing = torch.full((len(prompt), mdp.horizon), PAD)
+            return converse(drawn_by, mdp, prompt, nothing, generator=generator, temperature=temperature)
         shape = {"eos": mdp.eos, "horizon": mdp.horizon, "generator": generator, "temperature": temperature}
-        return self.policy.sample(mdp.prompt_tokens[which], group_size, **shape)
+        return drawn_by.sample(mdp.prompt_tokens[which], group_size, **shape)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
         return self.mdp.response_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
@@ -157,6 +167,14 @@ class PolicySampler(BatchSampler):
         return self.mdp.hidden_reward(rollouts.prompt, rollouts.tokens, rollouts.mask)
 
     def draw(self, rollouts, row, step, number, temperature):
+        if self.mdp.environment is not None:
+            prefix = prefixes_of(rollouts.tokens, row, step).repeat_interleave(number, dim=0)
+            drawn = converse(
+                self.policy, self.mdp, rollouts.prompt[row].repeat_interleave(number, dim=0), prefix,
+                generator=self.generator, temperature=temperature or 1.0, greedy=temperature == 0,
+            )  # fmt: skip
+            given = ((prefix != PAD) & self.mdp.policy_steps).sum(-1)
+            return self.response_reward(drawn), drawn.length - given
         drawn = branch_of(
             self.policy, rollouts.prompt, rollouts.tokens, row, step, number,
             eos=self.mdp.eos, horizon=self.mdp.horizon, generator=self.generator,

@@ -10,7 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, occurrence, take_rows
+from llm_mdp.sampling.policies import Policy
 from llm_mdp.sampling.sampler import Sampler, SamplerAround, check_temperatures, kept_rows
+
+ANOTHER_POLICY = "and this estimator asks for those of another policy (`behaviour`)"
 
 
 class Meter(SamplerAround):
@@ -23,8 +26,9 @@ class Meter(SamplerAround):
         self.groups: Bool[Tensor, "*worlds P"] | None = None
         """Which groups the estimator kept; None: it was not choosy."""
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
-        self.responses, self.branched, self.groups = super().rollouts(group_size, temperature), [], None
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
+        self.responses = super().rollouts(group_size, temperature, behaviour)
+        self.branched, self.groups = [], None
         return self.responses
 
     def branches(
@@ -107,12 +111,14 @@ class SharedDraws(SamplerAround):
             )
         return torch.arange(len(self.reward)).unflatten(0, (-1, self.largest))[:, first : first + group_size].flatten()
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
         if temperature != 1:
             raise ValueError(
                 f"the batch was drawn at temperature 1, and this estimator asks for {temperature}; measure it on its "
                 f"own."
             )
+        if behaviour is not None:
+            raise ValueError(f"the batch was drawn by the policy itself, {ANOTHER_POLICY}; measure it on its own.")
         self._seen = self.rows(group_size)
         return take_rows(Evidence(self.batch, self.reward), self._seen).rollouts
 
@@ -192,7 +198,11 @@ class SameRollouts(SamplerAround):
         self.rows = torch.arange(len(reward))
         """Which responses are still there, after `keep`."""
 
-    def rollouts(self, group_size: int, temperature: float = 1.0) -> Rollouts:
+    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
+        if behaviour is not None:
+            raise ValueError(
+                f"all estimators look at the same responses of the policy itself, {ANOTHER_POLICY}; leave it out."
+            )
         if (group_size, temperature) != (self.group_size, 1.0):
             raise ValueError(
                 f"an estimator asks for {group_size} responses to a prompt at temperature {temperature:g}; all "

@@ -295,10 +295,10 @@ def test_random_boundaries_are_drawn_before_the_responses_and_anew_for_each_batc
     drawn = []
 
     class Watching(PolicySampler):
-        def rollouts(self, group_size, temperature=1.0):
+        def rollouts(self, group_size, temperature=1.0, behaviour=None):
             drawn.append(agent.drawn)
             assert agent.estimator.boundary is agent.drawn, "D is known before a response is"
-            return super().rollouts(group_size, temperature)
+            return super().rollouts(group_size, temperature, behaviour)
 
     source = Watching(policy, task.mdp, torch.Generator().manual_seed(0), 2)
     starts = []

@@ -217,9 +217,9 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.sampler, name)
 
-    def rollouts(self, group_size, temperature=1.0):
+    def rollouts(self, group_size, temperature=1.0, behaviour=None):
         self.batches += 1
-        return self.sampler.rollouts(group_size, temperature)
+        return self.sampler.rollouts(group_size, temperature, behaviour)
 
     def branches(self, rollouts, boundary, temperatures=(1.0,)):
         drawn = self.sampler.branches(rollouts, boundary, temperatures)
