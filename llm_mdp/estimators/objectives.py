@@ -107,7 +107,7 @@ def soft_gate(
 
     Its slope is 1 at ρ = 1 and falls on both sides. Claims: `sapo` unbiased, `sapo-stale` biased.
     """
-    tau = torch.where(advantage > 0, tau_positive, tau_negative)
+    tau = torch.where(advantage > 0, torch.full_like(advantage, tau_positive), tau_negative)
     return torch.sigmoid(tau * (ratio - 1)) * 4 / tau
 
 
