@@ -244,7 +244,8 @@ def what_the_field_does(q):
         """The mean RM of the group's responses that begin with a prefix."""
 
         def v(p):
-            return np.mean([q.RM[W] for W in group if W[: len(p)] == p])
+            rewards = [q.RM[W] for W in group if W[: len(p)] == p]
+            return sum(rewards) / len(rewards)
 
         return v
 
