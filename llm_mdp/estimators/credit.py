@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llm_mdp.estimators.returns import gae
 from llm_mdp.mdp.hidden_rewards import last_token
 
 
@@ -22,13 +23,13 @@ def prefix_difference(
     score: Float[Tensor, "*worlds B T1"], response_reward: Float[Tensor, "*worlds B"], mask: Bool[Tensor, "*worlds B T"]
 ) -> Float[Tensor, "*worlds B T"]:
     """rₜ = RM(sₜ₊₁) - RM(sₜ) on partial responses (R3HF, the paper's Eq. 43); the last one uses the final score RM(W).
+    After an environment's tokens sₜ₊₁ is the prefix with all of them: GAE(0) over the scores.
 
     Args: score: the reward model's score of the prefix before step t. Telescopes only because the last term is RM(W)
         itself.
     Claim: `r3hf`, unbiased as return-to-go.
     """
-    after = torch.where(last_token(mask), response_reward[..., None], score[..., 1:])
-    return torch.where(mask, after - score[..., :-1], 0.0)
+    return gae(terminal(response_reward, mask), score, mask, lam=0.0)
 
 
 def attention_shares(

@@ -15,6 +15,10 @@ class NotConverged(ValueError):
     """A minimum could not be found in double precision."""
 
 
+class NotAPolicy(NotConverged):
+    """The optimum among distributions of whole responses cannot be followed: an environment draws some tokens."""
+
+
 MAX_RESPONSES = 500
 """Responses to a prompt up to which a loss over all pairs of them is minimised."""
 
@@ -26,6 +30,8 @@ def regularised_optimum(mdp: TokenMDP, reference: Policy, beta: float) -> Tabula
         log π*(w|p) = log ref(w|p) + γˡ r(p,w)/β + log Z(pw) - log Z(p),   Z(p) = E_ref[exp(RM to come / β) | p],  l =
         |p|
 
+    Where the environment draws w after p, it is not tilted: log Z(p) = E_env[γˡ r(p,w)/β + log Z(pw) | p].
+
     Args: beta: above 0.
     """
     if not beta > 0:
@@ -34,11 +40,15 @@ def regularised_optimum(mdp: TokenMDP, reference: Policy, beta: float) -> Tabula
     levels: list[Tensor] = []
     log_z = None
     for level in reversed(range(tree.horizon)):
-        logits = node_logits(reference, mdp)[level].log_softmax(1) + mdp.gamma**level * rewards[level] / beta
+        logp, to_come = node_logits(reference, mdp)[level].log_softmax(1), mdp.gamma**level * rewards[level] / beta
         if log_z is not None:
-            logits[:, tree.continuing] += log_z.unflatten(1, (tree.branching, -1))
-        log_z = logits.logsumexp(1)
-        levels.append(logits - log_z[:, None])
+            to_come[:, tree.continuing] += log_z.unflatten(1, (tree.branching, -1))
+        if mdp.policy_steps[level]:
+            log_z = (logp + to_come).logsumexp(1)
+            levels.append(logp + to_come - log_z[:, None])
+        else:
+            log_z = (logp.exp() * to_come).sum(1)
+            levels.append(logp)
     return TabularPolicy(tree, mdp.prompt_tokens, levels[::-1])
 
 
@@ -153,6 +163,11 @@ def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor,
 
 
 def _check_pairs(enumeration: Enumeration) -> None:
+    if enumeration.mdp.environment is not None:
+        raise NotAPolicy(
+            "the minimum over whole responses would change what the environment says, which no policy can; take an "
+            "instance without an environment."
+        )
     if enumeration.tree.n_leaves > MAX_RESPONSES:
         raise TooLarge(
             f"{enumeration.tree.n_leaves:,} responses to a prompt are too many to fit a model to all of them or their "

@@ -33,6 +33,11 @@ class TokenMDPTask(ArrayTask):
     separates: ClassVar[str] = "whatever the token MDP at hand was made for"
 
     def __init__(self, mdp: TokenMDP):
+        if mdp.environment is not None:
+            raise ValueError(
+                f"an environment draws the tokens after {list(mdp.environment.at)} others, and this task has no turns; "
+                "leave the environment out, or write a task with `reply` (envs/llm_mdp_envs/turns.py)."
+            )
         self.mdp: TokenMDP = mdp  # pyright: ignore[reportIncompatibleVariableOverride]
         self.vocab_size, self.eos, self.horizon = mdp.vocab_size, mdp.eos, mdp.horizon
         self.prompt_length = mdp.prompt_tokens.shape[1]
