@@ -51,8 +51,15 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     token_reward = np.array([node["token_reward"] for node in nodes], float)
     reference_logits = np.array([node.get("reference_logits", [0.0] * V) for node in nodes], float)
     value = {prefix: float(nodes[i].get("value", 0.0)) for prefix, i in index.items()}
-    pi = np.array([softmax(row) for row in logits])
-    ref = np.array([softmax(row) for row in reference_logits])
+    environment_at = set(instance.get("environment_at", []))
+    environment_rows = np.array([len(prefix) in environment_at for prefix in index])
+
+    def policy_table(policy_logits):
+        """Next-token probabilities for every node; what the environment draws is the same for every policy."""
+        rows = np.where(environment_rows[:, None], logits, policy_logits)
+        return np.array([softmax(row) for row in rows])
+
+    pi, ref = policy_table(logits), policy_table(reference_logits)
 
     # ------------------------------------------------------------------ every response
     def is_complete(prefix):
@@ -68,6 +75,14 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
 
     def steps(W):
         return range(1, len(W) + 1)
+
+    def own_steps(W):
+        """The steps at which the policy draws: all of them but for an environment."""
+        return [t for t in steps(W) if t - 1 not in environment_at]
+
+    def size(W):
+        """The number of tokens that the policy drew."""
+        return len(own_steps(W))
 
     def probability(W, table, start=0):
         """Probability that `table` writes the tokens of W after the first `start` ones."""
@@ -97,12 +112,9 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
         for p in prefixes
     }
 
-    def greedy_completion(p):
-        while not is_complete(p):
-            p = (*p, int(np.argmax(pi[index[p]])))
-        return p
-
-    U_greedy = {p: RM[greedy_completion(p)] for p in prefixes}
+    greedy = np.eye(V)[pi.argmax(1)]
+    greedy[environment_rows] = pi[environment_rows]
+    U_greedy = {p: sum(probability(W, greedy, len(p)) * RM[W] for W in completions(p)) for p in prefixes}
 
     # pi*, the response distribution proportional to ref exp(RM / beta), and its conditional for each token
     tilted = {W: probability(W, ref) * np.exp((RM[W] - max(RM.values())) / beta) for W in responses}
@@ -121,6 +133,8 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
         """Complex-step derivative with respect to every logit: Im f(x + ih) / h, exact to rounding."""
         answer = np.zeros(logits.shape)
         for i, v in np.ndindex(*logits.shape):
+            if environment_rows[i]:
+                continue
             nudged = logits[i].astype(complex)
             nudged[v] += 1j * COMPLEX_STEP
             table = pi.astype(complex)
@@ -132,8 +146,10 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
 
     # ------------------------------------------------------------------ scores, and the four figures
     def score(W, t, table):
-        """grad log table(w_t | prefix), a flat vector."""
+        """grad log table(w_t | prefix), a flat vector; 0 where the environment drew w_t."""
         block = np.zeros(logits.shape)
+        if t - 1 in environment_at:
+            return block.ravel()
         block[index[W[: t - 1]]] = -table[index[W[: t - 1]]]
         block[index[W[: t - 1]], W[t - 1]] += 1
         return block.ravel()
@@ -186,7 +202,7 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     reward = np.array([RM[W] for W in responses])
     for i in range(len(reward)):  # 0.1 + 0.2 and 0.3 are equal rewards
         reward[np.abs(reward - reward[i]) <= SAME_REWARD * np.abs(reward).max()] = reward[i]
-    length = np.array([len(W) for W in responses], float)
+    length = np.array([size(W) for W in responses], float)
     whole_score = np.array([scores[W].sum(0) for W in responses])
     rest = np.array(list(itertools.product(range(len(responses)), repeat=K - 1)))
 
@@ -300,7 +316,7 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     def second_epoch(W):
         """Gradient, at the parameters reached by one step on W, of the clipped surrogate on the same W."""
         moved = logits.ravel() + STEP_SIZE * RM[W] * scores[W].sum(0)
-        new_pi = np.array([softmax(row) for row in moved.reshape(logits.shape)])
+        new_pi = policy_table(moved.reshape(logits.shape))
         g = np.zeros(logits.size)
         for t in steps(W):
             rho = new_pi[index[W[: t - 1]], W[t - 1]] / pi[index[W[: t - 1]], W[t - 1]]
@@ -329,7 +345,7 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     def differ(R):
         return np.ptp(R, axis=1) > 0
 
-    colder = np.array([softmax(row / SAMPLING_TEMPERATURE) for row in logits])
+    colder = policy_table(logits / SAMPLING_TEMPERATURE)
 
     def Q(W, t):
         return r(W, t) + gamma * future[W[:t]]
@@ -392,8 +408,8 @@ def first_edition(q: SimpleNamespace) -> dict:
         "vineppo": q.of_branches(q.every_second_step, q.vineppo_weights, VINEPPO_DRAWS),
         "ma-rlhf": q.of_weights(q.ma_rlhf),
         "r3hf": q.of_weights(q.to_go(q.r3hf_reward)),
-        "abc-return-to-go": q.of_weights(q.to_go(lambda W, t: q.RM[W] / len(W))),
-        "abc-full-sum": q.of_weights(lambda W, t: sum(q.RM[W] / len(W) for _ in q.steps(W))),
+        "abc-return-to-go": q.of_weights(q.to_go(lambda W, t: q.RM[W] / q.size(W))),
+        "abc-full-sum": q.of_weights(lambda W, t: sum(q.RM[W] / q.size(W) for _ in q.own_steps(W))),
         "rto": q.of_weights(q.to_go(lambda W, t: q.beta * np.log(q.optimum_ratio(W, t)))),
         "rto-eq41": q.of_weights(q.to_go(q.optimum_ratio)),
         "kl-k1-reward": q.of_weights(q.to_go(lambda W, t: np.log(q.policy_ratio(W, t))), q.grad_KL),
@@ -403,7 +419,7 @@ def first_edition(q: SimpleNamespace) -> dict:
         "kl-k3-reward": q.of_weights(
             q.to_go(lambda W, t: 1 / q.policy_ratio(W, t) - 1 + np.log(q.policy_ratio(W, t))), q.grad_KL
         ),
-        "length-normalised": q.of_weights(lambda W, t: q.RM[W] / len(W)),
+        "length-normalised": q.of_weights(lambda W, t: q.RM[W] / q.size(W)),
         "token-mean": q.of_groups(lambda R, lengths: R / lengths.sum(1, keepdims=True) * q.K),  # of_groups divides by K
         "masked-truncated": q.of_weights(lambda W, t: q.RM[W] if q.eos is not None and W[-1] == q.eos else 0.0),
         "zero-std-filtered": q.of_groups(q.leave_one_out, keep=q.differ),

@@ -20,9 +20,9 @@ from types import SimpleNamespace
 import numpy as np
 
 try:
-    from tests.second_opinion import COMPLEX_STEP, quantities, softmax
+    from tests.second_opinion import COMPLEX_STEP, quantities
 except ModuleNotFoundError:  # run as a program, beside second_opinion.py
-    from second_opinion import COMPLEX_STEP, quantities, softmax
+    from second_opinion import COMPLEX_STEP, quantities
 
 RATIO_CAP = 2.0  # mismatch-token-capped, mismatch-sequence-capped
 EPS_HIGH = {"": 5.0, "-0.2": 0.2}  # cispo
@@ -74,9 +74,7 @@ def of_choices(q, choices, A):
 def at_temperature(q, temperature):
     """(mean, variance) of RM over the completions of every prefix, the logits divided by the temperature; temperature
     0 is greedy."""
-    if temperature == 0:
-        return q.U_greedy, dict.fromkeys(q.U_greedy, 0.0)
-    table = np.array([softmax(row / temperature) for row in q.logits])
+    table = q.policy_table(q.logits / temperature) if temperature > 0 else q.greedy
     mean, variance = {}, {}
     for p in q.prefixes:
         chances = np.array([q.probability(W, table, len(p)) for W in q.completions(p)])
@@ -279,7 +277,7 @@ def what_the_field_does(q):
 
 
 def from_another_policy(q, behaviour_logits):
-    mu = np.array([softmax(np.array(behaviour_logits[tuple(node["prefix"])], float)) for node in q.nodes])
+    mu = q.policy_table(np.array([behaviour_logits[prefix] for prefix in q.index], float))
 
     def rho(W, t, drawn_from):
         row = q.index[W[: t - 1]]
@@ -313,7 +311,7 @@ def from_another_policy(q, behaviour_logits):
         "mismatch-token-capped": rows(lambda W, t: min(rho(W, t, mu), RATIO_CAP) * A(W)),
         "mismatch-sequence": rows(lambda W, t: whole_rho(W) * A(W)),
         "mismatch-sequence-capped": rows(lambda W, t: min(whole_rho(W), RATIO_CAP) * A(W)),
-        "gspo-stale": rows(lambda W, t: whole_rho(W) ** (1 / len(W)) * A(W)),
+        "gspo-stale": rows(lambda W, t: whole_rho(W) ** (1 / q.size(W)) * A(W)),
         **{f"cispo{name}": cispo(eps_high, q.pi) for name, eps_high in EPS_HIGH.items()},
         **{f"cispo{name}-stale": cispo(eps_high, mu) for name, eps_high in EPS_HIGH.items()},
         "sapo": sapo(q.pi),
@@ -333,28 +331,33 @@ def other_objectives(q):
     def state_chance(p):
         return sum(q.probability(W, q.pi) for W in q.completions(p))
 
-    visits = {p: state_chance(p) for p in q.index}
+    visits = {p: state_chance(p) for p in q.index if len(p) not in q.environment_at}
 
     def kl_at_visited_states(table):
         """KL of the next token, summed over the states as the present policy visits them."""
         return sum(
-            visits[p] * sum(table[i, v] * (np.log(table[i, v]) - np.log(q.ref[i, v])) for v in range(q.V))
-            for p, i in q.index.items()
+            visit * sum(table[q.index[p], v] * np.log(table[q.index[p], v] / q.ref[q.index[p], v]) for v in range(q.V))
+            for p, visit in visits.items()
         )
 
     def entropy(table):
-        return -sum(q.probability(W, table) * np.log(q.probability(W, table)) for W in q.responses)
+        """Of what the policy draws."""
+        return -sum(
+            q.probability(W, table) * np.log(table[q.index[W[: t - 1]], W[t - 1]])
+            for W in q.responses
+            for t in q.own_steps(W)
+        )
 
     grad_entropy = q.gradient(entropy)
 
     def surprise(W, t):
-        return -np.log(q.pi[q.index[W[: t - 1]], W[t - 1]])
+        return -np.log(q.pi[q.index[W[: t - 1]], W[t - 1]]) if t in q.own_steps(W) else 0.0
 
     def gradient_of_token_entropies(W):
         """sum_t grad H(pi(. | W[:t-1])), the visited prefixes held fixed; at the logits of a state the derivative of H
         is -pi (log pi + H)."""
         g = np.zeros(q.logits.shape)
-        for t in q.steps(W):
+        for t in q.own_steps(W):
             p = q.pi[q.index[W[: t - 1]]]
             g[q.index[W[: t - 1]]] -= p * (np.log(p) - p @ np.log(p))
         return g.ravel()
