@@ -10,12 +10,13 @@ from dataclasses import fields
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue.algorithms import ALGORITHMS
+from llm_mdp.estimators.catalogue.off_policy import OFF_POLICY
 from llm_mdp.estimators.catalogue.practices import PRACTICES
 from llm_mdp.estimators.catalogue.theorems import THEOREMS
 from llm_mdp.estimators.entry import Entry, Given, NeedsExactValues
 from llm_mdp.own import UsageError, did_you_mean
 
-ENTRIES: tuple[Entry, ...] = (*ALGORITHMS, *THEOREMS, *PRACTICES)
+ENTRIES: tuple[Entry, ...] = (*ALGORITHMS, *THEOREMS, *PRACTICES, *OFF_POLICY)
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name."""

@@ -5,6 +5,8 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.entry import GIVEN, Entry, Given, K
 from llm_mdp.estimators.objectives import KL
 from llm_mdp.estimators.practices import (
+    EntropyLoss,
+    EntropyReward,
     KLEstimator,
     KLLoss,
     KLReward,
@@ -25,6 +27,17 @@ PRACTICES: tuple[Entry, ...] = (
     Entry("kl-k2-loss", "A KL penalty, k2 in the loss.", lambda g: _kl(KLLoss, g, "k2"), **GIVEN),
     Entry("kl-k3-loss", "A KL penalty, k3 in the loss.", lambda g: _kl(KLLoss, g, "k3"), **GIVEN),
     Entry("kl-k3-reward", "A KL penalty, k3 in the reward.", lambda g: _kl(KLReward, g, "k3"), **GIVEN),
+    Entry(
+        "kl-whole-reward", "A KL penalty, k1 of the whole response on each of its tokens.",
+        lambda g: KLReward(reference=g.reference, whole=True), **GIVEN,
+    ),
+    Entry(
+        "kl-rho-k3-loss", "A KL penalty, k3 times the ratio ρ to the policy that drew, in the loss.",
+        lambda g: KLLoss(reference=g.reference, kind="k3", weighted=True),
+        claims=("kl-rho-k3-loss", "kl-rho-k3-loss-visited"), **GIVEN,
+    ),
+    Entry("entropy-reward", "An entropy bonus, -log π in the reward.", lambda g: EntropyReward()),
+    Entry("entropy-token-loss", "An entropy bonus, that of every token in the loss.", lambda g: EntropyLoss()),
     Entry(
         "length-normalised", "The reward, divided by the response's length.",
         lambda g: REINFORCE(reduction="sequence_mean"),

@@ -8,7 +8,8 @@ says so.
 from llm_mdp.verify.claims.algorithms import ALGORITHMS
 from llm_mdp.verify.claims.claim import Claim as Claim
 from llm_mdp.verify.claims.claim import always as always
+from llm_mdp.verify.claims.off_policy import OFF_POLICY
 from llm_mdp.verify.claims.practices import PRACTICES
 from llm_mdp.verify.claims.theorems import THEOREMS
 
-CLAIMS: tuple[Claim, ...] = (*THEOREMS, *ALGORITHMS, *PRACTICES)
+CLAIMS: tuple[Claim, ...] = (*THEOREMS, *ALGORITHMS, *PRACTICES, *OFF_POLICY)
