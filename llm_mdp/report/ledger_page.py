@@ -1,7 +1,7 @@
 """The ledger as one self-contained HTML page, to send to a colleague: no network, no fonts, works without JavaScript
 too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +9,19 @@ from llm_mdp.report.drawings import MAX_EDGES, edge_count, plane_svg, prompt_cou
 from llm_mdp.report.pages import check_finite, rendered
 from llm_mdp.report.rows import (
     EXACT,
+    FINDINGS,
+    PRACTICE,
     SYMBOLS,
     ClaimRow,
     Document,
-    Span,
-    bias,
     claim_rows,
     contradiction_text,
     exit_meaning,
+    figure_text,
     grouped,
+    headline,
     named_instances,
-    number,
-    ratio,
     setting,
-    span_text,
     summary,
     tone,
 )
@@ -47,15 +46,14 @@ class Column:
     key: str
     worst: str
     """The end of its range by which it is sorted: low or high."""
-    write: Callable[[float | None], str]
     track: Track | None = None
 
 
 COLUMNS = (
-    Column("relative bias", "relative_bias", "high", bias, Track("from-zero", 0.0, 1.0)),
-    Column("scale", "scale", "high", ratio, Track("scale", -1.0, 2.0)),
-    Column("cosine", "cosine", "low", ratio, Track("cosine", -1.0, 1.0)),
-    Column("tr Cov", "trace_covariance", "high", number),
+    Column("relative bias", "relative_bias", "high", Track("from-zero", 0.0, 1.0)),
+    Column("scale", "scale", "high", Track("scale", -1.0, 2.0)),
+    Column("cosine", "cosine", "low", Track("cosine", -1.0, 1.0)),
+    Column("tokens to signal", "tokens_to_signal", "high"),
 )
 
 
@@ -72,8 +70,6 @@ class Figure:
     """Classes of the track, if there is one."""
     ends: tuple[float, float] = (0.0, 0.0)
     """Where on the track its range begins and ends, in percent."""
-    bound: float | None = None
-    """The certified upper bound of a sampled relative bias."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +110,17 @@ def render_ledger(document: Document) -> str:
         facts=setting(instances),
         command=instances[0][1].get("command", ""),
         meaning=exit_meaning(rows),
+        headline=headline(rows),
         summary=summary(rows, len(instances)),
         wrong=[(places[row.id], row) for row in rows if row.contradictions],
         planes=_by_view(planes),
         verdicts=[verdict for verdict in SYMBOLS if verdict in present],
+        findings=[found for found in (*FINDINGS, PRACTICE) if any(row.finding == found for row in rows)],
+        columns=COLUMNS,
         groups=[(title, [_claim(places[row.id], row, by_view) for row in members]) for title, members in grouped(rows)],
         trees=[_trees(instance.get("instance") or {}) for _, instance in instances],
         contradiction_text=contradiction_text,
+        figure_text=figure_text,
     )
 
 
@@ -150,20 +150,21 @@ def _verdict(row: ClaimRow | None) -> Verdict:
 
 
 def _figure(row: ClaimRow | None, column: Column) -> Figure:
-    span = row.span(column.key) if row else Span(None, None)
-    text, kind = span_text(span, column.write), tone(row.verdict) if row and len(row.verdicts) == 1 else "is-mixed"
+    if row is None:
+        return Figure("–", "is-mixed", "", "")
+    span, text = row.span(column.key), figure_text(row, column.key)
+    kind = tone(row.verdict) if len(row.verdicts) == 1 else "is-mixed"
     if span.low is None or span.high is None:
         return Figure(text, kind, "", "")
     exact = f"{span.low!r}" if span.low == span.high else f"{span.low!r} … {span.high!r}"
-    bound = row.span("bound").high if row and column.key == "relative_bias" else None
     sort = repr(getattr(span, column.worst))
     if column.track is None:
-        return Figure(text, kind, sort, exact, bound=bound)
+        return Figure(text, kind, sort, exact)
     low, high, (left, right) = span.low, span.high, (column.track.left, column.track.right)
     # What lies outside ends at the edge, marked.
     beyond = " beyond-left" * (low < left - EXACT) + " beyond-right" * (high > right + EXACT)
     start, end = ((min(max(value, left), right) - left) / (right - left) * 100 for value in (low, high))
-    return Figure(text, kind, sort, exact, column.track.kind + beyond, (start, end), bound)
+    return Figure(text, kind, sort, exact, column.track.kind + beyond, (start, end))
 
 
 def _trees(content: dict) -> dict[str, Any]:

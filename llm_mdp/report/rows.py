@@ -21,6 +21,23 @@ SYMBOLS = {
 TITLES = {"theorems": "Theorems", "algorithms": "Algorithms", "practices": "Common practices"}
 """Groups of claims in the order in which they are shown."""
 
+FINDINGS = {
+    "agrees": ("agrees", "agree"),
+    "misprint": ("is a misprint", "are misprints"),
+    "stronger than stated": ("is stated more strongly than it holds", "are stated more strongly than they hold"),
+    "differs": ("differs", "differ"),
+}
+"""What was found of statements of the paper, and how one or several are said to do so."""
+
+PRACTICE = "practice"
+"""The finding of rows of which the paper does not speak."""
+
+INTERVALS = {"relative_bias": "bias_interval", "scale": "scale_interval", "cosine": "cosine_interval"}
+"""Where a claim's object has the confidence interval of a sampled figure."""
+
+NOT_RIGHT = ("biased", "fails")
+"""Verdicts that a single instance is enough to show, the gravest first; what does not fit one instance is no law."""
+
 Document = dict
 """Output of `llm-mdp verify --json`: one instance, or {"instances": [one instance, …]}."""
 
@@ -55,6 +72,33 @@ class ClaimRow:
     def verdict(self) -> str:
         """The most frequent verdict."""
         return self.verdicts[0][0]
+
+    @property
+    def gravest(self) -> str:
+        """What can be said of all instances together: biased (or proportional) if it is so on one of them."""
+        found = dict(self.verdicts)
+        graver = (verdict for verdict in (*NOT_RIGHT, "undecided", "proportional") if verdict in found)
+        return next(graver, self.verdict)
+
+    @property
+    def finding(self) -> str:
+        """One of `FINDINGS`, or `PRACTICE`; empty for a user's own estimator."""
+        return "" if self.lead["group"] == "yours" else self.lead.get("finding", PRACTICE)
+
+    @property
+    def paper(self) -> str:
+        """What the paper says, in its words; empty where it does not speak of this."""
+        return self.lead.get("paper", "")
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its figures are estimates, which are shown by their intervals."""
+        return any(claim.get("samples") for _, claim in self.entries)
+
+    @property
+    def alone(self) -> "list[tuple[str, ClaimRow]]":
+        """The row of each instance by itself."""
+        return [(entry[0], ClaimRow(self.id, (entry,))) for entry in self.entries]
 
     @property
     def expected(self) -> str:
@@ -106,10 +150,25 @@ class ClaimRow:
         name, claim = max(certified, key=lambda entry: entry[1].get("bound") or entry[1].get("max_difference") or 0.0)
         return claim["certificate"] if len(self.entries) == 1 else f"{claim['certificate']} (weakest: {name})"
 
+    @property
+    def needed(self) -> str | None:
+        """How many responses would settle what a sample left undecided, in words."""
+        known = [claim["needed"] for _, claim in self.entries if claim.get("needed")]
+        return f"about {max(known):,} responses would settle it" if known else None
+
     def span(self, key: str) -> Span:
-        """Smallest and largest value of `key` over the instances."""
-        values = [claim[key] for _, claim in self.entries if claim.get(key) is not None]
-        return Span(min(values), max(values)) if values else Span(None, None)
+        """Smallest and largest value of `key` over the instances; of sampled figures, of their intervals."""
+        ends = [end for _, claim in self.entries for end in _ends(claim, key) if end is not None]
+        return Span(min(ends), max(ends)) if ends else Span(None, None)
+
+
+def _ends(claim: dict, key: str) -> tuple[float | None, ...]:
+    """The ends of a sampled figure's interval, nothing where it has none; an exact figure is one end."""
+    if claim.get("samples") and key in INTERVALS:
+        return tuple(claim.get(INTERVALS[key]) or ())
+    if key == "tokens_to_signal" and claim["verdict"] not in ("unbiased", "proportional"):
+        return ()
+    return (claim.get(key),)
 
 
 def named_instances(document: Document) -> list[tuple[str, dict]]:
@@ -185,10 +244,57 @@ def ratio(value: float | None) -> str:
     return number(value)
 
 
+def figure_text(row: ClaimRow, key: str) -> str:
+    """A figure of a claim, as all reports write it: its range over the instances, or why there is none.
+
+    Args: key: relative_bias, scale, cosine, tokens_to_signal, or another that a claim's object has.
+    """
+    span = row.span(key)
+    if key == "tokens_to_signal" and span.low is None:
+        return _no_signal(row)
+    writes = {"relative_bias": number if row.sampled else bias, "scale": ratio, "cosine": ratio}
+    return span_text(span, writes.get(key, number))
+
+
+def _no_signal(row: ClaimRow) -> str:
+    """Why no number of tokens makes the signal equal the noise."""
+    scale = row.span("scale")
+    if row.gravest not in NOT_RIGHT or scale.low is None or scale.high is None:
+        return "–"
+    return "no signal" if max(abs(scale.low), abs(scale.high)) < EXACT else "biased"
+
+
 def span_text(span: Span, write=number) -> str:
     """`0.333`, or `0.312…0.441` where the instances differ in the digits shown."""
     low, high = write(span.low), write(span.high)
     return low if low == high else f"{low}…{high}"
+
+
+def headline(rows: list[ClaimRow]) -> list[str]:
+    """What was found of the paper's statements, of the field's practices, and of a user's own estimators, a sentence
+    each."""
+    stated = [row for row in rows if row.finding in FINDINGS]
+    practices = [row for row in rows if row.finding == PRACTICE]
+    parts = []
+    if stated:
+        what = "statement" if len(stated) == 1 else "statements"
+        found = [
+            f"{len(ids)} {FINDINGS[finding][len(ids) > 1]}" + ("" if finding == "agrees" else f" ({', '.join(ids)})")
+            for finding in FINDINGS
+            if (ids := [row.id for row in stated if row.finding == finding])
+        ]
+        parts.append(f"Of {len(stated)} {what} of the paper, {_listed(found)}.")
+    if practices:
+        what = "practice" if len(practices) == 1 else "practices"
+        counts = Counter(row.gravest for row in practices)
+        found = [f"{counts[verdict]} {verdict}" for verdict in SYMBOLS if counts[verdict]]
+        parts.append(f"{len(practices)} {what} of the field: {', '.join(found)}.")
+    return [*parts, *(f"{row.id}: {row.gravest}." for row in rows if row.lead["group"] == "yours")]
+
+
+def _listed(parts: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def summary(rows: list[ClaimRow], instances: int) -> str:

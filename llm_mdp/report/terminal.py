@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_mdp.report.rows import (
+    PRACTICE,
     SYMBOLS,
     ClaimRow,
     Document,
@@ -18,18 +19,22 @@ from llm_mdp.report.rows import (
     claim_rows,
     contradiction_text,
     exit_meaning,
+    figure_text,
     grouped,
+    headline,
     named_instances,
     number,
     ratio,
     setting,
-    span_text,
     summary,
     verdict_text,
 )
 
 WIDE = 180
 """Columns from which statement, reason and repair get columns of their own."""
+
+BRIEF = 40
+"""Claims from which a narrow terminal shows of those that are right no more than their statement."""
 
 COLOURS = {
     "unbiased": "green",
@@ -40,6 +45,13 @@ COLOURS = {
     "undecided": "yellow",
 }
 
+FINDING_COLOURS = {"agrees": "green", "misprint": "yellow", "stronger than stated": "yellow", "differs": "red"}
+
+LEGEND = (
+    "to signal: tokens of a batch at which the noise equals the signal E g; said of rows whose direction is right, in "
+    "exact checks. In brackets: what was found of the paper's statement, and its source."
+)
+
 NARROW_WIDTHS = (21, 18, 8, 11, 8, 9)
 """Claim, verdict and four figures: with one space between them exactly 80 columns."""
 
@@ -48,7 +60,8 @@ def print_report(document: Document, console: Console) -> None:
     """Print every claim in its group, and at the end what it amounts to.
 
     Figures of several instances: a narrow terminal shows the worst one (of the scale: its range), a wide one every
-    range.
+    range. Sampled figures are shown by their intervals. With `BRIEF` claims or more a narrow terminal leaves out the
+    reasons of those that are right and agree with the paper.
 
     Args:
         document: the output of `llm-mdp verify --json`, for one instance or several.
@@ -65,7 +78,9 @@ def print_report(document: Document, console: Console) -> None:
         if console.width >= WIDE:
             console.print(_wide_table(title, members), highlight=False)
         else:
-            _print_narrow(title, members, console)
+            _print_narrow(title, members, console, brief=len(rows) >= BRIEF)
+    console.print()
+    console.print(_legend(rows, console), style="dim", highlight=False)
     console.print()
     console.print(_instance_table(instances), highlight=False)
     console.print()
@@ -93,20 +108,36 @@ def _heading(instances: list[tuple[str, dict]]) -> Text:
     return text.append(f"   {described}", style="not bold dim")
 
 
-def _print_narrow(title: str, rows: list[ClaimRow], console: Console) -> None:
+def _legend(rows: list[ClaimRow], console: Console) -> str:
+    """What the last column and the brackets mean, and where the words are that were left out."""
+    if console.width >= WIDE or not any(map(_is_right, rows)) or len(rows) < BRIEF:
+        return LEGEND
+    return f"{LEGEND} Rows that are right are shown without reasons: name them, or see the page of --html FILE."
+
+
+def _is_right(row: ClaimRow) -> bool:
+    """Is there nothing to explain: right on every instance, and the paper does not say otherwise?"""
+    return row.status == "as expected" and row.gravest in ("unbiased", "holds") and row.finding in ("agrees", PRACTICE)
+
+
+def _print_narrow(title: str, rows: list[ClaimRow], console: Console, *, brief: bool) -> None:
     """The figures of a claim in one line, its words below them."""
-    several = any(len(row.entries) > 1 for row in rows)
-    names = ("bias ≤", "scale", "cosine ≥", "tr Cov ≤") if several else ("bias", "scale", "cosine", "tr Cov")
+    several, sampled = any(len(row.entries) > 1 for row in rows), any(row.sampled for row in rows)
+    names = (
+        ("bias ≤", "scale", "cosine ≥", "to signal") if several or sampled else ("bias", "scale", "cosine", "to signal")
+    )
     console.print(_line([Text(cell, style="bold underline") for cell in (title, "verdict", *names)]))
     for row in rows:
+        write = number if row.sampled else bias
         figures = (
-            bias(row.span("relative_bias").high),
-            _breakable(span_text(row.span("scale"), ratio), NARROW_WIDTHS[3]),
+            write(row.span("relative_bias").high),
+            _breakable(figure_text(row, "scale"), NARROW_WIDTHS[3]),
             ratio(row.span("cosine").low),
-            number(row.span("trace_covariance").high),
+            _breakable(figure_text(row, "tokens_to_signal"), NARROW_WIDTHS[5]),
         )
         console.print(_line([Text(row.id, style="bold"), _verdict(row), *map(Text, figures)]))
-        console.print(Padding(_words(row), (0, 0, 0, 2)), highlight=False)
+        words = _statement(row) if brief and _is_right(row) else _words(row)
+        console.print(Padding(words, (0, 0, 0, 2)), highlight=False)
 
 
 def _line(cells: list[Text]) -> Table:
@@ -130,13 +161,17 @@ def _words(row: ClaimRow) -> Text:
 
 
 def _statement(row: ClaimRow) -> Text:
-    return Text(row.lead["statement"]).append(f"  [{row.lead['source']}]", style="dim")
+    known = row.finding if row.lead["group"] != "practices" else row.finding.removeprefix(PRACTICE)
+    finding = [Text(known, style=FINDING_COLOURS.get(known, "dim"))] if known else []
+    said = Text(" · ", style="dim").join([*finding, Text(row.lead["source"], style="dim")])
+    return Text(row.lead["statement"]).append("  [", style="dim").append_text(said).append("]", style="dim")
 
 
 def _explanation(row: ClaimRow) -> list[Text]:
-    certificates = [row.certificate] if row.certificate else []
-    lines = [Text(line, style="dim") for line in (*row.reasons, *certificates)]
-    return [*lines, *(Text(f"→ repair: {repair}", style="cyan") for repair in row.repairs)]
+    paper = [Text(f"paper: {row.paper}", style="italic")] if row.paper else []
+    further = [line for line in (row.certificate, row.needed) if line]
+    lines = [Text(line, style="dim") for line in (*row.reasons, *further)]
+    return [*paper, *lines, *(Text(f"→ repair: {repair}", style="cyan") for repair in row.repairs)]
 
 
 def _verdict(row: ClaimRow) -> Text:
@@ -150,9 +185,9 @@ def _wide_table(title: str, rows: list[ClaimRow]) -> Table:
     )
     table.add_column("claim", width=22, overflow="fold", style="bold")
     table.add_column("verdict", width=18, overflow="fold")
-    for name in ("relative bias", "scale", "cosine", "tr Cov"):
+    for name in ("relative bias", "scale", "cosine", "tokens to signal"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("statement [source]", ratio=2, overflow="fold")
+    table.add_column("statement [finding · source]", ratio=2, overflow="fold")
     table.add_column("why, and what repairs it", ratio=3, overflow="fold")
     for row in rows:
         verdict = _verdict(row)
@@ -161,10 +196,7 @@ def _wide_table(title: str, rows: list[ClaimRow]) -> Table:
         table.add_row(
             Text(row.id),
             verdict,
-            span_text(row.span("relative_bias"), bias),
-            span_text(row.span("scale"), ratio),
-            span_text(row.span("cosine"), ratio),
-            span_text(row.span("trace_covariance")),
+            *(figure_text(row, key) for key in ("relative_bias", "scale", "cosine", "tokens_to_signal")),
             _statement(row),
             Text("\n").join(_explanation(row)),
         )
@@ -184,7 +216,7 @@ def _instance_table(instances: list[tuple[str, dict]]) -> Table:
 
 
 def _closing(rows: list[ClaimRow], instances: int) -> Text:
-    style = "bold red" if any(row.contradictions for row in rows) else "bold green"
-    lines = [Text(summary(rows, instances))]
-    lines += [Text(f"⚠ {row.id}: {contradiction_text(row)}", style="bold red") for row in rows if row.contradictions]
-    return Text("\n").join([*lines, Text(exit_meaning(rows), style=style)])
+    wrong = [Text(f"⚠ {row.id}: {contradiction_text(row)}", style="bold red") for row in rows if row.contradictions]
+    found = [Text(sentence, style="bold") for sentence in headline(rows)]
+    meaning = Text(exit_meaning(rows), style="bold red" if wrong else "dim")
+    return Text("\n").join([*found, Text(summary(rows, instances)), *wrong, meaning])

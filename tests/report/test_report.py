@@ -13,8 +13,18 @@ from rich.console import Console
 from llm_mdp.report.drawings import MAX_EDGES, points, tree_edges, tree_svg
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main, update_readme
-from llm_mdp.report.rows import Span, bias, claim_rows, named_instances, number, ratio, span_text
-from llm_mdp.report.terminal import print_report, progress_bar
+from llm_mdp.report.rows import (
+    Span,
+    bias,
+    claim_rows,
+    figure_text,
+    headline,
+    named_instances,
+    number,
+    ratio,
+    span_text,
+)
+from llm_mdp.report.terminal import BRIEF, print_report, progress_bar
 from tests.report.pages import HOSTILE, Page, in_chromium, opened
 
 CLAIMS = """
@@ -79,6 +89,14 @@ practices | ppo-second-epoch | biased | a second epoch of the clipped surrogate 
 | Schulman et al. 2017
 """
 
+PAPER = {
+    "remark-2-return-to-go": ("misprint", "“Gₜ = Σₖ r(wₖ)”, without the discounts (Remark 2)"),
+    "remark-4-whitening": ("stronger than stated", "“does not change the expected policy gradient” (Remark 4)"),
+    "rloo-eq36": ("misprint", "“1/(K-1) Σ over k” (Eq. 36), under the name leave-one-out"),
+    "grpo": ("differs", "“REINFORCE-based RL algorithms, such as GRPO” (Corollary 1)"),
+}
+"""What the paper says of some rows, and what was found of it; of the other theorems it says what was computed."""
+
 REASONS = {
     "unbiased": "the weight differs from U(W₀,ₜ) only by what the prefix fixes, which has mean zero against the score",
     "proportional": "each response is in its own baseline, which takes away a constant share of the gradient",
@@ -135,9 +153,11 @@ def claim(rng: random.Random, line: str, sampled: bool, gamma: float) -> tuple[s
         "scale": along + noise,
         "cosine": along / math.hypot(along, across),
         "trace_covariance": rng.lognormvariate(0, 1.5),
+        "tokens": 3.5,
+        "tokens_to_signal": None if sampled else rng.lognormvariate(4, 1.5),
     }
     if claim_id == "kl-k1-loss":
-        figures |= {"relative_bias": 1.0, "scale": 0.0, "cosine": None}
+        figures |= {"relative_bias": 1.0, "scale": 0.0, "cosine": 0.0, "tokens_to_signal": None}
     if verdict == "holds":
         figures = dict.fromkeys(figures)
     body = {
@@ -149,10 +169,15 @@ def claim(rng: random.Random, line: str, sampled: bool, gamma: float) -> tuple[s
     }
     repair = "use the leave-one-out mean; it costs nothing" if verdict in ("biased", "proportional") else None
     body |= {"statement": statement, "source": source, "reason": REASONS[verdict], "repair": repair}
+    as_stated = ("agrees", f"“{statement}” ({source})") if group == "theorems" else ("practice", "")
+    body["finding"], body["paper"] = PAPER.get(claim_id, as_stated)
     if sampled:
         bound = figures["relative_bias"] or 0.0
         text = f"relative bias below {bound + 0.01:.3f} with 99 % confidence"
         body |= {"bound": bound + 0.01, "confidence": 0.9999, "samples": 1_000_000, "certificate": text}
+        for key in ("bias", "scale", "cosine"):
+            value = figures["relative_bias" if key == "bias" else key]
+            body[f"{key}_interval"] = None if value is None else [max(value - 0.01, 0.0), value + 0.01]
     return claim_id, body
 
 
@@ -161,7 +186,7 @@ def set_verdict(document: dict, number: int, claim_id: str, verdict: str, holds:
     body = document["instances"][number]["claims"][claim_id]
     body.update(verdict=verdict, holds=holds, reason=REASONS[verdict])
     if verdict == "not computed":
-        body.update(relative_bias=None, scale=None, cosine=None, trace_covariance=None)
+        body.update(relative_bias=None, scale=None, cosine=None, trace_covariance=None, tokens_to_signal=None)
 
 
 def single_document(seed: int = 0, sampled: bool = False, number: int = 0) -> dict:
@@ -209,7 +234,7 @@ def hostile_document() -> dict:
     document = several_document()
     document["instances"][0].update(name=HOSTILE, policy=HOSTILE, command=HOSTILE, version=HOSTILE)
     for body in document["instances"][0]["claims"].values():
-        body.update(statement=HOSTILE, source=HOSTILE, reason=HOSTILE, repair=HOSTILE)
+        body.update(statement=HOSTILE, source=HOSTILE, reason=HOSTILE, repair=HOSTILE, paper=HOSTILE, finding=HOSTILE)
     document["instances"][0]["claims"][HOSTILE] = dict(document["instances"][0]["claims"]["rloo"], holds=False)
     return document
 
@@ -251,10 +276,24 @@ def test_terminal_shows_every_claim_in_full(name, width):
 @pytest.mark.parametrize("width", [80, 120])
 def test_narrow_terminal_shows_all_words(width):
     document = single_document(sampled=True)
+    document["claims"] = dict(itertools.islice(document["claims"].items(), 15, 15 + BRIEF - 1))
     text = one_line(printed(document, width))
     for body in document["claims"].values():
-        for words in (body["statement"], body["source"], body["reason"], body["repair"], body["certificate"]):
+        for words in (body[key] for key in ("statement", "paper", "source", "reason", "repair", "certificate")):
             assert words is None or one_line(words) in text
+
+
+def test_of_many_claims_a_narrow_terminal_explains_those_that_are_not_right_or_not_as_the_paper_says():
+    document = single_document()
+    text = one_line(printed(document, 80))
+    assert "Rows that are right are shown without reasons" in text
+    for claim_id, body in document["claims"].items():
+        assert one_line(body["statement"]) in text
+        explained = one_line(f"paper: {body['paper']}") in text and body["reason"] in text
+        if claim_id in PAPER or body["verdict"] == "biased":
+            assert explained or not body["paper"], claim_id
+        elif body["paper"]:
+            assert not explained, claim_id
 
 
 def test_wide_terminal_shows_words_and_ranges():
@@ -289,6 +328,44 @@ def test_summary_counts():
         "54 claims on 5 instances: 50 as expected, 2 without expectation (prime, zero-std-filtered), 2 in contra"
         in text
     )
+
+
+def test_the_headline_says_what_was_found_of_the_paper_and_of_practices():
+    """Not the exit status: of the theorems all are the paper's, and two rows of its algorithms."""
+    said = headline(claim_rows(named_instances(several_document())))
+    assert said[0] == (
+        "Of 20 statements of the paper, 16 agree, 2 are misprints (remark-2-return-to-go, rloo-eq36), 1 is stated more "
+        "strongly than it holds (remark-4-whitening) and 1 differs (grpo)."
+    )
+    assert said[1].startswith("34 practices of the field: ") and "1 holds" in said[1]
+    for width in (80, 200):
+        assert one_line(" ".join(said)) in one_line(printed(several_document(), width))
+    (banner,) = re.findall(r'<div class="banner right"><p><strong>(.*?)</strong>', render_ledger(single_document()))
+    assert banner.startswith("Of 20 statements of the paper, ")
+    assert said[0].replace("*", "") in " ".join(ledger_markdown(several_document()).replace("\\", "").split())
+
+
+def test_a_practice_counts_as_biased_if_one_instance_shows_it():
+    rows = claim_rows(named_instances(several_document()))
+    found = {row.id: row for row in rows}
+    assert (found["remax"].verdict, found["remax"].gravest) == ("unbiased", "biased")
+    assert (found["abc-full-sum"].gravest, found["rloo-eq36"].gravest) == ("undecided", "proportional")
+
+
+def test_an_estimator_of_your_own_is_neither_the_papers_nor_the_fields():
+    document = single_document()
+    document["claims"] = {"Mine": document["claims"]["rloo"] | {"group": "yours", "paper": "", "verdict": "biased"}}
+    assert headline(claim_rows(named_instances(document))) == ["Mine: biased."]
+    assert "practice" not in printed(document, 80).split("In brackets")[0]
+    assert Page(render_ledger(document)).count("span", "finding") == 0
+
+
+def test_a_document_from_before_findings_can_still_be_shown():
+    document = single_document()
+    for body in document["claims"].values():
+        for key in ("paper", "finding", "tokens", "tokens_to_signal"):
+            del body[key]
+    assert "54 practices of the field" in printed(document, 80) and "54 practices" in render_ledger(document)
 
 
 def test_terminal_takes_words_literally():
@@ -338,6 +415,51 @@ def test_progress_accepts_updates():
 )
 def test_figures(write, value, text):
     assert write(value) == text
+
+
+def row_of(claim_id: str, *bodies: dict):
+    found = [(str(place), {"claims": {claim_id: body}}) for place, body in enumerate(bodies)]
+    (row,) = claim_rows(found)
+    return row
+
+
+def test_tokens_to_signal_are_said_where_they_are_defined_and_why_not_elsewhere():
+    bodies = single_document()["claims"]
+    right, wrong, silent = (bodies[name] | {"group": "practices"} for name in ("rloo", "grpo", "kl-k1-loss"))
+    right, wrong = right | {"tokens_to_signal": 31.62}, wrong | {"tokens_to_signal": 2.0}
+    assert figure_text(row_of("x", right), "tokens_to_signal") == "31.6"
+    assert figure_text(row_of("x", wrong), "tokens_to_signal") == "biased"
+    assert figure_text(row_of("x", silent), "tokens_to_signal") == "no signal"
+    assert figure_text(row_of("x", right, wrong), "tokens_to_signal") == "31.6"
+    assert figure_text(row_of("x", right, right | {"tokens_to_signal": 1234.5}), "tokens_to_signal") == "31.6…1234"
+    assert figure_text(row_of("x", bodies["dpo-optimum"]), "tokens_to_signal") == "–"
+    lines = printed(single_document(), 80).splitlines()
+    assert next(line for line in lines if line.startswith("kl-k1-loss")).endswith("no signal")
+
+
+def test_a_sampled_figure_is_shown_by_its_interval_and_never_as_below_1e_minus_9():
+    body = single_document(sampled=True)["claims"]["rloo"] | {"relative_bias": 0.0, "scale": 1.0, "cosine": 1.0}
+    body |= {"bias_interval": [0.0, 0.012], "scale_interval": [0.63, 0.7], "cosine_interval": [0.9999, 1.0]}
+    row = row_of("x", body)
+    texts = [figure_text(row, key) for key in ("relative_bias", "scale", "cosine", "tokens_to_signal")]
+    assert texts == ["0…0.0120", "0.630…0.700", "1-1e-4…1", "–"]
+    unsaid = row_of("x", body | {"bias_interval": None})
+    assert figure_text(unsaid, "relative_bias") == "–"
+    for width in (80, 200):
+        text = printed(single_document(sampled=True), width)
+        assert "<1e-9" not in text
+    assert "&lt;1e-9" not in render_ledger(single_document(sampled=True))
+    assert figure_text(row_of("x", body | {"samples": None}), "relative_bias") == "<1e-9"
+
+
+def test_what_is_undecided_says_why_and_what_would_settle_it():
+    document = single_document(sampled=True)
+    document["claims"]["grpo-mean"].update(
+        verdict="undecided", holds=None, reason="not unbiased; proportional not excluded", needed=2_400_000
+    )
+    for text in (one_line(printed(document, 80)), one_line(printed(document, 200)), render_ledger(document)):
+        assert "not unbiased; proportional not excluded" in text and "about 2,400,000 responses would" in text
+    assert "1 not settled (grpo-mean)" in one_line(printed(document, 120))
 
 
 def test_spans():
@@ -425,7 +547,7 @@ def test_plane_shows_bias_as_distance_and_cosine_as_angle():
     found = {point.row.id: point for point in points([(row, "") for row in rows])}
     for row in rows:
         body = row.entries[0][1]
-        if body["verdict"] == "biased" and body["cosine"] is not None:
+        if body["verdict"] == "biased" and body["cosine"]:
             point = found[row.id]
             assert math.dist((point.along, point.across), (1, 0)) == pytest.approx(body["relative_bias"])
             assert point.along / math.hypot(point.along, point.across) == pytest.approx(body["cosine"])
@@ -454,6 +576,8 @@ document.querySelector("input[name=view][value='2']").click(); seen.wrongInView 
 seen.view = inView(cells(document.querySelector("#claim-21"))[2]).dataset.sort;
 const toggle = document.querySelector("#claim-0 .toggle");
 seen.closed = document.querySelector("#more-0").hidden; toggle.click();
+const misprint = chips.find((button) => button.dataset.finding === "misprint");
+misprint.click(); seen.misprints = order(); misprint.click();
 seen.opened = !document.querySelector("#more-0").hidden && toggle.ariaExpanded === "true";
 seen.download = download.href.startsWith("blob:") && json.length;
 document.body.dataset.seen = JSON.stringify(seen);
@@ -483,6 +607,7 @@ def test_the_script_sorts_filters_and_changes_the_view(tmp_path):
     assert {"remark-2-return-to-go", "abc-return-to-go"} <= set(seen["search"]) and "rloo" not in seen["search"]
     assert (seen["wrong"], seen["wrongInView"]) == (["remax", "trepo-own-length"], ["remax"])
     assert ids[21] == "remax" and float(seen["view"]) == 0.31
+    assert seen["misprints"] == ["remark-2-return-to-go", "rloo-eq36"]
     assert seen["closed"] and seen["opened"] and seen["download"]
 
 
@@ -531,6 +656,6 @@ def test_readme_without_a_place_is_refused(tmp_path, text, capsys):
 def test_readme_tables_survive_hostile_words():
     text = ledger_markdown(hostile_document())
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 8 for row in rows) and len(rows) == 55 + 3 * 2
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 9 for row in rows) and len(rows) == 55 + 3 * 2
     in_cells = re.sub(r"^\| `.*?` \|", "", "\n".join(rows), flags=re.MULTILINE)  # code spans show markup as it is
     assert not re.search(r"(?<!\\)<(?!br>)", in_cells)
