@@ -35,10 +35,14 @@ PROPORTIONAL = 1e-12
 """1 - cosine below which it says "proportional"."""
 ROUNDING = 1e-13
 """Norms below this fraction of the terms they are sums of are rounding, not gradient."""
+SCORES = 0.05
+"""Scores are differences of numbers of size 1, known to some 1e-15: this share of the weights counts as terms."""
 RESOLVED = 1e3
 """A target must be this many times what is rounding, or nothing can be said about it."""
 UNITS = 8
 """Units in the last place of an estimator's own precision that its terms may be off by."""
+COARSE = 1e-3
+"""Rounding in that precision must be below this fraction of the target for a verdict."""
 MAX_UPDATED = 5_000
 """Worlds up to which each one's own updated policy is differentiated."""
 WITHIN = 0.05
@@ -140,6 +144,8 @@ class Moments:
     """Expected number of responses that are scored for it."""
     precision: str = "float64"
     """The coarsest floating point that the estimator computed in."""
+    weights: float = 0.0
+    """E of the sum of |weight| over the tokens."""
 
 
 def exact_certificate(
@@ -167,35 +173,37 @@ def judge(moments: Moments, target: Float[Tensor, " parameters"], magnitude: flo
     own precision, where that is coarser). What lies below is rounding: *undecided* if the target does, or if the bias
     found is no larger than that and no smaller than 1e-9 of the target.
     """
-    mean, terms = moments.mean, max(moments.root_mean_square, magnitude)
+    mean = moments.mean
+    terms = max(moments.root_mean_square, magnitude, SCORES * moments.weights)
     bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
     trace, noise, precision = moments.trace_covariance, moments.branch_noise, moments.precision
     if not all(math.isfinite(number) for number in (terms, trace, bias, size, mean_size)):
         return _undecided("overflow: the estimator's terms are too large to be squared in float64", None, noise)
-    if terms == 0:
+    if moments.root_mean_square == size == 0:
         return Certificate("unbiased", None, None, None, 0.0)
-    coarse = precision != "float64"
-    floor = terms * (UNITS * torch.finfo(getattr(torch, precision)).eps if coarse else ROUNDING)
+    floor = ROUNDING * terms
     if size < RESOLVED * floor:
-        what = f"the true gradient, {size:.1e}, is below what {precision} resolves in terms of size {terms:.1e}"
+        what = f"the true gradient, {size:.1e}, is below what float64 resolves in terms of size {terms:.1e}"
         return _undecided(f"rounding: {what} (|E g| is {mean_size:.1e})", trace, noise)
     along = float(mean @ target) / size
     across = float((mean - along * target / size).norm())
     relative, scale, cosine = bias / size, along / size, along / mean_size if mean_size > floor else 0.0
     figures = (relative, scale, cosine, trace)
-    if relative < UNBIASED or (coarse and bias <= floor):
-        return Certificate("unbiased", *figures, branch_noise=noise, precision=precision)
+    if relative < UNBIASED:
+        return Certificate("unbiased", *figures, branch_noise=noise)
+    if precision != "float64":
+        floor = UNITS * torch.finfo(getattr(torch, precision)).eps * terms
+        if bias <= floor < COARSE * size:
+            return Certificate("unbiased", *figures, branch_noise=noise, precision=precision)
+    if bias > 10 * floor and (1 - cosine < PROPORTIONAL or (cosine > 0 and across <= floor < COARSE * mean_size)):
+        return Certificate("proportional", *figures, branch_noise=noise, precision=precision)
     if bias <= 10 * floor:
         what = f"a relative bias of {relative:.1e} was found, but below {10 * floor / size:.1e} it may be rounding"
-        return _undecided(f"rounding: {what}", trace, noise, relative, scale, cosine)
-    if cosine > 0 and (1 - cosine < PROPORTIONAL or (coarse and across <= floor)):
-        verdict = "proportional"
-    elif cosine > 0 and across <= 10 * floor:
+        return _undecided(f"rounding: {what} ({precision})", trace, noise, relative, scale, cosine)
+    if cosine > 0 and across <= 10 * floor:
         what = f"E g leaves the direction of ∇J by {across / mean_size:.1e}, which may be rounding"
-        return _undecided(f"rounding: not unbiased, and {what}", trace, noise, relative, scale, cosine)
-    else:
-        verdict = "biased"
-    return Certificate(verdict, *figures, branch_noise=noise, precision=precision)
+        return _undecided(f"rounding: not unbiased, and {what} ({precision})", trace, noise, relative, scale, cosine)
+    return Certificate("biased", *figures, branch_noise=noise, precision=precision)
 
 
 def _undecided(
@@ -221,7 +229,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
         return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
-    second = total = noise = tokens = rewards = 0.0
+    second = total = noise = tokens = rewards = weights = 0.0
     affine, precision = False, Precision()
     for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
@@ -234,6 +242,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         edge = edges(evidence, enumeration).expand(derivative.shape)
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
         total += float(weight.sum())
+        weights += float((weight * derivative.abs().sum((-2, -1))).sum())
         second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
         noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
         affine = affine or isinstance(evidence.branches, TreeBranches)
@@ -250,6 +259,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         tokens / total,
         rewards / total,
         precision.coarsest,
+        weights / total,
     )
 
 

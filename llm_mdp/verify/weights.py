@@ -17,6 +17,10 @@ class EstimatorError(ValueError):
     """An estimator is malformed; the message says what, and what to do."""
 
 
+class NotFinite(ValueError):
+    """A loss has a derivative that is infinite or no number."""
+
+
 class Precision(TorchFunctionMode):
     """Watches what is computed inside it, and remembers the coarsest floating point that occurred."""
 
@@ -55,7 +59,7 @@ def loss_weights(
         raise ValueError("loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).")
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
     if not torch.isfinite(gradient).all():
-        raise ValueError(
+        raise NotFinite(
             "the loss has a derivative that is not finite; look for a division by a group's zero std or length."
         )
     return torch.where(evidence.rollouts.mask, -gradient, 0.0)

@@ -21,7 +21,7 @@ from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.mdp.hidden_rewards import LastTokenReward, TableReward
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.verify.certificate import covariance, exact_certificate, exact_moments
-from llm_mdp.verify.claims import CLAIMS
+from llm_mdp.verify.claims import CLAIMS, Claim
 from llm_mdp.verify.ledger import claim_row, exit_status, run_ledger
 from llm_mdp.verify.problem import Problem
 
@@ -54,7 +54,20 @@ FOUNDING_TABLE = {
 is an end token."""
 
 SECOND_EDITION = {
+    "theorems": {
+        "remark-4-batch": B, "remark-4-batch-responses": B, "remark-4-remax": "report", "trajectory-gamma": B,
+        "trajectory-gamma-discounted": B, "remark-5-advantage": "report", "remark-7-same-goal": "holds",
+    },
+    "algorithms": {
+        "trepo-eq31-without-w": B, "trepo-interpolated-values": B, "trepo-algorithm-1-m1": B,
+        "trepo-algorithm-1-m2": B, "trepo-algorithm-1-m4": B, "trepo-random-step": U,
+        "trepo-random-step-of-response": B, "trepo-greedy-ramp": B,
+    },
     "practices": {
+        "length-normalised-loo": B, "token-mean-loo": B, "temperature-mismatch-centred": B,
+        "ppo-second-epoch-new-theta": "report", "reinforce++": B, "opo": B, "opo-left-out": U, "pass-at-k": P,
+        "overlong-shaping": B, "overlong-shaping-shaped": U, "length-penalty": B, "length-penalty-shaped": U,
+        "tempo": B, "tempo-td": B,
         "kl-whole-reward": U, "kl-rho-k3-loss": B, "kl-rho-k3-loss-visited": U, "entropy-reward": U,
         "entropy-token-loss": B,
         "mismatch-ignored": B, "mismatch-token": B, "mismatch-token-capped": B, "mismatch-sequence": U,
@@ -131,9 +144,10 @@ def test_expected_verdicts_are_those_of_the_founding_table():
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_every_claim_says_what_it_must(claim):
     assert claim.statement and claim.source and claim.reason
-    assert claim.entry is not None or claim.id == "dpo-optimum"
+    assert (claim.entry is None) == (claim.figure is not None), "an estimator or a statement, and not both"
     unsound = claim.expected(problem("discounted")) == "biased"
     assert not unsound or claim.repair, "a biased practice comes with its repair"
+    assert bool(claim.paper) == (claim.finding != "practice"), "what is said of the paper quotes it"
 
 
 @pytest.mark.parametrize("name", INSTANCES)
@@ -142,7 +156,7 @@ def test_computed_verdict_is_the_expected_one(claim, name):
     row = claim_row(claim, problem(name), sampled=None, seed=0, confidence=0.99)
     expected = claim.expected(problem(name))
     assert row["holds"] is True, (row["verdict"], row["expected"], row["relative_bias"], row["cosine"])
-    assert row["verdict"] == expected or (expected == "report" and row["verdict"] in (U, P, B))
+    assert row["verdict"] == expected or (expected == "report" and row["verdict"] in (U, P, B, "holds", "fails"))
     if row["verdict"] == U and row["relative_bias"] is not None:
         assert row["relative_bias"] < 1e-9 and row["scale"] == pytest.approx(1, abs=1e-9)
 
@@ -353,8 +367,18 @@ def _assert_claims_hold(instance: Instance) -> None:
         if claim.entry is None or expected not in (U, P) or (leaves > 100 and claim.id in SLOW_ON_LARGE):
             continue
         row = claim_row(claim, p, sampled=None, seed=0, confidence=0.99)
+        if row["verdict"] == "undecided" and _below_rounding(claim, p):
+            continue
         figures = {name: row[name] for name in ("relative_bias", "scale", "cosine", "trace_covariance")}
-        assert row["verdict"] == expected, (claim.id, row["verdict"], expected, figures)
+        assert row["verdict"] == expected, (claim.id, row["verdict"], expected, figures, row.get("undecided"))
+
+
+def _below_rounding(claim: Claim, p: Problem) -> bool:
+    """Is the target less than 1e-10 of the terms that it, or the estimator, is a sum of?"""
+    estimator = claim.build(p)
+    assert estimator is not None
+    terms = max(exact_moments(estimator, p.enumeration).root_mean_square, p.magnitude(claim.target))
+    return float(p.target(claim.target).norm()) < 1e-10 * terms
 
 
 SLOW_ON_LARGE = ("vineppo", "trepo-lambda", "dr-grpo", "rloo-eq36")
@@ -384,7 +408,7 @@ def test_where_the_policy_is_its_reference_there_is_no_divergence_to_descend(n_p
     p = Problem(replace(instance, policy=instance.reference))
     for claim in (claim for claim in CLAIMS if claim.target == "kl"):
         row = claim_row(claim, p, sampled=None, seed=0, confidence=0.99)
-        assert row["holds"], (claim.id, row["verdict"], row["expected"], row["relative_bias"])
+        assert row["holds"] is not False, (claim.id, row["verdict"], row["expected"], row["relative_bias"])
     assert claim_row(BY_ID["kl-k1-reward"], p, sampled=None, seed=0, confidence=0.99)["verdict"] == U
 
 
