@@ -73,7 +73,7 @@ class GRPO(Estimator):
 
     def advantages(self, evidence):
         reward = evidence.response_reward
-        advantage = reward - values.group_mean(reward, self.group_size)
+        advantage = values.centred(reward, self.group_size)
         if self.scale_by_std:
             advantage = advantage / (values.group_std(reward, self.group_size) + self.eps)
         return advantage[..., None]
@@ -139,7 +139,7 @@ class VinePPO(Estimator):
         return Evidence(rollouts, sampler.response_reward(rollouts), branches=branches)
 
     def advantages(self, evidence):
-        return _segment_advantages(evidence, self._branch_value(evidence), self.boundary, self.lam)
+        return segment_advantages(evidence, self._branch_value(evidence), self.boundary, self.lam)
 
     def _branch_value(self, evidence):
         """Branch means, but for the prompt's if there is a better way."""
@@ -195,15 +195,20 @@ class TRePO(VinePPO):
         return Evidence(rollouts, sampler.response_reward(rollouts), value=sampler.value(self.critic, rollouts))
 
     def advantages(self, evidence):
-        rollouts, value = evidence.rollouts, evidence.value
-        boundary = self.boundary(rollouts)
-        if self.pooled:
-            assert evidence.branches is not None
-            value = values.pooled_branches(evidence.branches, evidence.response_reward, rollouts, boundary)
-        elif self.critic is None:
+        rollouts = evidence.rollouts
+        value = self._pooled(evidence) if self.pooled else evidence.value
+        if value is None:
             value = self._branch_value(evidence)
-        advantage = _segment_advantages(evidence, value, self.boundary, self.lam)
-        return interpolate(advantage, boundary, rollouts.mask) if self.interpolated else advantage
+        advantage = segment_advantages(evidence, value, self.boundary, self.lam)
+        return interpolate(advantage, self.boundary(rollouts), rollouts.mask) if self.interpolated else advantage
+
+    def _pooled(self, evidence, own=True):
+        """Eq. 31: values that share the draws of later steps, and W itself if `own`."""
+        rollouts = evidence.rollouts
+        assert evidence.branches is not None
+        return values.pooled_branches(
+            evidence.branches, evidence.response_reward, rollouts, self.boundary(rollouts), own
+        )
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ class MARLHF(PPO):
     boundary: Boundary = EveryNTokens(2)
 
     def advantages(self, evidence):
-        return _segment_advantages(evidence, evidence.value, self.boundary, self.lam)
+        return segment_advantages(evidence, evidence.value, self.boundary, self.lam)
 
 
 def ramp(branches: int) -> tuple[float, ...]:
@@ -227,9 +232,11 @@ def first_token(mask: Bool[Tensor, "*worlds B T"]) -> Bool[Tensor, "*worlds B T"
     return mask & (mask.cumsum(-1) == 1)
 
 
-def _segment_advantages(
+def segment_advantages(
     evidence: Evidence, value: Float[Tensor, "*worlds B T1"] | None, boundary: Boundary, lam: float
 ) -> Float[Tensor, "*worlds B T"]:
+    """GAE(λ) over segments, RM(W) on the last token: with λ = 0, v(next boundary) - v(boundary) on every token between
+    them."""
     assert value is not None
     mask = evidence.rollouts.mask
     token_reward = credit.terminal(evidence.response_reward, mask)

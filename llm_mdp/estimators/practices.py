@@ -19,8 +19,8 @@ class MaskedTruncated(Estimator):
     """Responses that hit the length cap are left out of the loss: A = RM(W) if W ended with the end token, else 0."""
 
     def advantages(self, evidence):
-        ended = evidence.rollouts.finish == Finish.EOS
-        return torch.where(ended, evidence.response_reward, 0.0)[..., None]
+        capped = evidence.rollouts.finish == Finish.HORIZON
+        return torch.where(capped, 0.0, evidence.response_reward)[..., None]
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,14 @@ def return_to_go(
     return gae(token_reward, value, mask, lam=1.0, gamma=gamma)
 
 
+def discounted_to_go(
+    token_reward: Float[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"], gamma: float
+) -> Float[Tensor, "*worlds B T"]:
+    """γᵗ⁻¹ Gₜ = Σₖ≥ₜ γᵏ⁻¹ rₖ: what reaches J of the rewards from token t on (the paper, Lemma 1). Claim:
+    `remark-2-return-to-go`, unbiased."""
+    return return_to_go(gamma ** torch.arange(mask.shape[-1], dtype=token_reward.dtype) * token_reward, mask)
+
+
 def interpolate(
     advantage: Float[Tensor, "*worlds B T"], boundary: Bool[Tensor, "*worlds B T"], mask: Bool[Tensor, "*worlds B T"]
 ) -> Float[Tensor, "*worlds B T"]:
@@ -72,7 +80,7 @@ def interpolate(
     no_more = mask.shape[-1]
     after = torch.where(boundary, step, no_more).flip(-1).cummin(-1).values.flip(-1)
     after = torch.where(after == no_more, before, after)
-    position = mask.cumsum(-1).expand(boundary.shape)
+    position = mask.cumsum(-1).to(advantage.dtype).expand(boundary.shape)
     start = position.gather(-1, before)
     weight = (position - start) / (position.gather(-1, after) - start).clamp(min=1)
     advantage = advantage.expand(torch.broadcast_shapes(advantage.shape, boundary.shape))

@@ -2,12 +2,13 @@
 estimate."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.estimators.returns import return_to_go, whiten
+from llm_mdp.estimators.credit import terminal
+from llm_mdp.estimators.returns import discounted_to_go, return_to_go, whiten
 from llm_mdp.estimators.values import branch_mean
 from llm_mdp.mdp.hidden_rewards import HiddenReward, last_token
 from llm_mdp.sampling.evidence import Evidence
@@ -59,8 +60,9 @@ class Theorem1(WithValue):
 
     def advantages(self, evidence):
         assert evidence.value is not None
-        mask = evidence.rollouts.mask
-        return torch.where(last_token(mask), evidence.response_reward[..., None], evidence.value[..., 1:])
+        # The last token that anybody wrote: before an environment's one the prefix has a value, not a reward.
+        last = last_token(evidence.rollouts.tokens >= 0)
+        return torch.where(last, evidence.response_reward[..., None], evidence.value[..., 1:])
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ class ReturnToGo(WithValue):
 
     def advantages(self, evidence):
         assert evidence.token_reward is not None
-        to_go = return_to_go(evidence.token_reward, evidence.rollouts.mask, self.gamma)
-        weight = self.gamma ** torch.arange(to_go.shape[-1], dtype=to_go.dtype)
-        return weight * to_go if self.weighted else to_go
+        to_go = discounted_to_go if self.weighted else return_to_go
+        # Every step counts, the environment's too: its tokens have rewards, and they take their time.
+        every = torch.ones_like(evidence.rollouts.mask)
+        return to_go(evidence.token_reward, every, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,38 @@ class MixedRewards(WithValue):
         response_level = evidence.response_reward - token_level
         if self.merged:
             return (response_level + token_level)[..., None]
-        return weight * return_to_go(per_token, mask, self.gamma) + response_level[..., None]
+        return discounted_to_go(per_token, mask, self.gamma) + response_level[..., None]
+
+
+@dataclass(frozen=True)
+class TerminalDiscounted(Estimator):
+    """The reward γˡᵉⁿ⁻¹ RM(W) on the last token, as the proof of the Trajectory Policy Gradient Theorem has it where
+    γ < 1; Aₜ is its return-to-go, γᵗ⁻¹ Gₜ (`discounted`) or without any discount.
+
+    Claims: `trajectory-gamma`, `trajectory-gamma-discounted`, biased. With RM(W) / γˡᵉⁿ⁻¹ on the last token γᵗ⁻¹ Gₜ is
+    RM(W).
+    """
+
+    gamma: float = 1.0
+    discounted: bool = False
+
+    def advantages(self, evidence):
+        reward, mask = evidence.response_reward, evidence.rollouts.mask
+        last = terminal(self.gamma ** (evidence.rollouts.length - 1).to(reward.dtype) * reward, mask)
+        return discounted_to_go(last, mask, self.gamma) if self.discounted else return_to_go(last, mask)
 
 
 @dataclass(frozen=True)
 class Whitened(Estimator):
-    """Remark 4: Aₜ = RM(W), normalised over all tokens of the batch."""
+    """Remark 4: Aₜ = RM(W), normalised over all tokens of the batch, or over its responses."""
 
     group_size: int = 4
+    over: Literal["tokens", "responses"] = "tokens"
 
     whole_batch: ClassVar[bool] = True
 
     def advantages(self, evidence):
-        rollouts = evidence.rollouts
-        return whiten(evidence.response_reward[..., None].expand(rollouts.mask.shape), rollouts.mask)
+        reward, mask = evidence.response_reward[..., None], evidence.rollouts.mask
+        if self.over == "responses":
+            return whiten(reward, torch.ones_like(reward, dtype=torch.bool))
+        return whiten(reward.expand(mask.shape), mask)

@@ -6,10 +6,10 @@ from typing import Any
 import llm_mdp
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.entry import Entry
-from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instance_files import instance_to_dict
 from llm_mdp.exact.instances import flatten
-from llm_mdp.exact.optima import NotConverged, dpo_minimiser
+from llm_mdp.exact.optima import NotConverged
 from llm_mdp.own import UsageError, did_you_mean, is_own
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
@@ -18,9 +18,7 @@ from llm_mdp.verify.check import load_estimator
 from llm_mdp.verify.claims import CLAIMS, Claim, always
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import sampled_certificate
-
-HOLDS = 1e-6
-"""Largest difference of log-probabilities at which two optima are the same."""
+from llm_mdp.verify.weights import NotFinite
 
 
 def run_ledger(
@@ -136,9 +134,10 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
         "repair": claim.repair,
     }
     try:
+        if claim.figure is not None:
+            said = claim.figure(problem)
+            return row | said | {"holds": True if row["expected"] == "report" else said["holds"]}
         estimator = claim.build(problem)
-        if estimator is None:
-            return row | _optimum(problem)
         target, magnitude = problem.target(claim.target), problem.magnitude(claim.target)
         if sampled is None:
             certificate = exact_certificate(estimator, problem.enumeration, target, magnitude)
@@ -148,6 +147,10 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
             )
     except (TooLarge, NothingKept, NotConverged) as error:
         return row | {"reason": f"not computed: {error}"}
+    except NotFinite as error:
+        if claim.group == "yours":
+            raise
+        return row | {"verdict": "undecided", "undecided": f"overflow: {error}"}
     figures = {
         name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
     }
@@ -187,20 +190,6 @@ def holds(certificate: Certificate, expected: str) -> bool | None:
     ):
         return None
     return False
-
-
-def _optimum(problem: Problem) -> dict[str, Any]:
-    """`dpo-optimum`: the minimised loss against the closed form."""
-    mdp, reference = problem.instance.mdp, Enumeration(problem.instance.mdp, problem.instance.reference)
-    closed_form = Enumeration(mdp, problem.dpo_policy).leaf_logp().sum(-1)
-    difference = float((dpo_minimiser(reference, problem.beta) - closed_form).abs().max())
-    fine = difference < HOLDS
-    return {
-        "verdict": "holds" if fine else "fails",
-        "holds": fine,
-        "max_difference": difference,
-        "certificate": f"log-probabilities differ by at most {difference:.2g}",
-    }
 
 
 def exit_status(document: dict[str, Any]) -> int:

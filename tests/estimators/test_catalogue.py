@@ -31,8 +31,8 @@ def test_a_name_stands_once():
     assert all(entry.words.endswith(".") and "\n" not in entry.words for entry in ENTRIES)
 
 
-def test_every_row_of_the_ledger_is_about_an_estimator_of_the_catalogue_but_one():
-    assert {claim.id for claim in CLAIMS if claim.entry is None} == {"dpo-optimum"}
+def test_every_row_of_the_ledger_is_about_an_estimator_of_the_catalogue_or_a_statement():
+    assert {claim.id for claim in CLAIMS if claim.entry is None} == {claim.id for claim in CLAIMS if claim.figure}
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -62,7 +62,7 @@ def test_options_out_of_range_are_named(which, data):
     too_small = st.integers(-5, int(option.least or 0) - 1) | st.just(float("nan"))
     too_large = st.nothing() if option.most is None else st.integers(int(option.most) + 1, 9)
     wrong = data.draw(too_small | too_large)
-    with pytest.raises(ValueError, match=rf"^{name} of {entry.name} is {wrong!r}; it must be "):
+    with pytest.raises(ValueError, match=rf"^{name} of {re.escape(entry.name)} is {wrong!r}; it must be "):
         entry.make(PROBLEM.given, **{name: wrong})
 
 

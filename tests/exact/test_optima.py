@@ -10,7 +10,7 @@ from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.exact.optima import dpo_minimiser, policy_of_responses, process_model, regularised_optimum
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.verify.ledger import HOLDS
+from llm_mdp.verify.statements import HOLDS
 
 INSTANCES = {
     "end token": lambda: random_instance(3, 3, gamma=0.8),

@@ -8,6 +8,7 @@ from llm_mdp.estimators.boundaries import EveryNTokens, FractionsOfLength
 from llm_mdp.estimators.entry import GIVEN, ORACLE, Entry, Given, K, by_critic, proportional, unbiased
 from llm_mdp.estimators.learned_credit import ABC, DPO, PRIME, R3HF, RTO
 from llm_mdp.estimators.theorems import WithGreedyBaseline
+from llm_mdp.estimators.trepo_readings import InterpolatedValues, PooledDraws, RandomStep
 
 D: dict[str, Any] = {"boundary": EveryNTokens(2)}
 VALUES: dict[str, Any] = {"lam": 0.95, "critic_error": 0.0}
@@ -101,7 +102,10 @@ ALGORITHMS: tuple[Entry, ...] = (
     Entry(
         "trepo-paper", "Algorithm 1 as printed: draws of later tokens pooled, interpolated, temperatures from 0.",
         _trepo_paper, D | {"branches": 4}, label="TRePO as printed",
-        claims=("trepo-eq31", "trepo-interpolated", "trepo-greedy-values"),
+        claims=(
+            *(f"trepo-algorithm-1-m{branches}" for branches in (1, 2, 4)),
+            "trepo-eq31", "trepo-interpolated", "trepo-greedy-ramp",
+        ),
     ),
     Entry("dpo", "Preference pairs, pushed apart.", lambda g: DPO(beta=g.beta), label="DPO", claims=("dpo-optimum",)),
     Entry(
@@ -131,8 +135,16 @@ ALGORITHMS: tuple[Entry, ...] = (
         lambda g: TRePO(temperatures=(1.0,), pooled=True),
     ),
     Entry(
+        "trepo-eq31-without-w", "TRePO, values pooled over the draws of later steps, the response itself left out.",
+        lambda g: PooledDraws(temperatures=(1.0,)),
+    ),
+    Entry(
         "trepo-interpolated", "TRePO, exact values, advantages interpolated between boundaries.",
         lambda g, boundary: TRePO(boundary=boundary, interpolated=True, critic=g.critic()), D, **GIVEN,
+    ),
+    Entry(
+        "trepo-interpolated-values", "TRePO, exact values, interpolated between boundaries.",
+        lambda g, boundary: InterpolatedValues(boundary=boundary, critic=g.critic()), D, **GIVEN,
     ),
     Entry(
         "trepo-segment", "TRePO, exact values, one advantage for a segment.",
@@ -143,7 +155,19 @@ ALGORITHMS: tuple[Entry, ...] = (
         lambda g: TRePO(boundary=FractionsOfLength(2), critic=g.critic()), **GIVEN,
     ),
     Entry(
+        "trepo-random-step", "TRePO, exact values, a boundary drawn from all steps in advance.",
+        lambda g: RandomStep(critic=g.critic(), horizon=g.horizon), **ORACLE,
+    ),
+    Entry(
+        "trepo-random-step-of-response", "TRePO, exact values, a boundary drawn from the response's own steps.",
+        lambda g: RandomStep(critic=g.critic(), horizon=g.horizon, of_response=True), **GIVEN,
+    ),
+    Entry(
         "trepo-greedy-values", "TRePO, greedy draws on both sides.", lambda g: TRePO(temperatures=(0.0,)),
+    ),
+    Entry(
+        "trepo-greedy-ramp", "TRePO, temperatures 0, 1/3, 2/3 and 1 on both sides.",
+        lambda g: TRePO(temperatures=ramp(4)),
     ),
     Entry(
         "trepo-greedy-baseline", "The exact value less that of the greedily completed prefix.",

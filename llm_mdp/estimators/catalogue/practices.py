@@ -1,8 +1,9 @@
 """Names of the field's habits."""
 
-from llm_mdp.estimators.algorithms import REINFORCE
+from llm_mdp.estimators.algorithms import REINFORCE, RLOO
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.estimators.entry import GIVEN, Entry, Given, K
+from llm_mdp.estimators.entry import GIVEN, Entry, Given, K, unbiased
+from llm_mdp.estimators.group_credit import OPO, TEMPO, PassAtK, REINFORCEPlusPlus
 from llm_mdp.estimators.objectives import KL
 from llm_mdp.estimators.practices import (
     EntropyLoss,
@@ -10,7 +11,9 @@ from llm_mdp.estimators.practices import (
     KLEstimator,
     KLLoss,
     KLReward,
+    LengthPenalty,
     MaskedTruncated,
+    OverlongShaping,
     SecondEpoch,
     Tempered,
     ZeroStdFiltered,
@@ -38,6 +41,50 @@ PRACTICES: tuple[Entry, ...] = (
     ),
     Entry("entropy-reward", "An entropy bonus, -log π in the reward.", lambda g: EntropyReward()),
     Entry("entropy-token-loss", "An entropy bonus, that of every token in the loss.", lambda g: EntropyLoss()),
+    Entry(
+        "length-normalised-loo", "RLOO, divided by the response's length.",
+        lambda g, group_size: RLOO(group_size, reduction="sequence_mean"), K,
+    ),
+    Entry(
+        "token-mean-loo", "RLOO, summed over the group and divided by its tokens.",
+        lambda g, group_size: RLOO(group_size, reduction="token_mean"), K,
+    ),
+    Entry(
+        "temperature-mismatch-centred", "Drawn at temperature 0.6, less its mean there, scored at 1.",
+        lambda g: Tempered(temperature=0.6, critic=g.drawn_value(0.6)), **GIVEN,
+    ),
+    Entry(
+        "reinforce++", "The reward less the mean of its group, normalised over all tokens of the batch.",
+        lambda g, group_size: REINFORCEPlusPlus(group_size), K, label="REINFORCE++",
+    ),
+    Entry(
+        "opo", "The reward less the mean of the group by length.", lambda g, group_size: OPO(group_size), K,
+        label="OPO", claims=("opo", "opo-left-out"),
+    ),
+    Entry(
+        "opo-left-out", "The reward less the mean of the other responses by length.",
+        lambda g, group_size: OPO(group_size, own=False), K, label="OPO, left out", proved=unbiased,
+    ),
+    Entry(
+        "pass-at-k", "For the best response of the group, by how much it is the best.",
+        lambda g, group_size: PassAtK(group_size), K, label="pass@k",
+    ),
+    Entry(
+        "tempo", "The reward less the mean of the group, and the change of the prefix's mean in the group.",
+        lambda g, group_size: TEMPO(group_size), K, label="TEMPO", claims=("tempo", "tempo-td"),
+    ),
+    Entry(
+        "tempo-td", "The change of the prefix's mean in the group alone.",
+        lambda g, group_size: TEMPO(group_size, td_only=True), K,
+    ),
+    Entry(
+        "overlong-shaping", "The reward less a penalty close to the length cap.",
+        lambda g: OverlongShaping(horizon=g.horizon), claims=("overlong-shaping", "overlong-shaping-shaped"),
+    ),
+    Entry(
+        "length-penalty", "The reward less 0.1 a token.", lambda g: LengthPenalty(),
+        claims=("length-penalty", "length-penalty-shaped"),
+    ),
     Entry(
         "length-normalised", "The reward, divided by the response's length.",
         lambda g: REINFORCE(reduction="sequence_mean"),

@@ -7,6 +7,7 @@ from llm_mdp.estimators.theorems import (
     Lemma1,
     MixedRewards,
     ReturnToGo,
+    TerminalDiscounted,
     Theorem1,
     Theorem2,
     Whitened,
@@ -58,7 +59,18 @@ THEOREMS: tuple[Entry, ...] = (
     ),
     Entry(
         "remark-4-whitening", "The reward, normalised over all tokens of the batch.",
-        lambda g, group_size: Whitened(group_size), K,
+        lambda g, group_size: Whitened(group_size), K, claims=("remark-4-whitening", "remark-4-batch"),
+    ),
+    Entry(
+        "remark-4-batch-responses", "The reward, normalised over all responses of the batch.",
+        lambda g, group_size: Whitened(group_size, over="responses"), K,
+    ),
+    Entry(
+        "trajectory-gamma", "γᵀ⁻¹ RM on the last token, on every token.", lambda g: TerminalDiscounted(gamma=g.gamma),
+    ),
+    Entry(
+        "trajectory-gamma-discounted", "γᵀ⁻¹ RM on the last token, as γᵗ⁻¹ Gₜ.",
+        lambda g: TerminalDiscounted(gamma=g.gamma, discounted=True),
     ),
     Entry(
         "remark-5-merged", "Token- and response-level rewards in one sum.", lambda g: _mixed(g, True), **ORACLE,

@@ -1,0 +1,100 @@
+"""Rows of the ledger that are no certificate of an estimator: a statement of the paper, and the figures that decide it.
+
+Each function takes a problem and returns what its row shows: `verdict` ("holds" or "fails" on this instance, or that of
+a certificate), `certificate`, the figures in words, and the figures themselves.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from llm_mdp.estimators.catalogue import CATALOGUE
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.optima import dpo_minimiser
+from llm_mdp.exact.tree_gradient import exact_gradient
+from llm_mdp.verify.certificate import ROUNDING, UNBIASED, exact_moments, judge
+from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.weights import flatten_gradients
+
+HOLDS = 1e-6
+"""Largest difference of log-probabilities at which two optima are the same, and of values, as a part of the largest
+reward, at which two baselines are."""
+
+
+def dpo_optimum(problem: Problem) -> dict[str, Any]:
+    """`dpo-optimum`: the minimised loss against the closed form."""
+    mdp, reference = problem.instance.mdp, Enumeration(problem.instance.mdp, problem.instance.reference)
+    closed_form = Enumeration(mdp, problem.dpo_policy).leaf_logp().sum(-1)
+    difference = float((dpo_minimiser(reference, problem.beta) - closed_form).abs().max())
+    words = f"log-probabilities differ by at most {difference:.2g}"
+    return _said(difference < HOLDS, words, max_difference=difference)
+
+
+def greedy_baseline(problem: Problem) -> dict[str, Any]:
+    """`remark-4-remax`: RM of the greedy response against U(w₀), prompt by prompt; figures are means over prompts."""
+    e = problem.enumeration
+    greedy, value = e.at_temperature(0).values.U[0][:, 0], e.values.U[0][:, 0]
+    difference = float((greedy - value).abs().max())
+    same = difference <= HOLDS * float(e.response_reward.abs().max())
+    baseline, expected = (float(e.mdp.prompt_probability @ each) for each in (greedy, value))
+    words = f"RM of the greedy response is {baseline:.4g}, U(w₀) {expected:.4g}"
+    return _said(same, words, baseline=baseline, value=expected, max_difference=difference)
+
+
+def token_level_spread(problem: Problem) -> dict[str, Any]:
+    """`remark-5-advantage`: tr Cov of token rewards as return-to-go over that of their sum on every token."""
+    by_token, merged = (
+        exact_moments(problem.make(CATALOGUE[name]), problem.enumeration).trace_covariance
+        for name in ("remark-5-token-level", "remark-5-merged")
+    )
+    if merged == 0:
+        return _said(True, "neither form has any variance here", ratio=None)
+    ratio = by_token / merged
+    return _said(ratio <= 1, f"tr Cov of the token-level form is {ratio:.3g} times that of the merged one", ratio=ratio)
+
+
+def same_goal(problem: Problem) -> dict[str, Any]:
+    """`remark-7-same-goal`: E g with U(W₀,ₜ) on token t (Theorem 1) against E g with RM(W) on every token
+    (Corollary 1)."""
+    exact, approximate = (
+        exact_moments(problem.make(CATALOGUE[name]), problem.enumeration) for name in ("theorem-1", "reinforce")
+    )
+    difference, size = float((exact.mean - approximate.mean).norm()), float(exact.mean.norm())
+    floor = 10 * ROUNDING * max(exact.root_mean_square, approximate.root_mean_square)
+    words = f"the two expected gradients differ by {difference:.2g}, their norm is {size:.3g}"
+    return _said(difference <= max(UNBIASED * size, floor), words, difference=difference)
+
+
+def second_epoch_at_its_policy(problem: Problem) -> dict[str, Any]:
+    """`ppo-second-epoch-new-theta`: the second update against ∇J at the policies where it is taken, E ∇J(θ + η g(W)),
+    and not at the policy that drew."""
+    e, estimator = problem.enumeration, problem.make(CATALOGUE["ppo-second-epoch"])
+    moments = exact_moments(estimator, e)
+    target = torch.zeros_like(moments.mean)
+    for prompt, chances in enumerate(e.mdp.prompt_probability[:, None] * e.probability):
+        for leaf, chance in enumerate(chances):
+            score = e.scores[e.edge[prompt, leaf, e.mask[leaf]]].sum(0)
+            step = estimator.displacement(e.response_reward[prompt, leaf] * score)
+            assert step is not None
+            target += chance * _gradient_after(problem, step)
+    certificate = judge(moments, target, problem.magnitude("reward"))
+    names = ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
+    return {name: getattr(certificate, name) for name in names} | {"holds": True, "certificate": str(certificate)}
+
+
+def _gradient_after(problem: Problem, step: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
+    """∇J at the policy's parameters plus `step`."""
+    policy = copy.deepcopy(problem.instance.policy)
+    assert isinstance(policy, torch.nn.Module)
+    start = parameters_to_vector(policy.parameters()).detach()
+    vector_to_parameters(start + step.to(start.dtype), policy.parameters())
+    _, gradients = exact_gradient(policy, problem.instance.mdp)
+    return flatten_gradients(gradients, gradients)
+
+
+def _said(true: bool, words: str, **figures: Any) -> dict[str, Any]:
+    return {"verdict": "holds" if true else "fails", "holds": true, "certificate": words, **figures}
