@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from llm_mdp.verify.certificate import Certificate as Certificate
     from llm_mdp.verify.certify import certify as certify
     from llm_mdp.verify.check import check_estimator as check_estimator
+    from llm_mdp.verify.diagnosis import Diagnosis as Diagnosis
+    from llm_mdp.verify.diagnosis import diagnose as diagnose
     from llm_mdp.verify.ledger import run_ledger as run_ledger
     from llm_mdp.verify.problem import Problem as Problem
     from llm_mdp.verify.weights import EstimatorError as EstimatorError
@@ -79,6 +81,7 @@ HOMES = {
     "verify.certificate": "Certificate",
     "verify.certify": "certify",
     "verify.check": "check_estimator",
+    "verify.diagnosis": "Diagnosis diagnose",
     "verify.ledger": "run_ledger",
     "verify.problem": "Problem",
     "verify.weights": "EstimatorError",

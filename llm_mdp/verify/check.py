@@ -85,7 +85,7 @@ def check_answers(estimator: Any, twin: Any, enumeration: Enumeration) -> None:
             f"{name} gave two answers to the same samples; draw all randomness from the sampler inside `collect`."
         )
     check_worlds(estimator, evidence, weights, enumeration, tried=10)
-    _check_prompts(estimator, evidence)
+    check_prompts(estimator, evidence)
     _check_padding(estimator, evidence)
 
 
@@ -147,7 +147,7 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
         raise EstimatorError(f"{name}.advantages carries a gradient; advantages are constants, use .detach().")
 
 
-def _check_prompts(estimator: Any, evidence: Evidence) -> None:
+def check_prompts(estimator: Any, evidence: Evidence) -> None:
     """The responses to one prompt must have the same advantages alone and beside those to another: training has many in
     a batch."""
     core = getattr(estimator, "estimator", estimator)
