@@ -129,17 +129,16 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
             probability(W, table) * (np.log(probability(W, table)) - np.log(probability(W, ref))) for W in responses
         )
 
-    def gradient(function):
-        """Complex-step derivative with respect to every logit: Im f(x + ih) / h, exact to rounding."""
+    def gradient(function, at=logits):
+        """Complex-step derivative with respect to every logit of the policy: Im f(x + ih) / h, exact to rounding."""
         answer = np.zeros(logits.shape)
         for i, v in np.ndindex(*logits.shape):
-            if environment_rows[i]:
-                continue
-            nudged = logits[i].astype(complex)
-            nudged[v] += 1j * COMPLEX_STEP
-            table = pi.astype(complex)
-            table[i] = softmax(nudged)
-            answer[i, v] = function(table).imag / COMPLEX_STEP
+            if not environment_rows[i]:
+                nudged = at[i].astype(complex)
+                nudged[v] += 1j * COMPLEX_STEP
+                table = policy_table(at).astype(complex)
+                table[i] = softmax(nudged)
+                answer[i, v] = function(table).imag / COMPLEX_STEP
         return answer.ravel()
 
     J, grad_J, grad_KL = total_reward(pi), gradient(total_reward), gradient(kl_to_reference)
@@ -313,10 +312,12 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
         """Undiscounted return-to-go of some token reward."""
         return lambda W, t: sum(token_reward_of(W, k) for k in steps(W) if k >= t)
 
+    def after_a_step_on(W):
+        return logits + (STEP_SIZE * RM[W] * scores[W].sum(0)).reshape(logits.shape)
+
     def second_epoch(W):
         """Gradient, at the parameters reached by one step on W, of the clipped surrogate on the same W."""
-        moved = logits.ravel() + STEP_SIZE * RM[W] * scores[W].sum(0)
-        new_pi = policy_table(moved.reshape(logits.shape))
+        new_pi = policy_table(after_a_step_on(W))
         g = np.zeros(logits.size)
         for t in steps(W):
             rho = new_pi[index[W[: t - 1]], W[t - 1]] / pi[index[W[: t - 1]], W[t - 1]]

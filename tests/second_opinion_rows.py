@@ -33,7 +33,8 @@ MISMATCH_NOISE = 0.5
 
 def second_edition(q: SimpleNamespace, behaviour_logits: dict) -> dict:
     """The second tables of CLAIMS.md, line by line: {id: {"relative_bias", "scale", "cosine", "trace_covariance"}},
-    and for rows that are no estimator {id: {name: number}}. `behaviour_logits` maps each prefix to V logits."""
+    and for rows that are no estimator {id: {name: number}}. `behaviour_logits` maps each prefix to V logits.
+    A comma in an id stands before another reading of the row, of the same expected gradient and another noise."""
     return {
         **what_the_paper_says(q),
         **what_the_field_does(q),
@@ -133,6 +134,9 @@ def what_the_paper_says(q):
     def uniform(n):
         return [(1 / n, s) for s in range(1, n + 1)]
 
+    def averaged(W, t, n):
+        return sum(beside_step_1(W, t, s) for s in range(1, n + 1)) / n
+
     # TRePO: how values are estimated
     def ramp(W, drawn):
         values = {d: np.mean([drawn[d, i] for i in range(len(RAMP))]) for d in q.steps(W)}
@@ -182,10 +186,12 @@ def what_the_paper_says(q):
     return {
         "remark-4-batch": q.of_groups(q.whitened_over_tokens),
         "remark-4-batch-responses": q.of_groups(whitened_over_responses),
-        "trepo-random-step-of-response": of_choices(q, lambda W: uniform(len(W)), beside_step_1),
-        "trepo-random-step": of_choices(q, lambda W: uniform(q.T), beside_step_1),
-        "trepo-greedy-ramp": q.of_weights(lambda W, t: exact_ramp[W[:t]] - exact_ramp[W[: t - 1]]),
-        "trepo-greedy-ramp-drawn": of_draws(q, q.every_step, RAMP, ramp),
+        "trepo-random-step-of-response": q.of_weights(lambda W, t: averaged(W, t, len(W))),
+        "trepo-random-step-of-response, drawn": of_choices(q, lambda W: uniform(len(W)), beside_step_1),
+        "trepo-random-step": q.of_weights(lambda W, t: averaged(W, t, q.T)),
+        "trepo-random-step, drawn": of_choices(q, lambda W: uniform(q.T), beside_step_1),
+        "trepo-greedy-ramp": of_draws(q, q.every_step, RAMP, ramp),
+        "trepo-greedy-ramp, exact": q.of_weights(lambda W, t: exact_ramp[W[:t]] - exact_ramp[W[: t - 1]]),
         "trepo-eq31-without-w": of_draws(q, q.every_step, [1.0], eq31_without_W),
         "trepo-interpolated-values": q.of_weights(interpolated_values),
         "trepo-algorithm-1-m1": algorithm_1(1),
@@ -238,6 +244,10 @@ def what_the_field_does(q):
     def expected_reward(of):
         return q.gradient(lambda table: sum(q.probability(W, table) * of(W) for W in q.responses))
 
+    new_gradient = sum(
+        q.probability(W, q.pi) * q.gradient(q.total_reward, at=q.after_a_step_on(W)) for W in q.responses
+    )
+
     def prefix_values(group):
         """The mean RM of the group's responses that begin with a prefix."""
 
@@ -270,6 +280,7 @@ def what_the_field_does(q):
         "tempo-td": of_token_groups(q, prefix_tree(0.0)),
         "tempo": of_token_groups(q, prefix_tree(1.0)),
         "gspo": q.of_groups(lambda R, L: q.grpo(R) / L),
+        "ppo-second-epoch-new-theta": q.of_responses(q.second_epoch, new_gradient),
     }
 
 
@@ -366,7 +377,7 @@ def other_objectives(q):
         "kl-rho-k3-loss": q.of_weights(rho_k3, q.grad_KL),
         "kl-rho-k3-loss-visited": q.of_weights(rho_k3, q.gradient(kl_at_visited_states)),
         "entropy-token-loss": q.of_weights(surprise, grad_entropy),
-        "entropy-token-loss-whole-distribution": q.of_responses(gradient_of_token_entropies, grad_entropy),
+        "entropy-token-loss, whole distribution": q.of_responses(gradient_of_token_entropies, grad_entropy),
         "entropy-reward": q.of_weights(q.to_go(surprise), grad_entropy),
     }
 

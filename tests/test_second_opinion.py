@@ -17,7 +17,6 @@ from llm_mdp.verify.problem import Problem
 from tests import second_opinion as sceptic
 from tests import second_opinion_rows as sceptic_rows
 
-FIGURES = ("relative_bias", "scale", "cosine", "trace_covariance")
 TOLERANCE = 1e-9
 WITHOUT_OPINION = {
     "prime": "CLAIMS.md has no formula",
@@ -27,9 +26,9 @@ WITHOUT_OPINION = {
 CASES = [
     # (vocabulary, horizon, eos, gamma, seed), K, beta
     pytest.param((3, 3, 0, 1.0, 0), 3, 0.7, id="plain"),
-    pytest.param((3, 3, 0, 1.0, 1), 2, 0.7, id="pairs"),
+    pytest.param((3, 3, 0, 1.0, 1), 2, 1.9, id="pairs-beta"),
     pytest.param((2, 4, 1, 0.9, 2), 3, 0.7, id="long"),
-    pytest.param((2, 4, 1, 0.9, 3), 2, 1.9, id="long-pairs-beta"),
+    pytest.param((2, 4, 1, 0.9, 3), 2, 1.9, id="long-pairs-beta", marks=pytest.mark.slow),
     pytest.param((3, 4, 2, 0.7, 4), 3, 0.3, id="large", marks=pytest.mark.slow),
     pytest.param((3, 3, None, 0.9, 5), 3, 0.7, id="no-end-token", marks=pytest.mark.slow),
     pytest.param((2, 3, None, 0.9, 6), 2, 0.2, id="no-end-token-pairs"),
@@ -56,10 +55,9 @@ def differences(document, opinion):
     assert len(document["gradient"]) == len(opinion["grad"])
     for i, pair in enumerate(zip(document["gradient"], opinion["grad"])):
         pairs["gradient", i] = pair
-    for name, row in opinion.items():
-        if name in document["claims"]:
-            for figure in FIGURES:
-                pairs[name, figure] = (document["claims"][name][figure], row[figure])
+    for name in set(opinion) & set(document["claims"]):
+        for figure in opinion[name]:
+            pairs[name, figure] = (document["claims"][name][figure], opinion[name][figure])
 
     def agree(ours, theirs):
         if ours is None or theirs is None:
@@ -192,11 +190,11 @@ def test_the_rows_obey_what_theory_proves(eos, group_size):
     assert rows["pass-at-k"]["scale"] == pytest.approx(1 / group_size)
     assert rows["pass-at-k"]["cosine"] == pytest.approx(1)
     assert rows["remark-7-same-goal"]["difference"] < 1e-12
-    assert rows["entropy-token-loss"]["scale"] == pytest.approx(rows["entropy-token-loss-whole-distribution"]["scale"])
-    # The two sources of noise in a ramp add variance and move nothing.
-    drawn, exact = rows["trepo-greedy-ramp-drawn"], rows["trepo-greedy-ramp"]
-    assert drawn["scale"] == pytest.approx(exact["scale"])
-    assert drawn["trace_covariance"] > exact["trace_covariance"]
+    readings = [id for id in rows if "," in id]
+    assert len(readings) == 4
+    for id in readings:
+        assert rows[id]["scale"] == pytest.approx(rows[id.split(",")[0]]["scale"])
+        assert rows[id]["trace_covariance"] != pytest.approx(rows[id.split(",")[0]]["trace_covariance"])
 
 
 BEHAVIOUR_ROWS = (
