@@ -13,7 +13,17 @@ import torch
 from pytest import MonkeyPatch
 
 from llm_mdp.estimators import algorithms as estimators
-from llm_mdp.estimators import base, boundaries, credit, learned_credit, objectives, practices, theorems, values
+from llm_mdp.estimators import (
+    base,
+    boundaries,
+    credit,
+    learned_credit,
+    objectives,
+    off_policy,
+    practices,
+    theorems,
+    values,
+)
 from llm_mdp.exact import enumeration, worlds
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance
@@ -299,6 +309,42 @@ def another_beta_in_the_closed_form(monkeypatch):
     wrap(monkeypatch, problem, "regularised_optimum", lambda original, mdp, ref, beta: original(mdp, ref, 1.001 * beta))
 
 
+def ratio_to_the_policy_that_drew_upside_down(monkeypatch):
+    wrap(monkeypatch, off_policy, "log_ratio", lambda original, logp, old, *rest: original(old, logp, *rest))
+
+
+def ratio_of_the_first_token_only(monkeypatch):
+    def around(original, logp, old, mask, *rest):
+        return original(logp, old, mask & (mask.cumsum(-1) == 1), *rest)
+
+    wrap(monkeypatch, off_policy, "log_ratio", around)
+
+
+def another_policy_scored_as_the_policy_itself(monkeypatch):
+    def around(original, self, group_size, temperature=1.0, behaviour=None):
+        rollouts = original(self, group_size, temperature, behaviour)
+        return replace(rollouts, logp=worlds.of_rows(self.enumeration.leaf_logp(temperature), rollouts))
+
+    wrap(monkeypatch, WorldSampler, "rollouts", around)
+
+
+def another_policy_does_not_draw(monkeypatch):
+    """The log-probabilities are the other policy's, the responses are not."""
+
+    def around(original, self, group_size, leaf_logp):
+        return original(self, group_size, self.enumeration.leaf_logp())
+
+    wrap(monkeypatch, ExactSampler, "_worlds", around)
+
+
+def gate_without_its_factor(monkeypatch):
+    wrap(monkeypatch, off_policy, "soft_gate", lambda original, *args: original(*args) / 4)
+
+
+def ratio_in_the_penalty_is_a_constant(monkeypatch):
+    wrap(monkeypatch, practices, "log_ratio", lambda original, *args: original(*args).detach())
+
+
 def filter_keeps_everything(monkeypatch):
     wrap(
         monkeypatch,
@@ -362,6 +408,12 @@ MUTANTS = (
     Mutant(divergence_the_other_way_round, "kl-k1-reward"),
     Mutant(another_beta_in_the_closed_form, "dpo-optimum"),
     Mutant(another_beta_in_the_closed_form, "rto"),
+    Mutant(ratio_to_the_policy_that_drew_upside_down, "mismatch-sequence"),
+    Mutant(ratio_of_the_first_token_only, "mismatch-sequence"),
+    Mutant(another_policy_scored_as_the_policy_itself, "mismatch-sequence"),
+    Mutant(another_policy_does_not_draw, "mismatch-sequence"),
+    Mutant(gate_without_its_factor, "sapo"),
+    Mutant(ratio_in_the_penalty_is_a_constant, "kl-rho-k3-loss-visited"),
     Mutant(filter_keeps_everything, "zero-std-filtered", moves=True),
 )
 
