@@ -1,10 +1,12 @@
 """Optima in closed form and by minimisation: the KL-regularised optimum, the DPO minimiser, PRIME's process model."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_mdp.estimators.objectives import dpo_loss, outcome_cross_entropy
+from llm_mdp.estimators.objectives import dpo_loss
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.tree_gradient import node_logits
 from llm_mdp.mdp.token_mdp import TokenMDP
@@ -19,6 +21,8 @@ class NotAPolicy(NotConverged):
     """The optimum among distributions of whole responses cannot be followed: an environment draws some tokens."""
 
 
+BISECTIONS, SECTIONS = 64, 10
+"""Halvings of an interval of some hundreds, or cuts into 64 parts: down to the last bit of a double."""
 MAX_RESPONSES = 500
 """Responses to a prompt up to which a loss over all pairs of them is minimised."""
 
@@ -91,24 +95,53 @@ def process_model(
 
     Raises:
         TooLarge: more than MAX_RESPONSES responses to a prompt.
+        NotConverged: see `_implicit_rewards`.
     """
     _check_pairs(enumeration)
     reference_logp = Enumeration(enumeration.mdp, reference).leaf_logp().sum(-1)
     outcome = torch.where(enumeration.response_reward > threshold, 1 - label_noise, label_noise)
-    h = torch.zeros_like(reference_logp, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
-        [h], max_iter=2000, tolerance_grad=1e-11, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
+    chance = enumeration.leaf_logp().sum(-1)
+    ratios = [_implicit_rewards(*of_prompt, beta) for of_prompt in zip(chance, reference_logp, outcome)]
+    return policy_of_responses(enumeration, reference_logp + torch.stack(ratios))
 
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        log_ratio = (reference_logp + h).log_softmax(-1) - reference_logp
-        value = (enumeration.probability * outcome_cross_entropy(log_ratio, outcome, beta)).sum()
-        value.backward()
-        return value
 
-    optimiser.step(loss)  # pyright: ignore[reportArgumentType]
-    return policy_of_responses(enumeration, (reference_logp + h.detach()).log_softmax(-1))
+def _implicit_rewards(
+    logp: Float[Tensor, " N"], reference_logp: Float[Tensor, " N"], outcome: Float[Tensor, " N"], beta: float
+) -> Float[Tensor, " N"]:
+    """r = log φ/ref that minimises Σ P(W) CE(y, σ(β r)) subject to Σ ref exp(r) = 1.
+
+    Stationary where P β (y - σ(βr)) = λ ref exp(r). For λ > 0 the left side falls in r and the right side rises: one
+    root for each response. Their Σ ref exp(r) falls in λ: one λ. Both are found by cutting intervals. λ > 0 if the
+    outcomes' own r = logit(y)/β have Σ ref exp(r) > 1; otherwise φ cannot reach them from below, and there may be
+    several minima.
+
+    Raises:
+        NotConverged: if not.
+    """
+    free = outcome.logit() / beta
+    if float((reference_logp + free).logsumexp(0)) <= 0:
+        raise NotConverged(
+            "so few of the reference's responses succeed that PRIME's model cannot give them their implicit reward; "
+            "raise beta, or take an instance with more successes."
+        )
+
+    def rewards(log_multiplier: Float[Tensor, " L"]) -> Float[Tensor, "L N"]:
+        """The root of each response for every log λ."""
+        pull = log_multiplier[:, None] + reference_logp - logp - math.log(beta)
+        high = torch.minimum(outcome.log() - pull, free)
+        low = high - 50 / min(beta, 1.0)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            above = pull + middle > (outcome - torch.sigmoid(beta * middle)).clamp(min=0).log()
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return high
+
+    low, high = torch.tensor(-700.0, dtype=logp.dtype), torch.tensor(700.0, dtype=logp.dtype)
+    for _ in range(SECTIONS):
+        tried = low + (high - low) * torch.linspace(0, 1, 65, dtype=logp.dtype)
+        below = int(((reference_logp + rewards(tried)).logsumexp(1) > 0).sum().clamp(1, 64))
+        low, high = tried[below - 1], tried[below]
+    return rewards(high[None])[0]
 
 
 def policy_of_responses(enumeration: Enumeration, logp: Float[Tensor, "P N"]) -> TabularPolicy:
