@@ -17,7 +17,7 @@ class Given:
     """What estimators are made from beside their options. A place that knows more than this overrides it.
 
     Args:
-        horizon: T ≥ 1, the longest response in tokens.
+        horizon: T ≥ 1, the most tokens that the policy writes in a response.
         gamma: the discount of the token MDP.
         beta: β of DPO, RTO and PRIME.
     """

@@ -144,7 +144,7 @@ class GivenByProblem(Given):
 
     def __init__(self, problem: Problem):
         mdp = problem.instance.mdp
-        super().__init__(mdp.horizon, mdp.gamma, problem.beta)
+        super().__init__(mdp.longest, mdp.gamma, problem.beta)
         self.problem = problem
 
     @property

@@ -80,14 +80,14 @@ class Targets:
             "entropy": logp**2,
             "max of K": self.group_size**2 * e.response_reward**2,
             "length": e.length.double() ** 2,
-            "overlong": overlong(e.length, e.tree.horizon) ** 2,
+            "overlong": overlong(e.length, e.mdp.longest) ** 2,
         }[term]
         return float((chance * square * score).sum().sqrt())
 
     def _by_prompt(self, term: str, token_logp: Float[Tensor, "P N T"]) -> Float[Tensor, " P"]:
         e, reference = self.enumeration, self.reference_logp
         logp = token_logp.sum(-1)
-        chance = logp.exp()
+        chance = (logp + e.reply_logp).exp()
         if term == "max of K":
             return torch.stack(list(map(partial(_largest, group_size=self.group_size), chance, e.response_reward)))
         if term == "kl at visited states":
@@ -99,7 +99,7 @@ class Targets:
             "kl": lambda: logp - reference.sum(-1),
             "entropy": lambda: -logp,
             "length": lambda: e.length.double(),
-            "overlong": lambda: overlong(e.length, e.tree.horizon),
+            "overlong": lambda: overlong(e.length, e.mdp.longest),
         }[term]()
         return (chance * each).sum(-1)
 
