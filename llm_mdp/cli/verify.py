@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,8 @@ import tyro
 from rich.console import Console
 
 from llm_mdp.cli.options import check_writable, command_line
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instance_files import read_instance, write_instance
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.files import write_text
@@ -19,8 +23,14 @@ from llm_mdp.own import UsageError
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.terminal import print_report, progress_bar
 from llm_mdp.sampling.policies import NgramPolicy, PolicyKind
+from llm_mdp.verify.claims import Claim
+from llm_mdp.verify.diagnosis import diagnose
 from llm_mdp.verify.ledger import exit_status, find_claims, run_ledger
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.weights import EstimatorError
+
+DEFAULT_GROUP_SIZE = 3
+"""K, where neither the user nor the user's own class says it."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,8 @@ class VerifyArguments:
     """Discount in (0, 1] of a random instance."""
     seed: int = 0
     """Of random instances and of samples."""
-    group_size: int = 3
-    """K, responses to a prompt, of the group estimators."""
+    group_size: int | None = None
+    """K, responses to a prompt, of the group estimators (default: 3), and of your own (default: what the class has)."""
     beta: float = 0.7
     """β of DPO, RTO and PRIME."""
     policy: PolicyKind | None = None
@@ -62,6 +72,8 @@ class VerifyArguments:
     """Write the instance in use to this file."""
     html: Path | None = None
     """Write a self-contained page to this file."""
+    save_counter_example: Path | None = None
+    """Write the smallest instance on which your own estimator is not unbiased to this file."""
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -69,16 +81,23 @@ def verify(argv: Sequence[str]) -> int:
     command = tyro.cli(VerifyArguments, args=argv, prog="llm-mdp verify")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # many small tensors: more threads only wait for one another
-    for path in (command.json, command.save_instance, command.html):
+    for path in (command.json, command.save_instance, command.html, command.save_counter_example):
         check_writable(path)
-    claims = find_claims(command.claims)
+    claims = find_claims(command.claims, command.group_size)
     instances = find_instances(command)
     if command.save_instance and len(instances) > 1:
         raise UsageError(
             "--save-instance writes one instance, but this run has several; choose one with --vocab, --horizon, "
             "--gamma or --quick."
         )
-    problems = [Problem(instance, command.group_size, command.beta) for instance in instances]
+    own = [claim for claim in claims if isinstance(claim.estimator, Estimator)]
+    if command.save_counter_example and len(own) != 1:
+        raise UsageError(
+            f"--save-counter-example writes that of one estimator of your own, and {len(own)} are named; name one as "
+            "FILE.py:CLASS."
+        )
+    group_size = DEFAULT_GROUP_SIZE if command.group_size is None else command.group_size
+    problems = [Problem(instance, group_size, command.beta) for instance in instances]
     confidence = 1 - 0.01 / (len(claims) * len(problems))
 
     with progress_bar(Console(stderr=True), len(claims) * len(problems)) as done:
@@ -90,6 +109,8 @@ def verify(argv: Sequence[str]) -> int:
             for problem in problems
         ]
     document = runs[0] if len(runs) == 1 else {"instances": runs}
+    for claim in own:
+        explain(claim, runs, instances, command)
 
     if command.save_instance:
         write_instance(instances[0], command.save_instance)
@@ -99,6 +120,37 @@ def verify(argv: Sequence[str]) -> int:
         write_text(command.html, render_ledger(document))
     print_report(document, Console())
     return exit_status(document)
+
+
+def explain(claim: Claim, runs: list[dict[str, Any]], instances: list[Instance], command: VerifyArguments) -> None:
+    """Put into the row of an estimator of the user's own why it is not unbiased, where it first is not, and write its
+    counter-example."""
+    rows = zip((run["claims"][claim.id] for run in runs), instances)
+    row, instance = next((pair for pair in rows if pair[0]["verdict"] in ("biased", "proportional")), (None, None))
+    save, estimator = command.save_counter_example, claim.estimator
+    if row is None:
+        if save is not None:
+            print(f"llm-mdp: {claim.id} was not found biased: {save} is not written.", file=sys.stderr)
+        return
+    assert isinstance(estimator, Estimator)
+    try:
+        with progress_bar(Console(stderr=True), 3) as done:
+            diagnosis = diagnose(estimator, instance, progress=done)
+    except (TooLarge, EstimatorError) as error:
+        row["diagnosis"] = {"lines": [f"not diagnosed: {error}"]}
+        return
+    row["diagnosis"] = diagnosis.to_json()
+    if (example := diagnosis.counter_example) is None:
+        return
+    as_it_is = example.group_size == estimator.group_size and command.group_size is None
+    size = [] if as_it_is else ["--group-size", str(example.group_size)]
+    again = ["llm-mdp", "verify", claim.source, "--instance", str(save or "FILE.json"), *size]
+    row["diagnosis"]["command"] = shlex.join(again)
+    if save is None:
+        row["diagnosis"]["lines"].append("--save-counter-example FILE.json writes it")
+    else:
+        write_instance(example.instance, save)
+        row["diagnosis"]["lines"].append(f"it is in {save}: {shlex.join(again)}")
 
 
 def find_instances(command: VerifyArguments) -> list[Instance]:

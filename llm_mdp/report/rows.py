@@ -141,6 +141,11 @@ class ClaimRow:
         return list(dict.fromkeys(claim["repair"] for _, claim in self.entries if claim["repair"]))
 
     @property
+    def diagnosis(self) -> dict | None:
+        """Why a user's own estimator is not unbiased (`Diagnosis.to_json`), where it was looked for."""
+        return next((claim["diagnosis"] for _, claim in self.entries if claim.get("diagnosis")), None)
+
+    @property
     def certificate(self) -> str | None:
         """The weakest certificate of the instances, in words; None where exact figures say the same."""
         said = [entry for entry in self.entries if entry[1].get("certificate")]

@@ -171,7 +171,11 @@ def _explanation(row: ClaimRow) -> list[Text]:
     paper = [Text(f"paper: {row.paper}", style="italic")] if row.paper else []
     further = [line for line in (row.certificate, row.needed) if line]
     lines = [Text(line, style="dim") for line in (*row.reasons, *further)]
-    return [*paper, *lines, *(Text(f"→ repair: {repair}", style="cyan") for repair in row.repairs)]
+    found = [Text(f"• {line}") for line in row.diagnosis["lines"]] if row.diagnosis else []
+    if row.diagnosis and row.diagnosis.get("instance"):
+        shown = "showing it other rewards, lengths and continuations"
+        found = [Text(f"diagnosis, by {shown} on {row.diagnosis['instance']}:"), *found]
+    return [*paper, *lines, *found, *(Text(f"→ repair: {repair}", style="cyan") for repair in row.repairs)]
 
 
 def _verdict(row: ClaimRow) -> Text:

@@ -51,11 +51,13 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
     check_answers(estimator, estimator, enumeration)
 
 
-def load_estimator(name: str) -> Estimator:
+def load_estimator(name: str, group_size: int | None = None) -> Estimator:
     """A user's estimator, FILE.py:CLASS or MODULE:CLASS, checked.
 
+    Args: group_size: instead of its own.
+
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or its group_size is no field.
         EstimatorError: if it could not be verified or trained with.
     """
     kind = load(name)
@@ -63,8 +65,24 @@ def load_estimator(name: str) -> Estimator:
         estimator = kind() if isinstance(kind, type) else kind
     except TypeError as error:
         raise UsageError(f"{name} could not be made without arguments: {error}") from error
+    if group_size is not None:
+        own, estimator = estimator, with_group_size(estimator, group_size)
+        if estimator is None:
+            raise UsageError(
+                f"{name} draws {getattr(own, 'group_size', '?')} responses to a prompt and cannot be given "
+                f"{group_size}; leave --group-size out, or make group_size a field of a dataclass."
+            )
     check_estimator(estimator)
     return estimator
+
+
+def with_group_size(estimator: Any, size: int) -> Any | None:
+    """The same estimator with groups of another size; None: its size is no field that takes this number."""
+    try:
+        changed = replace(estimator, group_size=size)
+    except (TypeError, ValueError):
+        return None
+    return changed if changed.group_size == size else None
 
 
 def check_answers(estimator: Any, twin: Any, enumeration: Enumeration) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import llm_mdp
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.entry import Entry
 from llm_mdp.exact.enumeration import TooLarge
@@ -57,7 +58,7 @@ def run_ledger(
         "name": instance.name,
         "policy": getattr(instance.policy, "kind", type(instance.policy).__name__),
         "mode": "exact" if sampled is None else "sampled",
-        "group_size": problem.group_size,
+        "group_size": group_size_of(claims, problem),
         "beta": problem.beta,
         "seed": seed,
         "version": llm_mdp.__version__,
@@ -70,8 +71,11 @@ def run_ledger(
     }
 
 
-def find_claims(names: Sequence[str]) -> tuple[Claim, ...]:
-    """The claims with these ids, and the users' own estimators as claims of "unbiased"."""
+def find_claims(names: Sequence[str], group_size: int | None = None) -> tuple[Claim, ...]:
+    """The claims with these ids, and the users' own estimators as claims of "unbiased".
+
+    Args: group_size: of the users' own, instead of what each has.
+    """
     known = {claim.id: claim for claim in CLAIMS}
     found = []
     for name in names:
@@ -80,7 +84,7 @@ def find_claims(names: Sequence[str]) -> tuple[Claim, ...]:
         elif name in CATALOGUE:
             found.append(named_claim(CATALOGUE[name]))
         elif is_own(name):
-            found.append(own_claim(name))
+            found.append(own_claim(name, group_size))
         else:
             hint = did_you_mean(name, [*known, *CATALOGUE], "an estimator of your own is written FILE.py:CLASS.")
             raise UsageError(f"there is no claim {name!r}; {hint}")
@@ -89,14 +93,22 @@ def find_claims(names: Sequence[str]) -> tuple[Claim, ...]:
     return tuple(found) or CLAIMS
 
 
-def own_claim(name: str) -> Claim:
+def own_claim(name: str, group_size: int | None = None) -> Claim:
     """A user's estimator, FILE.py:CLASS or MODULE:CLASS, as the claim that it is unbiased (or what its `expected`
     says)."""
-    estimator, attribute = load_estimator(name), name.rpartition(":")[2]
+    estimator, attribute = load_estimator(name, group_size), name.rpartition(":")[2]
     statement = " ".join((type(estimator).__doc__ or "").strip().split("\n\n")[0].split())
     expected = always(getattr(estimator, "expected", "unbiased"))
     words = "" if statement.startswith(f"{attribute}(") else statement
-    return Claim(attribute, "yours", words, name, expected, "your estimator", estimator=estimator)
+    reason = f"your estimator, {estimator.group_size} response{'s' if estimator.group_size > 1 else ''} to a prompt"
+    return Claim(attribute, "yours", words, name, expected, reason, estimator=estimator)
+
+
+def group_size_of(claims: Sequence[Claim], problem: Problem) -> int:
+    """K of what ran: the users' own, where nothing else ran and they agree."""
+    own = {claim.estimator.group_size for claim in claims if isinstance(claim.estimator, Estimator)}
+    alone = all(isinstance(claim.estimator, Estimator) for claim in claims)
+    return own.pop() if alone and len(own) == 1 else problem.group_size
 
 
 def named_claim(entry: Entry) -> Claim:

@@ -12,7 +12,7 @@ from llm_mdp.exact.instance_files import instance_to_dict
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.own import UsageError, is_own
 from llm_mdp.verify.certificate import Certificate, exact_certificate
-from llm_mdp.verify.check import load_estimator
+from llm_mdp.verify.check import load_estimator, with_group_size
 from llm_mdp.verify.counterexamples import smallest_instance
 from llm_mdp.verify.diagnosis.black_box import BlackBox, Weights
 from llm_mdp.verify.diagnosis.examine import DRAWING, examine
@@ -110,7 +110,7 @@ class Diagnosis:
             after = "" if finding.verdict_after is None else f"; repaired alone: {_after(finding)}"
             remedy = f" → {finding.remedy}" if finding.remedy else ""
             lines.append(f"{finding.kind}: {finding.words}{remedy}{after}")
-        if not self.findings and self.certificate is not None:
+        if not self.findings and not self.note and self.certificate is not None:
             fine = self.certificate.verdict == "unbiased"
             lines.append("no fault found" if fine else "none of the known kinds of fault was found in its weights")
         for repaired in (self.direction, self.cure):
@@ -187,9 +187,16 @@ def diagnose(
         return _refused(name, problem, "mixed-worlds", str(error))
     mixed = _mixed_prompts(box)
     true = exact_certificate(estimator, problem.enumeration, problem.target("reward"), problem.magnitude("reward"))
-    found = examine(box)
-    found = _served(box, true) or found
-    note = _unlike(box, true, found)
+    try:
+        found = examine(box)
+        found = _served(box, true) or found
+        note = _unlike(box, true, found)
+    except Exception as error:
+        found, note = [], f"it could not be shown other rewards and lengths ({type(error).__name__}: {error})"
+    if true.verdict == "unbiased" and instance not in (None, problem.instance):
+        note = (
+            f"on {problem.instance.name} it is unbiased; the instance given has too many groups to look at one by one"
+        )
     progress("repairs")
     repairs = [] if true.verdict == "unbiased" or note else _certified(box, found)
     alone = {each.kinds: each for each in repairs}
@@ -340,12 +347,3 @@ def _smallest_of(estimator: Estimator, verdict: str, visible: float) -> CounterE
     if instance is None or certificate is None:
         return None
     return CounterExample(instance, estimator.group_size, certificate)
-
-
-def with_group_size(estimator: Estimator, size: int) -> Estimator | None:
-    """The same estimator with groups of another size; None: its size is no field that can be set."""
-    try:
-        changed = replace(estimator, group_size=size)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
-        return None
-    return changed if changed.group_size == size else None
