@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, env_arguments, one_thread
+from llm_mdp.cli.options import FLAGS, check_model_choice, check_seed, check_writable, env_arguments, one_thread
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp_agents.resolve import ModelConfig
@@ -44,6 +44,7 @@ def evaluate(argv: Sequence[str]) -> int:
     one_thread()
     arguments = tyro.cli(EvalArguments, args=argv, prog="llm-mdp eval", config=FLAGS)
     check_writable(arguments.json)
+    check_seed(arguments.seed)
     if arguments.run is None and arguments.env is None:
         raise UsageError("name an environment, or a run with --run runs/NAME.")
     check_model_choice(arguments.run, arguments.model)

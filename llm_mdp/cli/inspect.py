@@ -17,6 +17,7 @@ import llm_mdp
 from llm_mdp.cli.options import (
     FLAGS,
     check_model_choice,
+    check_seed,
     check_writable,
     command_line,
     env_arguments,
@@ -95,6 +96,7 @@ def inspect(argv: Sequence[str]) -> int:
     """Run `llm-mdp inspect`."""
     one_thread()
     arguments = tyro.cli(InspectArguments, args=argv, prog="llm-mdp inspect", config=FLAGS)
+    check_seed(arguments.seed)
     _check(arguments)
     own = load_own(arguments.estimators)
     env = arguments.env if arguments.run or arguments.env else DEFAULT_ENV

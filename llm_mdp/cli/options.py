@@ -47,6 +47,12 @@ def check_model_choice(run: Path | None, model: "ModelConfig", warm_start: int |
         raise UsageError(f"--warm-start is {warm_start}; it must be at least 0.")
 
 
+def check_seed(seed: int) -> None:
+    """Raise UsageError for a seed that is no 63-bit number of at least 0."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed is {seed}; it must be at least 0 and below 2^63.")
+
+
 def check_writable(path: Path | None) -> None:
     """Raise UsageError before any work starts if a result could not be written."""
     if path is None:

@@ -19,6 +19,8 @@ from llm_mdp.sampling.policies import Critic, Policy, draw_tokens
 from llm_mdp.sampling.sampler import check_temperatures
 
 MAX_WORLDS = 20_000_000
+MAX_GROUP_SIZE = 10_000
+"""Groups of more responses than this are not drawn either."""
 
 
 @dataclass(frozen=True)
@@ -290,13 +292,8 @@ def all_groups(
     Raises:
         TooLarge: more than MAX_WORLDS groups.
     """
+    check_groups(enumeration, group_size, ordered)
     n, prompts = enumeration.tree.n_leaves, enumeration.n_prompts
-    count = n**group_size if ordered else math.comb(n + group_size - 1, group_size)
-    if count * prompts > MAX_WORLDS:
-        raise TooLarge(
-            f"{count * prompts:,} groups of {group_size} out of {n} responses are too many (at most {MAX_WORLDS:,}); "
-            "take a smaller instance, a smaller --group-size, or --sampled N."
-        )
     every = torch.arange(n)
     if group_size == 1:
         groups = every[:, None]
@@ -308,6 +305,25 @@ def all_groups(
         for part in groups.split(chunk):
             weight = enumeration.mdp.prompt_probability[number].expand(len(part))
             yield Groups(torch.full((len(part),), number), part, weight if ordered else weight * _orders(part))
+
+
+def check_groups(enumeration: Enumeration, group_size: int, ordered: bool) -> None:
+    """Raise TooLarge if there are more than MAX_WORLDS groups to enumerate."""
+    check_group_size(group_size)
+    n, prompts = enumeration.tree.n_leaves, enumeration.n_prompts
+    count = prompts * (n**group_size if ordered else math.comb(n + group_size - 1, group_size))
+    if count > MAX_WORLDS:
+        number = f"{count:,}" if count < 10**15 else f"about 10^{math.floor(math.log10(count))}"
+        raise TooLarge(
+            f"{number} groups of {group_size} out of {n} responses are too many (at most {MAX_WORLDS:,}); "
+            "take a smaller instance, a smaller --group-size, or --sampled N."
+        )
+
+
+def check_group_size(group_size: int) -> None:
+    """Raise TooLarge for more than MAX_GROUP_SIZE responses to a prompt."""
+    if group_size > MAX_GROUP_SIZE:
+        raise TooLarge(f"group_size is {group_size:,}; it must be at most {MAX_GROUP_SIZE:,}.")
 
 
 def _orders(sorted_groups: Int[Tensor, "W K"]) -> Float[Tensor, " W"]:

@@ -21,6 +21,7 @@ from llm_mdp.exact.worlds import (
     Groups,
     TreeBranches,
     all_groups,
+    check_groups,
 )
 from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
@@ -94,14 +95,23 @@ class Certificate:
     def statement(self) -> str:
         """What was found, in words that the figures bear."""
         if self.verdict == "undecided":
-            return f"undecided: {self.reason}"
+            more = "" if self.needed is None else f"; about {self.needed:,} responses would settle it"
+            return f"undecided: {self.reason}{more}"
         if self.relative_bias is None:
             return "the true gradient is exactly zero, and so is every estimate"
-        if self.bound is not None:
-            confidence = 100 * (self.confidence or 0)
-            return (
-                f"relative bias below {self.bound:.2g} with {confidence:.6g} % confidence ({self.samples:,} responses)"
-            )
+        if self.bias_interval is not None and self.scale_interval is not None and self.cosine_interval is not None:
+            said = {
+                "unbiased": f"relative bias below {_outwards(self.bias_interval)[1]}",
+                "proportional": (
+                    f"scale {' to '.join(_outwards(self.scale_interval))}, "
+                    f"cosine above {_outwards(self.cosine_interval)[0]}"
+                ),
+                "biased": (
+                    f"relative bias {' to '.join(_outwards(self.bias_interval))}, "
+                    f"cosine {' to '.join(_outwards(self.cosine_interval))}"
+                ),
+            }[self.verdict]
+            return f"{said} with {100 * (self.confidence or 0):.6g} % confidence ({self.samples:,} responses)"
         if self.precision != "float64" and self.verdict == "unbiased":
             return f"{self.precision}: bias below {_rounded_up(self.relative_bias)}"
         return str(self)
@@ -121,6 +131,16 @@ def _figure(value: float) -> str:
     if abs(value) < UNBIASED:
         return f"below {UNBIASED:g}"
     return f"{value:.4g}" if abs(value - 1) > 1e-4 else f"{value:.10g}"
+
+
+def _outwards(interval: tuple[float, float]) -> tuple[str, str]:
+    """Both ends in two digits, rounded away from each other; in as many as show that an end is not 1."""
+    ends = []
+    for end, rounded in zip(interval, (math.floor, math.ceil)):
+        distance = abs(1 - abs(end)) if 0.9 < abs(end) < 1 else abs(end)
+        unit = 10.0 ** (math.floor(math.log10(distance)) - 1) if distance > 0 else 1.0
+        ends.append(f"{rounded(end / unit) * unit:.10g}")
+    return ends[0], ends[1]
 
 
 def _rounded_up(value: float) -> str:
@@ -293,6 +313,7 @@ def _worlds(
 ) -> Iterator[tuple[Meter, Evidence]]:
     """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups without order
     where the estimator has none, branch means where they suffice."""
+    check_groups(enumeration, estimator.group_size, ordered=False)  # fewer than in order: before any work
     ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
     if enumerate_branches is None:
         enumerate_branches = not _affine_in_branches(estimator, enumeration)

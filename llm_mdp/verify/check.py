@@ -11,6 +11,7 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import (
+    MAX_GROUP_SIZE,
     ExactSampler,
     Groups,
     TreeBranches,
@@ -45,6 +46,8 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
     if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
         raise EstimatorError(f"{name}.group_size is {group_size!r}; it must be a whole number of at least 1.")
 
+    if group_size > MAX_GROUP_SIZE:
+        raise EstimatorError(f"{name}.group_size is {group_size:,}; it must be at most {MAX_GROUP_SIZE:,}.")
     if enumeration is None:
         instance = random_instance(3, 3, gamma=0.9)
         enumeration = Enumeration(instance.mdp, instance.policy)

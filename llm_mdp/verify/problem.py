@@ -15,6 +15,7 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import Instance, stream
 from llm_mdp.exact.optima import process_model, regularised_optimum
 from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
+from llm_mdp.exact.worlds import check_group_size
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.sampling.policies import Critic, Policy, TabularPolicy, TabularValue
 from llm_mdp.verify.certificate import RESOLVED, ROUNDING
@@ -44,8 +45,9 @@ class Problem:
             raise ValueError(
                 f"--group-size is {self.group_size}; group baselines need at least 2 responses to a prompt."
             )
-        if not self.beta > 0:
-            raise ValueError(f"--beta is {self.beta}; it must be above 0.")
+        check_group_size(self.group_size)
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"--beta is {self.beta}; it must be above 0 and finite.")
 
     @cached_property
     def enumeration(self) -> Enumeration:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mdp import GRPO, RLOO, Estimator, certify, groups, random_instance
+from llm_mdp import GRPO, RLOO, Estimator, EstimatorError, TooLarge, certify, groups, random_instance
 from llm_mdp.exact.instances import Instance
 from llm_mdp.sampling.policies import TabularPolicy, TabularValue
 from llm_mdp.verify.certificate import Moments, exact_moments, judge
@@ -251,3 +251,21 @@ def test_a_sum_is_the_sum_of_its_terms():
         p.target("reward - 0.3 kl"), p.target("reward") + 0.3 * p.target("kl"), rtol=1e-12, atol=1e-14
     )
     assert exact_moments(RLOO(3), p.enumeration).mean == pytest.approx(p.target("reward"))
+
+
+# --- upper bounds -----------------------------------------------------------------------------------------------------
+
+
+def test_a_group_too_large_is_refused_before_any_work():
+    with pytest.raises(TooLarge, match=r"^group_size is 1,000,000; it must be at most 10,000\.$"):
+        Problem(random_instance(3, 3), group_size=1_000_000)
+    with pytest.raises(EstimatorError, match=r"^RLOO\.group_size is 1,000,000; it must be at most 10,000\.$"):
+        certify(RLOO(group_size=1_000_000))
+    with pytest.raises(TooLarge, match=r"^about 10\^\d+ groups of 9000 out of 15 responses are too many"):
+        exact_moments(RLOO(group_size=9000), Problem(random_instance(3, 3)).enumeration)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan])
+def test_beta_is_a_positive_number(beta):
+    with pytest.raises(ValueError, match=r"^--beta is .*; it must be above 0 and finite\.$"):
+        Problem(random_instance(3, 3), beta=beta)
