@@ -62,29 +62,22 @@ def test_an_overflowing_critic_decides_nothing(id, size):
     assert all(found[name] is None or math.isfinite(found[name]) for name in ("relative_bias", "trace_covariance"))
 
 
+TRUE = {(1.0, 0.0): "unbiased", (0.5, 0.0): "proportional", (1.0, 0.1): "biased", (-1.0, 0.0): "biased"}
+
+
 @given(
-    size=st.floats(-20, 20), noise=st.floats(-17, 25), turned=st.floats(-16, 1), seed=st.integers(0, 99),
-    scale=st.sampled_from([1.0, 0.5, 1 + 1e-7]),
+    case=st.sampled_from(sorted(TRUE)), size=st.floats(-30, 30), noise=st.floats(-1, 25), seed=st.integers(0, 999)
 )  # fmt: skip
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_no_verdict_is_said_below_the_rounding(size, noise, turned, seed, scale):
-    """E g = (scale, turned) |∇J| in the plane of ∇J: a perturbation as large as rounding never turns one verdict into
-    another."""
-    generator = torch.Generator().manual_seed(seed)
-    target = torch.tensor([10.0**size, 0.0], dtype=torch.float64)
-    rms = 10.0**noise * 10.0**size
-    mean = scale * target + torch.tensor([0.0, 10.0 ** (size + turned)], dtype=torch.float64)
-    error = torch.randn(2, generator=generator, dtype=torch.float64)
-    moved = mean + 1e-14 * rms * error / error.norm()
-    said = {judge(Moments(each, rms**2, rms), target).verdict for each in (mean, moved)} - {"undecided"}
-    true = "biased" if turned > -5 else None
-    assert (
-        len(said) < 2
-        or (turned < -5 and said == {"biased", "proportional"})
-        or said == {"unbiased", "biased"}
-        and (abs(math.hypot(scale - 1, 10.0**turned)) < 1e-8)
-    )
-    assert true is None or said <= {true}
+def test_no_verdict_is_said_below_the_rounding(case, size, noise, seed):
+    """E g is known up to 1e-14 of the size of its terms. However large these are, what is said is true, and it is said
+    where they are not a thousand times the target."""
+    scale, turned = case
+    error = torch.randn(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rms = 10.0 ** (noise + size)
+    mean = 10.0**size * torch.tensor([scale, turned], dtype=torch.float64) + 1e-14 * rms * error / error.norm()
+    said = judge(Moments(mean, rms**2, rms), 10.0**size * torch.tensor([1.0, 0.0], dtype=torch.float64)).verdict
+    assert said == TRUE[case] or (said == "undecided" and noise > 3)
 
 
 def test_a_verdict_is_never_inf_or_nan():
@@ -188,7 +181,7 @@ def test_an_expression_is_a_sum_of_terms(expression, factors):
 
 @pytest.mark.parametrize("expression", ["", "rewards", "reward kl", "kl2", "reward -", "0.3", "reward - nan kl"])
 def test_what_is_no_expression_is_refused(expression):
-    with pytest.raises(ValueError, match="^target is .*; choose among reward, kl, "):
+    with pytest.raises(ValueError, match=r"^target is .*; choose among reward, kl, "):
         parse_target(expression)
 
 
