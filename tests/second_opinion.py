@@ -52,6 +52,7 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     reference_logits = np.array([node.get("reference_logits", [0.0] * V) for node in nodes], float)
     value = {prefix: float(nodes[i].get("value", 0.0)) for prefix, i in index.items()}
     environment_at = set(instance.get("environment_at", []))
+    own_horizon = T - len(environment_at)  # the most tokens that the policy may write
     environment_rows = np.array([len(prefix) in environment_at for prefix in index])
 
     def policy_table(policy_logits):
@@ -73,16 +74,24 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
 
     responses = completions(())
 
-    def steps(W):
+    def all_steps(W):
         return range(1, len(W) + 1)
 
-    def own_steps(W):
-        """The steps at which the policy draws: all of them but for an environment."""
-        return [t for t in steps(W) if t - 1 not in environment_at]
+    def steps(W):
+        """The steps at which the policy draws: all of them but for an environment. Estimators know no other."""
+        return [t for t in all_steps(W) if t - 1 not in environment_at]
 
     def size(W):
         """The number of tokens that the policy drew."""
-        return len(own_steps(W))
+        return len(steps(W))
+
+    def number(W, t):
+        """Step t is the policy's first, second, ..."""
+        return steps(W).index(t) + 1
+
+    def state_after(W, t):
+        """What is written when the policy draws again, or when the response has ended."""
+        return next((W[: k - 1] for k in steps(W) if k > t), W)
 
     def probability(W, table, start=0):
         """Probability that `table` writes the tokens of W after the first `start` ones."""
@@ -92,33 +101,41 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
         """The hidden token reward of step t."""
         return token_reward[index[W[: t - 1]], W[t - 1]]
 
-    RM = {W: sum(gamma ** (t - 1) * r(W, t) for t in steps(W)) for W in responses}
+    RM = {W: sum(gamma ** (t - 1) * r(W, t) for t in all_steps(W)) for W in responses}
     prefixes = {W[:t] for W in responses for t in range(len(W) + 1)}  # the complete responses among them
 
-    # U(p) and the variance of RM over the responses that start with p
-    U, variance = {}, {}
-    for p in prefixes:
-        chances = np.array([probability(W, pi, len(p)) for W in completions(p)])
-        rewards = np.array([RM[W] for W in completions(p)])
-        U[p] = chances @ rewards
-        variance[p] = chances @ (rewards - U[p]) ** 2
+    def moments(table):
+        """Mean and variance of RM over the responses that start with p, as `table` completes them; for every p."""
+        mean, variance = {}, {}
+        for p in prefixes:
+            chances = np.array([probability(W, table, len(p)) for W in completions(p)])
+            rewards = np.array([RM[W] for W in completions(p)])
+            mean[p] = chances @ rewards
+            variance[p] = chances @ (rewards - mean[p]) ** 2
+        return mean, variance
+
+    greedy = policy_table(np.where(np.eye(V)[pi.argmax(1)] > 0, 0.0, -np.inf))
+    U = moments(pi)[0]
+    U_greedy = moments(greedy)[0]  # of one response, unless the environment draws
 
     # V(p), the expected discounted future reward, straight from its definition
     future = {
         p: sum(
-            probability(W, pi, len(p)) * sum(gamma ** (t - len(p) - 1) * r(W, t) for t in steps(W) if t > len(p))
+            probability(W, pi, len(p)) * sum(gamma ** (t - len(p) - 1) * r(W, t) for t in all_steps(W) if t > len(p))
             for W in completions(p)
         )
         for p in prefixes
     }
 
-    greedy = np.eye(V)[pi.argmax(1)]
-    greedy[environment_rows] = pi[environment_rows]
-    U_greedy = {p: sum(probability(W, greedy, len(p)) * RM[W] for W in completions(p)) for p in prefixes}
-
-    # pi*, the response distribution proportional to ref exp(RM / beta), and its conditional for each token
-    tilted = {W: probability(W, ref) * np.exp((RM[W] - max(RM.values())) / beta) for W in responses}
-    mass = {p: sum(tilted[W] for W in completions(p)) for p in prefixes}
+    def optimal_value(p):
+        """beta log sum ref exp(value / beta) over what the policy may write, the mean over what the environment may:
+        pi* is the policy that maximises E RM - beta KL(pi || ref), without an environment ref exp(RM / beta) / Z."""
+        if is_complete(p):
+            return RM[p]
+        values = np.array([optimal_value((*p, w)) for w in range(V)])
+        if environment_rows[index[p]]:
+            return pi[index[p]] @ values
+        return values.max() + beta * np.log(ref[index[p]] @ np.exp((values - values.max()) / beta))
 
     # ------------------------------------------------------------------ the targets: differentiate the sums themselves
     def total_reward(table):
@@ -145,10 +162,8 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
 
     # ------------------------------------------------------------------ scores, and the four figures
     def score(W, t, table):
-        """grad log table(w_t | prefix), a flat vector; 0 where the environment drew w_t."""
+        """grad log table(w_t | prefix), a flat vector."""
         block = np.zeros(logits.shape)
-        if t - 1 in environment_at:
-            return block.ravel()
         block[index[W[: t - 1]]] = -table[index[W[: t - 1]]]
         block[index[W[: t - 1]], W[t - 1]] += 1
         return block.ravel()
@@ -179,14 +194,15 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
         """The same for g = sum_t A_t grad log pi, where A(W, t) is the weight of step t."""
         return of_responses(lambda W: np.array([A(W, t) for t in steps(W)]) @ scores[W], target, table)
 
-    def of_branches(boundaries, A, draws):
+    def of_branches(boundaries, A, draws, table=pi):
         """The same where A(W, Ubar) is a list of weights that uses, for each step b of `boundaries(W)`, the mean
-        Ubar[b] of the RM of `draws` independent fresh responses from the prefix before step b. A is linear in these
-        means, so each independent mean, of variance Var(RM | prefix) / draws, moves g by its own constant direction,
-        and the noise adds the variance times the squared length of that direction to E |g|^2."""
+        Ubar[b] of the RM of `draws` independent fresh responses, which `table` draws from the prefix before step b. A
+        is linear in these means, so each independent mean, of variance Var(RM | prefix) / draws, moves g by its own
+        constant direction, and the noise adds the variance times the squared length of that direction to E |g|^2."""
         mean, mean_square = 0.0, 0.0
+        expected, variance = moments(table)
         for W in responses:
-            exact = {b: U[W[: b - 1]] for b in boundaries(W)}
+            exact = {b: expected[W[: b - 1]] for b in boundaries(W)}
             g = np.array(A(W, exact)) @ scores[W]
             square = g @ g
             for b in boundaries(W):
@@ -224,25 +240,22 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     # ------------------------------------------------------------------ the pieces that several estimators share
     def return_to_go(W, t):
         """G_t, the discounted return-to-go of the true token rewards."""
-        return sum(gamma ** (k - t) * r(W, k) for k in steps(W) if k >= t)
+        return sum(gamma ** (k - t) * r(W, k) for k in all_steps(W) if k >= t)
 
     def gae(W, t, v, L, discount=1.0):
         """GAE(L) with reward RM(W) on the last token, 0 elsewhere; the value after the end is 0."""
 
         def delta(k):
-            at_end = k == len(W)
-            return (RM[W] if at_end else discount * v[W[:k]]) - v[W[: k - 1]]
+            after = state_after(W, k)
+            return (RM[W] if after == W else discount * v[after]) - v[W[: k - 1]]
 
-        return sum((discount * L) ** (k - t) * delta(k) for k in steps(W) if k >= t)
-
-    def every_step(W):
-        return list(steps(W))
+        return sum((discount * L) ** i * delta(k) for i, k in enumerate(k for k in steps(W) if k >= t))
 
     def every_second_step(W):
-        return list(range(1, len(W) + 1, 2))  # 1, 3, 5, ...
+        return steps(W)[::2]  # 1, 3, 5, ...
 
     def halves(W):
-        return sorted({1, len(W) // 2 + 1})
+        return sorted({1, steps(W)[size(W) // 2]})
 
     def segment_gains(W, D, values):
         """F_d = value at the next boundary (RM(W) after the last one) - value at d; values[d]: of the prefix before
@@ -256,17 +269,12 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     def start_of_segment(t, D):
         return max(d for d in D if d <= t)
 
-    def between(F, t):
+    def between(W, F, t):
         """Linear interpolation of F at step t between the boundaries on either side; after the last one, constant."""
-        D = sorted(F)
-        before = start_of_segment(t, D)
-        if before == t or before == D[-1]:
-            return F[before]
-        after = min(d for d in D if d > t)
-        return ((after - t) * F[before] + (t - before) * F[after]) / (after - before)
+        return float(np.interp(number(W, t), [number(W, d) for d in sorted(F)], [F[d] for d in sorted(F)]))
 
     def interpolated(W, t):
-        return between(exact_gains(W, every_second_step(W)), t)
+        return between(W, exact_gains(W, every_second_step(W)), t)
 
     def lambda_sum(gains, L):
         """sum_{l >= d} L^(number of segments between) gain_l, for every d."""
@@ -274,18 +282,25 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
         return {d: sum(L ** (j - i) * gains[D[j]] for j in range(i, len(D))) for i, d in enumerate(D)}
 
     def trepo_weights(W, Ubar):
-        gains = segment_gains(W, every_step(W), Ubar)
+        gains = segment_gains(W, steps(W), Ubar)
         return [gains[t] for t in steps(W)]
 
+    def remax_weights(W, greedy_reward):
+        return [RM[W] - greedy_reward[1] for t in steps(W)]
+
+    def greedy_baseline_weights(W, greedy_reward):
+        return [U[W[:t]] - greedy_reward[t] for t in steps(W)]
+
     def trepo_lambda_weights(W, Ubar):
-        sums = lambda_sum(segment_gains(W, every_step(W), Ubar), 0.5)
+        sums = lambda_sum(segment_gains(W, steps(W), Ubar), 0.5)
         return [sums[t] for t in steps(W)]
 
     def eq31_weights(W, drawn):
         """drawn[k] = RM(W^(k)); W itself stands in as k = len + 1; pooled over all k >= t."""
         all_drawn = {**drawn, len(W) + 1: RM[W]}
-        pooled = {t: np.mean([all_drawn[k] for k in range(t, len(W) + 2)]) for t in range(1, len(W) + 2)}
-        return [pooled[t + 1] - pooled[t] for t in steps(W)]
+        pooled = {d: np.mean([all_drawn[k] for k in all_drawn if k >= d]) for d in steps(W)}
+        gains = segment_gains(W, steps(W), pooled)
+        return [gains[t] for t in steps(W)]
 
     def vineppo_weights(W, Ubar):
         D = every_second_step(W)
@@ -297,12 +312,12 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
         return lambda_sum(exact_gains(W, D), 0.95)[start_of_segment(t, D)]
 
     def r3hf_reward(W, t):
-        after = RM[W] if t == len(W) else value[W[:t]]
-        return after - value[W[: t - 1]]
+        after = state_after(W, t)
+        return (RM[W] if after == W else value[after]) - value[W[: t - 1]]
 
     def optimum_ratio(W, t):
         """pi*(w_t | prefix) / ref(w_t | prefix)."""
-        return mass[W[:t]] / mass[W[: t - 1]] / ref[index[W[: t - 1]], W[t - 1]]
+        return np.exp((optimal_value(W[:t]) - optimal_value(W[: t - 1])) / beta)
 
     def policy_ratio(W, t):
         """pi(w_t | prefix) / ref(w_t | prefix)."""
@@ -311,6 +326,11 @@ def quantities(instance: dict, group_size: int = 3, beta: float = 0.7) -> Simple
     def to_go(token_reward_of):
         """Undiscounted return-to-go of some token reward."""
         return lambda W, t: sum(token_reward_of(W, k) for k in steps(W) if k >= t)
+
+    def half_by_token(W, t):
+        """Half of the rewards of the policy's tokens are observed token by token; all else only as a whole."""
+        observed = {k: gamma ** (k - 1) * r(W, k) / 2 for k in steps(W)}
+        return sum(observed[k] for k in observed if k >= t) + RM[W] - sum(observed.values())
 
     def after_a_step_on(W):
         return logits + (STEP_SIZE * RM[W] * scores[W].sum(0)).reshape(logits.shape)
@@ -377,9 +397,9 @@ def first_edition(q: SimpleNamespace) -> dict:
         "remark-3-undiscounted": q.of_weights(q.return_to_go),
         "remark-4-whitening": q.of_groups(q.whitened_over_tokens),
         "remark-5-merged": q.of_weights(
-            lambda W, t: sum(q.gamma ** (k - 1) * q.r(W, k) / 2 for k in q.steps(W)) + q.RM[W] / 2,
+            lambda W, t: sum(q.gamma ** (k - 1) * q.r(W, k) / 2 for k in q.all_steps(W)) + q.RM[W] / 2,
         ),
-        "remark-5-token-level": q.of_weights(lambda W, t: q.gamma ** (t - 1) * q.return_to_go(W, t) / 2 + q.RM[W] / 2),
+        "remark-5-token-level": q.of_weights(q.half_by_token),
         "gae-exact-0": q.of_weights(lambda W, t: q.gae(W, t, q.U, 0.0)),
         "gae-exact-0.95": q.of_weights(lambda W, t: q.gae(W, t, q.U, 0.95)),
         "gae-exact-1": q.of_weights(lambda W, t: q.gae(W, t, q.U, 1.0)),
@@ -389,28 +409,28 @@ def first_edition(q: SimpleNamespace) -> dict:
         "gae-discounted": q.of_weights(lambda W, t: q.gae(W, t, q.U, 1.0, discount=0.9)),
         "rloo": q.of_groups(q.leave_one_out),
         "rloo-eq36": q.of_groups(lambda R, lengths: R - R.sum(1, keepdims=True) / (q.K - 1)),
-        "remax": q.of_weights(lambda W, t: q.RM[W] - q.U_greedy[()]),
+        "remax": q.of_branches(lambda W: [1], q.remax_weights, 1, q.greedy),
         "grpo-mean": q.of_groups(lambda R, lengths: q.centred(R)),
         "grpo": q.of_groups(q.grpo),
         "grpo-length": q.of_groups(lambda R, lengths: q.grpo(R) / lengths),
-        "dr-grpo": q.of_groups(lambda R, lengths: q.centred(R) / q.T),
-        "trepo": q.of_branches(q.every_step, q.trepo_weights, TREPO_DRAWS),
-        "trepo-eq31": q.of_branches(q.every_step, q.eq31_weights, 1),
+        "dr-grpo": q.of_groups(lambda R, lengths: q.centred(R) / q.own_horizon),
+        "trepo": q.of_branches(q.steps, q.trepo_weights, TREPO_DRAWS),
+        "trepo-eq31": q.of_branches(q.steps, q.eq31_weights, 1),
         "trepo-interpolated": q.of_weights(q.interpolated),
         "trepo-segment": q.of_weights(
             lambda W, t: q.exact_gains(W, q.every_second_step(W))[q.start_of_segment(t, q.every_second_step(W))]
         ),
-        "trepo-lambda": q.of_branches(q.every_step, q.trepo_lambda_weights, TREPO_DRAWS),
+        "trepo-lambda": q.of_branches(q.steps, q.trepo_lambda_weights, TREPO_DRAWS),
         "trepo-own-length": q.of_weights(
             lambda W, t: q.exact_gains(W, q.halves(W))[q.start_of_segment(t, q.halves(W))]
         ),
-        "trepo-greedy-values": q.of_weights(lambda W, t: q.U_greedy[W[:t]] - q.U_greedy[W[: t - 1]]),
-        "trepo-greedy-baseline": q.of_weights(lambda W, t: q.U[W[:t]] - q.U_greedy[W[: t - 1]]),
+        "trepo-greedy-values": q.of_branches(q.steps, q.trepo_weights, 1, q.greedy),
+        "trepo-greedy-baseline": q.of_branches(q.steps, q.greedy_baseline_weights, 1, q.greedy),
         "vineppo": q.of_branches(q.every_second_step, q.vineppo_weights, VINEPPO_DRAWS),
         "ma-rlhf": q.of_weights(q.ma_rlhf),
         "r3hf": q.of_weights(q.to_go(q.r3hf_reward)),
         "abc-return-to-go": q.of_weights(q.to_go(lambda W, t: q.RM[W] / q.size(W))),
-        "abc-full-sum": q.of_weights(lambda W, t: sum(q.RM[W] / q.size(W) for _ in q.own_steps(W))),
+        "abc-full-sum": q.of_weights(lambda W, t: sum(q.RM[W] / q.size(W) for _ in q.steps(W))),
         "rto": q.of_weights(q.to_go(lambda W, t: q.beta * np.log(q.optimum_ratio(W, t)))),
         "rto-eq41": q.of_weights(q.to_go(q.optimum_ratio)),
         "kl-k1-reward": q.of_weights(q.to_go(lambda W, t: np.log(q.policy_ratio(W, t))), q.grad_KL),

@@ -40,6 +40,7 @@ def second_edition(q: SimpleNamespace, behaviour_logits: dict) -> dict:
         **what_the_field_does(q),
         **from_another_policy(q, behaviour_logits),
         **other_objectives(q),
+        **turn_by_turn(q),
     }
 
 
@@ -75,14 +76,7 @@ def of_choices(q, choices, A):
 def at_temperature(q, temperature):
     """(mean, variance) of RM over the completions of every prefix, the logits divided by the temperature; temperature
     0 is greedy."""
-    table = q.policy_table(q.logits / temperature) if temperature > 0 else q.greedy
-    mean, variance = {}, {}
-    for p in q.prefixes:
-        chances = np.array([q.probability(W, table, len(p)) for W in q.completions(p)])
-        rewards = np.array([q.RM[W] for W in q.completions(p)])
-        mean[p] = chances @ rewards
-        variance[p] = chances @ (rewards - mean[p]) ** 2
-    return mean, variance
+    return q.moments(q.policy_table(q.logits / temperature) if temperature > 0 else q.greedy)
 
 
 def of_draws(q, boundaries, temperatures, A):
@@ -128,7 +122,7 @@ def what_the_paper_says(q):
 
     # TRePO: where the steps D are placed
     def beside_step_1(W, t, s):
-        D = sorted({1, s} & set(q.steps(W)))
+        D = sorted({1, *q.steps(W)[s - 1 : s]})
         return q.exact_gains(W, D)[q.start_of_segment(t, D)]
 
     def uniform(n):
@@ -140,7 +134,7 @@ def what_the_paper_says(q):
     # TRePO: how values are estimated
     def ramp(W, drawn):
         values = {d: np.mean([drawn[d, i] for i in range(len(RAMP))]) for d in q.steps(W)}
-        gains = q.segment_gains(W, q.every_step(W), values)
+        gains = q.segment_gains(W, q.steps(W), values)
         return [gains[t] for t in q.steps(W)]
 
     ramp_means = [at_temperature(q, temperature)[0] for temperature in RAMP]
@@ -149,14 +143,13 @@ def what_the_paper_says(q):
     def eq31_without_W(W, drawn):
         """RM(W) is the value after the end, but it is not pooled into the values before."""
         values = {d: np.mean([drawn[k, 0] for k in q.steps(W) if k >= d]) for d in q.steps(W)}
-        gains = q.segment_gains(W, q.every_step(W), values)
+        gains = q.segment_gains(W, q.steps(W), values)
         return [gains[t] for t in q.steps(W)]
 
     def interpolated_values(W, t):
         D = q.every_second_step(W)
         start = q.start_of_segment(t, D)
-        end = min([d for d in D if d > start], default=len(W) + 1)
-        return q.exact_gains(W, D)[start] / (end - start)
+        return q.exact_gains(W, D)[start] / sum(q.start_of_segment(k, D) == start for k in q.steps(W))
 
     def algorithm_1(draws):
         temperatures = np.linspace(0, 1, draws) if draws > 1 else [0.0]
@@ -165,18 +158,18 @@ def what_the_paper_says(q):
             D = q.every_second_step(W)
             pool = {d: [*(RM for (k, _), RM in drawn.items() if k >= d), q.RM[W]] for d in D}
             F2 = q.segment_gains(W, D, {d: np.mean(pool[d]) for d in D})
-            return [q.between(F2, t) for t in q.steps(W)]
+            return [q.between(W, F2, t) for t in q.steps(W)]
 
         return of_draws(q, q.every_second_step, list(temperatures), A)
 
     def last_reward(W):
         """The reward on the last token, were it not for gamma = 1."""
-        return q.gamma ** (len(W) - 1) * q.RM[W]
+        return q.gamma ** (q.size(W) - 1) * q.RM[W]
 
     def spread(A):
         return q.of_weights(A)["trace_covariance"]
 
-    merged, by_token = spread(q.whole), spread(lambda W, t: q.gamma ** (t - 1) * q.return_to_go(W, t) / 2 + q.RM[W] / 2)
+    merged, by_token = spread(q.whole), spread(q.half_by_token)
 
     def expected(A):
         return sum(q.probability(W, q.pi) * np.array([A(W, t) for t in q.steps(W)]) @ q.scores[W] for W in q.responses)
@@ -186,20 +179,18 @@ def what_the_paper_says(q):
     return {
         "remark-4-batch": q.of_groups(q.whitened_over_tokens),
         "remark-4-batch-responses": q.of_groups(whitened_over_responses),
-        "trepo-random-step-of-response": q.of_weights(lambda W, t: averaged(W, t, len(W))),
-        "trepo-random-step-of-response, drawn": of_choices(q, lambda W: uniform(len(W)), beside_step_1),
-        "trepo-random-step": q.of_weights(lambda W, t: averaged(W, t, q.T)),
-        "trepo-random-step, drawn": of_choices(q, lambda W: uniform(q.T), beside_step_1),
-        "trepo-greedy-ramp": of_draws(q, q.every_step, RAMP, ramp),
-        "trepo-greedy-ramp, exact": q.of_weights(lambda W, t: exact_ramp[W[:t]] - exact_ramp[W[: t - 1]]),
-        "trepo-eq31-without-w": of_draws(q, q.every_step, [1.0], eq31_without_W),
+        "trepo-random-step-of-response": q.of_weights(lambda W, t: averaged(W, t, q.size(W))),
+        "trepo-random-step-of-response, drawn": of_choices(q, lambda W: uniform(q.size(W)), beside_step_1),
+        "trepo-random-step": q.of_weights(lambda W, t: averaged(W, t, q.own_horizon)),
+        "trepo-random-step, drawn": of_choices(q, lambda W: uniform(q.own_horizon), beside_step_1),
+        "trepo-greedy-ramp": of_draws(q, q.steps, RAMP, ramp),
+        "trepo-greedy-ramp, exact": q.of_weights(lambda W, t: exact_ramp[q.state_after(W, t)] - exact_ramp[W[: t - 1]]),
+        "trepo-eq31-without-w": of_draws(q, q.steps, [1.0], eq31_without_W),
         "trepo-interpolated-values": q.of_weights(interpolated_values),
         "trepo-algorithm-1-m1": algorithm_1(1),
         "trepo-algorithm-1-m2": algorithm_1(2),
         "trepo-algorithm-1-m4": algorithm_1(4),
-        "trajectory-gamma-discounted": q.of_weights(
-            lambda W, t: q.gamma ** (t - 1) * q.gamma ** (len(W) - t) * last_reward(W)
-        ),
+        "trajectory-gamma-discounted": q.of_weights(lambda W, t: q.gamma ** (q.steps(W)[-1] - 1) * last_reward(W)),
         "trajectory-gamma": q.of_weights(lambda W, t: last_reward(W)),
         "remark-4-remax": {"baseline": q.U_greedy[()], "value": q.U[()]},
         "remark-5-advantage": {"ratio": by_token / merged if merged else None},
@@ -236,10 +227,10 @@ def what_the_field_does(q):
         return answer
 
     def shaped(W):
-        return q.RM[W] - np.clip((len(W) - (q.T - 2)) / 2, 0, 1)
+        return q.RM[W] - np.clip((q.size(W) - (q.own_horizon - 2)) / 2, 0, 1)
 
     def shorter(W):
-        return q.RM[W] - 0.1 * len(W)
+        return q.RM[W] - 0.1 * q.size(W)
 
     def expected_reward(of):
         return q.gradient(lambda table: sum(q.probability(W, table) * of(W) for W in q.responses))
@@ -261,7 +252,10 @@ def what_the_field_does(q):
         def A(group):
             v = prefix_values(group)
             outcome = [with_outcome * (q.RM[W] - np.mean([q.RM[X] for X in group])) for W in group]
-            return [[a + v(W[:t]) - v(W[: t - 1]) for t in q.steps(W)] for W, a in zip(group, outcome, strict=True)]
+            return [
+                [a + v(q.state_after(W, t)) - v(W[: t - 1]) for t in q.steps(W)]
+                for W, a in zip(group, outcome, strict=True)
+            ]
 
         return A
 
@@ -356,19 +350,19 @@ def other_objectives(q):
         return -sum(
             q.probability(W, table) * np.log(table[q.index[W[: t - 1]], W[t - 1]])
             for W in q.responses
-            for t in q.own_steps(W)
+            for t in q.steps(W)
         )
 
     grad_entropy = q.gradient(entropy)
 
     def surprise(W, t):
-        return -np.log(q.pi[q.index[W[: t - 1]], W[t - 1]]) if t in q.own_steps(W) else 0.0
+        return -np.log(q.pi[q.index[W[: t - 1]], W[t - 1]])
 
     def gradient_of_token_entropies(W):
         """sum_t grad H(pi(. | W[:t-1])), the visited prefixes held fixed; at the logits of a state the derivative of H
         is -pi (log pi + H)."""
         g = np.zeros(q.logits.shape)
-        for t in q.own_steps(W):
+        for t in q.steps(W):
             p = q.pi[q.index[W[: t - 1]]]
             g[q.index[W[: t - 1]]] -= p * (np.log(p) - p @ np.log(p))
         return g.ravel()
@@ -379,6 +373,74 @@ def other_objectives(q):
         "entropy-token-loss": q.of_weights(surprise, grad_entropy),
         "entropy-token-loss, whole distribution": q.of_responses(gradient_of_token_entropies, grad_entropy),
         "entropy-reward": q.of_weights(q.to_go(surprise), grad_entropy),
+    }
+
+
+# ---------------------------------------------------------------------- conversations
+
+
+def turn_by_turn(q):
+    """A turn is what the policy writes before the environment replies, and the reply. Without an environment the
+    response is one turn."""
+
+    def turns(W):
+        """The policy's steps, turn by turn."""
+        answer = []
+        for t in q.steps(W):
+            if t - 1 in q.steps(W):
+                answer[-1].append(t)
+            else:
+                answer.append([t])
+        return answer
+
+    def starts(W):
+        return [turn[0] for turn in turns(W)]
+
+    def turn_rewards(W):
+        """Discounted rewards of each turn, those of its reply included."""
+        bounds = [*starts(W), len(W) + 1]
+        return [
+            sum(q.gamma ** (k - 1) * q.r(W, k) for k in range(bounds[j], bounds[j + 1])) for j in range(len(bounds) - 1)
+        ]
+
+    def spread_over_tokens(W, of_turn):
+        return [a for turn, a in zip(turns(W), of_turn, strict=True) for _ in turn]
+
+    def less_mean_of_reached(group):
+        """The reward of each turn less its mean over the group's responses that have this turn."""
+        rewards = [turn_rewards(W) for W in group]
+        means = [np.mean([own[j] for own in rewards if len(own) > j]) for j in range(max(len(own) for own in rewards))]
+        return [[reward - mean for reward, mean in zip(own, means)] for own in rewards]
+
+    def reached(group):
+        return [spread_over_tokens(W, own) for W, own in zip(group, less_mean_of_reached(group), strict=True)]
+
+    def reached_to_go(group):
+        return [
+            spread_over_tokens(W, [sum(own[j:]) for j in range(len(own))])
+            for W, own in zip(group, less_mean_of_reached(group), strict=True)
+        ]
+
+    def others(group):
+        """Rewards from the turn on, 0 for a response that has ended."""
+        rewards = [turn_rewards(W) for W in group]
+        return [
+            spread_over_tokens(
+                W,
+                [
+                    sum(own[j:]) - sum(sum(other[j:]) for i, other in enumerate(rewards) if i != k) / (q.K - 1)
+                    for j in range(len(own))
+                ],
+            )
+            for k, (W, own) in enumerate(zip(group, rewards, strict=True))
+        ]
+
+    return {
+        "turn-credit-response": q.of_weights(q.whole),
+        "turn-credit-values": q.of_weights(lambda W, t: q.exact_gains(W, starts(W))[q.start_of_segment(t, starts(W))]),
+        "turn-credit-reached": of_token_groups(q, reached),
+        "turn-credit-reached-to-go": of_token_groups(q, reached_to_go),
+        "turn-credit-others": of_token_groups(q, others),
     }
 
 

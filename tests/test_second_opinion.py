@@ -71,7 +71,26 @@ def differences(document, opinion):
 def test_ledger_agrees_with_the_second_opinion(shape, group_size, beta):
     vocab_size, horizon, eos, gamma, seed = shape
     instance = random_instance(vocab_size, horizon, eos=eos, gamma=gamma, seed=seed)
-    problem = Problem(instance, group_size=group_size, beta=beta)
+    agrees(Problem(instance, group_size=group_size, beta=beta))
+
+
+CONVERSATIONS = [
+    # (vocabulary, horizon, eos, gamma, seed), after how many tokens the environment draws
+    pytest.param((2, 4, 0, 0.9, 3), (1,), id="two-turns"),
+    pytest.param((2, 4, None, 0.8, 6), (2, 3), id="reply-of-two-tokens-at-the-end"),
+    pytest.param((2, 5, 0, 0.9, 4), (1, 3), id="three-turns", marks=pytest.mark.slow),
+    pytest.param((3, 3, 0, 1.0, 5), (1,), id="three-tokens", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("shape, environment_at", CONVERSATIONS)
+def test_ledger_agrees_where_an_environment_draws_some_tokens(shape, environment_at):
+    vocab_size, horizon, eos, gamma, seed = shape
+    instance = random_instance(vocab_size, horizon, eos=eos, gamma=gamma, environment_at=environment_at, seed=seed)
+    agrees(Problem(instance, group_size=3, beta=0.7))
+
+
+def agrees(problem):
     document, opinion = run_ledger(problem), second_opinion(problem)
     assert set(document["claims"]) - set(opinion) == set(WITHOUT_OPINION)
     assert differences(document, opinion) == {}
@@ -108,8 +127,7 @@ SPECIAL = [
 
 @pytest.mark.parametrize("instance", SPECIAL)
 def test_ledger_agrees_on_special_instances(instance):
-    problem = Problem(instance_from_dict(instance), group_size=3, beta=0.7)
-    assert differences(run_ledger(problem), second_opinion(problem)) == {}
+    agrees(Problem(instance_from_dict(instance), group_size=3, beta=0.7))
 
 
 @pytest.mark.parametrize(
@@ -156,8 +174,8 @@ def test_second_opinion_runs_on_a_file_with_defaults_left_out(tmp_path):
 # --- what THEORY.md proves of the rows: two equal mistakes would agree with each other -------------------------------
 
 
-def quantities_of(vocab_size, horizon, *, eos, gamma, seed, group_size=3):
-    instance = random_instance(vocab_size, horizon, eos=eos, gamma=gamma, seed=seed)
+def quantities_of(vocab_size, horizon, *, group_size=3, **options):
+    instance = random_instance(vocab_size, horizon, **options)
     return sceptic.quantities(instance_to_dict(instance), group_size)
 
 
@@ -168,6 +186,9 @@ def noisy(q, seed):
 
 UNBIASED_BY_THEORY = (
     "trepo-random-step",
+    "turn-credit-response",
+    "turn-credit-values",
+    "turn-credit-others",
     "kl-whole-reward",
     "opo-left-out",
     "overlong-shaping-shaped",
@@ -181,9 +202,9 @@ UNBIASED_BY_THEORY = (
 )
 
 
-@pytest.mark.parametrize("eos, group_size", [(0, 3), (None, 2)])
-def test_the_rows_obey_what_theory_proves(eos, group_size):
-    q = quantities_of(2, 4, eos=eos, gamma=0.9, seed=11, group_size=group_size)
+@pytest.mark.parametrize("eos, group_size, environment_at", [(0, 3, ()), (None, 2, ()), (0, 2, (1,))])
+def test_the_rows_obey_what_theory_proves(eos, group_size, environment_at):
+    q = quantities_of(2, 4, eos=eos, gamma=0.9, seed=11, group_size=group_size, environment_at=environment_at)
     rows = sceptic_rows.second_edition(q, noisy(q, 1))
     assert {id for id in UNBIASED_BY_THEORY if rows[id]["relative_bias"] > 1e-12} == set()
     assert rows["kl-rho-k3-loss"] == pytest.approx(sceptic.first_edition(q)["kl-k2-loss"], rel=1e-9)
@@ -218,7 +239,7 @@ def test_equation_31_keeps_its_share_of_each_step_at_fixed_length(pool_own_respo
     q.figures = lambda mean, mean_square, target: mean
     mean = (
         sceptic_rows.of_draws(
-            q, q.every_step, [1.0], lambda W, drawn: q.eq31_weights(W, {d: RM for (d, _), RM in drawn.items()})
+            q, q.steps, [1.0], lambda W, drawn: q.eq31_weights(W, {d: RM for (d, _), RM in drawn.items()})
         )
         if pool_own_response
         else sceptic_rows.what_the_paper_says(q)["trepo-eq31-without-w"]
