@@ -120,10 +120,8 @@ class Diagnosis:
                 lines.append(f"with {what} repaired it is {repaired.verdict}{scale}, exactly")
         unrepaired = self.certificate is not None and self.certificate.verdict != "unbiased" and self.cure is None
         if self.findings and unrepaired:
-            tried = (
-                "none of these repairs, alone or together, makes it unbiased" if self.repairs else "no repair is known"
-            )
-            lines.append(f"{tried}; there may be more that is none of the known kinds")
+            tried = "no repair makes it unbiased, alone or with the others" if self.repairs else "no repair was tried"
+            lines.append(f"{tried}: there is more to it, or it is none of the known kinds")
         if self.note:
             lines.append(self.note)
         if self.counter_example is not None:
@@ -189,8 +187,10 @@ def diagnose(
     true = exact_certificate(estimator, problem.enumeration, problem.target("reward"), problem.magnitude("reward"))
     try:
         found = examine(box)
-        found = _served(box, true) or found
-        note = _unlike(box, true, found)
+        plain = box.certificate(box)
+        if plain.verdict not in ("unbiased", "undecided"):
+            found = _served(box, found) or found
+        note = _unlike(plain, true, found)
     except Exception as error:
         found, note = [], f"it could not be shown other rewards and lengths ({type(error).__name__}: {error})"
     if true.verdict == "unbiased" and instance not in (None, problem.instance):
@@ -245,7 +245,7 @@ def _mixed_prompts(box: BlackBox) -> list[Finding]:
     return []
 
 
-def _served(box: BlackBox, true: Certificate) -> list[Found]:
+def _served(box: BlackBox, found: list[Found]) -> list[Found]:
     """Does it become unbiased when it is served exact values, or branches of the policy's own?"""
     for asked, option, kind, words, remedy in (
         ("values", "exact_values", "values", "a critic's values stand in for the reward, so its errors enter",
@@ -253,22 +253,18 @@ def _served(box: BlackBox, true: Certificate) -> list[Found]:
         ("tempered branches", "own_branches", "branches", "branches are drawn at another temperature than the policy's "
          "own, and stand in for the reward", "draw branches from the policy itself"),
     ):  # fmt: skip
-        if asked not in box.asked:
-            continue
         changed = box.changed(**{option: True})
-        if box.certificate(changed).verdict == "unbiased" != true.verdict:
-            return [Found(kind, words, remedy, lambda weights, changed=changed: changed)]
+        if asked in box.asked and box.certificate(changed).verdict == "unbiased":
+            of_drawing = [each for each in found if each.kind in _OF_DRAWING]
+            return [*of_drawing, Found(kind, words, remedy, lambda weights, changed=changed: changed)]
     return []
 
 
-def _unlike(box: BlackBox, true: Certificate, found: list[Found]) -> str:
+def _unlike(plain: Certificate, true: Certificate, found: list[Found]) -> str:
     """A sentence if asking it world by world does not give the bias that is to be explained."""
-    if true.verdict == "unbiased" or any(each.kind in _OF_DRAWING for each in found):
+    if true.relative_bias is None or plain.relative_bias is None or any(each.kind in _OF_DRAWING for each in found):
         return ""
-    again = box.certificate(box)
-    if true.relative_bias is None or again.relative_bias is None:
-        return ""
-    if abs(again.relative_bias - true.relative_bias) <= 1e-6 * max(1.0, true.relative_bias):
+    if abs(plain.relative_bias - true.relative_bias) <= 1e-6 * max(1.0, true.relative_bias):
         return ""
     return "its weights are not affine in the rewards of branches, so no repair could be tried"
 

@@ -36,7 +36,15 @@ def _found(x: Subject) -> Iterator[Found]:
         yield Found("no-weight", "every weight is 0, whatever the rewards", "", None)
         return
     if _no_reward(x):
-        yield Found("no-reward", "the weights stay the same when all rewards change", "multiply by the reward", None)
+        words = "the weights stay the same when the rewards of all responses change: they are made from something else"
+        yield Found("no-reward", words, "", None)
+        return
+    reached, places = x.reached
+    if reached < places:
+        words = (
+            f"the response's own reward reaches {reached} of {places} places with a weight; values or branches stand in"
+        )
+        yield Found("stand-ins", f"{words}, and their expectations were not examined", "", None)
         return
     for look in LOOKS:
         for found in look(x):
@@ -63,7 +71,7 @@ DRAWING = {
     "another policy": (
         "other-policy",
         "the responses are drawn by another policy than the one that is differentiated",
-        "draw from the policy itself",
+        "draw from the policy itself, or weigh by the ratio of the whole response, uncapped",
     ),
     "groups left out": (
         "groups-left-out",

@@ -13,6 +13,8 @@ def sign(x: Subject) -> Iterator[Found]:
     """With every reward mirrored, and with the own one raised: does the sign of the weights follow?"""
     reward = x.shown.reward
     level, mirrored = x.level(reward), x.level(-reward)
+    if float(level.abs().max()) <= TOLERANCE * x.largest:
+        return
     if same(level, mirrored):
         words = "the weights are the same when the sign of every reward is changed"
         yield Found("sign-lost", words, "keep the sign of the advantage", repairs.signed)
@@ -26,6 +28,8 @@ def sign(x: Subject) -> Iterator[Found]:
 def rewards(x: Subject) -> Iterator[Found]:
     """With rewards raised one by one: does a weight rise by 1 when its own reward does, whatever the others are?"""
     group = x.group_size
+    if float(x.level(x.shown.reward).abs().max()) <= TOLERANCE * x.largest:
+        return
     if x.scaling != "proportional":
         yield from _statistic(x, group)
         if x.scaling != "proportional":

@@ -53,11 +53,17 @@ class Subject:
     def group_size(self) -> int:
         return self.box.group_size
 
-    def _empty_places(self, given: Float[Tensor, "W K T"]) -> Bool[Tensor, "N T"]:
+    @property
+    def reached(self) -> tuple[int, int]:
+        """At how many places of responses does the own reward count, and at how many is there a weight at all?"""
+        without = self._empty_places(self.part(self.shown), TOLERANCE) | ~self.e.mask
+        return int((~without).sum()), int((self.e.mask & ~self.empty).sum())
+
+    def _empty_places(self, given: Float[Tensor, "W K T"], tolerance: float = 1e-12) -> Bool[Tensor, "N T"]:
         size = torch.zeros(self.e.mask.shape, dtype=torch.float64)
         index = self.shown.leaf.flatten()[:, None].expand(-1, self.e.tree.horizon)
         size = size.scatter_reduce(0, index, given.abs().flatten(0, 1), "amax")
-        return self.e.mask & (size <= 1e-12 * self.largest)
+        return self.e.mask & (size <= tolerance * self.largest)
 
     def _scaling(self) -> str:
         """Two sizes are compared: beside large rewards no constant counts, beside small ones a limit does."""

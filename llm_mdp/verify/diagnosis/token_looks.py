@@ -12,6 +12,8 @@ from llm_mdp.verify.diagnosis.features import Factor, factor_by
 from llm_mdp.verify.diagnosis.repairs import Repair
 from llm_mdp.verify.diagnosis.subject import Found, Subject
 
+REMEDY_AHEAD = "a baseline of the prefix alone (a penalty that is meant belongs into the reward)"
+
 
 def factors(x: Subject) -> Iterator[Found]:
     """With the same rewards and other tokens: by which factor do the weights change, and what does it depend on?"""
@@ -38,12 +40,13 @@ def factors(x: Subject) -> Iterator[Found]:
             yield _named(x, "position", pair[0])
             yield _named(x, kind, pair[1])
             return
-    for kind, (feature, words) in {
-        "prefix": (features.prefix_before, "the prefix"),
-        "own-tokens": (features.tokens_so_far, "the very token whose weight it is"),
-        "later-tokens": (features.own_response, "tokens that come later"),
-    }.items():
-        words = f"the reward is multiplied by a factor that depends on {words}"
+    for kind, feature, what in (
+        ("prefix", features.prefix_before, "the prefix"),
+        ("factor-ahead", features.both(features.position, features.length), "the step and the length of the response"),
+        ("own-tokens", features.tokens_so_far, "the very token whose weight it is"),
+        ("factor-ahead", features.own_response, "tokens that come later"),
+    ):
+        words = f"the reward is multiplied by a factor that depends on {what}"
         factor = factor_by(feature, x.e, shown, part, seen)
         if factor is not None:
             yield Found(kind, f"{words} ({_range(factor)})", "the same factor for every token", _divided(x, factor))
@@ -77,9 +80,11 @@ def _named(x: Subject, kind: str, factor: Factor) -> Found:
         return Found(kind, words, "no factor of the step: RM already holds the discount", _divided(x, factor))
     if kind == "to-the-end":
         words = f"with the same reward a weight depends on how many tokens follow (0, 1, …): {shown}"
-        return Found("later-tokens", words, "the same factor for every token", _divided(x, factor))
+        return Found("factor-ahead", words, "the same factor for every token", _divided(x, factor))
     words = f"with the same rewards the weights depend on lengths ({values[0]}, …): {shown}"
-    return Found(kind, words, "sum over tokens, or divide by a constant", _divided(x, factor))
+    if (base := _base(values, numbers)) is not None:
+        words += f", the powers of {base:.4g}"
+    return Found(kind, words, "the same factor for every length", _divided(x, factor))
 
 
 def _by_all_lengths(x: Subject, shown: Shown) -> Iterator[Found]:
@@ -178,7 +183,7 @@ def offsets(x: Subject) -> Iterator[Found]:
         words = (
             f"with every reward at 0 the weight of a token changes by up to {size:.3g} with {what}: a baseline may not"
         )
-        yield Found("later-tokens", words, "a baseline of the prefix alone", repairs.prefix_only(x.box))
+        yield Found("later-tokens", words, REMEDY_AHEAD, repairs.prefix_only(x.box))
 
 
 def _sees_ahead(x: Subject, weights: Weights) -> tuple[str, float] | None:
