@@ -1,35 +1,32 @@
 """Sampled certificates: where worlds are too many to enumerate, or to watch the exact figures being approached.
 
-Draws come in batches whose means are kept and nothing else, so 10⁷ responses need no more memory than 10⁴. From the
-means m of the batches follow the estimate, its error, and a statement of *equivalence*: "relative bias below x with 99
-% confidence".
+What is drawn leaves intervals for the relative bias, the scale and the cosine, which all hold together with the stated
+confidence, and a verdict only where the intervals leave no other: "relative bias below x with 99 % confidence".
 """
 
 import math
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Policy, logp_of
-from llm_mdp.sampling.sampler import NothingKept, PolicySampler
-from llm_mdp.verify.certificate import (
-    ROUNDING,
-    WITHIN,
-    Certificate,
-    displaced_gradients,
-    updates_first,
-)
-from llm_mdp.verify.weights import check_worlds, edges, flatten_gradients, token_weights
+from llm_mdp.sampling.sampler import PolicySampler
+from llm_mdp.verify.certificate import RESOLVED, ROUNDING, WITHIN, Certificate
+from llm_mdp.verify.draws import draw
+from llm_mdp.verify.intervals import Interval, Radius, Region, Squares, bernstein, normal_radius_of
+from llm_mdp.verify.weights import flatten_gradients
 
-BATCHES = 200
-CHUNK = 20_000
-"""Groups that are in memory at one time."""
+LEAST = 100
+"""Groups without which nothing is drawn."""
+SEEN = 30
+"""Draws with a gradient that is not zero, without which nothing is decided."""
+NOISE = 1.4
+"""How much smaller than what is to be resolved a radius must be for an estimate to resolve it."""
 
 
 def sampled_certificate(
@@ -42,32 +39,49 @@ def sampled_certificate(
     seed: int = 0,
     confidence: float = 0.99,
 ) -> Certificate:
-    """Certificate from `responses` drawn responses (rounded to whole groups and batches).
+    """Certificate from `responses` drawn responses (rounded to whole groups), and a tenth more for the baseline that
+    `draws` takes off.
 
-    Estimators of one response without branches are drawn as multinomial counts of the enumerated responses: the
-    distribution of the batch mean is the same as that of a loop over samples, at a cost that does not grow with their
-    number.
+    The intervals are empirical Bernstein bounds (`intervals.bernstein`): they hold with at least `confidence` for every
+    reward, rare and heavy-tailed ones too, given the longest gradient that can occur. That is known for estimators of
+    one response without branches, and searched for otherwise (`draws.draw`).
 
     Args:
-        confidence: of the bound on the relative bias and of the verdict; for k certificates to hold together take 1 -
+        magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`).
+        confidence: in (0, 1), of all intervals and the verdict together; for k certificates to hold together take 1 -
             0.01 / k.
 
     Raises:
-        ValueError: fewer responses than two batches of one group.
+        NothingKept: the estimator left out every group that was drawn.
+        ValueError: fewer responses than 100 groups, or a confidence outside (0, 1).
     """
-    groups = max(1, responses // (estimator.group_size * BATCHES))
-    if responses < 2 * estimator.group_size * BATCHES:
-        raise ValueError(
-            f"--sampled {responses} is too few; {estimator.group_size} a group need at least "
-            f"{2 * estimator.group_size * BATCHES}."
-        )
-    if updates_first(estimator):
-        means = _counted(*displaced_gradients(estimator, enumeration), groups, seed)
-    elif _is_count(estimator, enumeration):
-        means = pull_back(_counted(*_edge_table(estimator, enumeration), groups, seed), enumeration)
-    else:
-        means = pull_back(_drawn(estimator, enumeration, groups, seed), enumeration)
-    return judge_means(means, target, groups, groups * BATCHES * estimator.group_size, confidence, magnitude)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must be between 0 and 1.")
+    members = estimator.group_size
+    if responses < LEAST * members:
+        raise ValueError(f"--sampled {responses} is too few; {members} a group need at least {LEAST * members}.")
+    draws = draw(estimator, enumeration, target, responses // members, seed)
+    x = math.log((6 if draws.kept == 1 else 9) / (1 - confidence))
+    kept = (1.0, 1.0)
+    if draws.kept < 1:
+        left_out = Squares(1 - draws.kept, draws.kept * (1 - draws.kept), draws.count)
+        radius = bernstein(left_out, 1.0, x).at(draws.count)
+        kept = (draws.kept - radius, min(draws.kept + radius, 1.0))
+    mean = draws.mean / draws.kept
+    seen = _Seen(
+        mean=mean,
+        square=draws.square,
+        trace=max(draws.square - float(mean @ mean), 0.0),
+        count=draws.count,
+        nonzero=draws.nonzero,
+        unit="responses" if members == 1 else "groups",
+        responses=draws.count * members,
+        along=bernstein(draws.along, draws.longest, x).scaled(1 / draws.kept),
+        across=bernstein(draws.across, draws.longest, x).scaled(1 / draws.kept),
+        noise=math.sqrt((draws.along.mean + draws.across.mean) / draws.count) / draws.kept,
+        fraction=(kept[0] / draws.kept, kept[1] / draws.kept),
+    )
+    return _judge(seen, target, confidence, magnitude)
 
 
 def policy_certificate(
@@ -81,7 +95,11 @@ def policy_certificate(
     confidence: float = 0.99,
     batches: int = 64,
 ) -> Certificate:
-    """As `sampled_certificate`, token by token with `PolicySampler`, for MDPs of which no tree fits in memory."""
+    """As `sampled_certificate`, token by token with `PolicySampler`, for MDPs of which no tree fits in memory.
+
+    The range of a gradient is not known here, so the intervals are those of `judge_means`, and nothing is decided
+    unless 30 batches had a gradient.
+    """
     assert isinstance(policy, nn.Module)
     groups = max(1, responses // (estimator.group_size * batches))
     sampler = PolicySampler(policy, mdp, torch.Generator().manual_seed(seed), prompts_per_batch=groups)
@@ -102,133 +120,131 @@ def judge_means(
     confidence: float,
     magnitude: float = 0.0,
 ) -> Certificate:
-    """The certificate that means of independent, equally large batches give.
+    """The certificate that means of independent, equally large batches give, where they are close to normal
+    (`intervals.normal_radius_of`): nothing is known of rewards that no batch has seen.
 
-    |ḡ - E g|² is close to a weighted sum of χ², here matched in three cumulants from the batches' covariance:
-    radius q with P(|ḡ - E g| ≤ q) = confidence, and so |E g - ∇J| ≤ |ḡ - ∇J| + q.
-
-    Args: groups: in each batch. responses: in all.
+    Args:
+        groups: in each batch.
+        responses: in all.
     """
-    count, mean = len(means), means.mean(0)
-    centred = means - mean
-    inner = centred @ centred.T / (count - 1)
-    trace, square = float(inner.trace()), inner @ inner
-    radius = normal_radius(
-        trace / count, float(square.trace()) / count**2, float((square * inner).sum()) / count**3, confidence
+    count, mean, size = len(means), means.mean(0), float(target.norm())
+    trace = float((means - mean).square().sum()) / (count - 1)
+    unit = target / size if size > 0 else target
+    along = means @ unit
+    each = (1 + confidence) / 2
+    seen = _Seen(
+        mean=mean,
+        square=groups * trace + float(mean @ mean),
+        trace=groups * trace,
+        count=count,
+        nonzero=int((means != 0).any(-1).sum()),
+        unit="batches",
+        responses=responses,
+        along=Radius(normal_radius_of(along[:, None], each) * math.sqrt(count)),
+        across=Radius(normal_radius_of(means - along[:, None] * unit, each) * math.sqrt(count)),
+        noise=math.sqrt(trace / count),
     )
-    # The covariance itself is estimated, from `count` batches: Student's correction to first order.
-    radius *= math.sqrt(1 + (_chi_square_quantile(1, confidence) + 1) / (2 * (count - 1)))
-    size, bias = float(target.norm()), float((mean - target).norm())
-    floor = ROUNDING * max(math.sqrt(trace + float(mean @ mean)), magnitude)
-    covariance = trace * groups
-    if size <= floor:
-        verdict = "biased" if bias > radius + 10 * floor else "undecided"
-        return Certificate(verdict, None, None, None, covariance, responses, confidence=confidence)
-    along = float(mean @ target) / size
-    across = float((mean - along * target / size).norm())
-    mean_size = float(mean.norm())
-    if bias - radius <= 10 * floor:
-        verdict = "unbiased" if bias + radius <= WITHIN * size else "undecided"
-    elif across <= radius < abs(along) and across + radius <= WITHIN * (abs(along) - radius):
-        verdict = "proportional"
-    else:
-        verdict = "biased"
-    cosine = along / mean_size if mean_size > floor else 0.0
-    interval = (max(bias - radius, 0.0) / size, (bias + radius) / size)
-    return Certificate(
-        verdict, bias / size, along / size, cosine, covariance, responses, interval, confidence=confidence
+    return _judge(seen, target, confidence, magnitude)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Estimates and their radii, from `count` independent draws of `unit`."""
+
+    mean: Float[Tensor, " parameters"]
+    square: float
+    """E|g|²."""
+    trace: float
+    """Of the covariance of g."""
+    count: int
+    nonzero: int
+    """Draws with a gradient that is not zero."""
+    unit: str
+    responses: int
+    along: Radius
+    """Of the estimated bias, along the target."""
+    across: Radius
+    noise: float
+    """Standard error of the estimated bias."""
+    fraction: Interval = (1.0, 1.0)
+    """What the estimated bias may have to be divided by."""
+
+
+def _judge(seen: _Seen, target: Float[Tensor, " parameters"], confidence: float, magnitude: float) -> Certificate:
+    """Intervals and the only verdict that they leave."""
+    size, terms = float(target.norm()), max(math.sqrt(seen.square), magnitude)
+    blank = Certificate("undecided", None, None, None, seen.trace, seen.responses, confidence=confidence)
+    if not (math.isfinite(size) and math.isfinite(terms**2)):
+        reason = "overflow: the estimator's terms are too large to be squared in float64"
+        return replace(blank, trace_covariance=None, reason=reason)
+    floor = ROUNDING * terms
+    if size <= RESOLVED * floor:
+        what = f"the true gradient, {size:.1e}, is below what float64 resolves in terms of size {terms:.1e}"
+        return replace(blank, reason=f"rounding: {what}")
+    if seen.fraction[0] <= 0:
+        return replace(blank, reason="too few groups were kept to know how many are")
+    bias = seen.mean - target
+    along = float(bias @ target) / size
+    across = float((bias - along * target / size).norm())
+    region = _region(seen, along, across, size)
+    scale, mean_size = 1 + along / size, float(seen.mean.norm())
+    figures = replace(
+        blank,
+        relative_bias=math.hypot(along, across) / size,
+        scale=scale,
+        cosine=scale * size / mean_size if mean_size > floor else 0.0,
+        bias_interval=region.bias,
+        scale_interval=region.along,
+        cosine_interval=region.cosine,
+    )
+    resolved = 10 * floor / size
+    if seen.nonzero < SEEN:
+        reason = f"too few {seen.unit} had a gradient: {seen.nonzero:,} of {seen.count:,}"
+        needed = _rounded_up(seen.responses * SEEN / seen.nonzero) if seen.nonzero else None
+        return replace(figures, reason=reason, needed=needed)
+    if region.bias[0] <= resolved:
+        if region.bias[1] <= WITHIN:
+            return replace(figures, verdict="unbiased")
+        reason = f"unbiased is not excluded, nor is a relative bias of {region.bias[1]:.2g}"
+        return replace(figures, reason=reason, needed=_until_resolved(seen, math.hypot(along, across), size))
+    if region.across[0] > resolved or region.along[1] < 0:
+        return replace(figures, verdict="biased")
+    if region.along[0] > 0 and region.across[1] <= WITHIN * region.along[0]:
+        return replace(figures, verdict="proportional")
+    if region.along[0] <= 0 and mean_size <= 2 * seen.noise:
+        return replace(figures, reason="not unbiased; E g cannot be told from zero")
+    reason = "not unbiased; proportional not excluded"
+    return replace(figures, reason=reason, needed=_until_directed(seen, region, scale * size, across))
+
+
+def _region(seen: _Seen, along: float, across: float, size: float) -> Region:
+    """The estimated bias by its two parts, give or take their radii."""
+    few, many = seen.fraction
+    radius, rest = seen.along.at(seen.count), seen.across.at(seen.count)
+    low, high = along - radius, along + radius
+    return Region(
+        along=(1 + low / (few if low < 0 else many) / size, 1 + high / (many if high < 0 else few) / size),
+        across=(max(across - rest, 0.0) / many / size, (across + rest) / few / size),
     )
 
 
-def pull_back(weights: Float[Tensor, "batches E"], enumeration: Enumeration) -> Float[Tensor, "batches parameters"]:
-    """Σ weight ∇log π over the edges."""
-    return (enumeration.sparse_scores.T @ weights.T).T
+def _until_resolved(seen: _Seen, bias: float, size: float) -> int:
+    """About how many responses settle whether there is a bias: the one that was found, if it is more than noise."""
+    both = Radius(math.hypot(seen.along.root, seen.across.root), math.hypot(seen.along.rest, seen.across.rest))
+    goal = max(WITHIN * size, bias if bias > 2 * seen.noise else 0.0)
+    return _rounded_up(both.needed(goal / NOISE) * seen.responses / seen.count)
 
 
-def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
-    """One response, nothing drawn besides: the batch mean is a function of how often each response was drawn."""
-    if estimator.group_size > 1:
-        return False
-    probe = TreeSampler(enumeration, 4, torch.Generator().manual_seed(0))
-    estimator.collect(probe)
-    return probe.drawn is None and probe.kept is None
+def _until_directed(seen: _Seen, region: Region, along: float, across: float) -> int:
+    """About how many responses settle whether E g points along the target; `along`, `across`: its estimated parts."""
+    goal = max(WITHIN * abs(along), across if across > 2 * seen.noise else 0.0)
+    count = seen.across.needed(goal / NOISE) if along > 0 else 0.0
+    if region.along[0] <= 0:
+        count = max(count, seen.along.needed(abs(along) / NOISE))
+    return _rounded_up(count * seen.responses / seen.count)
 
 
-def _edge_table(estimator: Estimator, enumeration: Enumeration) -> tuple[Float[Tensor, "W E"], Float[Tensor, " W"]]:
-    """What each world adds to every edge (sparse), and the worlds' probabilities."""
-    weights, indices, probability = [], [], []
-    for chunk in all_groups(enumeration, 1):
-        sampler = ExactSampler(enumeration, chunk)
-        evidence = estimator.collect(sampler)
-        weights.append(token_weights(estimator, evidence, enumeration, tuple(sampler.weight.shape))[:, 0])
-        indices.append(edges(evidence, enumeration)[:, 0])
-        probability.append(sampler.weight)
-    edge = torch.cat(indices)
-    world = torch.arange(len(edge))[:, None].expand(edge.shape)
-    place = torch.stack([world.flatten(), edge.flatten()])
-    table = torch.sparse_coo_tensor(
-        place, torch.cat(weights).flatten(), (len(edge), enumeration.n_edges), check_invariants=False
-    )
-    return table.coalesce(), torch.cat(probability)
-
-
-def _counted(
-    table: Float[Tensor, "W n"], probability: Float[Tensor, " W"], groups: int, seed: int
-) -> Float[Tensor, "batches n"]:
-    """Batch means from multinomial counts of the worlds."""
-    generator, chance = np.random.Generator(np.random.Philox(key=seed)), probability.numpy()
-    counts = torch.from_numpy(generator.multinomial(groups, chance / chance.sum(), size=BATCHES) / groups)
-    return (table.T @ counts.T).T
-
-
-def _drawn(estimator: Estimator, enumeration: Enumeration, groups: int, seed: int) -> Float[Tensor, "batches E"]:
-    """Batch means over edges from drawn worlds, at most `CHUNK` in memory."""
-    generator, worlds = torch.Generator().manual_seed(seed), groups * BATCHES
-    sums, kept = (
-        torch.zeros(BATCHES * enumeration.n_edges, dtype=torch.float64),
-        torch.zeros(BATCHES, dtype=torch.float64),
-    )
-    for start in range(0, worlds, CHUNK):
-        sampler = TreeSampler(enumeration, min(CHUNK, worlds - start), generator)
-        evidence = estimator.collect(sampler)
-        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
-        if start == 0:
-            check_worlds(estimator, evidence, derivative, enumeration)
-        batch = torch.arange(start, start + len(sampler.weight)) // groups
-        keep = torch.ones_like(sampler.weight) if sampler.kept is None else sampler.kept.double()
-        if sampler.kept is not None:
-            derivative = derivative * keep[:, None, None]
-        kept.index_add_(0, batch, keep)
-        place = edges(evidence, enumeration) + (batch * enumeration.n_edges)[:, None, None]
-        sums.index_add_(0, place.flatten(), derivative.flatten())
-    if not kept.any():
-        raise NothingKept(
-            f"the estimator left out every one of {worlds} groups; draw more responses or another instance."
-        )
-    sums = sums.view(BATCHES, -1)
-    # The ratio of the totals, and around it what each batch adds to first order: a batch of its own may have kept
-    # nothing.
-    ratio = sums.sum(0) / kept.sum()
-    return ratio + (sums - ratio * kept[:, None]) / kept.mean()
-
-
-def normal_radius(sum1: float, sum2: float, sum3: float, confidence: float) -> float:
-    """Radius of the ball that holds a centred normal vector with probability `confidence`.
-
-    |x|² = Σ λᵢ χ²₁ with sums of λ, λ², λ³ given is close to a shifted and scaled χ²_ν with the same three first
-    cumulants, ν = (Σλ²)³ / (Σλ³)² (Hall 1983, Buckley and Eagleson 1988).
-    """
-    if sum1 == 0:
-        return 0.0
-    freedom = sum2**3 / sum3**2
-    return math.sqrt(max(sum1 + math.sqrt(sum2 / freedom) * (_chi_square_quantile(freedom, confidence) - freedom), 0.0))
-
-
-def _chi_square_quantile(freedom: float, confidence: float) -> float:
-    """By bisection of the regularised incomplete gamma function."""
-    low, high = 0.0, freedom + 20 * math.sqrt(2 * freedom) + 100
-    for _ in range(100):
-        middle = (low + high) / 2
-        shape, place = (torch.tensor(number / 2, dtype=torch.float64) for number in (freedom, middle))
-        low, high = (middle, high) if float(torch.special.gammainc(shape, place)) < confidence else (low, middle)
-    return high
+def _rounded_up(number: float) -> int:
+    """To two digits."""
+    unit = 10 ** max(math.floor(math.log10(number)) - 1, 0)
+    return math.ceil(number / unit) * unit

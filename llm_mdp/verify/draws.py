@@ -1,0 +1,338 @@
+"""Drawing worlds for a sampled certificate, and what is kept of them: sums, whatever the number of worlds.
+
+Every world gives Z = kept · (g - ∇J) - c. Here c = Σ c(W₀,ₜ₋₁) ∇log π(wₜ | W₀,ₜ₋₁), a baseline of the prefix alone, has
+expectation zero where the policy itself draws (Lemma 2), so E Z is the bias, and less noisy without what a baseline
+removes. c(prefix) is the mean weight of the tokens after that prefix
+(each counted with |∇log π|², which makes |Z| smallest), over all responses where they are enumerated and
+over draws of their own, made beforehand, where they are not; 0 where another policy or temperature draws.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.worlds import ExactSampler, Groups, TreeBranches, TreeSampler, WorldSampler, all_groups, of_rows
+from llm_mdp.sampling.sampler import NothingKept
+from llm_mdp.sampling.shared_draws import Meter
+from llm_mdp.verify.certificate import displaced_gradients, updates_first
+from llm_mdp.verify.intervals import Squares
+from llm_mdp.verify.weights import check_worlds, edges, token_weights
+
+CHUNK = 20_000
+"""Groups that are in memory at one time."""
+PILOT = 0.1
+"""Draws for the baseline, as a part of the others (and at most one chunk)."""
+MEASURED = 100_000
+"""Draws of which |Z| is measured, and not only the mean of Z."""
+PAIRS = 4_000_000
+"""Pairs of tokens, in all draws together, whose scores are multiplied for that; so fewer draws of long groups."""
+COMPANIONS = 256
+"""Responses that the search for the longest Z tries."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was seen of independent worlds."""
+
+    count: int
+    """n, worlds."""
+    kept: float
+    """Fraction of them that the estimator kept."""
+    mean: Float[Tensor, " parameters"]
+    """Mean of kept · g - c."""
+    square: float
+    """Mean of |g|² over those kept."""
+    nonzero: int
+    """How many kept worlds had a gradient that is not zero."""
+    along: Squares
+    """Of the part of Z along the target."""
+    across: Squares
+    """Of the part perpendicular to it."""
+    longest: float
+    """The largest |Z| of all worlds that can occur, see `draw`."""
+
+
+def draw(
+    estimator: Estimator, enumeration: Enumeration, target: Float[Tensor, " parameters"], worlds: int, seed: int
+) -> Draws:
+    """`worlds` independent worlds.
+
+    Estimators of one response without branches are drawn as multinomial counts of the enumerated responses: the
+    distribution is that of a loop over samples, at a cost that does not grow with their number, and `longest` is exact.
+
+    For groups and branches it is searched for: every response with its likes and with the most extreme others, then by
+    exchanging the responses of the longest groups one by one, branch rewards at both ends of the rewards of the
+    instance; and it is no less than what was drawn. The search finds the maximum wherever all groups can be tried, but
+    is no proof.
+
+    Raises:
+        NothingKept: the estimator left out all of them.
+    """
+    view = _View(enumeration, target)
+    if updates_first(estimator):
+        gradients, chance = displaced_gradients(estimator, enumeration)
+        return _counted(gradients, gradients @ view.unit, gradients.square().sum(-1), None, chance, worlds, seed, view)
+    if _is_count(estimator, enumeration):
+        return _responses(estimator, view, worlds, seed)
+    return _drawn(estimator, view, worlds, seed)
+
+
+def pull_back(weights: Float[Tensor, "batches E"], enumeration: Enumeration) -> Float[Tensor, "batches parameters"]:
+    """Σ weight ∇log π over the edges."""
+    return (enumeration.sparse_scores.T @ weights.T).T
+
+
+class _View:
+    """A target, and the lengths of sums of scores."""
+
+    def __init__(self, enumeration: Enumeration, target: Float[Tensor, " parameters"]):
+        self.enumeration = enumeration
+        self.size = float(target.norm())
+        self.unit = target / self.size if self.size > 0 else target
+        self.edge_along = enumeration.scores @ self.unit
+
+    def dense(self, edge: Int[Tensor, "W n"]) -> bool:
+        """Are sums over all edges quicker than inner products of pairs of tokens?"""
+        return self.enumeration.scores.numel() <= 100 * edge.shape[1] ** 2
+
+    def squares(self, weights: list[Float[Tensor, "W n"]], edge: Int[Tensor, "W n"]) -> list[Float[Tensor, " W"]]:
+        """|Σ weight ∇log π(edge)|² of every world, for each of several weights of the same edges."""
+        scores, tokens = self.enumeration.scores, edge.shape[1]
+        if self.dense(edge):
+            sums = [torch.zeros(len(edge), len(scores), dtype=torch.float64).scatter_add_(1, edge, w) for w in weights]
+            return [(each @ scores).square().sum(-1) for each in sums]
+        gram, parts = self.enumeration.gram, []
+        for rows in torch.arange(len(edge)).split(max(1, PAIRS // tokens**2)):
+            products = gram[edge[rows, :, None], edge[rows, None, :]]
+            parts.append([torch.einsum("wi,wij,wj->w", w[rows], products, w[rows]) for w in weights])
+        return [torch.cat(each) for each in zip(*parts)]
+
+    def z_squares(self, along: Tensor, square: Tensor, kept: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The squares of Z's parts along the target and across it, from those of kept · g - c."""
+        return (along - kept * self.size).square(), (square - along.square()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class _Worlds:
+    """Token weights of some worlds, and where a baseline may be taken off."""
+
+    weights: Float[Tensor, "W n"]
+    edge: Int[Tensor, "W n"]
+    own: Float[Tensor, "W n"]
+    """1 for tokens that the policy drew."""
+    kept: Float[Tensor, " W"]
+
+    def without(self, baseline: Float[Tensor, " E"]) -> Float[Tensor, "W n"]:
+        return self.weights - baseline[self.edge] * self.own
+
+
+def _look(estimator: Estimator, sampler: WorldSampler, check: bool = False) -> _Worlds:
+    """What the estimator makes of the sampler's worlds."""
+    enumeration, meter = sampler.enumeration, Meter(sampler)
+    evidence = estimator.collect(meter)
+    weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+    if check:
+        check_worlds(estimator, evidence, weights, enumeration)
+    edge, drawn = edges(evidence, enumeration), meter.responses
+    assert drawn is not None
+    own = torch.zeros_like(weights)
+    # Whoever draws from the policy itself gets the enumeration's own table of log-probabilities.
+    on_policy = torch.equal(drawn.logp, of_rows(enumeration.leaf_logp(), drawn))
+    if on_policy and torch.equal(of_rows(enumeration.edge, drawn), edge):
+        own = drawn.mask.double()
+    kept = torch.ones_like(sampler.weight) if sampler.kept is None else sampler.kept.double()
+    weights = weights * kept[:, None, None]
+    return _Worlds(weights.flatten(1), edge.flatten(1), own.flatten(1), kept)
+
+
+def _baseline(worlds: list[_Worlds], chance: list[Tensor], enumeration: Enumeration) -> Float[Tensor, " E"]:
+    """c(prefix) for every edge: the mean weight of the tokens after the prefix, each counted with |∇log π|²."""
+    vocab_size, norm = enumeration.tree.vocab_size, enumeration.scores.square().sum(-1)
+    sums = torch.zeros(2, enumeration.n_edges // vocab_size, dtype=torch.float64)
+    for each, probability in zip(worlds, chance):
+        node, own = each.edge // vocab_size, each.own * probability[:, None] * norm[each.edge]
+        sums[0].index_add_(0, node.flatten(), (each.weights * own).flatten())
+        sums[1].index_add_(0, node.flatten(), own.flatten())
+    mean = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1e-300), 0.0)
+    return mean.repeat_interleave(vocab_size)
+
+
+# --- counted ----------------------------------------------------------------------------------------------------------
+
+
+def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """One response, nothing drawn besides: what a sample shows is a function of how often each response was drawn."""
+    if estimator.group_size > 1:
+        return False
+    probe = TreeSampler(enumeration, 4, torch.Generator().manual_seed(0))
+    estimator.collect(probe)
+    return probe.drawn is None and probe.kept is None
+
+
+def _responses(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
+    enumeration, every, chance = view.enumeration, [], []
+    for number, chunk in enumerate(all_groups(enumeration, 1)):
+        sampler = ExactSampler(enumeration, chunk)
+        every.append(_look(estimator, sampler, check=number == 0))
+        chance.append(sampler.weight)
+    baseline = _baseline(every, chance, enumeration)
+    weights, edge = torch.cat([each.without(baseline) for each in every]), torch.cat([each.edge for each in every])
+    raw = torch.cat([each.weights for each in every])
+    square, raw_square = view.squares([weights, raw], edge)
+    along = (weights * view.edge_along[edge]).sum(-1)
+    place = torch.stack([torch.arange(len(edge))[:, None].expand(edge.shape).flatten(), edge.flatten()])
+    table = torch.sparse_coo_tensor(
+        place, weights.flatten(), (len(edge), enumeration.n_edges), check_invariants=False
+    ).coalesce()
+    return _counted(table, along, square, raw_square, torch.cat(chance), worlds, seed, view)
+
+
+def _counted(
+    table: Float[Tensor, "W n"],
+    along_target: Float[Tensor, " W"],
+    square: Float[Tensor, " W"],
+    raw_square: Float[Tensor, " W"] | None,
+    chance: Float[Tensor, " W"],
+    worlds: int,
+    seed: int,
+    view: _View,
+) -> Draws:
+    """From the multinomial counts of worlds. `table`: by parameters, or by edges (sparse)."""
+    probability = chance.numpy() / float(chance.sum())
+    counts = torch.from_numpy(np.random.Generator(np.random.Philox(key=seed)).multinomial(worlds, probability))
+    part = counts.double() / worlds
+    mean = table.T @ part
+    if table.is_sparse:
+        mean = pull_back(mean[None], view.enumeration)[0]
+    raw_square = square if raw_square is None else raw_square
+    parts = view.z_squares(along_target, square, 1.0)
+    along, across = (_squares(float(part @ y), float(part @ y.square()), worlds) for y in parts)
+    longest = math.sqrt(float((parts[0] + parts[1])[chance > 0].max()))
+    nonzero = int(counts[raw_square > 0].sum())
+    return Draws(worlds, 1.0, mean, float(part @ raw_square), nonzero, along, across, longest)
+
+
+def _squares(mean: float, mean_of_squares: float, count: int) -> Squares:
+    return Squares(mean, max(mean_of_squares - mean**2, 0.0), count)
+
+
+# --- drawn one by one -------------------------------------------------------------------------------------------------
+
+
+def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
+    """From drawn worlds, at most `CHUNK` in memory."""
+    enumeration, generator = view.enumeration, torch.Generator().manual_seed(seed)
+    trial = _look(estimator, TreeSampler(enumeration, min(CHUNK, math.ceil(PILOT * worlds)), generator), check=True)
+    baseline = _baseline([trial], [torch.ones_like(trial.kept)], enumeration)
+    measure = min(worlds, MEASURED if view.dense(trial.edge) else max(2_000, PAIRS // trial.edge.shape[1] ** 2))
+    sums = torch.zeros(enumeration.n_edges, dtype=torch.float64)
+    kept = square = 0.0
+    nonzero = measured = 0
+    totals = torch.zeros(4, dtype=torch.float64)
+    largest = 0.0
+    for each in _chunks(estimator, enumeration, worlds, generator):
+        weights = each.without(baseline)
+        sums.index_add_(0, each.edge.flatten(), weights.flatten())
+        kept += float(each.kept.sum())
+        nonzero += int((each.weights != 0).any(-1).sum())
+        some = slice(0, measure - measured)
+        if measured == measure:
+            continue
+        measured += len(each.kept[some])
+        long, raw = view.squares([weights[some], each.weights[some]], each.edge[some])
+        parts = view.z_squares((weights[some] * view.edge_along[each.edge[some]]).sum(-1), long, each.kept[some])
+        totals += torch.stack([power.sum() for y in parts for power in (y, y.square())])
+        square += float(raw.sum())
+        largest = max(largest, float((parts[0] + parts[1]).max()))
+    if not kept:
+        raise NothingKept(
+            f"the estimator left out every one of {worlds} groups; draw more responses or another instance."
+        )
+    along, along_power, across, across_power = (totals / measured).tolist()
+    return Draws(
+        count=worlds,
+        kept=kept / worlds,
+        mean=pull_back(sums[None] / worlds, enumeration)[0],
+        square=square / measured / (kept / worlds),
+        nonzero=nonzero,
+        along=_squares(along, along_power, measured),
+        across=_squares(across, across_power, measured),
+        longest=max(math.sqrt(largest), _longest(estimator, view, baseline)),
+    )
+
+
+def _chunks(
+    estimator: Estimator, enumeration: Enumeration, worlds: int, generator: torch.Generator
+) -> Iterator[_Worlds]:
+    for start in range(0, worlds, CHUNK):
+        yield _look(estimator, TreeSampler(enumeration, min(CHUNK, worlds - start), generator))
+
+
+class _Corners(ExactSampler):
+    """Branches have the lowest or the highest reward of the instance, at random."""
+
+    def _branches(self, rollouts, row, step, drawn, temperature):
+        rewards = self.enumeration.response_reward
+        upper = torch.rand(drawn.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+        upper[0::8], upper[1::8] = True, False
+        reward = torch.where(upper, rewards.max(), rewards.min())
+        return TreeBranches(row, step, torch.where(drawn, reward, 0.0), tokens=torch.zeros_like(reward))
+
+
+def _longest(estimator: Estimator, view: _View, baseline: Float[Tensor, " E"]) -> float:
+    """The largest |Z| that a search over groups of responses finds; see `draw`."""
+    enumeration, members, best = view.enumeration, estimator.group_size, 0.0
+    corners = 16 if members == 1 else 1
+
+    def lengths(prompt: int, groups: Tensor) -> Tensor:
+        groups = groups.repeat_interleave(corners, 0)
+        which = torch.full((len(groups),), prompt)
+        worlds = _look(
+            estimator, _Corners(enumeration, Groups(which, groups, torch.ones(len(groups), dtype=torch.float64)))
+        )
+        weights = worlds.without(baseline)
+        along = (weights * view.edge_along[worlds.edge]).sum(-1)
+        parts = view.z_squares(along, view.squares([weights], worlds.edge)[0], worlds.kept)
+        return (parts[0] + parts[1]).sqrt().unflatten(0, (-1, corners)).amax(-1)
+
+    for prompt in range(enumeration.n_prompts):
+        pool, extremes = _extreme_responses(enumeration, prompt)
+        alike, few = (each[:, None].expand(-1, members) for each in (pool, extremes))
+        groups = torch.cat([alike, _exchanged(alike, 0, extremes), _exchanged(few, 0, pool)])
+        for _ in range(3 if members > 1 else 1):
+            found = lengths(prompt, groups)
+            best = max(best, float(found.max()))
+            top = groups[found.topk(min(8, len(groups))).indices]
+            groups = torch.cat([_exchanged(top, place, pool) for place in range(members)])
+    return best
+
+
+def _exchanged(groups: Int[Tensor, "G K"], place: int, responses: Int[Tensor, " R"]) -> Int[Tensor, "GR K"]:
+    """Every group with each of the responses at this place."""
+    changed = groups.repeat_interleave(len(responses), 0)
+    changed[:, place] = responses.repeat(len(groups))
+    return changed
+
+
+def _extreme_responses(enumeration: Enumeration, prompt: int) -> tuple[Int[Tensor, " R"], Int[Tensor, " few"]]:
+    """Responses of the highest and lowest rewards, the longest, the likeliest and the least likely ones; and the first
+    of each kind."""
+    kinds = [
+        enumeration.response_reward[prompt],
+        -enumeration.response_reward[prompt],
+        enumeration.length.double(),
+        enumeration.probability[prompt],
+        -enumeration.probability[prompt],
+    ]
+    if enumeration.tree.n_leaves <= COMPANIONS:
+        every = torch.arange(enumeration.tree.n_leaves)
+    else:
+        every = torch.cat([kind.topk(COMPANIONS // len(kinds)).indices for kind in kinds]).unique()
+    return every, torch.stack([kind.argmax() for kind in kinds]).unique()
