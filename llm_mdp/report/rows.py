@@ -24,7 +24,7 @@ TITLES = {"theorems": "Theorems", "algorithms": "Algorithms", "practices": "Comm
 FINDINGS = {
     "agrees": ("agrees", "agree"),
     "misprint": ("is a misprint", "are misprints"),
-    "stronger than stated": ("is stated more strongly than it holds", "are stated more strongly than they hold"),
+    "stronger than stated": ("holds more strongly than stated", "hold more strongly than stated"),
     "differs": ("differs", "differ"),
 }
 """What was found of statements of the paper, and how one or several are said to do so."""
@@ -130,9 +130,9 @@ class ClaimRow:
     @property
     def reasons(self) -> list[str]:
         """Why the verdict is what it is; one reason for each verdict where the instances differ."""
-        if len(self.verdicts) == 1 or len({claim["reason"] for _, claim in self.entries}) == 1:
-            return [self.lead["reason"]]
-        first = {claim["verdict"]: claim["reason"] for _, claim in reversed(self.entries)}
+        if len(self.verdicts) == 1 or len({_reason(claim) for _, claim in self.entries}) == 1:
+            return [_reason(self.lead)]
+        first = {claim["verdict"]: _reason(claim) for _, claim in reversed(self.entries)}
         return [f"{verdict}: {first[verdict].removeprefix(f'{verdict}: ')}" for verdict, _ in self.verdicts]
 
     @property
@@ -148,8 +148,8 @@ class ClaimRow:
     @property
     def certificate(self) -> str | None:
         """The weakest certificate of the instances, in words; None where exact figures say the same."""
-        said = [entry for entry in self.entries if entry[1].get("certificate")]
-        certified = [entry for entry in said if entry[1].get("samples") or entry[1]["relative_bias"] is None]
+        said = [entry for entry in self.entries if entry[1].get("certificate") and entry[1]["verdict"] != "undecided"]
+        certified = [entry for entry in said if _in_words(entry[1])]
         if not certified:
             return None
         name, claim = max(certified, key=lambda entry: entry[1].get("bound") or entry[1].get("max_difference") or 0.0)
@@ -165,6 +165,16 @@ class ClaimRow:
         """Smallest and largest value of `key` over the instances; of sampled figures, of their intervals."""
         ends = [end for _, claim in self.entries for end in _ends(claim, key) if end is not None]
         return Span(min(ends), max(ends)) if ends else Span(None, None)
+
+
+def _reason(claim: dict) -> str:
+    """Why the verdict is what it is: of an undecided one, what kept it from being another."""
+    return claim.get("undecided") or claim["reason"] if claim["verdict"] == "undecided" else claim["reason"]
+
+
+def _in_words(claim: dict) -> bool:
+    """Does its certificate say more than its figures: a confidence, words alone, a coarser precision?"""
+    return bool(claim.get("samples") or claim.get("precision") or claim["relative_bias"] is None)
 
 
 def _ends(claim: dict, key: str) -> tuple[float | None, ...]:
@@ -275,19 +285,22 @@ def span_text(span: Span, write=number) -> str:
     return low if low == high else f"{low}…{high}"
 
 
-def headline(rows: list[ClaimRow]) -> list[str]:
+def headline(rows: list[ClaimRow], *, name: bool = True) -> list[str]:
     """What was found of the paper's statements, of the field's practices, and of a user's own estimators, a sentence
-    each."""
+    each.
+
+    Args: name: the statements that do not simply agree, by their ids.
+    """
     stated = [row for row in rows if row.finding in FINDINGS]
     practices = [row for row in rows if row.finding == PRACTICE]
     parts = []
     if stated:
         what = "statement" if len(stated) == 1 else "statements"
-        found = [
-            f"{len(ids)} {FINDINGS[finding][len(ids) > 1]}" + ("" if finding == "agrees" else f" ({', '.join(ids)})")
-            for finding in FINDINGS
-            if (ids := [row.id for row in stated if row.finding == finding])
-        ]
+        found = []
+        for finding, (one, several) in FINDINGS.items():
+            ids = [row.id for row in stated if row.finding == finding]
+            named = f" ({', '.join(ids)})" if name and finding != "agrees" else ""
+            found += [f"{len(ids)} {one if len(ids) == 1 else several}{named}"] if ids else []
         parts.append(f"Of {len(stated)} {what} of the paper, {_listed(found)}.")
     if practices:
         what = "practice" if len(practices) == 1 else "practices"

@@ -52,7 +52,8 @@ def shrunk(instance: Instance, shows: Callable[[Instance], bool]) -> Instance:
     """The same instance with as many zeros, and as few digits, as still show it: no single number of it can be
     simplified further.
 
-    The policy becomes a table. Each number is tried as 0, then as whole numbers from 1 up, then with one digit.
+    The policy becomes a table. Whole tables are tried as 0, then those of single nodes, then each number: as 0, as
+    whole numbers from 1 up, with one digit.
 
     Args:
         shows: as in `smallest_instance`; it holds of `instance`.
@@ -62,9 +63,10 @@ def shrunk(instance: Instance, shows: Callable[[Instance], bool]) -> Instance:
     def kept(candidate: dict[str, Any]) -> bool:
         return shows(instance_from_dict(candidate, name))
 
-    for key in TABLES:
+    every = range(len(content["nodes"]))
+    for key, places in ((key, places) for key in TABLES for places in (every, *([place] for place in every))):
         candidate = deepcopy(content)
-        for node in candidate["nodes"]:
+        for node in (candidate["nodes"][place] for place in places):
             node[key] = 0.0 if key == "value" else [0.0] * len(node[key])
         if candidate != content and kept(candidate):
             content = candidate

@@ -334,8 +334,8 @@ def test_the_headline_says_what_was_found_of_the_paper_and_of_practices():
     """Not the exit status: of the theorems all are the paper's, and two rows of its algorithms."""
     said = headline(claim_rows(named_instances(several_document())))
     assert said[0] == (
-        "Of 20 statements of the paper, 16 agree, 2 are misprints (remark-2-return-to-go, rloo-eq36), 1 is stated more "
-        "strongly than it holds (remark-4-whitening) and 1 differs (grpo)."
+        "Of 20 statements of the paper, 16 agree, 2 are misprints (remark-2-return-to-go, rloo-eq36), 1 holds more "
+        "strongly than stated (remark-4-whitening) and 1 differs (grpo)."
     )
     assert said[1].startswith("34 practices of the field: ") and "1 holds" in said[1]
     for width in (80, 200):
@@ -455,10 +455,15 @@ def test_a_sampled_figure_is_shown_by_its_interval_and_never_as_below_1e_minus_9
 def test_what_is_undecided_says_why_and_what_would_settle_it():
     document = single_document(sampled=True)
     document["claims"]["grpo-mean"].update(
-        verdict="undecided", holds=None, reason="not unbiased; proportional not excluded", needed=2_400_000
+        verdict="undecided",
+        holds=None,
+        undecided="not unbiased; proportional not excluded",
+        certificate="undecided: not unbiased; proportional not excluded",
+        needed=2_400_000,
     )
     for text in (one_line(printed(document, 80)), one_line(printed(document, 200)), render_ledger(document)):
-        assert "not unbiased; proportional not excluded" in text and "about 2,400,000 responses would" in text
+        shown = text.split('<script type="application/json"')[0]
+        assert shown.count("not unbiased; proportional not excluded") == 1 and "about 2,400,000 responses would" in text
     assert "1 not settled (grpo-mean)" in one_line(printed(document, 120))
 
 
