@@ -1,5 +1,5 @@
 """The ledger's figures against an independent program that follows CLAIMS.md word by word: second_opinion.py for its
-first edition, second_opinion_rows.py for its second."""
+first edition, second_opinion_rows.py for its second, second_opinion_turns.py for its conversations."""
 
 import ast
 import json
@@ -16,6 +16,7 @@ from llm_mdp.verify.ledger import run_ledger
 from llm_mdp.verify.problem import Problem
 from tests import second_opinion as sceptic
 from tests import second_opinion_rows as sceptic_rows
+from tests import second_opinion_turns as sceptic_turns
 
 TOLERANCE = 1e-9
 WITHOUT_OPINION = {
@@ -46,6 +47,7 @@ def second_opinion(problem):
     levels = problem.given.behaviour.levels
     behaviour = dict(zip(q.index, node_table(problem.instance, list(levels)).tolist(), strict=True))
     rows = sceptic.first_edition(q) | sceptic_rows.second_edition(q, behaviour)
+    rows |= sceptic_turns.turn_rows(content, problem.group_size)
     return {"J": q.J, "grad": q.grad_J.tolist()} | rows
 
 
@@ -134,6 +136,7 @@ def test_ledger_agrees_on_special_instances(instance):
     "program, imports",
     [
         (sceptic, {"itertools", "json", "sys", "types", "numpy"}),
+        (sceptic_turns, {"functools", "itertools", "json", "sys", "numpy"}),
         (
             sceptic_rows,
             {"itertools", "json", "math", "sys", "types", "numpy", "second_opinion", "tests.second_opinion"},

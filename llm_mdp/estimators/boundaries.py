@@ -52,6 +52,18 @@ class AfterTokens:
 
 
 @dataclass(frozen=True)
+class EveryTurn:
+    """A segment is a turn: it begins where the policy goes on after somebody else, and at the first token. What the
+    environment replies belongs to the segment before it. Claim: `turn-credit-values`, unbiased."""
+
+    stopping_rule: ClassVar[bool] = True
+
+    def __call__(self, rollouts):
+        mask = rollouts.mask
+        return mask & ~torch.cat([torch.zeros_like(mask[..., :1]), mask[..., :-1]], dim=-1)
+
+
+@dataclass(frozen=True)
 class AtSteps:
     """Steps drawn or chosen before the response was seen (0-based policy tokens); the first is always among them."""
 

@@ -73,6 +73,8 @@ SECOND_EDITION = {
         "mismatch-ignored": B, "mismatch-token": B, "mismatch-token-capped": B, "mismatch-sequence": U,
         "mismatch-sequence-capped": B, "gspo": B, "gspo-stale": B, "cispo": U, "cispo-0.2": U, "cispo-stale": B,
         "cispo-0.2-stale": B, "sapo": U, "sapo-stale": B,
+        "turn-credit-response": U, "turn-credit-values": U, "turn-credit-reached": P, "turn-credit-reached-to-go": P,
+        "turn-credit-others": U,
     },
 }  # fmt: skip
 """The rows that its second edition adds, in any order; the same instance."""

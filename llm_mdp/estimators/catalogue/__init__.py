@@ -13,10 +13,11 @@ from llm_mdp.estimators.catalogue.algorithms import ALGORITHMS
 from llm_mdp.estimators.catalogue.off_policy import OFF_POLICY
 from llm_mdp.estimators.catalogue.practices import PRACTICES
 from llm_mdp.estimators.catalogue.theorems import THEOREMS
+from llm_mdp.estimators.catalogue.turns import TURNS
 from llm_mdp.estimators.entry import Entry, Given, NeedsExactValues
 from llm_mdp.own import UsageError, did_you_mean
 
-ENTRIES: tuple[Entry, ...] = (*ALGORITHMS, *THEOREMS, *PRACTICES, *OFF_POLICY)
+ENTRIES: tuple[Entry, ...] = (*ALGORITHMS, *THEOREMS, *PRACTICES, *OFF_POLICY, *TURNS)
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name."""

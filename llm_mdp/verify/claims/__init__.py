@@ -11,5 +11,6 @@ from llm_mdp.verify.claims.claim import always as always
 from llm_mdp.verify.claims.off_policy import OFF_POLICY
 from llm_mdp.verify.claims.practices import PRACTICES
 from llm_mdp.verify.claims.theorems import THEOREMS
+from llm_mdp.verify.claims.turns import TURNS
 
-CLAIMS: tuple[Claim, ...] = (*THEOREMS, *ALGORITHMS, *PRACTICES, *OFF_POLICY)
+CLAIMS: tuple[Claim, ...] = (*THEOREMS, *ALGORITHMS, *PRACTICES, *OFF_POLICY, *TURNS)

@@ -98,7 +98,7 @@ def undiscounted(problem: Problem) -> str:
 def discounted_at_the_end(problem: Problem) -> str:
     """A factor γˡᵉⁿ⁻¹ on the reward: biased where lengths differ, a constant factor where they cannot."""
     mdp = problem.instance.mdp
-    if mdp.gamma == 1 or mdp.horizon == 1:
+    if mdp.gamma == 1 or mdp.longest == 1:
         return "unbiased"
     return "biased" if mdp.eos is not None else "proportional"
 
@@ -107,7 +107,7 @@ def tempo_difference(factor: float) -> Callable[[Problem], str]:
     """At horizon 1 the prefix's mean is the reward itself, and `factor` times (K-1)/K of the gradient is left."""
 
     def expect(problem: Problem) -> str:
-        if problem.instance.mdp.horizon > 1:
+        if problem.instance.mdp.longest > 1:
             return "biased"
         return "unbiased" if factor * (problem.group_size - 1) == problem.group_size else "proportional"
 
@@ -117,9 +117,9 @@ def tempo_difference(factor: float) -> Callable[[Problem], str]:
 def interpolated_values(problem: Problem) -> str:
     """Segments of 2 tokens: half of the gradient where all have as many."""
     mdp = problem.instance.mdp
-    if mdp.horizon == 1:
+    if mdp.longest == 1:
         return "unbiased"
-    return "proportional" if mdp.eos is None and mdp.horizon % 2 == 0 else "biased"
+    return "proportional" if mdp.eos is None and mdp.longest % 2 == 0 else "biased"
 
 
 def fixed_length_shrinks(problem: Problem) -> str:

@@ -13,7 +13,7 @@ def capped(level: Level, cap: float) -> Callable[[Problem], str]:
     def expect(problem: Problem) -> str:
         e = problem.enumeration
         ratio = log_ratio(e.leaf_logp(), e.leaf_logp_of(problem.given.behaviour), e.mask, level).exp()
-        exact = level == "sequence" or problem.instance.mdp.horizon == 1
+        exact = level == "sequence" or problem.instance.mdp.longest == 1
         return "unbiased" if exact and float(ratio.max()) <= cap else "biased"
 
     return expect

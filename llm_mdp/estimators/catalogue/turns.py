@@ -1,0 +1,29 @@
+"""Names of what gives credit turn by turn. Where nobody replies, a response is one turn."""
+
+from llm_mdp.estimators.algorithms import REINFORCE, TRePO
+from llm_mdp.estimators.boundaries import EveryTurn
+from llm_mdp.estimators.entry import GIVEN, ORACLE, Entry, K, unbiased
+from llm_mdp.estimators.turns import TurnRewards
+
+TURNS: tuple[Entry, ...] = (
+    Entry(
+        "turn-credit-response", "The reward of the conversation, on every token of the policy.", lambda g: REINFORCE(),
+        proved=unbiased,
+    ),
+    Entry(
+        "turn-credit-values", "From turn to turn, the change of the exact value.",
+        lambda g: TRePO(boundary=EveryTurn(), critic=g.critic()), **ORACLE,
+    ),
+    Entry(
+        "turn-credit-reached", "The turn's reward, less its mean over the responses that reached the turn.",
+        lambda g, group_size: TurnRewards(group_size, gamma=g.gamma), K, **GIVEN,
+    ),
+    Entry(
+        "turn-credit-reached-to-go", "The same, summed from the turn on.",
+        lambda g, group_size: TurnRewards(group_size, gamma=g.gamma, to_go=True), K, **GIVEN,
+    ),
+    Entry(
+        "turn-credit-others", "Rewards from the turn on, less the mean of what the other responses earned from it on.",
+        lambda g, group_size: TurnRewards(group_size, gamma=g.gamma, others=True), K, **ORACLE,
+    ),
+)  # fmt: skip
