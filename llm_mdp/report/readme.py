@@ -25,7 +25,7 @@ from llm_mdp.report.rows import (
     verdict_text,
 )
 
-TELLING = ("rloo-eq36", "grpo", "trepo-eq31", "kl-k1-loss", "temperature-mismatch")
+TELLING = ("rloo-eq36", "grpo", "trepo-eq31", "kl-k1-loss", "temperature-mismatch-centred")
 """The claims that the README shows: printed formulas and habits that have a repair."""
 
 

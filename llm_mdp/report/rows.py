@@ -137,8 +137,9 @@ class ClaimRow:
 
     @property
     def repairs(self) -> list[str]:
-        """The distinct repairs."""
-        return list(dict.fromkeys(claim["repair"] for _, claim in self.entries if claim["repair"]))
+        """The distinct repairs of what was found to need one."""
+        wrong = [claim for _, claim in self.entries if claim["verdict"] not in ("undecided", "not computed")]
+        return list(dict.fromkeys(claim["repair"] for claim in wrong if claim["repair"]))
 
     @property
     def diagnosis(self) -> dict | None:
@@ -158,7 +159,8 @@ class ClaimRow:
     @property
     def needed(self) -> str | None:
         """How many responses would settle what a sample left undecided, in words."""
-        known = [claim["needed"] for _, claim in self.entries if claim.get("needed")]
+        undecided = [claim for _, claim in self.entries if claim["verdict"] == "undecided"]
+        known = [claim["needed"] for claim in undecided if claim.get("needed")]
         return f"about {max(known):,} responses would settle it" if known else None
 
     def span(self, key: str) -> Span:
@@ -287,20 +289,23 @@ def span_text(span: Span, write=number) -> str:
 
 def headline(rows: list[ClaimRow], *, name: bool = True) -> list[str]:
     """What was found of the paper's statements, of the field's practices, and of a user's own estimators, a sentence
-    each.
+    each. A finding counts where the run has the verdicts that it goes with.
 
     Args: name: the statements that do not simply agree, by their ids.
     """
     stated = [row for row in rows if row.finding in FINDINGS]
     practices = [row for row in rows if row.finding == PRACTICE]
+    borne_out = [row for row in stated if row.status in ("as expected", "without expectation")]
     parts = []
     if stated:
         what = "statement" if len(stated) == 1 else "statements"
         found = []
         for finding, (one, several) in FINDINGS.items():
-            ids = [row.id for row in stated if row.finding == finding]
+            ids = [row.id for row in borne_out if row.finding == finding]
             named = f" ({', '.join(ids)})" if name and finding != "agrees" else ""
             found += [f"{len(ids)} {one if len(ids) == 1 else several}{named}"] if ids else []
+        rest = len(stated) - len(borne_out)
+        found += [f"{rest} {'was' if rest == 1 else 'were'} not settled by this run"] if rest else []
         parts.append(f"Of {len(stated)} {what} of the paper, {_listed(found)}.")
     if practices:
         what = "practice" if len(practices) == 1 else "practices"

@@ -345,6 +345,16 @@ def test_the_headline_says_what_was_found_of_the_paper_and_of_practices():
     assert said[0].replace("*", "") in " ".join(ledger_markdown(several_document()).replace("\\", "").split())
 
 
+def test_a_finding_is_not_said_where_the_run_did_not_bear_it_out():
+    document = single_document()
+    for claim_id in ("lemma-1", "lemma-2"):
+        document["claims"][claim_id].update(verdict="undecided", holds=None)
+    document["claims"]["grpo"].update(verdict="unbiased", holds=False)
+    (said, _) = headline(claim_rows(named_instances(document)))
+    assert said.startswith("Of 20 statements of the paper, 14 agree, 2 are misprints") and "differs" not in said
+    assert said.endswith("and 3 were not settled by this run.")
+
+
 def test_a_practice_counts_as_biased_if_one_instance_shows_it():
     rows = claim_rows(named_instances(several_document()))
     found = {row.id: row for row in rows}
@@ -465,6 +475,11 @@ def test_what_is_undecided_says_why_and_what_would_settle_it():
         shown = text.split('<script type="application/json"')[0]
         assert shown.count("not unbiased; proportional not excluded") == 1 and "about 2,400,000 responses would" in text
     assert "1 not settled (grpo-mean)" in one_line(printed(document, 120))
+    row = next(row for row in claim_rows(named_instances(document)) if row.id == "grpo-mean")
+    assert row.repairs == []  # nothing was found to need one
+    document["claims"]["grpo-mean"].update(verdict="biased")
+    row = next(row for row in claim_rows(named_instances(document)) if row.id == "grpo-mean")
+    assert row.needed is None and row.repairs
 
 
 def test_spans():
