@@ -47,13 +47,15 @@ class Column:
     worst: str
     """The end of its range by which it is sorted: low or high."""
     track: Track | None = None
+    brief: str = ""
+    """Its name where room is scarce."""
 
 
 COLUMNS = (
-    Column("relative bias", "relative_bias", "high", Track("from-zero", 0.0, 1.0)),
+    Column("relative bias", "relative_bias", "high", Track("from-zero", 0.0, 1.0), "bias"),
     Column("scale", "scale", "high", Track("scale", -1.0, 2.0)),
     Column("cosine", "cosine", "low", Track("cosine", -1.0, 1.0)),
-    Column("tokens to signal", "tokens_to_signal", "high"),
+    Column("tokens to signal", "tokens_to_signal", "high", brief="to signal"),
 )
 
 

@@ -94,12 +94,13 @@ def counter_example(
     def shows(instance: Instance) -> bool:
         problem = Problem(instance, group_size, beta)
         row = claim_row(claim, problem, sampled=None, seed=seed, confidence=0.99)
-        return row["verdict"] == verdict and row["holds"] is True and _visible(row)
+        return row["verdict"] == verdict and row["holds"] is True and visible(row)
 
     return smallest_instance(shows, seed=seed)
 
 
-def _visible(row: dict[str, Any]) -> bool:
+def visible(row: dict[str, Any]) -> bool:
+    """Is what a row shows large enough to be seen: its bias, and where the direction is wrong, the angle?"""
     if row["relative_bias"] is None:
         return row["verdict"] == "fails"
     turned = row["cosine"] < (1 - VISIBLE**2) ** 0.5

@@ -11,7 +11,7 @@ from llm_mdp import Problem, random_instance
 from llm_mdp.exact.instance_files import instance_from_dict, instance_to_dict
 from llm_mdp.exact.instances import Instance
 from llm_mdp.verify.claims import CLAIMS
-from llm_mdp.verify.counterexamples import TABLES, counter_example, shrunk, smallest_instance
+from llm_mdp.verify.counterexamples import TABLES, counter_example, shrunk, smallest_instance, visible
 from llm_mdp.verify.ledger import claim_row
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
@@ -61,6 +61,18 @@ def test_a_counter_example_shows_the_verdict_as_expected_and_is_found_again(clai
     again = counter_example(CLAIM[claim], verdict)
     assert again is not None and instance_to_dict(again) == instance_to_dict(found)
     assert sum(map(bool, numbers(instance_to_dict(found)))) <= 2
+
+
+def test_what_nobody_could_see_is_no_counter_example():
+    shown = {"verdict": "biased", "relative_bias": 0.3, "cosine": 0.99}
+    assert visible(shown)
+    assert not visible(shown | {"cosine": 0.9999}) and not visible(shown | {"relative_bias": 0.01})
+    assert visible(shown | {"verdict": "proportional", "cosine": 1.0})
+    assert visible({"verdict": "fails", "relative_bias": None}) and not visible(shown | {"relative_bias": None})
+    for claim_id in ("grpo", "trepo-eq31"):
+        found = counter_example(CLAIM[claim_id], "biased")
+        assert found is not None
+        assert visible(claim_row(CLAIM[claim_id], Problem(found), sampled=None, seed=0, confidence=0.99))
 
 
 def test_a_theorem_has_no_counter_example():

@@ -38,6 +38,14 @@ def test_the_ledger_and_the_variance_command_say_the_same():
         assert certificate.tokens == measured.spread.tokens
 
 
+def test_at_the_tokens_to_signal_the_noise_of_a_batch_is_as_large_as_the_gradient():
+    problem = Problem(random_instance(3, 3, gamma=0.9, seed=2))
+    size = float(problem.target("reward").square().sum())
+    for row in rows(problem, "rloo", "trepo", "reinforce"):
+        estimates = row["tokens_to_signal"] / row["tokens"]
+        assert row["trace_covariance"] / estimates == pytest.approx(size, rel=1e-9)
+
+
 def test_without_a_gradient_or_without_a_count_of_tokens_nothing_is_said():
     penalty, epoch, optimum = rows(Problem(random_instance()), "kl-k1-loss", "ppo-second-epoch", "dpo-optimum")
     assert penalty["tokens_to_signal"] is None and penalty["tokens"] > 1
