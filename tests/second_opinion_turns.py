@@ -143,7 +143,7 @@ def conversation(instance: dict, group_size: int = 3, beta: float = 0.7, others:
         chance = {W: probability(W, pi) for W in responses}
         for group in itertools.product(responses, repeat=K):
             p = np.prod([chance[W] for W in group])
-            g = sum(np.array(weights) @ scores[W] for W, weights in zip(group, A(group))) / K
+            g = np.sum([np.array(weights) @ scores[W] for W, weights in zip(group, A(group))], axis=0) / K
             mean, mean_square = mean + p * g, mean_square + p * (g @ g)
         return figures(mean, mean_square)
 
@@ -225,7 +225,7 @@ def conversation(instance: dict, group_size: int = 3, beta: float = 0.7, others:
         if is_complete(p):
             return 0.0
         each = [gamma ** len(p) * token_reward[index[p], w] / beta + soft((*p, w)) for w in range(V)]
-        return np.log(ref[index[p]] @ np.exp(each)) if is_own[index[p]] else pi[index[p]] @ each
+        return np.log(np.dot(ref[index[p]], np.exp(each))) if is_own[index[p]] else np.dot(pi[index[p]], each)
 
     def implicit(W, t):
         return beta * (gamma ** (t - 1) * r(W, t) / beta + soft(W[:t]) - soft(W[: t - 1]))

@@ -13,7 +13,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from llm_mdp.cli.options import check_writable, command_line
+from llm_mdp.cli.options import check_seed, check_writable, command_line
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instance_files import read_instance, write_instance
@@ -81,6 +81,9 @@ def verify(argv: Sequence[str]) -> int:
     command = tyro.cli(VerifyArguments, args=argv, prog="llm-mdp verify")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # many small tensors: more threads only wait for one another
+    check_seed(command.seed)
+    if command.sampled is not None and command.sampled > MAX_SAMPLED:
+        raise UsageError(f"--sampled is {command.sampled:,}; it must be at most {MAX_SAMPLED:,}.")
     for path in (command.json, command.save_instance, command.html, command.save_counter_example):
         check_writable(path)
     claims = find_claims(command.claims, command.group_size)
@@ -171,6 +174,9 @@ def find_instances(command: VerifyArguments) -> list[Instance]:
     ]
 
 
+MAX_SAMPLED = 1_000_000_000
+"""Responses for each claim: about an hour."""
+
 DEFAULT_INSTANCES: list[tuple[PolicyKind, dict[str, Any]]] = [
     ("tabular", {"vocab_size": 3, "horizon": 4, "gamma": 0.9}),
     ("tabular", {"vocab_size": 3, "horizon": 3}),
@@ -178,15 +184,18 @@ DEFAULT_INSTANCES: list[tuple[PolicyKind, dict[str, Any]]] = [
     ("tabular", {"vocab_size": 4, "horizon": 3, "eos": 2, "n_prompts": 2}),
     ("ngram", {"vocab_size": 3, "horizon": 4, "n_prompts": 2}),
     ("transformer", {"vocab_size": 3, "horizon": 4, "gamma": 0.9, "n_prompts": 2}),
+    ("tabular", {"vocab_size": 3, "horizon": 4, "gamma": 0.9, "environment_at": (1,)}),
 ]
-"""Short and long, discounted and not, the end token at every place, one prompt and two, every kind of policy."""
+"""Short and long, discounted and not, the end token at every place, one prompt and two, every kind of policy, and a
+conversation of two turns."""
 
 
 def with_policy(instance: Instance, kind: PolicyKind, seed: int) -> Instance:
     """The instance with a policy of this kind, named for reports."""
     mdp = instance.mdp
     prompts = f" {len(mdp.prompts)} prompts" if len(mdp.prompts) > 1 else ""
-    name = f"V={mdp.vocab_size} T={mdp.horizon} γ={mdp.gamma:g}{prompts}"
+    turns = " with replies" if mdp.environment is not None else ""
+    name = f"V={mdp.vocab_size} T={mdp.horizon} γ={mdp.gamma:g}{prompts}{turns}"
     if kind == "ngram":
         policy = NgramPolicy.random(mdp.vocab_size, 1, torch.Generator().manual_seed(seed))
         return replace(instance, policy=policy, name=name)
