@@ -1,14 +1,15 @@
 """An estimator of one's own, certified before it trains anything: `python examples/own_estimator.py`, some seconds.
 
 `advantages` is the whole of it: one weight for every token. `certify` runs it on every group of responses of a small
-token MDP (3 tokens, at most 4 a response, 31 responses) and compares its expected gradient with the true one.
+token MDP (3 tokens, at most 4 a response, 31 responses) and compares its expected gradient with the true one;
+`diagnose` says why the two differ, by showing it other rewards and responses.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from llm_mdp import Estimator, certify, groups
+from llm_mdp import Estimator, certify, diagnose, groups
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,5 @@ class BestOfOthers(BestOfGroup):
 if __name__ == "__main__":
     print("before:", certify(BestOfGroup()))
     print("after: ", certify(BestOfOthers()))
+    print("why:   ", diagnose(BestOfGroup()))
     print("Now train with it: llm-mdp train examples/own_estimator.py:BestOfOthers Tabular --steps 100")
