@@ -1,8 +1,8 @@
 """Planted bugs: each is put into a shared piece, and the ledger must notice, in the claim named.
 
 A check that cannot fail checks nothing. Every row runs the claim unmutated first, where it must hold. Then, with the
-bug in place, the claim must fail (`holds` is False) or, where the verdict is "biased" either way, its figures must
-move.
+bug in place, the claim must not hold (`holds` is False, or None where "biased" was expected) or, where the verdict is
+"biased" either way, its figures must move.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,9 @@ from llm_mdp.estimators import (
     objectives,
     off_policy,
     practices,
+    returns,
     theorems,
+    trepo_readings,
     values,
 )
 from llm_mdp.exact import enumeration, worlds
@@ -30,6 +32,7 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import ExactSampler, WorldSampler
 from llm_mdp.mdp.hidden_rewards import last_token
 from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.sampling.evidence import Finish
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.verify import problem
 from llm_mdp.verify.claims import CLAIMS
@@ -181,10 +184,39 @@ def value_is_only_what_is_to_come(monkeypatch):
 
 
 def pooling_without_the_response_itself(monkeypatch):
-    def around(original, branches, response_reward, rollouts, boundary):
-        return original(branches, torch.zeros_like(response_reward), rollouts, boundary)
+    def around(original, branches, response_reward, rollouts, boundary, own):
+        return original(branches, torch.zeros_like(response_reward), rollouts, boundary, own)
 
     wrap(monkeypatch, values, "pooled_branches", around)
+
+
+def own_response_by_length(monkeypatch):
+    """OPO's repair undone: the response itself is in its baseline again."""
+    wrap(monkeypatch, values, "length_weighted_mean", lambda original, *args, own: original(*args, own=True))
+
+
+def every_best_response_gets_the_lead_of_the_first(monkeypatch):
+    """The lead over the second best, given to all, as a group's constant."""
+
+    def around(original, reward, group_size):
+        lead = original(reward, group_size).unflatten(-1, (-1, group_size))
+        return lead.amax(-1, keepdim=True).expand_as(lead).flatten(-2)
+
+    wrap(monkeypatch, values, "lead_of_best", around)
+
+
+def steps_drawn_from_the_response(monkeypatch):
+    """What was to be drawn in advance, drawn from the response's own steps."""
+    around = lambda original, self, evidence: original(replace(self, of_response=True), evidence)  # noqa: E731
+    wrap(monkeypatch, trepo_readings.RandomStep, "advantages", around)
+
+
+def length_in_a_penalty_without_the_end_token(monkeypatch):
+    def around(original, self, evidence):
+        finished = (evidence.rollouts.finish == Finish.EOS)[..., None]
+        return original(self, evidence) + torch.where(finished, self.price, 0.0)
+
+    wrap(monkeypatch, practices.LengthPenalty, "advantages", around)
 
 
 # --- credit, returns --------------------------------------------------------------------------------------------------
@@ -236,7 +268,7 @@ def return_to_go_leaves_out_the_present(monkeypatch):
         return original(token_reward, mask, gamma) - token_reward
 
     wrap(monkeypatch, learned_credit, "return_to_go", around)
-    wrap(monkeypatch, theorems, "return_to_go", around)
+    wrap(monkeypatch, returns, "return_to_go", around)
 
 
 def whitening_with_ddof_0(monkeypatch):
@@ -388,6 +420,10 @@ MUTANTS = (
     Mutant(baseline_that_contains_the_token, "trepo-greedy-baseline"),
     Mutant(value_is_only_what_is_to_come, "theorem-1"),
     Mutant(pooling_without_the_response_itself, "trepo-eq31", moves=True),
+    Mutant(own_response_by_length, "opo-left-out"),
+    Mutant(every_best_response_gets_the_lead_of_the_first, "pass-at-k"),
+    Mutant(steps_drawn_from_the_response, "trepo-random-step"),
+    Mutant(length_in_a_penalty_without_the_end_token, "length-penalty-shaped"),
     Mutant(reward_on_the_first_token, "actor-critic"),
     Mutant(final_score_missing_from_the_differences, "r3hf"),
     Mutant(attention_not_renormalised, "abc-full-sum"),
@@ -445,7 +481,7 @@ def test_the_ledger_notices(mutant, monkeypatch):
     if mutant.moves:
         assert not close(sound, broken)
     else:
-        assert broken["holds"] is False, (broken["verdict"], broken["scale"])
+        assert broken["holds"] is not True, (broken["verdict"], broken["scale"])
 
 
 def test_mutants_that_only_move_figures_keep_the_verdict(monkeypatch):
