@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
@@ -31,10 +31,10 @@ PILOT = 0.1
 """Draws for the baseline, as a part of the others (and at most one chunk)."""
 MEASURED = 100_000
 """Draws of which |Z| is measured, and not only the mean of Z."""
-PAIRS = 4_000_000
+PAIRS = 2_000_000
 """Pairs of tokens, in all draws together, whose scores are multiplied for that; so fewer draws of long groups."""
-COMPANIONS = 256
-"""Responses that the search for the longest Z tries."""
+TRIED = 256
+"""Responses that the search for the longest Z tries, divided by the size of a group."""
 
 
 @dataclass(frozen=True)
@@ -125,31 +125,39 @@ class _Worlds:
 
     weights: Float[Tensor, "W n"]
     edge: Int[Tensor, "W n"]
-    own: Float[Tensor, "W n"]
-    """1 for tokens that the policy drew."""
+    own: Bool[Tensor, "W n"]
+    """Tokens that the policy drew."""
     kept: Float[Tensor, " W"]
+    on_policy: bool
 
     def without(self, baseline: Float[Tensor, " E"]) -> Float[Tensor, "W n"]:
-        return self.weights - baseline[self.edge] * self.own
+        return (
+            self.weights - baseline.index_select(0, self.edge.flatten()).view_as(self.edge) * self.own
+            if self.on_policy
+            else self.weights
+        )
 
 
-def _look(estimator: Estimator, sampler: WorldSampler, check: bool = False) -> _Worlds:
-    """What the estimator makes of the sampler's worlds."""
+def _look(estimator: Estimator, sampler: WorldSampler, on_policy: bool | None = None, check: bool = False) -> _Worlds:
+    """What the estimator makes of the sampler's worlds. `on_policy`: is it the policy itself that draws (None: to be
+    found out)?"""
     enumeration, meter = sampler.enumeration, Meter(sampler)
     evidence = estimator.collect(meter)
     weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
     if check:
         check_worlds(estimator, evidence, weights, enumeration)
-    edge, drawn = edges(evidence, enumeration), meter.responses
+    drawn = meter.responses
     assert drawn is not None
-    own = torch.zeros_like(weights)
-    # Whoever draws from the policy itself gets the enumeration's own table of log-probabilities.
-    on_policy = torch.equal(drawn.logp, of_rows(enumeration.leaf_logp(), drawn))
-    if on_policy and torch.equal(of_rows(enumeration.edge, drawn), edge):
-        own = drawn.mask.double()
-    kept = torch.ones_like(sampler.weight) if sampler.kept is None else sampler.kept.double()
-    weights = weights * kept[:, None, None]
-    return _Worlds(weights.flatten(1), edge.flatten(1), own.flatten(1), kept)
+    if on_policy is None:
+        # Whoever draws from the policy itself gets the enumeration's own table of log-probabilities.
+        on_policy = torch.equal(drawn.logp, of_rows(enumeration.leaf_logp(), drawn))
+    usable = on_policy and evidence.rollouts is drawn
+    own = drawn.mask.flatten(1) if usable else torch.zeros(1, 1, dtype=torch.bool).expand(weights.flatten(1).shape)
+    kept = torch.ones_like(sampler.weight)
+    if sampler.kept is not None:
+        kept = sampler.kept.double()
+        weights = weights * kept[:, None, None]
+    return _Worlds(weights.flatten(1), edges(evidence, enumeration).flatten(1), own, kept, on_policy)
 
 
 def _baseline(worlds: list[_Worlds], chance: list[Tensor], enumeration: Enumeration) -> Float[Tensor, " E"]:
@@ -237,7 +245,7 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
     nonzero = measured = 0
     totals = torch.zeros(4, dtype=torch.float64)
     largest = 0.0
-    for each in _chunks(estimator, enumeration, worlds, generator):
+    for each in _chunks(estimator, enumeration, worlds, generator, trial.on_policy):
         weights = each.without(baseline)
         sums.index_add_(0, each.edge.flatten(), weights.flatten())
         kept += float(each.kept.sum())
@@ -269,10 +277,10 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
 
 
 def _chunks(
-    estimator: Estimator, enumeration: Enumeration, worlds: int, generator: torch.Generator
+    estimator: Estimator, enumeration: Enumeration, worlds: int, generator: torch.Generator, on_policy: bool
 ) -> Iterator[_Worlds]:
     for start in range(0, worlds, CHUNK):
-        yield _look(estimator, TreeSampler(enumeration, min(CHUNK, worlds - start), generator))
+        yield _look(estimator, TreeSampler(enumeration, min(CHUNK, worlds - start), generator), on_policy)
 
 
 class _Corners(ExactSampler):
@@ -303,7 +311,7 @@ def _longest(estimator: Estimator, view: _View, baseline: Float[Tensor, " E"]) -
         return (parts[0] + parts[1]).sqrt().unflatten(0, (-1, corners)).amax(-1)
 
     for prompt in range(enumeration.n_prompts):
-        pool, extremes = _extreme_responses(enumeration, prompt)
+        pool, extremes = _extreme_responses(enumeration, prompt, max(TRIED // members, 10))
         alike, few = (each[:, None].expand(-1, members) for each in (pool, extremes))
         groups = torch.cat([alike, _exchanged(alike, 0, extremes), _exchanged(few, 0, pool)])
         for _ in range(3 if members > 1 else 1):
@@ -321,9 +329,11 @@ def _exchanged(groups: Int[Tensor, "G K"], place: int, responses: Int[Tensor, " 
     return changed
 
 
-def _extreme_responses(enumeration: Enumeration, prompt: int) -> tuple[Int[Tensor, " R"], Int[Tensor, " few"]]:
-    """Responses of the highest and lowest rewards, the longest, the likeliest and the least likely ones; and the first
-    of each kind."""
+def _extreme_responses(
+    enumeration: Enumeration, prompt: int, number: int
+) -> tuple[Int[Tensor, " R"], Int[Tensor, " few"]]:
+    """At most `number` responses: those of the highest and lowest rewards, the longest, the likeliest and the least
+    likely ones; and the first of each kind."""
     kinds = [
         enumeration.response_reward[prompt],
         -enumeration.response_reward[prompt],
@@ -331,8 +341,8 @@ def _extreme_responses(enumeration: Enumeration, prompt: int) -> tuple[Int[Tenso
         enumeration.probability[prompt],
         -enumeration.probability[prompt],
     ]
-    if enumeration.tree.n_leaves <= COMPANIONS:
+    if enumeration.tree.n_leaves <= number:
         every = torch.arange(enumeration.tree.n_leaves)
     else:
-        every = torch.cat([kind.topk(COMPANIONS // len(kinds)).indices for kind in kinds]).unique()
+        every = torch.cat([kind.topk(number // len(kinds)).indices for kind in kinds]).unique()
     return every, torch.stack([kind.argmax() for kind in kinds]).unique()

@@ -70,16 +70,17 @@ class Squares:
 
     mean: float
     variance: float
+    """Mean of the squared deviations."""
     count: int
 
     def largest_mean(self, most: float, x: float) -> float:
         """Upper bound of E|Z|² with probability at least 1 - exp(-x), for |Z|² ≤ `most` = M (Maurer and Pontil 2009,
         Theorem 4):
 
-            s + √(2 v ln(2eˣ) / n) + 7 M ln(2eˣ) / (3 (n - 1))
+            s + √(2 v ln(2eˣ) / (n - 1)) + 7 M ln(2eˣ) / (3 (n - 1))
         """
-        x += math.log(2)
-        return self.mean + math.sqrt(2 * self.variance * x / self.count) + 7 * most * x / (3 * (self.count - 1))
+        x, rest = x + math.log(2), self.count - 1
+        return self.mean + math.sqrt(2 * self.variance * x / rest) + 7 * most * x / (3 * rest)
 
 
 def bernstein(squares: Squares, longest: float, x: float) -> Radius:
