@@ -262,27 +262,28 @@ def tables(results: dict) -> str:
         f"row at {100 * CONFIDENCE:g} % confidence. Of {tried:,} certificates {tried - held:,} had an interval that "
         f"did not contain the exact figure ({percent(tried - held, tried)}), and {false:,} had a false verdict "
         f"({percent(false, tried)}); in brackets a 95 % interval (Clopper and Pearson) of what happens in the long "
-        f"run. Of {results['seeds']} alone, none is {percent(0, results['seeds'])}."
+        f"run. Of {results['seeds']} alone, none is {percent(0, results['seeds'])}. "
+        "The last column is of the interval, and the number of responses, where it held least often."
     )
-    head = ["instance", "estimator", "truth", "responses", "verdicts", "false", "intervals held: bias, scale, cosine"]
-    lines = [head, ["---", "---", "---", "---:", "---", "---:", "---:"]]
-    for row in rows:
-        held = ", ".join(str(row["covered"][name]) for name in ("bias", "scale", "cosine"))
+    sizes = sorted({row["responses"] for row in rows})
+    head = ["instance", "estimator", "truth", *(f"{size:,} responses" for size in sizes), "false", "held at least"]
+    lines = [head, ["---"] * (3 + len(sizes)) + ["---:", "---:"]]
+    for place in dict.fromkeys((row["instance"], row["claim"]) for row in rows):
+        members = {row["responses"]: row for row in rows if (row["instance"], row["claim"]) == place}
+        every = list(members.values())
+        least = min(min(row["covered"].values()) for row in every)
         lines.append(
             [
-                row["instance"],
-                row["claim"],
-                truth_text(row),
-                f"{row['responses']:,}",
-                ", ".join(f"{verdict} {count}" for verdict, count in sorted(row["verdicts"].items())),
-                f"{row['false']} of {row['tried']}",
-                held,
+                *place,
+                truth_text(every[0]),
+                *(said(members[size]) if size in members else "" for size in sizes),
+                f"{sum(row['false'] for row in every)} of {sum(row['tried'] for row in every):,}",
+                f"{least} of {every[0]['tried']}",
             ]
         )
     strong = [
-        f"- {row['claim']}: {', '.join(f'{verdict} {count}' for verdict, count in sorted(row['verdicts'].items()))} "
-        f"of {row['tried']:,} certificates of {row['responses']:,} responses; "
-        f"relative bias at most {row['largest_bound']:.3f}"
+        f"- {row['claim']}, {row['responses']:,} responses: {said(row)} of {row['tried']:,} certificates; the largest "
+        f"upper bound of the relative bias was {row['largest_bound']:.3f}"
         for row in power
     ]
     intro = (
@@ -291,6 +292,11 @@ def tables(results: dict) -> str:
     )
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return "\n\n".join([words, table, intro, "\n".join(strong)])
+
+
+def said(row: dict) -> str:
+    """How often each verdict was given."""
+    return ", ".join(f"{verdict} {count}" for verdict, count in sorted(row["verdicts"].items()))
 
 
 def truth_text(row: dict) -> str:
