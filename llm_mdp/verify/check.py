@@ -36,6 +36,15 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
     Args:
         enumeration: what to try it on; by default a random instance with three tokens and horizon 3.
     """
+    check_interface(estimator)
+    if enumeration is None:
+        instance = random_instance(3, 3, gamma=0.9)
+        enumeration = Enumeration(instance.mdp, instance.policy)
+    check_answers(estimator, estimator, enumeration)
+
+
+def check_interface(estimator: Any) -> None:
+    """Raise EstimatorError, in one sentence, if this is no estimator: a class, methods missing, no size of groups."""
     name = type(estimator).__name__
     if isinstance(estimator, type):
         raise EstimatorError(f"{estimator.__name__} is a class; give an object: {estimator.__name__}().")
@@ -48,10 +57,6 @@ def check_estimator(estimator: Estimator, enumeration: Enumeration | None = None
 
     if group_size > MAX_GROUP_SIZE:
         raise EstimatorError(f"{name}.group_size is {group_size:,}; it must be at most {MAX_GROUP_SIZE:,}.")
-    if enumeration is None:
-        instance = random_instance(3, 3, gamma=0.9)
-        enumeration = Enumeration(instance.mdp, instance.policy)
-    check_answers(estimator, estimator, enumeration)
 
 
 def load_estimator(name: str, group_size: int | None = None) -> Estimator:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_mdp import GRPO, PPO, Diagnosis, Estimator, certify, diagnose, groups, random_instance
+from llm_mdp import GRPO, PPO, Diagnosis, Estimator, EstimatorError, certify, diagnose, groups, random_instance
 from llm_mdp.cli.verify import verify
 from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
 from llm_mdp.estimators.values import leave_one_out
@@ -267,6 +267,22 @@ def test_an_estimator_that_cannot_be_shown_other_rewards_says_so():
     found = diagnose(own(only_true), random_instance(3, 3, gamma=0.9, seed=1), counter_example=False)
     assert "could not be shown other rewards and lengths (OverflowError: rewards are too large)" in str(found)
     assert found.certificate is not None and found.certificate.verdict == "biased"
+
+
+def test_an_instance_that_is_too_short_is_replaced_by_one_of_as_many_tokens():
+    def for_two_tokens(evidence, k):
+        assert int(evidence.rollouts.tokens.max()) < 2
+        return over_length(evidence, k)
+
+    found = diagnose(own(for_two_tokens), random_instance(2, 2, gamma=0.8), counter_example=False)
+    assert kinds(found) == ["length"] and found.instance == "V=2 T=3 γ=0.8"
+    elsewhere = diagnose(own(for_two_tokens), counter_example=False)
+    assert elsewhere.certificate is None and "it cannot be run here (AssertionError" in str(elsewhere)
+
+
+def test_what_is_no_estimator_is_refused():
+    with pytest.raises(EstimatorError, match="function has no method `collect`"):
+        diagnose(lambda evidence: evidence.response_reward)  # pyright: ignore[reportArgumentType]
 
 
 def test_mixed_worlds_are_told_in_words():

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.worlds import ExactSampler, Groups, all_groups
-from llm_mdp.verify.certificate import Certificate, Moments, judge, updates_first
+from llm_mdp.verify.certificate import Certificate, judge
 from llm_mdp.verify.check import check_prompts
+from llm_mdp.verify.moments import Moments, updates_first
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import Precision, check_worlds, token_weights
 

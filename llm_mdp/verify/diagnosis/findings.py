@@ -1,7 +1,7 @@
 """`diagnose`: why an estimator is not unbiased, what repairs it, and the smallest instance that shows it."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import combinations
 from typing import Any
@@ -10,9 +10,10 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instance_files import instance_to_dict
 from llm_mdp.exact.instances import Instance, random_instance
+from llm_mdp.mdp.tree import PrefixTree
 from llm_mdp.own import UsageError, is_own
 from llm_mdp.verify.certificate import Certificate, exact_certificate
-from llm_mdp.verify.check import load_estimator, with_group_size
+from llm_mdp.verify.check import check_interface, load_estimator, with_group_size
 from llm_mdp.verify.counterexamples import smallest_instance
 from llm_mdp.verify.diagnosis.black_box import BlackBox, Weights
 from llm_mdp.verify.diagnosis.examine import DRAWING, examine
@@ -167,7 +168,7 @@ def diagnose(
         progress: called with what is done next.
 
     Raises:
-        EstimatorError: if the estimator is malformed (`check_estimator` says how).
+        EstimatorError: if it is no estimator at all (`check_interface`).
         UsageError: if there is no such file or class.
         TooLarge: if its groups are too large to enumerate on any instance.
     """
@@ -175,16 +176,20 @@ def diagnose(
         if not is_own(estimator):
             raise UsageError(f"{estimator!r} is no FILE.py:CLASS; the ledger says why its own rows are biased.")
         estimator = load_estimator(estimator)
+    check_interface(estimator)
     name = type(estimator).__name__
     problem = bench(estimator, instance)
-    box = BlackBox(estimator, problem)
+    place = problem.instance.name or "a random instance"
     progress("interventions")
     try:
+        box = BlackBox(estimator, problem)
         box.check_meeting("worlds")
+        mixed = _mixed_prompts(box)
+        true = exact_certificate(estimator, problem.enumeration, problem.target("reward"), problem.magnitude("reward"))
     except EstimatorError as error:
-        return _refused(name, problem, "mixed-worlds", str(error))
-    mixed = _mixed_prompts(box)
-    true = exact_certificate(estimator, problem.enumeration, problem.target("reward"), problem.magnitude("reward"))
+        return Diagnosis(name, place, None, (Finding("mixed-worlds", str(error), "", None, None),), (), None)
+    except Exception as error:  # whatever a user's own code raises
+        return Diagnosis(name, place, None, (), (), None, f"it cannot be run here ({type(error).__name__}: {error})")
     try:
         found = examine(box)
         plain = box.certificate(box)
@@ -194,9 +199,7 @@ def diagnose(
     except Exception as error:
         found, note = [], f"it could not be shown other rewards and lengths ({type(error).__name__}: {error})"
     if true.verdict == "unbiased" and instance not in (None, problem.instance):
-        note = (
-            f"on {problem.instance.name} it is unbiased; the instance given has too many groups to look at one by one"
-        )
+        note = f"on {place} it is unbiased; the instance given is too short, or has too many groups, to look at all"
     progress("repairs")
     repairs = [] if true.verdict == "unbiased" or note else _certified(box, found)
     alone = {each.kinds: each for each in repairs}
@@ -205,35 +208,31 @@ def diagnose(
     if counter_example and true.verdict in ("biased", "proportional"):
         progress("counter-example")
         example = smallest(estimator, true)
-    place = problem.instance.name or "a random instance"
     return Diagnosis(name, place, true, (*mixed, *findings), tuple(repairs), example, note)
 
 
 def bench(estimator: Estimator, instance: Instance | None) -> Problem:
-    """The instance given, if its groups can be looked at in seconds, else the largest random one whose can.
+    """The instance given if all its groups can be looked at in seconds and tokens have a future (T > 2); else a random
+    one, with the same number of tokens if that is so there.
 
     Raises:
         TooLarge: if there is none.
     """
-    group, gamma, eos = estimator.group_size, 0.9, 0
+    group, gamma, eos, shapes = estimator.group_size, 0.9, 0, BENCHES
     if instance is not None:
         mdp = instance.mdp
         if mdp.horizon > 2 and len(mdp.prompts) * mdp.tree.n_leaves**group <= MAX_SHOWN:
             return Problem(instance, max(group, 2))
-        gamma, eos = mdp.gamma, None if mdp.eos is None else 0
-    for vocab_size, horizon in BENCHES:
-        made = random_instance(vocab_size, horizon, gamma=gamma, eos=eos, seed=1)
-        if made.mdp.tree.n_leaves**group <= MAX_SHOWN:
-            return Problem(replace(made, name=f"V={vocab_size} T={horizon} γ={gamma:g}"), max(group, 2))
+        gamma, eos, shapes = mdp.gamma, None if mdp.eos is None else 0, ((mdp.vocab_size, 3), *BENCHES)
+    for vocab_size, horizon in shapes:
+        if PrefixTree(vocab_size, eos, horizon).n_leaves ** group <= MAX_SHOWN:
+            name = f"V={vocab_size} T={horizon} γ={gamma:g}"
+            made = random_instance(vocab_size, horizon, gamma=gamma, eos=eos, seed=1, name=name)
+            return Problem(made, max(group, 2))
     raise TooLarge(
         f"groups of {group} responses are too many to enumerate on the smallest instance; give the class a smaller "
         "group_size for the diagnosis."
     )
-
-
-def _refused(name: str, problem: Problem, kind: str, words: str) -> Diagnosis:
-    finding = Finding(kind, words, "", None, None)
-    return Diagnosis(name, problem.instance.name, None, (finding,), (), None)
 
 
 def _mixed_prompts(box: BlackBox) -> list[Finding]:
