@@ -32,7 +32,7 @@ from llm_mdp.variance.benches import TreeBench, make_bench
 from llm_mdp.variance.sampled import sampled_measurement
 from llm_mdp.variance.setting import Setting
 from llm_mdp.variance.sweep import run_cells
-from llm_mdp.verify.certificate import exact_moments
+from llm_mdp.verify.moments import exact_moments
 
 HERE = Path(__file__).parent
 RESULTS, CELLS = HERE / "results", HERE.parent / "runs" / "variance-benchmark"

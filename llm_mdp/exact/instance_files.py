@@ -33,7 +33,6 @@ from llm_mdp.mdp.tree import PrefixTree, pad_prompts
 from llm_mdp.own import did_you_mean
 from llm_mdp.sampling.policies import TabularPolicy, TabularValue
 
-
 OPTIONAL = ("gamma", "prompts", "environment_at")
 """Keys of a file that may be left out."""
 

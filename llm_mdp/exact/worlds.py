@@ -263,8 +263,8 @@ class TreeSampler(WorldSampler):
         return Branches(row, step, reward, tokens=self._drawn_tokens(leaf, step, drawn))
 
     def _descend(self, prompt: Tensor, leaf: Tensor, start: Tensor) -> Int[Tensor, "*shape"]:
-        """One leaf below the prefix of length `start` whose first leaf is `leaf`: of the policy the most probable tokens,
-        of the environment random ones. Step by step, as most prefixes have no probability under such a policy."""
+        """One leaf below the prefix of length `start` whose first leaf is `leaf`: of the policy the most probable
+        tokens, of the environment random ones. Step by step, as most prefixes have no probability under such a policy."""
         e = self.enumeration.at_temperature(0.0)
         logp = e.edge_logp().view(e.n_prompts, e.tree.n_nodes, e.tree.vocab_size)
         for step in range(e.tree.horizon):

@@ -40,7 +40,7 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import Critic
 from llm_mdp.variance.measurement import Spread, progress
-from llm_mdp.verify.certificate import Moments, exact_moments
+from llm_mdp.verify.moments import Moments, exact_moments
 
 GROUP_SIZES = (2, 4, 8, 16)
 LAMS = (0.0, 0.5, 1.0)

@@ -21,8 +21,8 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.worlds import ExactSampler, Groups, TreeBranches, TreeSampler, WorldSampler, all_groups, of_rows
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
-from llm_mdp.verify.certificate import displaced_gradients, updates_first
 from llm_mdp.verify.intervals import Squares
+from llm_mdp.verify.moments import displaced_gradients, updates_first
 from llm_mdp.verify.weights import check_worlds, edges, token_weights
 
 CHUNK = 20_000

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.optima import dpo_minimiser
-from llm_mdp.exact.tree_gradient import exact_gradient
-from llm_mdp.verify.certificate import ROUNDING, UNBIASED, exact_moments, judge
+from llm_mdp.sampling.policies import Policy, logp_of
+from llm_mdp.verify.certificate import ROUNDING, UNBIASED, judge
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import flatten_gradients
 
@@ -74,26 +75,30 @@ def second_epoch_at_its_policy(problem: Problem) -> dict[str, Any]:
     and not at the policy that drew."""
     e, estimator = problem.enumeration, problem.make(CATALOGUE["ppo-second-epoch"])
     moments = exact_moments(estimator, e)
-    target = torch.zeros_like(moments.mean)
+    target, policy = torch.zeros_like(moments.mean), copy.deepcopy(problem.instance.policy)
+    assert isinstance(policy, nn.Module)
+    start = parameters_to_vector(policy.parameters()).detach()
     for prompt, chances in enumerate(e.mdp.prompt_probability[:, None] * e.probability):
         for leaf, chance in enumerate(chances):
             score = e.scores[e.edge[prompt, leaf, e.mask[leaf]]].sum(0)
             step = estimator.displacement(e.response_reward[prompt, leaf] * score)
             assert step is not None
-            target += chance * _gradient_after(problem, step)
+            vector_to_parameters(start + step.to(start.dtype), policy.parameters())
+            target += chance * _gradient_of(policy, e)
     certificate = judge(moments, target, problem.magnitude("reward"))
     names = ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
     return {name: getattr(certificate, name) for name in names} | {"holds": True, "certificate": str(certificate)}
 
 
-def _gradient_after(problem: Problem, step: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
-    """∇J at the policy's parameters plus `step`."""
-    policy = copy.deepcopy(problem.instance.policy)
-    assert isinstance(policy, torch.nn.Module)
-    start = parameters_to_vector(policy.parameters()).detach()
-    vector_to_parameters(start + step.to(start.dtype), policy.parameters())
-    _, gradients = exact_gradient(policy, problem.instance.mdp)
-    return flatten_gradients(gradients, gradients)
+def _gradient_of(policy: Policy, enumeration: Enumeration) -> Float[Tensor, " parameters"]:
+    """∇ Σ_W P(W) RM(W) of another policy on the responses that are enumerated, in one backward pass."""
+    assert isinstance(policy, nn.Module)
+    e, parameters = enumeration, list(policy.parameters())
+    prompt, tokens, mask = e.prompt.repeat_interleave(len(e.tokens), 0), e.tokens, e.mask
+    every = logp_of(policy, prompt, tokens.repeat(e.n_prompts, 1), mask.repeat(e.n_prompts, 1)).sum(-1)
+    chance = (every.view(e.n_prompts, -1) + e.reply_logp).exp()
+    J = (e.mdp.prompt_probability[:, None] * chance * e.response_reward).sum()
+    return flatten_gradients(torch.autograd.grad(J, parameters, allow_unused=True), parameters)
 
 
 def _said(true: bool, words: str, **figures: Any) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import ExactSampler, all_groups, of_rows
 from llm_mdp.mdp.hidden_rewards import LastTokenReward
 from llm_mdp.sampling.policies import TabularPolicy
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.claims import CLAIMS
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import edges, flatten_gradients
 from llm_mdp_agents.base import Agent, Plain

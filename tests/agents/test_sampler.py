@@ -16,7 +16,7 @@ from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts
 from llm_mdp.sampling.policies import NgramPolicy, Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept, PolicySampler
-from llm_mdp.verify.certificate import exact_moments
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.tasks.arithmetic import Arithmetic

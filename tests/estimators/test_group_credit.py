@@ -14,7 +14,8 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import ExactSampler, Groups
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import edges, token_weights
 from tests.strategies import normal

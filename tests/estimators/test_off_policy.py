@@ -22,7 +22,8 @@ from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.exact.worlds import ExactSampler, all_groups
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import AtTemperature, NgramPolicy, Policy, TabularPolicy
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import loss_weights, token_weights
 from tests.strategies import instances

@@ -16,7 +16,8 @@ from llm_mdp.estimators.theorems import TerminalDiscounted
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.exact.worlds import ExactSampler, Groups
 from llm_mdp.mdp.hidden_rewards import LastTokenReward, LengthCost, SumReward
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 
 few = settings(deadline=None, max_examples=20)

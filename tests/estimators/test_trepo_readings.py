@@ -11,7 +11,8 @@ from llm_mdp.estimators.trepo_readings import InterpolatedValues, PooledDraws, R
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import ExactSampler, Groups
 from llm_mdp.sampling.policies import TabularPolicy
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 
 few = settings(deadline=None, max_examples=20)

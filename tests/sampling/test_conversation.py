@@ -11,7 +11,7 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import TreeSampler
 from llm_mdp.sampling.sampler import PolicySampler
-from llm_mdp.verify.certificate import covariance, exact_moments
+from llm_mdp.verify.moments import covariance, exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import policy_certificate, sampled_certificate
 from tests.strategies import greedy_responses

@@ -17,8 +17,8 @@ from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler
-from llm_mdp.verify.certificate import exact_moments
 from llm_mdp.verify.claims import CLAIMS, Claim
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import flatten_gradients
 from tests.strategies import greedy_responses, policies, token_mdps

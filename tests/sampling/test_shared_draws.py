@@ -33,7 +33,7 @@ from llm_mdp.sampling.evidence import Branches, Evidence, as_worlds
 from llm_mdp.sampling.policies import NgramPolicy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler, Sampler
 from llm_mdp.sampling.shared_draws import Meter, SharedDraws
-from llm_mdp.verify.certificate import exact_moments
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import loss_weights
 from llm_mdp_agents.sampler import TaskSampler

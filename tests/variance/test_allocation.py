@@ -34,7 +34,8 @@ from llm_mdp.variance.allocation import (
     fitted_price,
 )
 from llm_mdp.variance.measurement import Spread, exact_measurement, progress
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from tests.exact.test_enumeration import plain_leaves
 from tests.strategies import instances
 

@@ -28,7 +28,8 @@ from llm_mdp.sampling.sampler import PolicySampler
 from llm_mdp.variance.benches import TreeBench, make_bench
 from llm_mdp.variance.grid import DEFAULT, SHORT, Candidate, Grid, candidates
 from llm_mdp.variance.setting import Setting
-from llm_mdp.verify.certificate import Certificate, exact_certificate, exact_moments
+from llm_mdp.verify.certificate import Certificate, exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from tests.strategies import generators, instances
 
 

@@ -21,7 +21,7 @@ from llm_mdp.variance.benches import NgramBench, TreeBench, make_bench
 from llm_mdp.variance.chains import chain_of
 from llm_mdp.variance.entropy import mean_entropy, with_entropy
 from llm_mdp.variance.setting import Setting
-from llm_mdp.verify.certificate import exact_moments
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp_agents.lm.policy import tiny_transformer
 from tests.exact.test_enumeration import Plain, plain_leaves
 from tests.strategies import padded

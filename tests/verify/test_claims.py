@@ -20,9 +20,10 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.mdp.hidden_rewards import LastTokenReward, TableReward
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.verify.certificate import covariance, exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.claims import CLAIMS, Claim
 from llm_mdp.verify.ledger import claim_row, exit_status, run_ledger
+from llm_mdp.verify.moments import covariance, exact_moments
 from llm_mdp.verify.problem import Problem
 
 U, P, B = "unbiased", "proportional", "biased"

@@ -20,10 +20,11 @@ from llm_mdp.mdp.hidden_rewards import NgramReward, SparseReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.verify import draws
-from llm_mdp.verify.certificate import Certificate, covariance, exact_certificate
+from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.intervals import Radius
 from llm_mdp.verify.ledger import holds
+from llm_mdp.verify.moments import covariance
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import judge_means, policy_certificate, sampled_certificate
 

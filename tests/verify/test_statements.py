@@ -1,11 +1,13 @@
 """Statements of the paper that are no estimator: their figures by other routes, and bugs that they must notice."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from llm_mdp.estimators.practices import SecondEpoch
 from llm_mdp.estimators.theorems import Theorem1
@@ -13,7 +15,7 @@ from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.mdp.hidden_rewards import ScaledReward, TableReward
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.verify import statements
+from llm_mdp.verify.certificate import exact_moments
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.claims.misprints import MISPRINTS
 from llm_mdp.verify.ledger import claim_row
@@ -119,10 +121,11 @@ def test_another_goal_is_noticed(monkeypatch):
 
 def kinds() -> list[Instance]:
     instance = random_instance(3, 3, gamma=0.9, n_prompts=2, seed=3)
-    return [instance, replace(instance, policy=NgramPolicy.random(3, 1, torch.Generator().manual_seed(0)))]
+    bigram = replace(instance, policy=NgramPolicy.random(3, 1, torch.Generator().manual_seed(0)))
+    return [instance, bigram, random_instance(2, 4, environment_at=(1,), seed=1)]
 
 
-@pytest.mark.parametrize("instance", kinds(), ids=["table", "bigram"])
+@pytest.mark.parametrize("instance", kinds(), ids=["table", "bigram", "replies"])
 def test_without_a_step_the_new_policy_is_the_old_one(instance, monkeypatch):
     """At step size 0 the second update is the first, REINFORCE, and is compared with ∇J itself."""
     monkeypatch.setattr(SecondEpoch, "displacement", lambda self, first_update: 0.0 * first_update)
@@ -130,21 +133,26 @@ def test_without_a_step_the_new_policy_is_the_old_one(instance, monkeypatch):
     assert found["verdict"] == "unbiased" and found["scale"] == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("instance", kinds(), ids=["table", "bigram"])
-def test_the_gradient_after_a_step_is_that_of_a_policy_made_there(instance):
+@pytest.mark.parametrize("instance", kinds(), ids=["table", "bigram", "replies"])
+def test_the_target_is_the_mean_of_exact_gradients_at_the_policies_after_the_step(instance):
+    """By the dynamic programme over the tree, at a policy made for each response."""
     p = Problem(instance)
-    before = [parameter.detach().clone() for parameter in instance.policy.parameters()]
-    step = torch.randn(p.target("reward").shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = statements._gradient_after(p, step)
-    parts = step.split([parameter.numel() for parameter in before])
-    for parameter, part in zip(instance.policy.parameters(), parts):
-        parameter.data += part.view_as(parameter)
-    _, gradients = exact_gradient(instance.policy, instance.mdp)
-    torch.testing.assert_close(found, torch.cat([gradient.flatten() for gradient in gradients]))
-    with torch.no_grad():
-        moved = max(float((now - then).abs().max()) for now, then in zip(instance.policy.parameters(), before))
-    assert moved > 0.1, "and the problem's own policy had not moved before"
-    assert float((found - p.target("reward")).norm()) > 1e-3
+    e, mean = p.enumeration, torch.zeros_like(p.target("reward"))
+    start = parameters_to_vector(instance.policy.parameters()).detach()
+    for prompt, chances in enumerate(e.probability):
+        for leaf, chance in enumerate(chances):
+            score = e.scores[e.edge[prompt, leaf, e.mask[leaf]]].sum(0)
+            policy = copy.deepcopy(instance.policy)
+            vector_to_parameters(start + 0.5 * e.response_reward[prompt, leaf] * score, policy.parameters())
+            _, gradients = exact_gradient(policy, instance.mdp)
+            mean += e.mdp.prompt_probability[prompt] * chance * torch.cat([each.flatten() for each in gradients])
+    second = exact_moments(SecondEpoch(), e).mean
+    found = row("ppo-second-epoch-new-theta", p)
+    assert found["relative_bias"] == pytest.approx(float((second - mean).norm() / mean.norm()), rel=1e-9)
+    assert found["scale"] == pytest.approx(float(second @ mean / (mean @ mean)), rel=1e-9)
+    old = row("ppo-second-epoch", p)["relative_bias"]
+    assert abs(found["relative_bias"] - old) > 1e-3, "at the old policy it is another figure"
+    torch.testing.assert_close(parameters_to_vector(instance.policy.parameters()).detach(), start, rtol=0, atol=0)
 
 
 # --- misprints --------------------------------------------------------------------------------------------------------

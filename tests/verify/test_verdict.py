@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from llm_mdp import GRPO, RLOO, Estimator, EstimatorError, TooLarge, certify, groups, random_instance
 from llm_mdp.exact.instances import Instance
 from llm_mdp.sampling.policies import TabularPolicy, TabularValue
-from llm_mdp.verify.certificate import Moments, exact_moments, judge
+from llm_mdp.verify.certificate import judge
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.ledger import claim_row
+from llm_mdp.verify.moments import Moments, exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import TERMS, parse_target
 

@@ -14,7 +14,8 @@ from llm_mdp.exact.instances import InstanceError, random_instance
 from llm_mdp.exact.ngram_gradient import ngram_gradient
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp_envs import TokenVectorEnv
 from llm_mdp_envs.tasks import synthetic

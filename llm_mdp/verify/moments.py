@@ -1,0 +1,269 @@
+"""Expectation and covariance of an estimator's gradient, exactly.
+
+The loss sees the model only through `logp`, so the derivative by `logp` of every world (tiny tensors) times the score
+of each token is that world's gradient: exact mean and covariance without Monte-Carlo noise.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.worlds import (
+    ExactSampler,
+    Groups,
+    TreeBranches,
+    all_groups,
+    check_groups,
+)
+from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
+from llm_mdp.sampling.policies import Policy, logp_of
+from llm_mdp.sampling.sampler import NothingKept
+from llm_mdp.sampling.shared_draws import Meter
+from llm_mdp.verify.weights import Precision, check_worlds, edges, flatten_gradients, squared_norms, token_weights
+
+MAX_UPDATED = 5_000
+"""Worlds up to which each one's own updated policy is differentiated."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of an estimator's gradient."""
+
+    mean: Float[Tensor, " parameters"]
+    trace_covariance: float
+    root_mean_square: float
+    branch_noise: float | None = None
+    tokens: float = 0.0
+    """Expected number of tokens that one estimate generates, branches included; of kept groups, with what was left out
+    at their charge."""
+    rewards: float = 0.0
+    """Expected number of responses that are scored for it."""
+    precision: str = "float64"
+    """The coarsest floating point that the estimator computed in."""
+    weights: float = 0.0
+    """E of the sum of |weight| over the tokens."""
+
+
+def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
+    """Mean and trace of the covariance of the estimator over all its outcomes.
+
+    Raises:
+        TooLarge: see `exact_certificate`.
+        ValueError: when the estimator is malformed; `check.check_estimator` says more.
+    """
+    if updates_first(estimator):
+        gradients, weight = displaced_gradients(estimator, enumeration)
+        expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
+        return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
+    mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
+    second = total = noise = tokens = rewards = weights = 0.0
+    affine, precision = False, Precision()
+    for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration)):
+        weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
+        spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
+        tokens, rewards = tokens + spent[0], rewards + spent[1]
+        with precision if chunk == 0 else nullcontext():
+            derivative = token_weights(estimator, evidence, enumeration, weight.shape)
+        if chunk == 0:
+            check_worlds(estimator, evidence, derivative, enumeration)
+        edge = edges(evidence, enumeration).expand(derivative.shape)
+        mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
+        total += float(weight.sum())
+        weights += float((weight * derivative.abs().sum((-2, -1))).sum())
+        second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
+        noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
+        affine = affine or isinstance(evidence.branches, TreeBranches)
+    if total == 0:
+        raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
+    gradient = enumeration.scores.T @ (mean / total)
+    second, noise = (second + noise) / total, noise / total
+    trace = max(second - float(gradient @ gradient), 0.0)
+    return Moments(
+        gradient,
+        trace,
+        math.sqrt(second),
+        noise if affine else None,
+        tokens / total,
+        rewards / total,
+        precision.coarsest,
+        weights / total,
+    )
+
+
+def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, "parameters parameters"]:
+    """The whole covariance matrix of the estimator; branches are enumerated outcome by outcome, so keep the instance
+    small."""
+    if updates_first(estimator):
+        gradients, weight = displaced_gradients(estimator, enumeration)
+        centred = gradients - weight @ gradients
+        return centred.T @ (weight[:, None] * centred)
+    scores = enumeration.scores
+    mean, total = torch.zeros(scores.shape[1], dtype=torch.float64), 0.0
+    second = torch.zeros(scores.shape[1], scores.shape[1], dtype=torch.float64)
+    for sampler, evidence in _worlds(estimator, enumeration, enumerate_branches=True):
+        weight = (sampler.weight if sampler.kept is None else sampler.weight * sampler.kept).flatten()
+        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        edge = edges(evidence, enumeration).expand(derivative.shape)
+        for w, a, e in zip(weight.split(4096), derivative.flatten(0, -3).split(4096), edge.flatten(0, -3).split(4096)):
+            gradient = (
+                torch.zeros(len(w), len(scores), dtype=torch.float64).scatter_add_(1, e.flatten(1), a.flatten(1))
+                @ scores
+            )
+            mean += w @ gradient
+            second += gradient.T @ (w[:, None] * gradient)
+        total += float(weight.sum())
+    return second / total - torch.outer(mean / total, mean / total)
+
+
+def _worlds(
+    estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None
+) -> Iterator[tuple[Meter, Evidence]]:
+    """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups without order
+    where the estimator has none, branch means where they suffice."""
+    check_groups(enumeration, estimator.group_size, ordered=False)  # fewer than in order: before any work
+    ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
+    if enumerate_branches is None:
+        enumerate_branches = not _affine_in_branches(estimator, enumeration)
+    for groups in all_groups(enumeration, estimator.group_size, ordered):
+        sampler = Meter(ExactSampler(enumeration, groups, enumerate_branches))
+        yield sampler, estimator.collect(sampler)
+
+
+def _branch_noise(
+    estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor, edge: Tensor
+) -> Tensor:
+    """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in
+    them."""
+    noise = torch.zeros(base.shape[:-2], dtype=torch.float64)
+    branches = evidence.branches
+    if not isinstance(branches, TreeBranches) or branches.variance is None:
+        return noise
+    deviation = branches.variance.sqrt()
+    for draw in range(len(branches.row)):
+        moved = branches.reward.clone()
+        moved[..., draw] += deviation[..., draw]
+        shifted = replace(evidence, branches=replace(branches, reward=moved))
+        change = token_weights(estimator, shifted, enumeration, base.shape[:-2]) - base
+        noise += squared_norms(change, edge, enumeration.gram)
+    return noise
+
+
+class _ProbeSampler(ExactSampler):
+    """Branches have rewards that do occur: `left` times one random draw and 1 - `left` times another."""
+
+    left = 0.5
+
+    def _branches(self, rollouts, row, step, drawn, temperature):
+        generator = torch.Generator().manual_seed(1)
+        rewards = self.enumeration.response_reward.flatten()
+        one, two = (rewards[torch.randint(len(rewards), drawn.shape, generator=generator)] for _ in range(2))
+        return TreeBranches(
+            row, step, self.left * one + (1 - self.left) * two, tokens=torch.zeros(drawn.shape, dtype=torch.float64)
+        )
+
+
+def _some_groups(
+    estimator: Estimator, enumeration: Enumeration, *, left: float = 0.5, order: Tensor | None = None
+) -> tuple[_ProbeSampler, Evidence]:
+    """A few random groups to probe an estimator with, their responses in another order if one is given."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(enumeration.n_prompts, (32,), generator=generator)
+    leaf = torch.randint(enumeration.tree.n_leaves, (32, estimator.group_size), generator=generator)
+    leaf = leaf if order is None else leaf[:, order]
+    sampler = _ProbeSampler(enumeration, Groups(prompt, leaf, torch.ones(32, dtype=torch.float64)))
+    sampler.left = left
+    return sampler, estimator.collect(sampler)
+
+
+def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """Does permuting the responses of a group only permute their weights, and keep the same groups? Tried on random
+    groups."""
+    sampler, evidence = _some_groups(estimator, enumeration)
+    if evidence.branches is not None or sampler.drawn is not None:
+        return False
+    weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+    tolerance = 1e-12 * float(weights.abs().max() + 1)
+    # A rotation and an exchange of two generate every order.
+    every = torch.arange(estimator.group_size)
+    for order in (every.roll(1), torch.cat([every[:2].flip(0), every[2:]])):
+        other, permuted = _some_groups(estimator, enumeration, order=order)
+        moved = token_weights(estimator, permuted, enumeration, other.weight.shape)
+        if not torch.allclose(weights[..., order, :], moved, rtol=1e-10, atol=tolerance):
+            return False
+        if sampler.kept is not None and (other.kept is None or not torch.equal(sampler.kept, other.kept)):
+            return False
+    return True
+
+
+def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
+    """Is every token's weight an affine function of branch rewards, and are they passed on? Tried at random rewards."""
+    tried = []
+    for left in (1.0, 0.0, 0.5):
+        sampler, evidence = _some_groups(estimator, enumeration, left=left)
+        if sampler.drawn is None:
+            return True
+        if evidence.branches is not sampler.drawn:
+            return False
+        tried.append(token_weights(estimator, evidence, enumeration, sampler.weight.shape))
+    one, two, middle = tried
+    return torch.allclose(
+        middle, (one + two) / 2, rtol=1e-10, atol=1e-12 * float(one.abs().max() + two.abs().max() + 1)
+    )
+
+
+def updates_first(estimator: Estimator) -> bool:
+    """Does every world differentiate the loss at a policy of its own (`Estimator.displacement`)?"""
+    return estimator.displacement(torch.zeros(0, dtype=torch.float64)) is not None
+
+
+def displaced_gradients(
+    estimator: Estimator, enumeration: Enumeration
+) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
+    """The second update of every world, at the parameters that its own first update gave, and the worlds'
+    probabilities."""
+    if enumeration.tree.n_leaves > MAX_UPDATED:
+        raise TooLarge(
+            f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one (at most "
+            f"{MAX_UPDATED:,}); "
+            "take a smaller instance."
+        )
+    scorer = _Scorer(enumeration.policy)
+    start = {name: parameter.detach() for name, parameter in scorer.named_parameters()}
+    gradients, weights = [], []
+    for sampler, evidence in _worlds(estimator, enumeration):
+        derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        edge = edges(evidence, enumeration)
+        for world in range(len(sampler.weight)):
+            first = enumeration.scores[edge[world].flatten()].T @ derivative[world].flatten()
+            displacement = estimator.displacement(first)
+            assert displacement is not None
+            steps = displacement.split([parameter.numel() for parameter in start.values()])
+            updated = {
+                name: (parameter + step.view_as(parameter).to(parameter.dtype)).requires_grad_()
+                for (name, parameter), step in zip(start.items(), steps)
+            }
+            here = take_world(evidence, world)
+            logp = functional_call(scorer, updated, (here.rollouts,))
+            second = torch.autograd.grad(-estimator.loss(logp, here), list(updated.values()), allow_unused=True)
+            gradients.append(flatten_gradients(second, list(start.values())))
+        weights.append(sampler.weight)
+    return torch.stack(gradients), torch.cat(weights)
+
+
+class _Scorer(nn.Module):
+    """log π of given tokens as a module's forward, so that `functional_call` can give it other parameters."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, rollouts: Rollouts) -> Tensor:
+        return logp_of(self.policy, rollouts.prompt, rollouts.tokens, rollouts.mask)
