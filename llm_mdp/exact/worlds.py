@@ -264,7 +264,7 @@ class TreeSampler(WorldSampler):
 
     def _descend(self, prompt: Tensor, leaf: Tensor, start: Tensor) -> Int[Tensor, "*shape"]:
         """One leaf below the prefix of length `start` whose first leaf is `leaf`: of the policy the most probable
-        tokens, of the environment random ones. Step by step, as most prefixes have no probability under such a policy."""
+        tokens, of the environment random ones. Step by step, as most prefixes have no probability then."""
         e = self.enumeration.at_temperature(0.0)
         logp = e.edge_logp().view(e.n_prompts, e.tree.n_nodes, e.tree.vocab_size)
         for step in range(e.tree.horizon):

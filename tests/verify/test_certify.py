@@ -73,7 +73,7 @@ class Divides(Estimator):
         (lambda: certify(lambda reward: reward), EstimatorError, ".* is a function; write a class with `advantages`"),
         (lambda: certify("grop"), UsageError, r"there is no estimator 'grop'; did you mean grpo\?"),
         (lambda: certify("no_such.py:A"), UsageError, r"there is no file no_such\.py"),
-        (lambda: certify(RLOO(), target="rewards"), ValueError, "target is 'rewards'; choose 'reward' or 'kl'"),
+        (lambda: certify(RLOO(), target="rewards"), ValueError, "target is 'rewards'; choose among reward, kl, "),
         (lambda: certify(RLOO(), "instance.json"), ValueError, r"instance is 'instance\.json'; give random_instance"),
         (lambda: certify(RLOO(group_size=9)), TooLarge, "groups of 9 out of 31 responses are too many"),
     ],
