@@ -426,3 +426,30 @@ def test_the_noise_of_draws_is_what_exact_values_do_not_have(samples):
     assert exact.branch_noise is None
     assert drawn.trace_covariance - drawn.branch_noise == pytest.approx(exact.trace_covariance, rel=1e-9)
     assert drawn.branch_noise * samples == pytest.approx(one.branch_noise, rel=1e-9) and one.branch_noise > 0
+
+
+def _peaked(instance: Instance, factor: float) -> Instance:
+    mdp, levels = instance.mdp, [factor * level.detach() for level in instance.policy.levels]
+    return replace(instance, policy=TabularPolicy(mdp.tree, mdp.prompt_tokens, levels))
+
+
+@pytest.mark.parametrize(
+    ("id", "instance"),
+    [
+        ("abc-return-to-go", with_rewards(random_instance(3, 3), lambda level: torch.full_like(level, 0.7))),
+        ("temperature-mismatch", _peaked(random_instance(3, 3), 200.0)),
+        ("temperature-mismatch-centred", _peaked(random_instance(3, 3), 200.0)),
+        ("trepo-greedy-ramp", _peaked(random_instance(3, 3), 200.0)),
+        ("ppo-second-epoch", with_rewards(random_instance(3, 3), lambda level: 1e-11 * level)),
+        ("ppo-second-epoch", with_rewards(random_instance(3, 3), lambda level: 1e-6 * level)),
+        ("length-penalty", with_rewards(random_instance(3, 3), lambda level: 1e12 * level)),
+        ("overlong-shaping", with_rewards(random_instance(3, 3), lambda level: 1e12 * level)),
+    ],
+)
+def test_a_bias_too_small_to_see_contradicts_nothing(id, instance):
+    """ "Biased" says that there is a counter-example. These are none: every token worth the same, a policy that is
+    greedy already, an update of no size, a penalty of no size."""
+    p = Problem(instance)
+    row = claim_row(BY_ID[id], p, sampled=None, seed=0, confidence=0.99)
+    assert BY_ID[id].expect(p) == B and row["holds"] is not False
+    assert row["verdict"] != B or (row["relative_bias"] or 0) < 1e-3, row["relative_bias"]
