@@ -33,6 +33,8 @@ WIDTH = 8191
 """Numbers of a sketch: a prime, so that rows of a weight matrix, which are as wide as a power of two, do not fall upon
 one another. Inner products of sketches scatter around those of the gradients by about √(2 / WIDTH) = 1.6 % of the
 lengths."""
+PILOT_PROMPTS = 32
+"""Prompts after which `measure_task` can say how many an answer takes."""
 PILOT_BRANCHES = 4
 """Branches from every cut in a pilot batch."""
 
@@ -160,6 +162,7 @@ def measure_task(
     known: Mapping[str, Any] | None = None,
     prompts_at_once: int = 16,
     tell: Callable[[int], None] = lambda prompts: None,
+    foretell: Callable[[Measurement, float], None] | None = None,
 ) -> tuple[dict[str, Measurement], dict[str, Any]]:
     """Figures of every estimator on a task, with bootstrap intervals over prompts.
 
@@ -167,6 +170,8 @@ def measure_task(
         known: what is true of some of them on every instance ("unbiased", "proportional"), by name.
         prompts_at_once: prompts that are drawn together.
         tell: told how many prompts are done.
+        foretell: told once, after the first `PILOT_PROMPTS` where there are more to come, what the estimator that
+            stands for the true gradient has come to, and how many seconds a prompt takes.
 
     Returns:
         Measurements by name, and facts: mean reward J, expected length, |∇J|, `target`, the estimator that stands for
@@ -185,7 +190,7 @@ def measure_task(
     sketch = Sketch([parameter for parameter in policy.parameters() if parameter.requires_grad], seed)
     generator, questions = streams([seed, 7])
     parts: dict[str, list[Estimates]] = {name: [] for name in listed}
-    rewards, lengths, done = [], [], 0
+    rewards, lengths, done, start = [], [], 0, time.perf_counter()
     while done < prompts:
         number = min(prompts_at_once, prompts - done)
         sampler = TaskSampler(policy, task, generator, questions, number)
@@ -196,6 +201,9 @@ def measure_task(
         lengths.append(batch.rollouts.length)
         done += number
         tell(done)
+        if foretell is not None and done - number < PILOT_PROMPTS <= done < prompts:
+            pilot, each = _joined(parts[target]), (time.perf_counter() - start) / done
+            foretell(sampled_measurement(pilot, reference=pilot, seed=seed, known="unbiased"), each)
     whole = {name: _joined(each) for name, each in parts.items()}
     reference = whole[target]
     measured = {}

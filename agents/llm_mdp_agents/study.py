@@ -11,8 +11,10 @@ from typing import Any
 from llm_mdp.estimators.entry import Given
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Policy
+from llm_mdp.variance.forecast import Forecast
 from llm_mdp.variance.grid import Candidate, Grid
-from llm_mdp.variance.study import AXES, Plan, chosen, identity, measure_setting, source_of
+from llm_mdp.variance.measurement import Measurement
+from llm_mdp.variance.study import AXES, Plan, chosen, forecast_of, identity, measure_setting, source_of
 from llm_mdp.verify.check import load_estimator
 from llm_mdp_agents.measuring import measure_task
 from llm_mdp_agents.resolve import ModelConfig, find_task
@@ -87,7 +89,7 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     return measure_task_cell(cell) if "task" in cell else measure_setting(cell, _transformer)
 
 
-measure_cell.version = 3  # pyright: ignore[reportFunctionMemberAccess]
+measure_cell.version = 4  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _transformer(mdp: TokenMDP, seed: int) -> Policy:
@@ -96,17 +98,26 @@ def _transformer(mdp: TokenMDP, seed: int) -> Policy:
     return tiny_transformer(mdp.vocab_size, mdp.prompt_tokens.shape[1] + mdp.horizon, seed)
 
 
+Foretell = Callable[[Measurement, float], None]
+"""Told what a pilot came to, and the seconds of a prompt; see `measure_task`."""
 _TELL: ContextVar[Callable[[int], None]] = ContextVar("tell", default=lambda prompts: None)
+_FORETELL: ContextVar[Foretell | None] = ContextVar("foretell", default=None)
 
 
 @contextmanager
-def telling(tell: Callable[[int], None]) -> Iterator[None]:
-    """Whoever measures a task in this process meanwhile tells how many prompts are done."""
-    token = _TELL.set(tell)
+def telling(tell: Callable[[int], None], foretell: Foretell | None = None) -> Iterator[None]:
+    """Whoever measures a task in this process meanwhile tells how many prompts are done, and what a pilot came to."""
+    tokens = _TELL.set(tell), _FORETELL.set(foretell)
     try:
         yield
     finally:
-        _TELL.reset(token)
+        _TELL.reset(tokens[0])
+        _FORETELL.reset(tokens[1])
+
+
+def setting_forecast(plan: Plan, budget: float) -> Forecast | None:
+    """How many estimates an answer on a setting is likely to need; None if nothing is drawn there."""
+    return forecast_of(plan, budget, _transformer)
 
 
 def measure_task_cell(cell: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +137,7 @@ def measure_task_cell(cell: dict[str, Any]) -> dict[str, Any]:
         known={candidate.label: candidate.proved for candidate in listed},
         prompts_at_once=PROMPTS_AT_ONCE,
         tell=_TELL.get(),
+        foretell=_FORETELL.get(),
     )
     base = facts.pop("base")
     rows = {label: measurement.document() for label, measurement in measured.items()}

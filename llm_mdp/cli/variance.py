@@ -15,12 +15,14 @@ from llm_mdp.cli.options import env_arguments as read_arguments
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.sampling.policies import PolicyKind
+from llm_mdp.variance.forecast import forecast
 from llm_mdp.variance.grid import Grid
+from llm_mdp.variance.measurement import Measurement
 from llm_mdp.variance.setting import Rewards
 from llm_mdp.variance.study import AXES, Plan, chosen, make_document, plan_of, setting_of_file, settings_of, swept
 from llm_mdp.variance.sweep import run_cells
 from llm_mdp_agents.resolve import ModelConfig
-from llm_mdp_agents.study import PROMPTS_AT_ONCE, Subject, measure_cell, task_plan, telling
+from llm_mdp_agents.study import PROMPTS_AT_ONCE, Subject, measure_cell, setting_forecast, task_plan, telling
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,28 @@ def variance(argv: Sequence[str]) -> int:
     for name in ("report.html", "results.json", "results.csv"):
         check_writable(arguments.out / name)
     cells = [cell for each in plans for cell in each.cells]
-    folder = arguments.out / "cells"
+    folder, aside = arguments.out / "cells", Console(stderr=True)
+
+    def say(words: str) -> None:
+        aside.print(words, highlight=False, soft_wrap=True)
+
     if "task" in cells[0]:
         # One cell, in this process, so that it can say how far it is.
-        steps = -(-cells[0]["prompts"] // PROMPTS_AT_ONCE)
-        with progress_bar(Console(stderr=True), steps) as done, telling(lambda prompts: done(f"{prompts} prompts")):
+        prompts = cells[0]["prompts"]
+
+        def foretell(pilot: Measurement, seconds: float) -> None:
+            say(f"{pilot.samples} prompts in: {forecast(pilot, arguments.budget, seconds).words(prompts, '--prompts')}")
+
+        with (
+            progress_bar(aside, -(-prompts // PROMPTS_AT_ONCE)) as done,
+            telling(lambda number: done(f"{number} prompts"), foretell),
+        ):
             results = run_cells(measure_cell, cells, folder=folder)
     else:
-        with progress_bar(Console(stderr=True), len(cells)) as done:
+        for each in plans:
+            if (found := setting_forecast(each, arguments.budget)) is not None:
+                say(f"{each.name}: {found.words(arguments.estimates, '--estimates')}")
+        with progress_bar(aside, len(cells)) as done:
             workers = {"jobs": arguments.jobs, "backend": arguments.backend}
             results = run_cells(measure_cell, cells, folder=folder, **workers, tell=done)
     sweep = swept(_axes(arguments))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_mdp.report.pages import Drawing, check_finite, rendered
 from llm_mdp.report.plots import TONES, to_svg
-from llm_mdp.report.rows import SYMBOLS, bias, number, ratio
+from llm_mdp.report.rows import SYMBOLS
 from llm_mdp.report.variance_plots import CURVES, Size, Tones, axis_plot, cost_plot, dots_plot, progress_plot
 from llm_mdp.report.variance_rows import (
     AxisPoint,
@@ -17,11 +17,12 @@ from llm_mdp.report.variance_rows import (
     budgets,
     by_progress,
     facts,
+    figure,
     is_numeric_axis,
     margin,
     prominent,
     settings_of,
-    tokens_to_signal,
+    too_few,
 )
 
 if TYPE_CHECKING:
@@ -30,23 +31,22 @@ if TYPE_CHECKING:
 BROAD, NARROW = (6.7, 4.5), (4.2, 3.9)
 """Sizes of a figure on a desk and on a phone."""
 
-COLUMNS: tuple[tuple[str, str, Callable[[dict], str], str], ...] = (
-    ("progress", "progress", lambda row: number(row["progress"]), "descending"),
-    ("tokens each", "tokens", lambda row: number(row["tokens"]), "ascending"),
-    ("reward calls", "rewards", lambda row: number(row["rewards"]), "ascending"),
-    ("seconds", "seconds", lambda row: number(row["seconds"]), "ascending"),
-    ("tr Cov", "trace_covariance", lambda row: number(row["trace_covariance"]), "ascending"),
-    ("of the draws", "trace_covariance_of_draws", lambda row: number(row["trace_covariance_of_draws"]), "ascending"),
-    ("relative bias", "relative_bias", lambda row: bias(row["relative_bias"]), "ascending"),
-    ("scale", "scale", lambda row: ratio(row["scale"]), "descending"),
-    ("cosine", "cosine", lambda row: ratio(row["cosine"]), "descending"),
-    ("tokens to signal", "tokens_to_signal", tokens_to_signal, "ascending"),
-    ("over the base's", "tokens_over_base", lambda row: number(row["tokens_over_base"]), "ascending"),
-    ("squared error", "mean_squared_error", lambda row: number(row["mean_squared_error"]), "ascending"),
-    ("signal to noise", "signal_to_noise", lambda row: number(row["signal_to_noise"]), "descending"),
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("progress", "progress", "descending"),
+    ("tokens each", "tokens", "ascending"),
+    ("reward calls", "rewards", "ascending"),
+    ("seconds", "seconds", "ascending"),
+    ("tr Cov", "trace_covariance", "ascending"),
+    ("of the draws", "trace_covariance_of_draws", "ascending"),
+    ("relative bias", "relative_bias", "ascending"),
+    ("scale", "scale", "descending"),
+    ("cosine", "cosine", "descending"),
+    ("tokens to signal", "tokens_to_signal", "ascending"),
+    ("over the base's", "tokens_over_base", "ascending"),
+    ("squared error", "mean_squared_error", "ascending"),
+    ("signal to noise", "signal_to_noise", "descending"),
 )
-"""Name, figure, how it is written, and the direction in which it is first sorted; the table comes sorted by the
-first."""
+"""Name, figure, and the direction in which it is first sorted; the table comes sorted by the first."""
 
 AXES = {"vocab_size": "vocabulary", "success": "success rate"}
 """Axes that are called something else in words."""
@@ -92,6 +92,8 @@ def render_variance_page(document: Document) -> str:
         amount=amount,
         budgets=budgets,
         margin=margin,
+        figure_of=figure,
+        too_few=too_few,
     )
 
 
@@ -136,9 +138,14 @@ def _setting(setting: dict, tones: Tones) -> dict[str, Any]:
         "facts": facts(setting),
         "figures": figures,
         "best": [(best, tones.get(estimator_of.get(best["label"], ""), "--faint")) for best in setting["best"]],
-        "columns": [column for column in COLUMNS if any(row[column[1]] is not None for row in setting["rows"])],
+        "is_sampled": any(row["samples"] for row in setting["rows"]),
+        "columns": [column for column in COLUMNS if any(_is_told(row, column[1]) for row in setting["rows"])],
         "rows": by_progress(setting["rows"]),
     }
+
+
+def _is_told(row: dict, key: str) -> bool:
+    return row[key] is not None or key in row.get("by_theorem", ()) or key in (row["intervals"] or ())
 
 
 def _drawing(

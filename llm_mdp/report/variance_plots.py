@@ -21,14 +21,14 @@ Tones = dict[str, str]
 
 def progress_plot(setting: dict, tones: Tones, size: Size) -> "Axes":
     """Curves of the frontier and of the best of each estimator, each bold where it is the best of all."""
-    known = [row for row in setting["rows"] if row["cosine"] is not None and row["tokens_to_signal"] is not None]
+    known = [row for row in setting["rows"] if row["ceiling"] is not None and row["tokens_to_signal"] is not None]
     first = [row for row in by_progress(known) if row["frontier"]]
     rows = (first + [row for row in leaders(known) if not row["frontier"]])[:CURVES]
     axes = new_axes(*size)
     noise = [row["tokens_to_signal"] for row in rows if row["tokens_to_signal"] > 0] or [setting["budget"]]
     low, high = max(1.0, min(*noise, setting["budget"]) / 10), 3 * max(setting["budget"], float(np.median(noise)))
     tokens = np.geomspace(low, high, 160)
-    curves = [np.array([progress(row["cosine"], row["tokens_to_signal"], each) for each in tokens]) for row in rows]
+    curves = [np.array([progress(row["ceiling"], row["tokens_to_signal"], each) for each in tokens]) for row in rows]
     axes.set_xlim(low, high)
     axes.set_ylim(min([-0.02, *(1.05 * curve.min() for curve in curves)]), 1.02)
     log_scale(axes, "x")

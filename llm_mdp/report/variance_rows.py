@@ -5,10 +5,11 @@ import csv
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_mdp.report.rows import SYMBOLS, number
+from llm_mdp.report.rows import SYMBOLS, bias, number, ratio
 
 MOST = 12
 """Rows of a setting shown in a terminal, unless more are worth it."""
@@ -26,6 +27,7 @@ FIGURES = (
     "relative_bias",
     "scale",
     "cosine",
+    "ceiling",
     "tokens_to_signal",
     "tokens_over_base",
     "estimates",
@@ -34,8 +36,24 @@ FIGURES = (
     "progress",
 )
 """The figures of a row, in the order of the CSV file."""
-INTERVALS = ("trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "tokens_over_base", "progress")
+INTERVALS = (
+    "trace_covariance",
+    "relative_bias",
+    "scale",
+    "cosine",
+    "ceiling",
+    "tokens_to_signal",
+    "tokens_over_base",
+    "mean_squared_error",
+    "signal_to_noise",
+    "progress",
+)
 """Those that have a confidence interval where they are sampled."""
+BOUNDS = {"cosine": (-1.0, 1.0), "ceiling": (-1.0, 1.0), "scale": (None, None), "progress": (-1.0, 1.0)}
+"""Between what these are whatever is drawn; the others are 0 or more."""
+BY_THEOREM = "by theorem"
+UNKNOWN = "?"
+"""In place of an interval that is all that a figure can be."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,30 @@ def tokens_to_signal(row: dict) -> str:
     return number(row["tokens_to_signal"])
 
 
+WRITERS: dict[str, Callable[[float | None], str]] = {"relative_bias": bias, "scale": ratio, "cosine": ratio}
+"""How a figure is written, where not as a plain number."""
+
+
+def figure(row: dict, key: str) -> str:
+    """A figure in words: as it was measured; `by theorem`; or where the draws left no number but an interval, that:
+    `≤0.35`, `≥120`, `0.2…0.4`, or `?` where it is all that the figure can be."""
+    write = WRITERS.get(key, number)
+    if key in row.get("by_theorem", ()):
+        return BY_THEOREM
+    if row[key] is None and (row["intervals"] or {}).get(key):
+        return _between(key, *interval(row, key), write)
+    return tokens_to_signal(row) if key == "tokens_to_signal" else write(row[key])
+
+
+def _between(key: str, low: float | None, high: float | None, write: Callable[[float | None], str]) -> str:
+    least, most = BOUNDS.get(key, (0.0, None))
+    low = None if low is not None and least is not None and low <= least else low
+    high = None if high is not None and most is not None and high >= most else high
+    if low is None:
+        return UNKNOWN if high is None else f"≤{write(high)}"
+    return f"≥{write(low)}" if high is None else f"{write(low)}…{write(high)}"
+
+
 def interval(row: dict, key: str) -> tuple[float | None, float | None]:
     """The ends of a figure's 95 % interval; None where it has none, or none on that side."""
     low, high = (row["intervals"] or {}).get(key) or (None, None)
@@ -138,16 +180,22 @@ def interval(row: dict, key: str) -> tuple[float | None, float | None]:
 
 
 def margin(row: dict, key: str) -> str:
-    """`±0.12`, the wider side of the 95 % interval of a figure in two digits; empty where it is exact."""
+    """`±0.12`, the wider side of the 95 % interval of a figure in two digits; `≥0.3` or `≤0.3` where it has an end on
+    one side only; empty where the figure is exact, or says its interval itself."""
     low, high = interval(row, key)
-    if row[key] is None or (low is None and high is None):
+    if row[key] is None or (low is None and high is None) or key in row.get("by_theorem", ()):
         return ""
     if low is None or high is None:
-        return "±∞"
+        return _between(key, low, high, WRITERS.get(key, number))
     wide = max(high - row[key], row[key] - low, 0.0)
     if 10 <= wide < 1e5:
         return f"±{wide:.0f}"
     return "±" + (f"{wide:#.2g}".rstrip(".") if 1e-3 <= wide < 10 else number(float(f"{wide:.1e}")).replace("0e", "e"))
+
+
+def too_few(row: dict) -> str:
+    """Why a row has no figures; empty if it has."""
+    return row["too_few"]["words"] if row.get("too_few") else ""
 
 
 def amount(tokens: float) -> str:
@@ -179,7 +227,8 @@ def write_csv(document: Document, path: Path) -> None:
     """One line a row of every setting, with every digit; an empty cell is what is not known or infinite.
 
     Columns: the setting and its axes (`axis_…`), the estimator and its options (`option_…`), the figures of `FIGURES`,
-    the ends of the confidence intervals (`…_low`, `…_high`), and whether the row is on the frontier.
+    the ends of the confidence intervals (`…_low`, `…_high`), which figures a theorem says (`by_theorem`), why there are
+    none (`too_few`), and whether the row is on the frontier.
     """
     settings = settings_of(document)
     about = ("name", "budget", "target", "J", "grad_norm", "expected_length")
@@ -195,7 +244,8 @@ def write_csv(document: Document, path: Path) -> None:
         "estimator",
         *(f"option_{option}" for option in options),
     ]
-    header += ["verdict", *FIGURES, *(f"{key}_{end}" for key in INTERVALS for end in ("low", "high")), "frontier"]
+    ends = [f"{key}_{end}" for key in INTERVALS for end in ("low", "high")]
+    header += ["verdict", *FIGURES, *ends, "by_theorem", "too_few", "frontier"]
     with Path(path).open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(header)
@@ -204,9 +254,10 @@ def write_csv(document: Document, path: Path) -> None:
             for row in setting["rows"]:
                 chosen = [_cell(row["options"].get(option)) for option in options]
                 ends = [end for key in INTERVALS for end in interval(row, key)]
-                figures = [row[key] for key in FIGURES]
+                figures = [row.get(key) for key in FIGURES]
+                about_them = [" ".join(row.get("by_theorem", ())), too_few(row), row["frontier"]]
                 lines.writerow(
-                    [*shared, row["label"], row["estimator"], *chosen, row["verdict"], *figures, *ends, row["frontier"]]
+                    [*shared, row["label"], row["estimator"], *chosen, row["verdict"], *figures, *ends, *about_them]
                 )
 
 

@@ -51,13 +51,16 @@ class TreeBench:
             "entropy": mean_entropy(e), "success": self.problem.gradient[0] if outcomes else None, "target": "exact",
         }  # fmt: skip
 
+    def is_exact(self, estimator: Estimator) -> bool:
+        """Are its groups few enough to enumerate?"""
+        return self.enumeration.tree.n_leaves**estimator.group_size * self.enumeration.n_prompts <= EXACT_GROUPS
+
     def measure(self, estimator: Estimator, number: int, seed: int, known: Proved | None = None) -> Measurement:
         """Exactly where it can be, else from `number` estimates.
 
         Args: known: see `variance.sampled_measurement`.
         """
-        groups = self.enumeration.tree.n_leaves**estimator.group_size * self.enumeration.n_prompts
-        if groups <= EXACT_GROUPS:
+        if self.is_exact(estimator):
             try:
                 return exact_measurement(estimator, self.enumeration, self.target, self.problem.magnitude("reward"))
             except TooLarge:

@@ -17,6 +17,7 @@ its pace is q. Two numbers say all.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,22 +27,26 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.verify.certificate import exact_moments, judge
+from llm_mdp.variance.unseen import TooFew
+from llm_mdp.verify.certificate import judge
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.signal import tokens_to_signal
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Of every interval, at least."""
 
 
-def progress(cosine: float, tokens_to_signal: float | None, budget: float) -> float:
+def progress(ceiling: float, tokens_to_signal: float | None, budget: float) -> float:
     """cos |cos| / (1 + q / B): negative where the estimate points away from ∇J; 0 where there is no signal (q None or
     infinite).
 
-    Args: budget: B > 0, generated tokens.
+    Args:
+        ceiling: cos |cos|, see `Spread.ceiling`.
+        budget: B > 0, generated tokens.
     """
     if tokens_to_signal is None or math.isinf(tokens_to_signal):
         return 0.0
-    return cosine * abs(cosine) / (1 + tokens_to_signal / budget)
+    return ceiling / (1 + tokens_to_signal / budget)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class Spread:
         return self.signal - 2 * self.dot + self.size
 
     @property
+    def is_clipped(self) -> dict[str, bool]:
+        """Which figures of a sampled spread are where they are because they can be no further: noise left less than no
+        bias, or a cosine beyond 1. What was measured then is the interval alone."""
+        beyond = not 0 < self.dot**2 < self.signal * self.size
+        return {"relative_bias": self.error <= 0, "cosine": beyond or self.signal <= 0 or self.size <= 0}
+
+    @property
     def relative_bias(self) -> float:
         return math.sqrt(max(self.error, 0.0) / self.size) if self.size > 0 else math.inf
 
@@ -81,6 +93,11 @@ class Spread:
         return max(-1.0, min(1.0, self.dot / math.sqrt(self.signal * self.size))) if signal else 0.0
 
     @property
+    def ceiling(self) -> float:
+        """cos |cos|: progress with endless tokens."""
+        return self.cosine * abs(self.cosine)
+
+    @property
     def tokens_to_signal(self) -> float:
         """q = v c / |E g|², infinite without a signal."""
         return tokens_to_signal(self.trace, self.tokens, self.signal)
@@ -89,12 +106,25 @@ class Spread:
         """E|ĝ - ∇J|² / |∇J|² with B tokens."""
         return (max(self.error, 0.0) + self.trace * self.tokens / budget) / self.size if self.size > 0 else math.inf
 
+    def signal_to_noise(self, budget: float) -> float:
+        """B / q, infinite without noise."""
+        return budget / self.tokens_to_signal if self.tokens_to_signal > 0 else math.inf
+
     def progress(self, budget: float) -> float:
-        return progress(self.cosine, self.tokens_to_signal, budget)
+        return progress(self.ceiling, self.tokens_to_signal, budget)
+
+    def figure(self, name: str, budget: float) -> float:
+        """One of `FIGURES` or `AT_BUDGET`."""
+        value = getattr(self, name)
+        return value(budget) if name in AT_BUDGET else value
 
 
-FIGURES = ("trace", "relative_bias", "cosine", "tokens_to_signal")
-"""The figures that have intervals, and `progress`."""
+FIGURES = ("trace", "relative_bias", "scale", "cosine", "ceiling", "tokens_to_signal")
+"""The figures that have intervals whatever the budget."""
+AT_BUDGET = ("mean_squared_error", "signal_to_noise", "progress")
+"""Those that have them at a budget."""
+BY_THEOREM = {"unbiased": ("relative_bias", "scale", "cosine", "ceiling"), "proportional": ("cosine", "ceiling")}
+"""What a theorem says of an estimator, so that nobody measures it."""
 
 
 @dataclass(frozen=True)
@@ -108,80 +138,119 @@ class Measurement:
     """The part of an exact trace that is noise of branch draws and would go with more of them."""
     samples: int | None = None
     """Number of estimates drawn; None: exact."""
-    replicates: tuple[Spread, ...] = ()
-    """Bootstrap samples, laid around the estimate."""
+    worse: tuple[Spread, ...] = ()
+    """Bootstrap samples, laid around the estimate, with one more estimate that was not drawn (`variance.unseen`):
+    against the gradient and as noisy as can be;"""
+    better: tuple[Spread, ...] = ()
+    """and along it, without noise. Paired with `worse`, and with those of whatever has the same draws."""
     seconds: float | None = None
     """Of one estimate, sampling and backward pass, where measured."""
+    by_theorem: tuple[str, ...] = ()
+    """Figures that a theorem says and nobody measured."""
+    too_few: TooFew | None = None
+    """Why nothing was measured but the cost."""
+    level: float = CONFIDENCE
+    """Of its intervals; higher where draws were barely enough (`unseen.level_of`)."""
 
     def interval(self, figure: str, budget: float = 1.0) -> tuple[float, float] | None:
-        """95 % of the bootstrap samples; None if exact.
+        """What holds the figure with the confidence of `level`; None if it is exact.
 
-        Args: figure: one of `FIGURES`, or "progress" at this budget.
+        Args: figure: one of `FIGURES`, or of `AT_BUDGET` at this budget.
         """
-        if not self.replicates:
+        if not self.worse:
             return None
-        values = [one.progress(budget) if figure == "progress" else getattr(one, figure) for one in self.replicates]
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
-        return float(low), float(high)
+        return _ends([[one.figure(figure, budget) for one in some] for some in (self.worse, self.better)], self.level)
 
-    def over(self, base: "Measurement") -> tuple[float, tuple[float, float] | None]:
+    def over(self, base: "Measurement", shared: bool = False) -> tuple[float, tuple[float, float] | None]:
         """Tokens to signal over those of another, and the ratio's interval (None if both are exact).
 
-        Where both come from the same draws their bootstrap samples are paired, and what they share (the length of ∇J,
-        hard prompts) is not in the interval of the ratio.
+        Args: shared: both come from the same draws. Their bootstrap samples are paired then, and what they share (the
+            length of ∇J, hard prompts, a rare response) is not in the interval of the ratio.
         """
         value = _ratio(self.spread, base.spread)
-        if not self.replicates and not base.replicates:
-            return value, None
+        pairs = self._pairs(base, shared)
+        level = max(self.level, base.level)
+        return value, _ends([[_ratio(*each) for each in zip(*pair)] for pair in pairs], level) if pairs else None
+
+    def behind(
+        self, leader: "Measurement", budget: float, shared: bool = False, comparisons: int = 1
+    ) -> tuple[float, float]:
+        """By how much another makes more progress at the budget, as an interval.
+
+        Args: comparisons: how many of these hold together with 95 % confidence.
+        """
+
+        def gap(one: Spread, other: Spread) -> float:
+            return other.progress(budget) - one.progress(budget)
+
+        pairs = self._pairs(leader, shared)
+        if not pairs:
+            exact = gap(self.spread, leader.spread)
+            return exact, exact
+        level = 1 - (1 - max(self.level, leader.level)) / comparisons
+        return _ends([[gap(*each) for each in zip(*pair)] for pair in pairs], level)
+
+    def _pairs(self, other: "Measurement", shared: bool) -> list[tuple[tuple[Spread, ...], tuple[Spread, ...]]]:
+        """Bootstrap samples side by side; what is not shared may be better here and worse there."""
+        if not self.worse and not other.worse:
+            return []
+        number = max(len(self.worse), len(other.worse))
         ours, theirs = (
-            self.replicates or (self.spread,) * len(base.replicates),
-            base.replicates or (base.spread,) * len(self.replicates),
+            [each.worse or (each.spread,) * number, each.better or (each.spread,) * number] for each in (self, other)
         )
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(
-            [_ratio(one, other) for one, other in zip(ours, theirs)], [tail, 1 - tail], method="inverted_cdf"
-        )
-        return value, (float(low), float(high))
+        return list(zip(ours, theirs)) if shared else [(one, two) for one in ours for two in theirs]
 
     def document(self) -> dict[str, Any]:
         """As JSON; `read_measurement` reads it."""
         return asdict(self)
 
     def row(self, budget: float) -> dict[str, Any]:
-        """All figures, JSON-able: what is infinite is None."""
+        """All figures, JSON-able: what is infinite is None, and so is what was not measured."""
         spread = self.spread
-        intervals = {name: self.interval(name, budget) for name in (*FIGURES, "progress")} if self.replicates else None
-        if intervals is not None:
-            intervals["trace_covariance"] = intervals.pop("trace")
+        names = {name: "trace_covariance" if name == "trace" else name for name in (*FIGURES, *AT_BUDGET)}
+        figures = {names[name]: finite(spread.figure(name, budget)) for name in names}
+        measured = [name for name in names if name not in self.by_theorem]
+        intervals = None
+        if self.worse and self.too_few is None:
+            held = {names[name]: self.interval(name, budget) for name in measured}
+            intervals = {name: [finite(end) for end in ends] for name, ends in held.items() if ends is not None}
+            clipped = [name for name, is_clipped in spread.is_clipped.items() if is_clipped and name in measured]
+            figures |= dict.fromkeys(clipped)
+        elif self.too_few:
+            figures |= dict.fromkeys(names[name] for name in measured)
         return {
             "verdict": self.verdict,
             "tokens": spread.tokens,
             "rewards": spread.rewards,
             "seconds": self.seconds,
-            "trace_covariance": spread.trace,
             "trace_covariance_of_draws": self.branch_noise,
-            "relative_bias": finite(spread.relative_bias),
-            "scale": finite(spread.scale),
-            "cosine": spread.cosine,
-            "tokens_to_signal": finite(spread.tokens_to_signal),
+            **figures,
             "estimates": budget / spread.tokens,
-            "mean_squared_error": finite(spread.mean_squared_error(budget)),
-            "signal_to_noise": budget / spread.tokens_to_signal if spread.tokens_to_signal > 0 else None,
-            "progress": spread.progress(budget),
-            "intervals": intervals
-            and {name: [finite(end) for end in ends] for name, ends in intervals.items() if ends is not None},
+            "intervals": intervals,
+            "level": self.level if intervals else None,
             "samples": self.samples,
+            "by_theorem": list(self.by_theorem),
+            "too_few": self.too_few and asdict(self.too_few) | {"words": self.too_few.words},
         }
 
 
 def read_measurement(document: dict[str, Any]) -> Measurement:
     """What `Measurement.document` wrote."""
-    spreads = {
+    read = {
         "spread": Spread(**document["spread"]),
-        "replicates": tuple(Spread(**one) for one in document["replicates"]),
+        "worse": tuple(Spread(**one) for one in document["worse"]),
+        "better": tuple(Spread(**one) for one in document["better"]),
+        "by_theorem": tuple(document["by_theorem"]),
+        "too_few": document["too_few"] and TooFew(**document["too_few"]),
     }
-    return Measurement(**{**document, **spreads})
+    return Measurement(**{**document, **read})
+
+
+def _ends(sides: Sequence[Sequence[float]], level: float) -> tuple[float, float]:
+    """The ends that hold whichever side is true."""
+    tail = (1 - level) / 2
+    ends = [np.quantile(values, [tail, 1 - tail], method="inverted_cdf") for values in sides]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
 def _ratio(one: Spread, other: Spread) -> float:

@@ -22,7 +22,8 @@ from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.own import UsageError
 from llm_mdp.sampling.policies import Policy
 from llm_mdp.variance.benches import NgramBench, TreeBench, make_bench
-from llm_mdp.variance.comparison import best_by_budget, on_frontier, recommendation
+from llm_mdp.variance.comparison import best_by_budget, leading, on_frontier, recommendation
+from llm_mdp.variance.forecast import Forecast, setting_forecast
 from llm_mdp.variance.grid import DEFAULT, Candidate, Grid, candidates
 from llm_mdp.variance.measurement import Measurement, finite, read_measurement
 from llm_mdp.variance.setting import Setting
@@ -177,6 +178,12 @@ def measure_setting(cell: dict[str, Any], transformer: MakeTransformer | None = 
     return bench.measure(estimator, cell["estimates"], cell["seed"], candidate.proved).document()
 
 
+def forecast_of(plan: Plan, budget: float, transformer: MakeTransformer | None = None) -> Forecast | None:
+    """How many estimates an answer on a setting is likely to need; None if nothing is drawn there."""
+    facts = plan.cells[0]
+    return setting_forecast(_bench(json.dumps(facts["setting"]), transformer), plan.listed, budget, facts["seed"])
+
+
 @lru_cache(maxsize=4)
 def _bench(document: str, transformer: MakeTransformer | None) -> TreeBench | NgramBench:
     """What a setting is measured on; the latest ones are kept, for a worker gets many candidates of one setting."""
@@ -215,16 +222,20 @@ def _compared(plan: Plan, results: Sequence[dict[str, Any]], budget: float) -> d
     measured = {candidate.label: read_measurement(document) for candidate, document in zip(plan.listed, documents)}
     label = facts["target"] if facts["target"] != "exact" else base_of(plan.listed)
     base = read_measurement(first["base"]) if "rows" in first else measured.get(label or "")
+    # On a task all estimators see the same draws.
+    shared = "rows" in first
     rows = [
         {
             "label": candidate.label,
             "estimator": candidate.name.rpartition(":")[2] or candidate.name,
             "options": candidate.options,
             "given_values": candidate.given_values,
-            **with_ratio(measured[candidate.label].row(budget), measured[candidate.label], base),
+            **with_ratio(measured[candidate.label].row(budget), measured[candidate.label], base, shared),
         }
         for candidate in plan.listed
     ]
+    best = leading(rows, budget)
+    rows = [row | {"behind": best and _behind(row, best, measured, budget, shared)} for row in rows]
     frontier = on_frontier(rows)
     return {
         "name": plan.name,
@@ -240,17 +251,35 @@ def _compared(plan: Plan, results: Sequence[dict[str, Any]], budget: float) -> d
     }
 
 
+def _behind(
+    row: dict[str, Any], best: dict[str, Any], measured: Mapping[str, Measurement], budget: float, shared: bool
+) -> list[float] | None:
+    """By how much the leading row makes more progress, as an interval that holds for all rows together."""
+    if row["too_few"]:
+        return None
+    this, other = measured[row["label"]], measured[best["label"]]
+    return list(this.behind(other, budget, shared or this is other, comparisons=max(1, len(measured) - 1)))
+
+
 def base_of(listed: Sequence[Candidate]) -> str | None:
     """What others are compared with where ∇J is known: RLOO with the largest group, if it is among them."""
     groups = [candidate for candidate in listed if candidate.name == "rloo"]
     return max(groups, key=lambda candidate: candidate.options["group_size"]).label if groups else None
 
 
-def with_ratio(row: dict[str, Any], measured: Measurement, base: Measurement | None) -> dict[str, Any]:
-    """The row with its tokens to signal over those of the estimator that others are compared with."""
-    if base is None:
+def with_ratio(
+    row: dict[str, Any], measured: Measurement, base: Measurement | None, shared: bool = False
+) -> dict[str, Any]:
+    """The row with its tokens to signal over those of the estimator that others are compared with; with nothing where
+    too little was seen of one of them.
+
+    Args: shared: see `Measurement.over`.
+    """
+    if base is None or measured.too_few or base.too_few:
         return row | {"tokens_over_base": None}
-    value, ends = measured.over(base)
+    if measured is base:
+        return row | {"tokens_over_base": 1.0}
+    value, ends = measured.over(base, shared)
     intervals = (
         row["intervals"]
         if ends is None

@@ -91,9 +91,8 @@ def same(row: dict, expected: dict, rel: float = 1e-9) -> None:
     for name, value in expected.items():
         if name in ("seconds", "intervals"):
             continue
-        assert row[name] == (
-            value if isinstance(value, str) or value is None else pytest.approx(value, rel=rel, abs=1e-12)
-        ), name
+        plain = not isinstance(value, float)
+        assert row[name] == (value if plain else pytest.approx(value, rel=rel, abs=1e-12)), name
     for name, ends in (expected["intervals"] or {}).items():
         for end, value in zip(row["intervals"][name], ends, strict=True):
             assert end == (None if value is None else pytest.approx(value, rel=rel, abs=1e-12)), name

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from llm_mdp.report.plots import COLOUR, NAME, new_axes, short, spread, tick, to_svg
-from llm_mdp.report.rows import SYMBOLS, bias, number, ratio
+from llm_mdp.report.rows import SYMBOLS
 from llm_mdp.report.variance_page import COLUMNS, render_variance_page
 from llm_mdp.report.variance_rows import (
     FIGURES,
@@ -25,6 +25,7 @@ from llm_mdp.report.variance_rows import (
     along_axis,
     budgets,
     by_progress,
+    figure,
     leaders,
     margin,
     prominent,
@@ -32,7 +33,7 @@ from llm_mdp.report.variance_rows import (
     worth_showing,
     write_csv,
 )
-from llm_mdp.report.variance_terminal import print_variance
+from llm_mdp.report.variance_terminal import HEADS, print_variance
 from tests.report.pages import HOSTILE, Page, in_chromium, opened
 
 ESTIMATORS = {
@@ -80,6 +81,7 @@ def made_up_row(rng: random.Random, estimator: str, options: dict, horizon: int,
     spans = {
         "trace_covariance": [trace * 0.97, trace * 1.04],
         "relative_bias": [max(0, bias - 0.02), bias + 0.03],
+        "scale": [scale - 0.02, scale + 0.02],
         "cosine": None if cosine is None else [cosine - 0.02, min(1, cosine + 0.01)],
         "tokens_to_signal": [None, None] if q is None else [q * 0.9, q * 1.15],
         "tokens_over_base": None if q is None else [q / 41, q / 39],
@@ -98,6 +100,7 @@ def made_up_row(rng: random.Random, estimator: str, options: dict, horizon: int,
         "relative_bias": bias,
         "scale": scale,
         "cosine": cosine,
+        "ceiling": None if cosine is None else cosine * abs(cosine),
         "tokens_to_signal": q,
         "tokens_over_base": None if q is None else q / 40,
         "estimates": budget / tokens,
@@ -106,6 +109,9 @@ def made_up_row(rng: random.Random, estimator: str, options: dict, horizon: int,
         "progress": gained,
         "intervals": spans if sampled else None,
         "samples": 32000 if sampled else None,
+        "by_theorem": ["relative_bias", "scale", "cosine"] if sampled and verdict == "unbiased" else [],
+        "too_few": None,
+        "behind": None,
         "frontier": False,
     }
 
@@ -249,8 +255,8 @@ def printed(document: dict, width: int) -> str:
 # Reading the document
 
 
-figure = st.none() | st.floats(-1, 1)
-any_row = st.fixed_dictionaries({"estimator": st.sampled_from("abcdef"), "progress": figure, "frontier": st.booleans()})
+gained = st.none() | st.floats(-1, 1)
+any_row = st.fixed_dictionaries({"estimator": st.sampled_from("abcdef"), "progress": gained, "frontier": st.booleans()})
 row_lists = st.lists(any_row, min_size=1, max_size=30)
 
 
@@ -311,7 +317,8 @@ def test_prominent_estimators_come_first():
         (0.5, [0.47, 0.5123], "±0.030"),
         (512.0, [500.0, 612.4], "±100"),
         (1e-5, [8e-6, 1.1e-5], "±2.0e-6"),
-        (1.0, [0.9, None], "±∞"),
+        (0.95, [0.9, None], "≥0.900"),
+        (0.95, [None, 0.99], "≤0.990"),
         (1.0, [1.1, 1.2], "±0.20"),
         (1.0, [None, None], ""),
         (None, [0.0, 1.0], ""),
@@ -378,53 +385,115 @@ def test_csv_holds_every_number(name, tmp_path):
         )
         assert all(same(line[f"axis_{axis}"], value) for axis, value in setting["axes"].items())
         assert all(same(line[f"option_{option}"], value) for option, value in row["options"].items())
-        scalars = set(row) - {"options", "intervals"}
+        scalars = set(row) - {"options", "intervals", "by_theorem", "too_few", "behind"}
         assert all(same(line[key], row[key]) for key in scalars)
         for key in INTERVALS:
             ends = (row["intervals"] or {}).get(key) or [None, None]
             assert same(line[f"{key}_low"], ends[0]) and same(line[f"{key}_high"], ends[1])
 
 
+# Figures in words
+
+
+SAMPLED_ROW = {"verdict": "undecided", "tokens": 5.0, "rewards": 2.0, "samples": 300}
+
+
+@pytest.mark.parametrize(
+    ("key", "ends", "text"),
+    [
+        ("cosine", [-1.0, 1.0], "?"),
+        ("cosine", [0.3, 1.0], "≥0.300"),
+        ("cosine", [0.3, 0.4], "0.300…0.400"),
+        ("cosine", [-1.0, 0.2], "≤0.200"),
+        ("relative_bias", [0.0, 0.35], "≤0.350"),
+        ("relative_bias", [0.0, None], "?"),
+        ("tokens_to_signal", [120.0, None], "≥120"),
+    ],
+)
+def test_where_draws_left_no_number_the_interval_stands_alone(key, ends, text):
+    row = SAMPLED_ROW | {key: None, "trace_covariance": 1.0, "intervals": {key: ends}}
+    assert figure(row, key) == text and margin(row, key) == ""
+
+
+def test_a_theorem_is_no_measurement():
+    row = SAMPLED_ROW | {"relative_bias": 0.0, "cosine": 1.0, "by_theorem": ["relative_bias", "cosine"]}
+    row["intervals"] = {"trace_covariance": [1.0, 2.0]}
+    assert figure(row, "relative_bias") == figure(row, "cosine") == "by theorem"
+    exact = row | {"by_theorem": [], "intervals": None}
+    assert (figure(exact, "relative_bias"), figure(exact, "cosine")) == ("<1e-9", "1")
+
+
 # Terminal
 
 
-def columns_of(width: int, target: str) -> list[str]:
-    """The figures of a row, from left to right."""
-    second = "tokens_over_base" if width >= 150 or target != "exact" else "rewards"
-    return ["tokens", second, "trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "progress"]
+def columns_of(setting: dict) -> list[str]:
+    """What a row may show, from left to right."""
+    names = ["tokens", "tokens_over_base", "trace_covariance", "relative_bias", "cosine", "tokens_to_signal"]
+    names += ["progress", "scale", "mean_squared_error", "signal_to_noise", "rewards"]
+    shown = worth_showing(setting["rows"])
+    return [name for name in names if any(figure(row, name) not in ("", "–") for row in shown)]
 
 
-def figures_of(row: dict, columns: list[str]) -> list[str]:
-    write = {"relative_bias": lambda row: bias(row["relative_bias"]), "cosine": lambda row: ratio(row["cosine"])}
-    write["tokens_to_signal"] = tokens_to_signal
-    return [write[column](row) if column in write else number(row[column]) for column in columns]
+def told(row: dict, columns: list[str]) -> list[str]:
+    """The figures of a row and their intervals, word by word."""
+    cells = [(figure(row, key), "" if key in ("tokens", "rewards") else margin(row, key)) for key in columns]
+    return sorted(word for cell in cells for part in cell for word in part.replace("…", "… ").split())
 
 
-@pytest.mark.parametrize("width", [80, 100, 150, 200])
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 150, 200])
 @pytest.mark.parametrize("name", ["three", "numbers", "words", "one", "unknown"])
-def test_every_row_stands_in_one_line_with_its_figures_whole(name, width):
+def test_no_figure_is_cut_and_no_line_is_too_long(name, width):
+    """Every figure of a row stands whole in its lines, but for columns that the notes say there was no room for."""
     document = DOCUMENTS[name]
     text = printed(document, width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     for setting in document["settings"]:
         start = next(place for place, line in enumerate(lines) if line.startswith(f"{setting['name']}   "))
+        end = next(
+            place for place, line in enumerate(lines[start:], start) if line.startswith(("★ on", "± 95", "base"))
+        )
+        notes = " ".join(" ".join(lines[end : lines.index("", end)]).split())
+        hidden = re.findall(r"no room for (.*?): see the page", notes)
+        names = [name.strip() for name in hidden[0].split(",")] if hidden else []
+        columns = [key for key in columns_of(setting) if HEADS[key] not in names]
+        assert width < 100 or not names or len(columns) >= 8
+        assert {"tokens_to_signal", "progress"} & set(columns) == {"tokens_to_signal", "progress"} & set(
+            columns_of(setting)
+        )
         for row in worth_showing(setting["rows"]):
-            line = next(line for line in lines[start:] if line.strip(" ★").startswith(f"{row['label']} "))
-            cells = line.replace("★", "").removeprefix(row["label"]).split()
-            columns = columns_of(width, setting["target"])
-            margins = [margin(row, key) for key in columns if key not in ("tokens", "rewards")]
-            told = [cell for cell in cells if not cell.startswith("±") and cell not in row["label"].split()]
-            words = [SYMBOLS[row["verdict"]], row["verdict"]] if width >= 150 else [SYMBOLS[row["verdict"]]]
-            assert told[: len(words) + len(columns)] == [*words, *figures_of(row, columns)]
-            assert ("★" in line) == row["frontier"]
-            if width >= 150:
-                assert [cell for cell in cells if cell.startswith("±")] == [each for each in margins if each]
-            elif any(margins):
-                below = lines[lines.index(line, start) + 1]
-                assert below.split() == [each for each in margins if each]
+            beside = [SYMBOLS[row["verdict"]], row["verdict"], "★", *row["label"].split()]
+            words = lines_of(row, lines[start:end])
+            left = [word for word in words if word not in beside]
+            assert left == [word for word in told(row, columns) if word not in beside]
         if setting["recommendation"]:
             assert setting["recommendation"] in " ".join(text.split())
+
+
+def lines_of(row: dict, lines: list[str]) -> list[str]:
+    """The words of a row, sorted: from the line that begins with its name to the next that has a verdict."""
+    symbols = set(SYMBOLS.values())
+    begins = [place for place, line in enumerate(lines) if symbols & set(line.split()) and len(line.split()) > 2]
+    for place, after in zip(begins, [*begins[1:], len(lines)]):
+        words = [word for line in lines[place:after] for word in line.split()]
+        label = [word for word in words if word in row["label"].split()]
+        if label[: len(row["label"].split())] == row["label"].split() and words[0] in ("★", row["label"].split()[0]):
+            return sorted(words)
+    raise AssertionError(f"{row['label']} is not there")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_too_few_successes_stand_in_place_of_figures(width, tmp_path):
+    document = document_of(three_settings()["settings"][2:], None)
+    row = next(row for row in document["settings"][0]["rows"] if row["estimator"] == "grpo")
+    words = "too few successes: 3 of 300 estimates have a gradient; about 3,000 are needed"
+    figures = dict.fromkeys([*FIGURES, "tokens_over_base"])
+    row.update(figures, tokens=10.0, rewards=2.0, intervals=None, too_few={"words": words}, frontier=True)
+    assert words in " ".join(printed(document, width).split())
+    if width == 80:
+        assert words in unescape(render_variance_page(document))
+        write_csv(document, tmp_path / "rows.csv")
+        assert (tmp_path / "rows.csv").read_text(encoding="utf-8").count(f'"{words}"') == 1
 
 
 def test_more_rows_than_a_terminal_shows_are_counted():
@@ -593,13 +662,14 @@ def test_the_tables_hold_the_figures_of_the_document(name):
         assert len(lines) == len(setting["rows"])
         for line, row in zip(lines, by_progress(setting["rows"])):
             assert f'data-sort="{row["label"]}"' in line and f"{SYMBOLS[row['verdict']]} {row['verdict']}" in line
-            for heading, key, _, _ in COLUMNS:
+            for heading, key, _ in COLUMNS:
                 cell = re.search(rf'data-label="{heading}" data-sort="(.*?)" title="(.*?)">(.*?)</td>', line)
-                if all(each[key] is None for each in setting["rows"]):
+                if all(figure(each, key) in ("–", "∞") for each in setting["rows"]):
                     assert cell is None
                 else:
                     assert cell[1] == cell[2] == ("" if row[key] is None else repr(row[key]))
                     assert (margin(row, key) in cell[3]) and ("±" in cell[3]) == bool(margin(row, key))
+                    assert figure(row, key) in cell[3]
             assert ("★" in line) == row["frontier"]
 
 

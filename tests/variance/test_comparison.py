@@ -25,8 +25,9 @@ BUDGET = 1000.0
 
 def row(label: str, cosine: float = 1.0, q: float | None = 100.0, tokens: float = 10.0, **more: Any) -> dict[str, Any]:
     plain = {"estimator": label.split()[0], "options": {}, "given_values": False, "verdict": "unbiased", "rewards": 4.0}
-    plain |= {"intervals": None, "samples": None}
-    return {"label": label, "cosine": cosine, "tokens_to_signal": q, "tokens": tokens} | plain | more
+    plain |= {"intervals": None, "samples": None, "too_few": None, "behind": None}
+    figures = {"cosine": cosine, "ceiling": cosine * abs(cosine), "tokens_to_signal": q, "tokens": tokens}
+    return {"label": label} | figures | plain | more
 
 
 @st.composite
@@ -56,6 +57,7 @@ def test_the_frontier_is_what_nothing_that_competes_dominates(listed):
     # Cosines closer than 1e-9 are equal; such draws would make the pairwise rule disagree by rounding alone.
     for each in listed:
         each["cosine"] = round(each["cosine"], 3)
+        each["ceiling"] = each["cosine"] * abs(each["cosine"])
     paid = [each for each in listed if not each["given_values"]]
     assert competing(listed) == paid
     wanted = {each["label"] for each in paid if not any(dominated(each, other) for other in paid)}
@@ -166,9 +168,65 @@ def test_one_alone():
 def test_a_best_one_with_a_bias_is_called_so():
     words = recommendation([row("grpo K=4", 0.9, 10.0, verdict="biased")], BUDGET)
     assert words.startswith(
-        "With 1,000 tokens a batch take grpo K=4 (biased: its ceiling is below 1): 100 prompts give 0.80 of"
+        "With 1,000 tokens a batch take grpo K=4 (biased: at most 0.81 however many tokens): 100 prompts give 0.80 of"
     )
     assert "(biased" not in recommendation([row("grpo K=4", 0.9, 10.0, verdict="undecided")], BUDGET)
+
+
+def sampled(label: str, q: float, progress: tuple[float, float], behind: tuple[float, float], **more: Any):
+    intervals = {"progress": list(progress), "ceiling": list(more.pop("ceiling", (1.0, 1.0)))}
+    return row(label, 1.0, q, intervals=intervals, behind=list(behind), samples=400, **more)
+
+
+def test_no_bias_is_blamed_for_a_ceiling_that_was_not_measured():
+    """Biased in length it may be; that its ceiling is below 1 its interval does not say."""
+    for ceiling, part in (((1.0, 1.0), None), ((0.4, 1.0), None), ((0.7, 0.9), "(biased: at most 0.9 however")):
+        words = recommendation(
+            [sampled("grpo K=4", 250.0, (0.75, 0.85), (0, 0), verdict="biased", ceiling=ceiling)], BUDGET
+        )
+        assert ("biased" in words) == (part is not None) and (part or "") in words
+
+
+def test_what_draws_do_not_tell_apart_is_named_together():
+    best = sampled("rloo K=4", 250.0, (0.75, 0.85), (0, 0))
+    close, far = sampled("remax", 300.0, (0.6, 0.82), (-0.05, 0.2)), sampled("ppo", 2000.0, (0.3, 0.4), (0.4, 0.5))
+    words = recommendation([best, close, far], BUDGET)
+    assert words.endswith(
+        "take rloo K=4: 100 prompts give 0.75 to 0.85 of the exact gradient's progress; remax may do as well, for all "
+        "that was drawn."
+    )
+    assert "ppo" not in words and "times the tokens" not in words
+    assert "the next best, ppo, needs about 8 times the tokens" in recommendation([best, far], BUDGET)
+    even = sampled("remax", 260.0, (0.75, 0.85), (-0.01, 0.015))
+    assert "remax does as well (0.79)" in recommendation([best, even], BUDGET)
+
+
+def test_a_wide_interval_says_how_many_draws_would_do():
+    words = recommendation([sampled("rloo K=4", 250.0, (0.45, 0.85), (0, 0))], BUDGET)
+    assert words.endswith("about 1,600 draws would leave less room than 400 did."), "half the width, four times as many"
+
+
+def test_a_signal_that_may_be_none_is_no_advice():
+    words = recommendation([sampled("rloo K=4", 250.0, (0.0, 0.9), (0, 0))], BUDGET)
+    assert words == (
+        "With 1,000 tokens a batch nobody can say what to take: 400 draws do not tell a signal from none; about 8,100 "
+        "may."
+    )
+
+
+FEW = {"needed": 3000, "words": "too few successes: 3 of 300 estimates have a gradient; about 3,000 are needed"}
+
+
+def test_whatever_too_little_was_seen_of_competes_with_nobody():
+    unseen = row("grpo K=4", ceiling=None, tokens_to_signal=None, progress=None, too_few=FEW)
+    assert recommendation([unseen], BUDGET) == (
+        "With 1,000 tokens a batch nobody can say what to take: too few successes: 3 of 300 estimates have a gradient; "
+        "about 3,000 are needed."
+    )
+    words = recommendation([RLOO, unseen], BUDGET)
+    assert "take rloo K=4: " in words and words.endswith("; of grpo K=4 too little was seen.")
+    assert on_frontier([RLOO, unseen]) == {"rloo K=4"}
+    assert {each["label"] for each in best_by_budget([RLOO, unseen], BUDGET)} == {"rloo K=4"}
 
 
 def test_a_rival_that_does_as_well():

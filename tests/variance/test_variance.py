@@ -33,6 +33,7 @@ from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.variance.benches import NgramBench
 from llm_mdp.variance.measurement import (
+    AT_BUDGET,
     FIGURES,
     Measurement,
     Spread,
@@ -41,7 +42,8 @@ from llm_mdp.variance.measurement import (
     read_measurement,
 )
 from llm_mdp.variance.sampled import Estimates, kept_estimates, sampled_measurement, tree_estimates
-from llm_mdp.verify.certificate import exact_certificate, exact_moments
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import edges, token_weights
 from tests.exact.test_enumeration import BestOfBranches, Plain, plain_leaves
@@ -344,12 +346,12 @@ def test_what_was_measured_can_be_written_and_read(sampled):
     p = problem()
     found = measured(GRPO(group_size=2), p)
     if sampled:
-        found = sampled_measurement(tree_estimates(GRPO(group_size=2), p.enumeration, 40), p.target("reward"))
+        found = sampled_measurement(tree_estimates(GRPO(group_size=2), p.enumeration, 90), p.target("reward"))
     again = read_measurement(json.loads(json.dumps(found.document(), allow_nan=False)))
     assert again == found and again.row(BUDGET) == found.row(BUDGET)
     row = json.loads(json.dumps(found.row(BUDGET), allow_nan=False))
-    assert row["samples"] == (40 if sampled else None)
-    names = {"trace_covariance", "relative_bias", "cosine", "tokens_to_signal", "progress"}
+    assert row["samples"] == (90 if sampled else None)
+    names = {"trace_covariance", *FIGURES, *AT_BUDGET} - {"trace"}
     assert (row["intervals"] is None) == (not sampled) and set(row["intervals"] or names) == names
 
 
@@ -393,23 +395,19 @@ def chain_samples(name: str, known: str | None = None) -> list[Measurement]:
     return [chain().measure(SAMPLED[name], 400, seed, known) for seed in range(SEEDS)]
 
 
-def figure(spread: Spread, name: str) -> float:
-    return spread.progress(BUDGET) if name == "progress" else getattr(spread, name)
-
-
 def held(samples: list[Measurement], truth: Spread, name: str) -> int:
     """How many intervals hold the truth."""
     count = 0
     for sample in samples:
         low, high = sample.interval(name, BUDGET)
         assert low <= high
-        count += low - 1e-9 <= figure(truth, name) <= high + 1e-9
+        count += low - 1e-9 <= truth.figure(name, BUDGET) <= high + 1e-9
     return count
 
 
 def check_figures(samples: list[Measurement], truth: Measurement) -> None:
     """Intervals hold as often as they say, and means of what is unbiased are right."""
-    for name in (*FIGURES, "progress"):
+    for name in (*FIGURES, *AT_BUDGET):
         assert held(samples, truth.spread, name) >= ALMOST_ALL, name
     for name in ("tokens", "rewards", "trace", "signal", "dot", "size"):
         drawn = torch.tensor([getattr(sample.spread, name) for sample in samples], dtype=torch.float64)
@@ -448,21 +446,25 @@ def test_the_noise_is_taken_out_of_squares():
         assert abs(float(drawn.mean()) - getattr(truth, name)) < error < most
 
 
+MOST_OVER = {"GRPO": 2.2, "TRePO as printed": 7.0}
+"""The second has rare estimates that are large, and its intervals make room for one more."""
+
+
 @pytest.mark.parametrize("name", ["GRPO", "TRePO as printed"])
 @pytest.mark.parametrize("what", ["trace", "cosine", "tokens_to_signal"])
 def test_intervals_are_as_wide_as_estimates_scatter(name, what):
     samples = tree_samples(name, 150)
     widths = [high - low for low, high in (sample.interval(what) for sample in samples)]
-    scatter = np.std([figure(sample.spread, what) for sample in samples], ddof=1)
-    # 2 × 1.96 standard deviations, of which 60 draws know the size to a tenth.
-    assert float(np.mean(widths)) / (3.92 * scatter) == pytest.approx(1, abs=0.3)
+    scatter = np.std([sample.spread.figure(what, BUDGET) for sample in samples], ddof=1)
+    # 2 × 1.96 standard deviations, of which 60 draws know the size to a tenth; and what was not drawn on top.
+    assert 0.7 < float(np.mean(widths)) / (3.92 * scatter) < MOST_OVER[name]
 
 
 def test_a_number_lies_in_its_own_interval():
     for sample in tree_samples("GRPO", 150):
-        for name in (*FIGURES, "progress"):
+        for name in (*FIGURES, *AT_BUDGET):
             low, high = sample.interval(name, BUDGET)
-            assert low <= figure(sample.spread, name) <= high
+            assert low <= sample.spread.figure(name, BUDGET) <= high
         assert sample.interval("trace") == pytest.approx(sorted(sample.interval("trace")))
     assert measured(GRPO(group_size=3), problem()).interval("trace") is None
 
@@ -479,7 +481,9 @@ def test_what_is_known_is_not_measured_again():
             1,
             1,
         )
-        assert sample.interval("cosine") == (1, 1) and sample.interval("relative_bias") == (0, 0)
+        row = sample.row(BUDGET)
+        assert row["by_theorem"] == ["relative_bias", "scale", "cosine", "ceiling"]
+        assert not set(row["by_theorem"]) & set(row["intervals"]), "nobody measured them"
         assert sample.spread.trace == other.spread.trace and sample.spread.tokens == other.spread.tokens
     scatter, without = (np.std([each.spread.tokens_to_signal for each in some]) for some in (samples, plain))
     assert scatter < 0.8 * without
@@ -540,8 +544,7 @@ def test_an_estimator_measured_by_itself_has_no_bias():
 
 @pytest.mark.parametrize("number", [2, 5, 20])
 def test_a_reference_that_is_all_noise_is_no_accident(number):
-    """Few estimates can leave less than nothing of |∇J|²; figures that nothing is known of are still numbers or
-    None."""
+    """Few estimates can leave less than nothing of |∇J|²: nothing is said of them but what they cost."""
     instance = outcome_instance()
     e = Enumeration(instance.mdp, instance.policy)
     for seed in range(30):
@@ -549,7 +552,7 @@ def test_a_reference_that_is_all_noise_is_no_accident(number):
         for known in (None, "unbiased", "proportional"):
             row = sampled_measurement(estimates, reference=reference, seed=seed, known=known).row(BUDGET)
             json.dumps(row, allow_nan=False)
-            assert -1 <= row["progress"] <= 1
+            assert row["too_few"] and row["progress"] is None and row["intervals"] is None
 
 
 def means_of(estimates: Estimates, each: int) -> Estimates:
@@ -657,7 +660,7 @@ def test_same_seed_same_figures():
     one, again, other = (tree_estimates(SAMPLED["TRePO"], p.enumeration, 30, seed) for seed in (1, 1, 2))
     target = p.target("reward")
     assert sampled_measurement(one, target, seed=5) == sampled_measurement(again, target, seed=5)
-    assert sampled_measurement(one, target, seed=5).replicates != sampled_measurement(one, target, seed=6).replicates
+    assert sampled_measurement(one, target, seed=5).worse != sampled_measurement(one, target, seed=6).worse
     assert not torch.equal(one.gradient, other.gradient)
     assert (
         chain().measure(REINFORCE(), 30, 1)
