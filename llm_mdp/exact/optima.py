@@ -170,8 +170,9 @@ def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor,
     """Minimiser of a convex loss that does not change when a constant is added to its argument."""
     x = start
     for _ in range(steps):
-        gradient = torch.func.grad(loss)(x)
-        hessian = torch.autograd.functional.hessian(loss, x)
+        here = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(here), here)
+        hessian = torch.autograd.functional.hessian(loss, x, vectorize=True)
         assert isinstance(hessian, Tensor)
         # Scaled to a unit diagonal: rare responses have tiny rows. The direction of the constant is made harmless, not
         # solved for.

@@ -93,11 +93,12 @@ class Targets:
         if term == "kl at visited states":
             # E Σₜ KL(π(·|Wₜ) ‖ ref(·|Wₜ)), the chance of the prefix taken as a constant: π/stop(π) is 1 with a gradient
             visited, here = chance.detach()[..., None], (token_logp - token_logp.detach()).exp()
-            return (visited * here * (token_logp - reference)).sum((-2, -1))
+            return (visited * here * (token_logp.detach() - reference)).sum((-2, -1))
         each = {
             "reward": lambda: e.response_reward,
-            "kl": lambda: logp - reference.sum(-1),
-            "entropy": lambda: -logp,
+            # Not differentiated where it is averaged: E ∇log π = 0, and without it a KL of zero has a gradient of zero.
+            "kl": lambda: logp.detach() - reference.sum(-1),
+            "entropy": lambda: -logp.detach(),
             "length": lambda: e.length.double(),
             "overlong": lambda: overlong(e.length, e.mdp.longest),
         }[term]()
