@@ -153,7 +153,7 @@ class ClaimRow:
         certified = [entry for entry in said if _in_words(entry[1])]
         if not certified:
             return None
-        name, claim = max(certified, key=lambda entry: entry[1].get("bound") or entry[1].get("max_difference") or 0.0)
+        name, claim = max(certified, key=lambda entry: _weakness(entry[1]))
         return claim["certificate"] if len(self.entries) == 1 else f"{claim['certificate']} (weakest: {name})"
 
     @property
@@ -167,6 +167,11 @@ class ClaimRow:
         """Smallest and largest value of `key` over the instances; of sampled figures, of their intervals."""
         ends = [end for _, claim in self.entries for end in _ends(claim, key) if end is not None]
         return Span(min(ends), max(ends)) if ends else Span(None, None)
+
+
+def _weakness(claim: dict) -> tuple[bool, float]:
+    """What fails is weaker than anything that holds."""
+    return claim["verdict"] == "fails", claim.get("bound") or claim.get("max_difference") or 0.0
 
 
 def _reason(claim: dict) -> str:
