@@ -50,7 +50,7 @@ def check_model_choice(run: Path | None, model: "ModelConfig", warm_start: int |
 def check_seed(seed: int) -> None:
     """Raise UsageError for a seed that is no 63-bit number of at least 0."""
     if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed is {seed}; it must be at least 0 and below 2^63.")
+        raise UsageError(f"--seed is {seed}; it must be {'at least 0' if seed < 0 else 'below 2^63'}.")
 
 
 def check_writable(path: Path | None) -> None:
