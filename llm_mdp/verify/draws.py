@@ -8,7 +8,7 @@ over draws of their own, made beforehand, where they are not; 0 where another po
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,9 @@ class Draws:
     mean: Float[Tensor, " parameters"]
     """Mean of kept · g - c."""
     square: float
-    """Mean of |g|² over those kept."""
+    """Mean of |g|² over those kept (over some of them, as `along` and `across`)."""
+    trace: float
+    """Of the covariance of their g."""
     nonzero: int
     """How many kept worlds had a gradient that is not zero."""
     along: Squares
@@ -78,7 +80,8 @@ def draw(
     view = _View(enumeration, target)
     if updates_first(estimator):
         gradients, chance = displaced_gradients(estimator, enumeration)
-        return _counted(gradients, gradients @ view.unit, gradients.square().sum(-1), None, chance, worlds, seed, view)
+        square = gradients.square().sum(-1)
+        return _counted((gradients,) * 2, gradients @ view.unit, (square,) * 2, chance, worlds, seed, view)
     if _is_count(estimator, enumeration):
         return _responses(estimator, view, worlds, seed)
     return _drawn(estimator, view, worlds, seed)
@@ -191,40 +194,47 @@ def _responses(estimator: Estimator, view: _View, worlds: int, seed: int) -> Dra
         every.append(_look(estimator, sampler, check=number == 0))
         chance.append(sampler.weight)
     baseline = _baseline(every, chance, enumeration)
-    weights, edge = torch.cat([each.without(baseline) for each in every]), torch.cat([each.edge for each in every])
-    raw = torch.cat([each.weights for each in every])
-    square, raw_square = view.squares([weights, raw], edge)
-    along = (weights * view.edge_along[edge]).sum(-1)
+    edge, raw = (torch.cat([getattr(each, name) for each in every]) for name in ("edge", "weights"))
+    weights = torch.cat([each.without(baseline) for each in every])
     place = torch.stack([torch.arange(len(edge))[:, None].expand(edge.shape).flatten(), edge.flatten()])
-    table = torch.sparse_coo_tensor(
-        place, weights.flatten(), (len(edge), enumeration.n_edges), check_invariants=False
-    ).coalesce()
-    return _counted(table, along, square, raw_square, torch.cat(chance), worlds, seed, view)
+    tables = [
+        torch.sparse_coo_tensor(place, each.flatten(), (len(edge), enumeration.n_edges), check_invariants=False)
+        for each in (weights, raw)
+    ]
+    along, squares = (weights * view.edge_along[edge]).sum(-1), view.squares([weights, raw], edge)
+    return _counted(tables, along, squares, torch.cat(chance), worlds, seed, view)
 
 
 def _counted(
-    table: Float[Tensor, "W n"],
+    tables: Sequence[Float[Tensor, "W n"]],
     along_target: Float[Tensor, " W"],
-    square: Float[Tensor, " W"],
-    raw_square: Float[Tensor, " W"] | None,
+    squares: Sequence[Float[Tensor, " W"]],
     chance: Float[Tensor, " W"],
     worlds: int,
     seed: int,
     view: _View,
 ) -> Draws:
-    """From the multinomial counts of worlds. `table`: by parameters, or by edges (sparse)."""
+    """From the multinomial counts of worlds. `tables`: g - c and g of every world, by parameters or by edges (sparse);
+    `squares`: of their lengths."""
     probability = chance.numpy() / float(chance.sum())
     counts = torch.from_numpy(np.random.Generator(np.random.Philox(key=seed)).multinomial(worlds, probability))
     part = counts.double() / worlds
-    mean = table.T @ part
-    if table.is_sparse:
-        mean = pull_back(mean[None], view.enumeration)[0]
-    raw_square = square if raw_square is None else raw_square
-    parts = view.z_squares(along_target, square, 1.0)
+    sums = torch.stack([each.T @ part for each in tables])
+    mean, raw_mean = pull_back(sums, view.enumeration) if tables[0].is_sparse else sums
+    parts = view.z_squares(along_target, squares[0], 1.0)
     along, across = (_squares(float(part @ y), float(part @ y.square()), worlds) for y in parts)
-    longest = math.sqrt(float((parts[0] + parts[1])[chance > 0].max()))
-    nonzero = int(counts[raw_square > 0].sum())
-    return Draws(worlds, 1.0, mean, float(part @ raw_square), nonzero, along, across, longest)
+    square = float(part @ squares[1])
+    return Draws(
+        count=worlds,
+        kept=1.0,
+        mean=mean,
+        square=square,
+        trace=max(square - float(raw_mean @ raw_mean), 0.0),
+        nonzero=int(counts[squares[1] > 0].sum()),
+        along=along,
+        across=across,
+        longest=math.sqrt(float((parts[0] + parts[1])[chance > 0].max())),
+    )
 
 
 def _squares(mean: float, mean_of_squares: float, count: int) -> Squares:
@@ -240,14 +250,14 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
     trial = _look(estimator, TreeSampler(enumeration, min(CHUNK, math.ceil(PILOT * worlds)), generator), check=True)
     baseline = _baseline([trial], [torch.ones_like(trial.kept)], enumeration)
     measure = min(worlds, MEASURED if view.dense(trial.edge) else max(2_000, PAIRS // trial.edge.shape[1] ** 2))
-    sums = torch.zeros(enumeration.n_edges, dtype=torch.float64)
-    kept = square = 0.0
+    sums = torch.zeros(2, enumeration.n_edges, dtype=torch.float64)
+    kept = kept_measured = square = 0.0
     nonzero = measured = 0
     totals = torch.zeros(4, dtype=torch.float64)
     largest = 0.0
     for each in _chunks(estimator, enumeration, worlds, generator, trial.on_policy):
         weights = each.without(baseline)
-        sums.index_add_(0, each.edge.flatten(), weights.flatten())
+        sums[0].index_add_(0, each.edge.flatten(), weights.flatten())
         kept += float(each.kept.sum())
         nonzero += int((each.weights != 0).any(-1).sum())
         some = slice(0, measure - measured)
@@ -257,18 +267,23 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
         long, raw = view.squares([weights[some], each.weights[some]], each.edge[some])
         parts = view.z_squares((weights[some] * view.edge_along[each.edge[some]]).sum(-1), long, each.kept[some])
         totals += torch.stack([power.sum() for y in parts for power in (y, y.square())])
+        sums[1].index_add_(0, each.edge[some].flatten(), each.weights[some].flatten())
         square += float(raw.sum())
+        kept_measured += float(each.kept[some].sum())
         largest = max(largest, float((parts[0] + parts[1]).max()))
     if not kept:
         raise NothingKept(
             f"the estimator left out every one of {worlds} groups; draw more responses or another instance."
         )
     along, along_power, across, across_power = (totals / measured).tolist()
+    mean, raw_mean = pull_back(sums / torch.tensor([[worlds], [max(kept_measured, 1.0)]]), enumeration)
+    square /= max(kept_measured, 1.0)
     return Draws(
         count=worlds,
         kept=kept / worlds,
-        mean=pull_back(sums[None] / worlds, enumeration)[0],
-        square=square / measured / (kept / worlds),
+        mean=mean,
+        square=square,
+        trace=max(square - float(raw_mean @ raw_mean), 0.0),
         nonzero=nonzero,
         along=_squares(along, along_power, measured),
         across=_squares(across, across_power, measured),

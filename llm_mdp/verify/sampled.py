@@ -67,11 +67,10 @@ def sampled_certificate(
         left_out = Squares(1 - draws.kept, draws.kept * (1 - draws.kept), draws.count)
         radius = bernstein(left_out, 1.0, x).at(draws.count)
         kept = (draws.kept - radius, min(draws.kept + radius, 1.0))
-    mean = draws.mean / draws.kept
     seen = _Seen(
-        mean=mean,
+        mean=draws.mean / draws.kept,
         square=draws.square,
-        trace=max(draws.square - float(mean @ mean), 0.0),
+        trace=draws.trace,
         count=draws.count,
         nonzero=draws.nonzero,
         unit="responses" if members == 1 else "groups",

@@ -67,11 +67,11 @@ LEDGER = 1 - 0.01 / 110
 
 
 @cache
-def rare(reward: float = 1.0) -> Problem:
-    """One response of 127 is rewarded; it has a probability of about 4.6e-5."""
-    instance = random_instance(3, 6, seed=0)
+def rare(reward: float = 1.0, probability: float = 4.6e-5, horizon: int = 6) -> Problem:
+    """One response alone is rewarded, and has about this probability."""
+    instance = random_instance(3, horizon, seed=0)
     responses = Problem(instance).enumeration
-    leaf = int((responses.probability[0].log() - math.log(4.6e-5)).abs().argmin())
+    leaf = int((responses.probability[0].log() - math.log(probability)).abs().argmin())
     tokens = tuple(token for token in responses.tokens[leaf].tolist() if token >= 0)
     return Problem(replace(instance, mdp=replace(instance.mdp, token_reward=SparseReward({tokens: reward}))))
 
@@ -311,6 +311,30 @@ def test_rare_successes_leave_room_for_what_was_not_seen(estimator, responses):
         assert found.verdict == "undecided" and covered(found, truth) == (True, True, True)
         assert found.reason.startswith("too few ") and " had a gradient: " in found.reason
         assert holds(found, "unbiased") is None
+
+
+def test_what_was_not_seen_is_allowed_for_however_little_was_drawn():
+    """Of 200 responses; what the sample shows alone has a spread close to zero."""
+    p = rare()
+    truth = exact_certificate(REINFORCE(), p.enumeration, p.target("reward"))
+    for seed in range(20):
+        found = sampled_certificate(REINFORCE(), p.enumeration, p.target("reward"), 200, seed=seed)
+        assert covered(found, truth) == (True, True, True) and found.bound > 1_000
+
+
+def test_groups_that_are_left_out_are_counted():
+    """A success in 5 % of the responses, so that one group of seven is kept."""
+    p = rare(probability=0.05, horizon=3)
+    estimator, target = BY_ID["zero-std-filtered"].build(p), p.target("reward")
+    truth = exact_certificate(estimator, p.enumeration, target)
+    assert truth.scale > 5
+    for seed in range(3):
+        found = sampled_certificate(estimator, p.enumeration, target, 200_000, seed=seed)
+        assert covered(found, truth) == (True, True, True)
+        assert found.scale == pytest.approx(truth.scale, rel=0.05)
+        low, high = found.scale_interval
+        assert 0.05 < (high - low) / truth.scale < 0.4
+        assert found.trace_covariance == pytest.approx(truth.trace_covariance, rel=0.1)
 
 
 def test_how_many_successes_were_seen_is_said():
