@@ -9,6 +9,7 @@ gradient is not known; an unbiased estimator on the same draws stands in.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from llm_mdp.sampling.shared_draws import Meter, SharedDraws
 from llm_mdp.variance.allocation import Allocation, Split, allocate, few_cuts, fitted_price
 from llm_mdp.variance.measurement import Measurement
 from llm_mdp.variance.sampled import Estimates, sampled_measurement, sampled_spread
+from llm_mdp.variance.unseen import seen_in
 from llm_mdp.verify.weights import loss_weights
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
@@ -250,6 +252,8 @@ def pilot_allocation(
     """How to spend a budget of tokens a batch, by a pilot batch of the sampler on which every split is tried
     (`llm_mdp.variance.allocation`).
 
+    The choice says so (`caution`) where the pilot saw too little to be sure of it.
+
     Args:
         sampler: its batch is the pilot: more prompts make a surer choice.
         cuts: where responses may be cut; by default `allocation.few_cuts`.
@@ -289,4 +293,6 @@ def pilot_allocation(
         )
         for number, split in enumerate(splits)
     ]
-    return allocate(budget, prices, max(spreads["0 few"].size, 1e-300))
+    found = allocate(budget, prices, max(spreads["0 few"].size, 1e-300))
+    few = seen_in(reference.gradient, None).too_few
+    return found if few is None else replace(found, caution=few.words)

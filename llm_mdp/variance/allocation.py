@@ -128,6 +128,8 @@ class Allocation:
     """q, tokens at which signal equals noise."""
     progress: float
     """With the budget, see `variance.progress`."""
+    caution: str | None = None
+    """Why a pilot's choice is a guess; None: it is none, or prices are exact."""
 
     @property
     def estimator(self) -> Estimator:
@@ -136,6 +138,10 @@ class Allocation:
     @property
     def words(self) -> str:
         """For people."""
+        return self._way + (f"; a guess, for the pilot batch saw {self.caution}" if self.caution else "")
+
+    @property
+    def _way(self) -> str:
         if not self.split.steps:
             return f"{self.prompts} prompts x {self.split.group_size} responses, no branches (RLOO)"
         cuts = ", ".join(str(step + 1) for step in self.split.steps)

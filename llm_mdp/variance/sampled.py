@@ -15,7 +15,7 @@ from llm_mdp.exact.instances import stream
 from llm_mdp.exact.worlds import TreeSampler
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
-from llm_mdp.variance.measurement import BY_THEOREM, CONFIDENCE, Measurement, Spread, check_target
+from llm_mdp.variance.measurement import BY_THEOREM, LEVEL, Measurement, Spread, check_target
 from llm_mdp.variance.unseen import BARELY_LEVEL, bound, exponential_weights, seen_in
 from llm_mdp.verify.certificate import ROUNDING
 from llm_mdp.verify.sampled import judge_means
@@ -147,7 +147,7 @@ def sampled_measurement(
     found = Measurement(
         _spread(whole[0].tolist(), known), known or "undecided", samples=number, worse=worse, better=better,
         seconds=estimates.seconds, by_theorem=BY_THEOREM[known] if known else (), too_few=few,
-        level=BARELY_LEVEL if any(each.is_barely_enough for each in seen) else CONFIDENCE,
+        level=BARELY_LEVEL if any(each.is_barely_enough for each in seen) else LEVEL,
     )  # fmt: skip
     if known or target is None or few is not None:
         return found

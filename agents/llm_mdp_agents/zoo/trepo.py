@@ -13,6 +13,7 @@ With `budget`, a pilot batch before training decides how that many tokens a batc
 positions and branches (`llm_mdp.variance.allocation`); where branches do not pay, that is RLOO.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,6 +68,8 @@ class TRePOAgent(WithSegments[TRePOConfig]):
             return
         sampler.prompts_per_batch = self.config.pilot_prompts or (16 if is_large(self.policy) else 64)
         found = pilot_allocation(self.config.budget, self.policy, sampler, self.task.horizon, seed=self.seed)
+        if found.caution is not None:
+            warnings.warn(f"budget chose {found.words}; a larger pilot_prompts makes it surer", stacklevel=2)
         split = found.split
         self.numbers |= {
             "group_size": split.group_size,
