@@ -28,6 +28,8 @@ def main() -> None:
         peers(load("peers")),
         *(smollm2(load(f"smollm2-{agent}")) for agent in ("rloo", "trepo")),
         learning(load("learning")),
+        trepo_cost(load("trepo_cost")),
+        turns(load("turns")),
     ]
     (HERE / "README.md").write_text("\n".join(sections), encoding="utf-8")
     text = TRAINING.read_text(encoding="utf-8")
@@ -243,6 +245,79 @@ def learning(result: dict) -> str:
     )
     header = ["agent", "seeds", "tokens", "right digits", "right sums"]
     return section("Learning", "python benchmarks/learning.py rewards agents preferences", words, header, rows, result)
+
+
+def trepo_cost(result: dict) -> str:
+    words_of = {
+        "grpo": "GRPO",
+        "ppo": "PPO, the same responses",
+        "trepo-responses": "TRePO, the same responses",
+        "trepo-tokens": "TRePO, the same tokens",
+        "trepo-every": "TRePO, every token",
+    }
+    by_name = {row["contender"]: row for row in result["rows"]}
+    rows = [
+        [
+            words,
+            within([bound / 2**20 for bound in by_name[name]["added_memory"]], ".0f", " MiB"),
+            within(by_name[name]["cpu_seconds"], ".2f", " s"),
+            f"{by_name[name]['tokens']:,}",
+            f"{by_name[name]['rewards']:,}",
+            f"{by_name[name]['models']}",
+            f"{by_name[name]['state'] / 2**20:.0f} MiB",
+        ]
+        for name, words in words_of.items()
+    ]
+    memory = {name: by_name[name]["added_memory"] for name in words_of}
+    same = memory["grpo"][1] <= memory["trepo-responses"][2] and memory["trepo-responses"][1] <= memory["grpo"][2]
+    more = memory["trepo-every"][1] > memory["grpo"][2]
+    words = (
+        f"The paper: “{result['paper']}” (abstract). A training step on one small language model "
+        f"({by_name['grpo']['parameters'] / 1e6:.1f} M parameters, float32), {result['prompts']} prompts, responses of "
+        f"{result['response']} tokens, one thread; memory is the peak less what the process had before the first step, "
+        f"means and 95 % intervals over {result['rounds']} processes. At the same responses, the memory of TRePO "
+        f"{'cannot be told from' if same else 'differs from'} that of GRPO; it draws "
+        f"{by_name['trepo-responses']['tokens'] / by_name['grpo']['tokens']:.1f} times the tokens. PPO trains a second "
+        f"model, the critic."
+        + (" With branches from every token, all at once, TRePO takes more memory than GRPO." if more else "")
+    )
+    header = ["contender", "peak memory", "a step", "tokens drawn", "rewards", "models", "of them state"]
+    return section("The cost of TRePO", "python benchmarks/trepo_cost.py", words, header, rows, result)
+
+
+def turns(result: dict) -> str:
+    rows = [
+        [
+            str(row["turns"]),
+            *(within(row["noise"][name], ".3g") for name in ("rloo", "trepo", "trepo-exact")),
+            f"{row['tokens']['rloo']:.0f}",
+            f"{row['tokens']['trepo']:.0f}",
+            *(within(row["tokens_to_signal"][name], ".3g") for name in ("rloo", "trepo")),
+        ]
+        for row in result["rows"]
+        if row["reward"] == "at the end"
+    ]
+    last = [row for row in result["rows"] if row["reward"] == "at the end"][-1]
+    words = (
+        f"The paper: “{result['paper']}” (Section 5.1). Conversations with one reward at the end, one token a turn and "
+        "a random reply; noise is tr Cov of one response's share, tokens to signal are noise × tokens / |∇J|². Every "
+        "figure is exact; means are geometric over "
+        f"{result['options']['instances']} random conversations, with 95 % intervals. From 2 turns to {last['turns']} "
+        f"the noise of RLOO (K = 4) is multiplied by {within(last['growth']['rloo'], '.2f')}, that of TRePO with exact "
+        f"values by {within(last['growth']['trepo-exact'], '.2f')}, with 4 fresh draws before every turn by "
+        f"{within(last['growth']['trepo'], '.2f')}. These draws are tokens, too: at {last['turns']} turns TRePO needs "
+        f"{within(last['trepo_over_rloo']['tokens_to_signal'], '.2f')} times the tokens of RLOO for the same signal."
+    )
+    header = ["turns", "RLOO, noise", "TRePO, 4 draws", "exact values", "RLOO, tokens", "TRePO, tokens"]
+    header += ["RLOO, tokens to signal", "TRePO, tokens to signal"]
+    table = section("Turns of a conversation", "python benchmarks/turns.py", words, header, rows, result)
+    return f"{table}\n![Noise and tokens to signal against the turns of a conversation](../docs/figures/turns.svg)\n"
+
+
+def within(interval: list[float], form: str, unit: str = "") -> str:
+    """A mean and its interval: 226 [215, 236] MiB."""
+    middle, low, high = (format(bound, form) for bound in interval)
+    return f"{middle} [{low}, {high}]{unit}"
 
 
 def engines(result: dict) -> str:

@@ -15,7 +15,7 @@ Two rewards: "at the end", 1 if the sum of what the turns are worth is large, wh
 - tokens to signal: noise × tokens / |∇J|², the tokens of a batch whose noise is as large as its signal.
 
 Means over conversations are geometric, with 95 % intervals (Student's t on logarithms). Growth compares a conversation
-with the one of one turn that has the same policy and the same worth of tokens.
+with the one of two turns that has the same policy and the same worth of tokens.
 """
 
 import argparse
@@ -52,6 +52,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "turns.json"
 FIGURE = HERE.parent / "docs" / "figures" / "turns.svg"
 VOCAB_SIZE, GROUP_SIZE, BRANCHES, CHECKED = 2, 4, 4, 3
+FIRST = 2
+"""Turns that growth is measured from: with one token in all, what is large and what is not can be lopsided."""
 REWARDS = ("at the end", "every turn")
 ESTIMATORS = {
     "rloo": f"RLOO, K = {GROUP_SIZE}",
@@ -236,11 +238,12 @@ def summaries(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"turns": turns, "reward": reward, "tokens": chosen[0]["tokens"]}
             for figure in ("noise", "tokens_to_signal"):
                 row[figure] = {name: geometric([run[figure][name] for run in chosen]) for name in chosen[0][figure]}
-            first = {run["seed"]: run["noise"] for run in runs if run["turns"] == 1 and run["reward"] == reward}
-            row["growth"] = {
-                name: geometric([run["noise"][name] / first[run["seed"]][name] for run in chosen])
-                for name in ESTIMATORS
-            }
+            first = {run["seed"]: run["noise"] for run in runs if run["turns"] == FIRST and run["reward"] == reward}
+            if first:
+                row["growth"] = {
+                    name: geometric([run["noise"][name] / first[run["seed"]][name] for run in chosen])
+                    for name in ESTIMATORS
+                }
             row["trepo_over_rloo"] = {
                 figure: geometric([run[figure]["trepo"] / run[figure]["rloo"] for run in chosen])
                 for figure in ("noise", "tokens_to_signal")

@@ -85,6 +85,7 @@ def test_branches_of_conversations_have_the_mean_and_the_tokens_of_their_prefix(
                 )
                 found = here(branches.reward)[chosen]
                 assert abs(float(found.mean()) - mean) < 5 * (variance / draws) ** 0.5 + 1e-9
+                assert float(found.var()) == pytest.approx(variance, rel=0.5, abs=1e-9)
                 length = float(exact.remaining[step][which, prefix])
                 assert abs(float(here(branches.tokens)[chosen].mean()) - length) < 5 * (2 / draws**0.5)
 
