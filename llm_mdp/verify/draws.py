@@ -329,11 +329,11 @@ def _longest(estimator: Estimator, view: _View, baseline: Float[Tensor, " E"]) -
         pool, extremes = _extreme_responses(enumeration, prompt, max(TRIED // members, 10))
         alike, few = (each[:, None].expand(-1, members) for each in (pool, extremes))
         groups = torch.cat([alike, _exchanged(alike, 0, extremes), _exchanged(few, 0, pool)])
-        for _ in range(3 if members > 1 else 1):
-            found = lengths(prompt, groups)
-            best = max(best, float(found.max()))
-            top = groups[found.topk(min(8, len(groups))).indices]
+        before = -1.0
+        while (found := lengths(prompt, groups)).max() > before:
+            before, top = float(found.max()), groups[found.topk(min(8, len(groups))).indices]
             groups = torch.cat([_exchanged(top, place, pool) for place in range(members)])
+        best = max(best, before)
     return best
 
 
