@@ -122,14 +122,14 @@ def _setting(setting: dict, tones: Tones) -> dict[str, Any]:
             f"{name}: progress against budget",
             "Progress against budget",
             "Improvement of the best step, relative to the exact gradient. Bold: best of all at that budget. Dashed: "
-            "biased.",
+            "biased, or undecided.",
             partial(progress_plot, setting, tones),
         ),
         _drawing(
             f"{name}: what a token buys",
             "What a token buys",
             "Noise to signal of one estimate against its tokens. Diagonals: tokens to signal, lower left is better. "
-            "Hollow: biased.",
+            "Hollow: biased, or undecided.",
             partial(cost_plot, setting, tones),
         ),
     ]
@@ -163,14 +163,16 @@ def _sweep(document: Document, tones: Tones) -> dict[str, Any] | None:
         return None
     name = _axis_name(document)
     if not is_numeric_axis(document):
-        words = f"Each estimator with the best of its options, by {name}. Hollow: biased."
+        words = f"Each estimator with the best of its options, by {name}. Hollow: biased, or undecided."
         return {"name": name, "words": words, "figures": [_dots(lines, name, tones)]}
     chosen = dict(list(lines.items())[:CURVES])
     figures = [
         _drawing(f"{title} against {name}", title, words, partial(axis_plot, chosen, name, key, log, tones))
         for title, words, key, log in CURVES_ALONG
     ]
-    words = f"One line an estimator, with the best of its options at each value of {name}. Dashed: biased."
+    words = (
+        f"One line an estimator, with the best of its options at each value of {name}. Dashed: biased, or undecided."
+    )
     return {"name": name, "words": words, "figures": figures}
 
 

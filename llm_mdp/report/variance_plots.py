@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CURVES = 14
 """Most curves of a figure."""
+TOO_FEW = "too few successes to draw anything"
+"""In place of a figure."""
 Size = tuple[float, float]
 """Width and height in inches."""
 Tones = dict[str, str]
@@ -25,6 +27,9 @@ def progress_plot(setting: dict, tones: Tones, size: Size) -> "Axes":
     first = [row for row in by_progress(known) if row["frontier"]]
     rows = (first + [row for row in leaders(known) if not row["frontier"]])[:CURVES]
     axes = new_axes(*size)
+    if not rows and _too_few(setting):
+        _say(axes, TOO_FEW)
+        return axes
     noise = [row["tokens_to_signal"] for row in rows if row["tokens_to_signal"] > 0] or [setting["budget"]]
     low, high = max(1.0, min(*noise, setting["budget"]) / 10), 3 * max(setting["budget"], float(np.median(noise)))
     tokens = np.geomspace(low, high, 160)
@@ -54,8 +59,7 @@ def cost_plot(setting: dict, tones: Tones, size: Size) -> "Axes":
     rows = [row for row in setting["rows"] if (row["tokens_to_signal"] or 0) > 0 and row["tokens"] > 0]
     axes = new_axes(*size)
     if not rows:
-        middle = {"transform": axes.transAxes, "ha": "center", "fontsize": 10, "color": COLOUR["--faint"]}
-        axes.text(0.5, 0.5, "no estimator has both noise and signal", **middle)
+        _say(axes, TOO_FEW if _too_few(setting) else "no estimator has both noise and signal")
         return axes
     x = np.array([row["tokens"] for row in rows])
     y = np.array([row["tokens_to_signal"] / row["tokens"] for row in rows])
@@ -159,6 +163,14 @@ def dots_plot(groups: dict[str, list[dict]], tones: Tones, size: Size) -> "Axes"
     return axes
 
 
+def _too_few(setting: dict) -> bool:
+    return any(row.get("too_few") for row in setting["rows"])
+
+
+def _say(axes: "Axes", words: str) -> None:
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", fontsize=10, color=COLOUR["--faint"])
+
+
 def _diagonals(axes: "Axes", budget: float) -> None:
     """Lines of equal tokens to signal at powers of ten, and at the budget, below which the signal of a batch exceeds
     its noise."""
@@ -188,6 +200,6 @@ def _line(row: dict) -> Any:
 
 
 def _mark(axes: "Axes", x: float, y: float, row: dict, colour: str, size: float) -> None:
-    """A point of a row: hollow if it is biased."""
+    """A point of a row: hollow if it is biased, or undecided."""
     face = colour if _is_right(row) else COLOUR["--card"]
     axes.plot(x, y, "o", markersize=size, color=colour, markerfacecolor=face, markeredgewidth=1.6, clip_on=False)

@@ -51,6 +51,8 @@ INTERVALS = (
 """Those that have a confidence interval where they are sampled."""
 BOUNDS = {"cosine": (-1.0, 1.0), "ceiling": (-1.0, 1.0), "scale": (None, None), "progress": (-1.0, 1.0)}
 """Between what these are whatever is drawn; the others are 0 or more."""
+LOPSIDED = 2.5
+"""From which ratio of its sides an interval is told by its ends."""
 BY_THEOREM = "by theorem"
 UNKNOWN = "?"
 """In place of an interval that is all that a figure can be."""
@@ -180,14 +182,17 @@ def interval(row: dict, key: str) -> tuple[float | None, float | None]:
 
 
 def margin(row: dict, key: str) -> str:
-    """`±0.12`, the wider side of the 95 % interval of a figure in two digits; `≥0.3` or `≤0.3` where it has an end on
-    one side only; empty where the figure is exact, or says its interval itself."""
+    """`±0.12`, the wider side of the 95 % interval of a figure in two digits; `0.25…0.95` where its sides differ much,
+    `≥0.3` or `≤0.3` where it has one end only; empty where the figure is exact, or says its interval itself."""
     low, high = interval(row, key)
     if row[key] is None or (low is None and high is None) or key in row.get("by_theorem", ()):
         return ""
     if low is None or high is None:
         return _between(key, low, high, WRITERS.get(key, number))
-    wide = max(high - row[key], row[key] - low, 0.0)
+    sides = high - row[key], row[key] - low
+    wide = max(*sides, 0.0)
+    if min(sides) * LOPSIDED < wide:
+        return _between(key, low, high, WRITERS.get(key, number))
     if 10 <= wide < 1e5:
         return f"±{wide:.0f}"
     return "±" + (f"{wide:#.2g}".rstrip(".") if 1e-3 <= wide < 10 else number(float(f"{wide:.1e}")).replace("0e", "e"))
@@ -213,14 +218,21 @@ def budgets(best: dict) -> str:
 
 def facts(setting: dict) -> list[tuple[str, str]]:
     """(name, value) of what a setting is."""
+    exact = setting["target"] == "exact"
     known = {
-        "J": number(setting["J"]),
-        "|∇J|": number(setting["grad_norm"]),
-        "expected length": number(setting["expected_length"]),
+        "J" if exact else "mean reward drawn": number(setting["J"]),
+        "|∇J|": number(setting["grad_norm"]) if exact else _drawn_norm(setting),
+        "expected length" if exact else "mean length drawn": number(setting["expected_length"]),
         "budget": f"{amount(setting['budget'])} tokens",
-        "true gradient": "exact" if setting["target"] == "exact" else f"unknown; {setting['target']} stands in",
+        "true gradient": "exact" if exact else f"unknown; {setting['target']} stands in",
     }
     return [(name, value) for name, value in known.items() if value != "–"]
+
+
+def _drawn_norm(setting: dict) -> str:
+    """The interval of |∇J|; nothing where too little was seen."""
+    low, high = setting.get("grad_norm_interval") or (None, None)
+    return "–" if low is None or high is None else _between("grad_norm", low, high, number)
 
 
 def write_csv(document: Document, path: Path) -> None:

@@ -175,9 +175,7 @@ def _stacked(figure: str, more: str) -> tuple[str, ...]:
     """In lines, so that a narrow column holds it."""
     if figure == BY_THEOREM:
         return tuple(figure.split())
-    if "…" in figure:
-        return tuple(figure.replace("…", "… ").split())
-    return (figure, more) if more else (figure,)
+    return tuple(f"{figure} {more}".replace("…", "… ").split())
 
 
 def _table(setting: dict, layout: Layout, width: int) -> Iterator[Text]:
@@ -213,7 +211,9 @@ def _row(row: dict, layout: Layout) -> Iterator[Text]:
         )
         for stack, size in zip(stacks, layout.widths):
             part = stack[place] if place < len(stack) else ""
-            first, more = part if isinstance(part, tuple) else ((part, "") if place == 0 else ("", part))
+            first, more = part if isinstance(part, tuple) else (part, "")
+            if place > 0 and BY_THEOREM.split()[-1] != first:
+                first, more = "", first
             text = f"{first} {more}" if first and more else first or more
             line.append(" " * (layout.gap + size - cell_len(text)) + first, style="default")
             line.append(f" {more}" if first and more else more, style="dim")
@@ -232,7 +232,6 @@ def _best(setting: dict) -> Padding:
     table.add_row(Text("best for", style="bold"), "")
     for best in setting["best"]:
         table.add_row(Text(budgets(best)), Text(best["label"]))
-    drawn = any(row["samples"] for row in setting["rows"])
-    if drawn and len(setting["best"]) > 1:
+    if any(row["samples"] for row in setting["rows"]):
         table.add_row("", Text("by the figures; within their intervals others may be", style="dim"))
     return Padding(table, (0, 0, 1, 0))

@@ -164,6 +164,14 @@ class Measurement:
             return None
         return _ends([[one.figure(figure, budget) for one in some] for some in (self.worse, self.better)], self.level)
 
+    def norm_interval(self) -> tuple[float, float] | None:
+        """Of |∇J|; None if it is exact, or too little was seen."""
+        if not self.worse or self.too_few:
+            return None
+        return _ends(
+            [[math.sqrt(max(one.size, 0.0)) for one in some] for some in (self.worse, self.better)], self.level
+        )
+
     def over(self, base: "Measurement", shared: bool = False) -> tuple[float, tuple[float, float] | None]:
         """Tokens to signal over those of another, and the ratio's interval (None if both are exact).
 

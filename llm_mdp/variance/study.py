@@ -221,7 +221,9 @@ def _compared(plan: Plan, results: Sequence[dict[str, Any]], budget: float) -> d
         facts, documents = first, results[1:]
     measured = {candidate.label: read_measurement(document) for candidate, document in zip(plan.listed, documents)}
     label = facts["target"] if facts["target"] != "exact" else base_of(plan.listed)
-    base = read_measurement(first["base"]) if "rows" in first else measured.get(label or "")
+    base = measured.get(label or "")
+    if base is None and "rows" in first:
+        base = read_measurement(first["base"])
     # On a task all estimators see the same draws.
     shared = "rows" in first
     rows = [
@@ -244,6 +246,7 @@ def _compared(plan: Plan, results: Sequence[dict[str, Any]], budget: float) -> d
         "target": facts["target"],
         "base": label,
         **{name: facts[name] for name in ("J", "grad_norm", "expected_length")},
+        "grad_norm_interval": base and base.norm_interval() if "rows" in first else None,
         "budget": budget,
         "rows": [row | {"frontier": row["label"] in frontier} for row in rows],
         "best": best_by_budget(rows, budget),

@@ -313,21 +313,23 @@ def test_prominent_estimators_come_first():
     ("value", "interval", "text"),
     [
         (14.6, [13.4, 15.4], "±1.2"),
-        (14.6, [14.5, 16.0], "±1.4"),
+        (14.6, [14.5, 16.0], "14.5…16.0"),
+        (393.0, [150.0, 2281.0], "150…2281"),
         (0.5, [0.47, 0.5123], "±0.030"),
-        (512.0, [500.0, 612.4], "±100"),
+        (512.0, [440.0, 612.4], "±100"),
         (1e-5, [8e-6, 1.1e-5], "±2.0e-6"),
         (0.95, [0.9, None], "≥0.900"),
         (0.95, [None, 0.99], "≤0.990"),
-        (1.0, [1.1, 1.2], "±0.20"),
+        (1.0, [1.1, 1.2], "1.10…1.20"),
         (1.0, [None, None], ""),
         (None, [0.0, 1.0], ""),
         (1.0, None, ""),
     ],
 )
 def test_margins(value, interval, text):
-    assert margin({"cosine": value, "intervals": {"cosine": interval}}, "cosine") == text
-    assert margin({"cosine": value, "intervals": None}, "cosine") == ""
+    key = "tokens_to_signal"
+    assert margin({key: value, "intervals": {key: interval}}, key) == text
+    assert margin({key: value, "intervals": None}, key) == ""
 
 
 def test_noise_without_signal_takes_infinitely_many_tokens():
@@ -668,7 +670,7 @@ def test_the_tables_hold_the_figures_of_the_document(name):
                     assert cell is None
                 else:
                     assert cell[1] == cell[2] == ("" if row[key] is None else repr(row[key]))
-                    assert (margin(row, key) in cell[3]) and ("±" in cell[3]) == bool(margin(row, key))
+                    assert (margin(row, key) in cell[3]) and ("<small>" in cell[3]) == bool(margin(row, key))
                     assert figure(row, key) in cell[3]
             assert ("★" in line) == row["frontier"]
 
