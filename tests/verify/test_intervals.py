@@ -66,6 +66,24 @@ def test_nothing_seen_leaves_room_for_what_is_rare(count, x):
     assert radius >= 1 - (3 * math.exp(-x)) ** (1 / count)
 
 
+@given(st.integers(2, 10**5), st.floats(1, 20))
+def test_a_square_that_was_never_seen_may_still_have_a_mean(count, x):
+    """As above, of the mean of |Z|² alone and with its own error."""
+    assert Squares(0.0, 0.0, count).largest_mean(1.0, x) >= 1 - math.exp(-x / count)
+
+
+@given(st.floats(1e-6, 0.5), st.integers(1, 60), st.floats(1, 15))
+def test_a_bernstein_radius_holds_for_coins_as_often_as_it_says(chance, count, x):
+    """The binomial distribution summed up, where E|Z|² is known from 10¹² other throws."""
+    radius = bernstein(Squares(chance, chance * (1 - chance), 10**12), 1.0, x).at(count)
+    outside = math.fsum(
+        math.comb(count, k) * chance**k * (1 - chance) ** (count - k)
+        for k in range(count + 1)
+        if abs(k / count - chance) > radius
+    )
+    assert outside <= 2 * math.exp(-x)
+
+
 def misses(draw, truth: torch.Tensor, longest: float, count: int, repetitions: int) -> tuple[int, int]:
     """How often the truth is outside of the Bernstein and of the normal ball, at 99 %."""
     outside = [0, 0]
