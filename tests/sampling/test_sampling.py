@@ -189,8 +189,11 @@ def test_groups_of_equal_rewards_are_left_out():
 
 
 PROBLEM = Problem(INSTANCE)
-ONE_GROUP_AT_A_TIME = {"token-mean", "remark-4-whitening"}
-"""They divide by something of the whole batch, and their certificates are for batches of one group."""
+
+
+def divides_by_the_batch(estimator: Estimator) -> bool:
+    """By something of all that is in the batch: certificates of such are for batches of one group."""
+    return getattr(estimator, "whole_batch", False) or estimator.reduction == "token_mean"
 
 
 def mean_gradient(estimator: Estimator, source: PolicySampler) -> Tensor:
@@ -208,7 +211,7 @@ def test_a_training_step_averages_to_the_verified_expectation(claim: Claim):
     """|ḡ - E g|² / (tr Cov / n) is 1 on average; a wrong weight, sign or prefix makes it tens or hundreds."""
     estimator = claim.build(PROBLEM)
     moments = exact_moments(estimator, PROBLEM.enumeration)
-    if claim.id in ONE_GROUP_AT_A_TIME:
+    if divides_by_the_batch(estimator):
         groups, source = 400, sampler(1, prompts=1)
         mean = torch.stack([mean_gradient(estimator, source) for _ in range(groups)]).mean(0)
     else:
