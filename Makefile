@@ -45,6 +45,8 @@ bench: $(DEV)  ## speed, side by side in one run
 	$(BIN)/python benchmarks/sandbox_rate.py
 	$(BIN)/python benchmarks/sb3.py
 	$(BIN)/python benchmarks/branching.py
+	$(BIN)/python benchmarks/trepo_cost.py
+	$(BIN)/python benchmarks/turns.py
 	$(BIN)/python benchmarks/peers/compare.py
 	$(BIN)/python benchmarks/summary.py
 
