@@ -31,7 +31,7 @@ from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence, Finish
 from llm_mdp.sampling.policies import NgramPolicy
-from llm_mdp.verify import certificate as verify
+from llm_mdp.verify import moments as verify
 from llm_mdp.verify.moments import covariance, exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import sampled_certificate
