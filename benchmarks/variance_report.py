@@ -71,7 +71,7 @@ def typical(result: dict[str, Any]) -> str:
                 number(row["tokens"]),
                 number(row["trace_covariance"]),
                 number(row["tokens_to_signal"]),
-                f"{row['progress']:.3f}",
+                "–" if row["progress"] is None else f"{row['progress']:.3f}",
             ]
             for row in leaders(setting["rows"])
         ]
@@ -348,7 +348,11 @@ def slant(cosine: float) -> float:
 
 
 def _slant_text(row: dict[str, Any]) -> str:
+    if not (row["intervals"] or {}).get("cosine"):
+        return "–"
     high, low = (slant(end) for end in row["intervals"]["cosine"])
+    if row["cosine"] is None:
+        return f"{low:.2f} … {high:.2f}"
     return f"{slant(row['cosine']):.2f} ({low:.2f} … {high:.2f})"
 
 
@@ -365,13 +369,14 @@ def horizon_figure(far: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     colours = dict(zip(LINES, (*COLOURS, "#777777", "#e08214", "#8073ac", "#80cdc1", "#c51b7d")))
     for label in LINES:
-        points = along(far, label)
+        points = [(horizon, row) for horizon, row in along(far, label) if row["intervals"]]
         style = "-" if is_right(far, label) else "--"
         known = [(horizon, row["tokens_to_signal"], *row["intervals"]["tokens_to_signal"]) for horizon, row in points]
         drawn = [[each for each in known if None not in each]]
         if style == "--":
-            spans = [sorted(slant(end) for end in row["intervals"]["cosine"]) for _, row in points]
-            drawn.append([(horizon, slant(row["cosine"]), *span) for (horizon, row), span in zip(points, spans)])
+            measured = [(horizon, row) for horizon, row in points if row["cosine"] is not None]
+            spans = [sorted(slant(end) for end in row["intervals"]["cosine"]) for _, row in measured]
+            drawn.append([(horizon, slant(row["cosine"]), *span) for (horizon, row), span in zip(measured, spans)])
         for axis, figures in zip(axes, drawn):
             steps, values, low, high = zip(*figures)
             axis.plot(steps, values, style, color=colours[label], label=label, marker="o", markersize=3)

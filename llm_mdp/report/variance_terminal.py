@@ -78,7 +78,7 @@ def print_variance(document: Document, console: Console) -> None:
 
 def _heading(setting: dict) -> Text:
     text = Text(setting["name"], style="bold").append(
-        f"   {setting['words']}" if setting["words"] else "", style="not bold"
+        f"   {setting['words']}" if setting["words"] not in ("", setting["name"]) else "", style="not bold"
     )
     return text.append("\n" + " · ".join(f"{name} {value}" for name, value in facts(setting)), style="not bold dim")
 

@@ -10,7 +10,7 @@ from llm_mdp.variance.benches import NgramBench, TreeBench
 from llm_mdp.variance.comparison import UNSURE
 from llm_mdp.variance.grid import Candidate
 from llm_mdp.variance.measurement import Measurement
-from llm_mdp.variance.unseen import two_digits
+from llm_mdp.variance.unseen import ENOUGH, two_digits
 
 PILOT = 200
 """Estimates of a pilot on a setting."""
@@ -54,7 +54,7 @@ def forecast(pilot: Measurement, budget: float, seconds: float) -> Forecast:
     """
     ends = pilot.interval("progress", budget)
     assert pilot.samples is not None and ends is not None
-    needed, few = two_digits(max(1.0, pilot.samples * ((ends[1] - ends[0]) / UNSURE) ** 2)), pilot.too_few
+    needed, few = two_digits(max(ENOUGH, pilot.samples * ((ends[1] - ends[0]) / UNSURE) ** 2)), pilot.too_few
     needed, at_least = (needed, False) if few is None else (max(needed, few.needed), few.at_least)
     return Forecast(pilot.samples, needed, at_least, needed * seconds)
 

@@ -5,6 +5,7 @@ import csv
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -672,3 +673,30 @@ def test_a_negative_seed(variance, here, where):
     """It is said before any work."""
     status, _, complaints = variance(f"rloo --jobs 1 {where} --seed -1 {FEW}")
     assert status == 2 and "seed" in complaints and "the cell" not in complaints and not (here / "variance").exists()
+
+
+# --- before the work --------------------------------------------------------------------------------------------------
+
+
+def test_how_many_draws_an_answer_takes_is_said_beforehand(variance):
+    """Of a setting that is drawn; of a task, after its first prompts."""
+    words = f"rloo --policy ngram --vocab 8 --horizon 12 --estimates 200 --jobs 1 {FEW}"
+    status, said, aside = variance(words)
+    assert status == 0 and "an answer is likely to take" not in said
+    assert re.search(r": an answer is likely to take about [\d,]+ estimates \(\d+ s\); --estimates is 200", aside)
+    status, _, aside = variance(f"rloo --env Tabular --env-args horizon=2 vocab_size=3 --prompts 40 --jobs 1 {FEW}")
+    assert status == 0
+    assert re.match(r"32 prompts in: an answer is likely to take (about|at least) [\d,]+ prompts", aside)
+
+
+def test_too_few_successes_are_said_in_table_page_and_document(variance, here):
+    words = "rloo grpo --rewards outcome --success 0.001 --vocab 4 --horizon 5 --group-sizes 4 --jobs 1 --estimates 200"
+    status, said, _ = variance(words)
+    assert status == 0
+    (setting,) = document()["settings"]
+    for row in setting["rows"]:
+        assert row["too_few"]["draws"] == 200 and row["progress"] is None and row["intervals"] is None
+        assert row["too_few"]["words"] in " ".join(said.split())
+    assert setting["best"] == [] and "nobody can say what to take: too few successes" in setting["recommendation"]
+    page = (here / "variance" / "report.html").read_text(encoding="utf-8")
+    assert page.count("too few successes: ") >= 3 and "too few successes to draw anything" in page
