@@ -382,7 +382,7 @@ def test_eval(llm_mdp, here):
         ("Tabula", "there is no environment 'Tabula';"),
         ("Tabular --prompts 0", "prompts is 0;"),
         ("Tabular --samples -1", "--samples is -1;"),
-        ("Tabular --seed -1", "seed is -1;"),
+        ("Tabular --seed -1", "--seed is -1;"),
         ("Tabular --json nowhere/x.json", "there is no folder"),
         ("--run runs/x --model small", "--run brings its own model;"),
         ("Tabular --model ./nowhere", "there is no nowhere;"),

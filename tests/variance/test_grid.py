@@ -184,11 +184,12 @@ def by_hand(name: str, grid: Grid) -> set[tuple]:
         "trepo": "KDMλ",
         "trepo-paper": "DM",
         "trepo-interpolated": "D",
+        "trepo-interpolated-values": "D",
         "trepo-segment": "D",
-    }.get(name, "K" if CATALOGUE[name].compares else "")
+    }.get(name, "K" if "group_size" in CATALOGUE[name].options else "")
     values = {"K": grid.group_sizes, "D": grid.positions, "M": grid.branches, "σ": grid.critic_errors}
     values["λ"] = grid.lams if grid.lams is not None else lams.get(name, ())
-    least = {"K": 2} if name != "trepo" else {}
+    least = {"K": 2} if CATALOGUE[name].compares else {}
     return {
         frozenset(zip(has, chosen)) for chosen in product(*(values[letter] for letter in has))
         if all(value >= least.get(letter, 0) for letter, value in zip(has, chosen))

@@ -1,9 +1,16 @@
 """Names of what gives credit turn by turn. Where nobody replies, a response is one turn."""
 
 from llm_mdp.estimators.algorithms import REINFORCE, TRePO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import EveryTurn
-from llm_mdp.estimators.entry import GIVEN, ORACLE, Entry, K, unbiased
+from llm_mdp.estimators.entry import GIVEN, ORACLE, Entry, Given, K, unbiased
 from llm_mdp.estimators.turns import TurnRewards
+
+
+def _rewards(given: Given, group_size: int, **which: bool) -> Estimator:
+    assert given.token_reward is not None  # the sampler hands them out; where nobody knows them, this says so
+    return TurnRewards(group_size, gamma=given.gamma, **which)
+
 
 TURNS: tuple[Entry, ...] = (
     Entry(
@@ -16,14 +23,14 @@ TURNS: tuple[Entry, ...] = (
     ),
     Entry(
         "turn-credit-reached", "The turn's reward, less its mean over the responses that reached the turn.",
-        lambda g, group_size: TurnRewards(group_size, gamma=g.gamma), K, **GIVEN,
+        lambda g, group_size: _rewards(g, group_size), K, **GIVEN,
     ),
     Entry(
         "turn-credit-reached-to-go", "The same, summed from the turn on.",
-        lambda g, group_size: TurnRewards(group_size, gamma=g.gamma, to_go=True), K, **GIVEN,
+        lambda g, group_size: _rewards(g, group_size, to_go=True), K, **GIVEN,
     ),
     Entry(
         "turn-credit-others", "Rewards from the turn on, less the mean of what the other responses earned from it on.",
-        lambda g, group_size: TurnRewards(group_size, gamma=g.gamma, others=True), K, **ORACLE,
+        lambda g, group_size: _rewards(g, group_size, others=True), K, **ORACLE,
     ),
 )  # fmt: skip
