@@ -104,7 +104,7 @@ def test_what_agrees_comes_first_and_every_finding_has_its_place():
 
 def test_a_row_without_a_counter_example_is_told_by_the_ledgers_figures():
     text = plain(errata_markdown(some_rows("rloo", "rloo-eq36"), {}))
-    assert "Counter-example" not in text and "proportional 6/6: relative bias 0.500" in text
+    assert "Counter-example" not in text and re.search(r"proportional (\d)/\1: relative bias 0\.500", text)
 
 
 def test_counter_examples_are_found_kept_mended_and_removed(tmp_path):
