@@ -29,7 +29,7 @@ from llm_mdp.sampling.shared_draws import Meter, SharedDraws
 from llm_mdp.variance.allocation import exact_prices
 from llm_mdp.variance.measurement import exact_measurement
 from llm_mdp.variance.sampled import Estimates, sampled_measurement
-from llm_mdp.verify.certificate import exact_moments
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp_agents import measuring
 from llm_mdp_agents.lm.loading import small_transformer
