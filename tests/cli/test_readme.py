@@ -111,6 +111,9 @@ def examples(page: str, text: str) -> list[Example]:
     return [Example(page, steps, files) for steps in found]
 
 
+FORECAST = re.compile(r"^.*: an answer is likely to take .*; --\w+ is [\d,]+\.\n", re.M)
+"""Of `variance`, said where progress is; that the number asked for does not suffice would be another sentence."""
+
 EXAMPLES = [each for page in PAGES for each in examples(page.name, page.read_text(encoding="utf-8"))]
 
 
@@ -146,7 +149,7 @@ def test_example(example, tmp_path):
         assert verdicts == {name: VERDICTS.get(name, verdicts.get(name, "a verdict")) for name in own}, done.stderr
         planted = any("✗" in verdict for verdict in verdicts.values())
         assert done.returncode == (1 if planted else 0), done.stdout + done.stderr
-        assert done.stderr == ""
+        assert not FORECAST.sub("", done.stderr)
 
 
 def test_every_command_is_run_or_known_not_to_be():
