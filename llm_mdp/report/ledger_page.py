@@ -112,7 +112,7 @@ def render_ledger(document: Document) -> str:
         facts=setting(instances),
         command=instances[0][1].get("command", ""),
         meaning=exit_meaning(rows),
-        headline=headline(rows),
+        headline=headline(rows, name=False),
         summary=summary(rows, len(instances)),
         wrong=[(places[row.id], row) for row in rows if row.contradictions],
         planes=_by_view(planes),

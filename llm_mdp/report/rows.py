@@ -342,6 +342,8 @@ def exit_meaning(rows: list[ClaimRow]) -> str:
     """What the exit status of `llm-mdp verify` says."""
     if any(row.contradictions for row in rows):
         return "Exit status 1: a computed verdict contradicts the expected one."
+    if all(row.verdict == "not computed" for row in rows):
+        return "Exit status 2: nothing could be computed."
     return "Exit status 0: no computed verdict contradicts the expected one."
 
 
