@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -424,3 +425,11 @@ def test_a_budget_one_rounding_below_the_price_takes_one_branch_less():
 def test_no_gradient_is_a_sentence():
     with pytest.raises(ValueError):  # ZeroDivisionError
         allocate(100.0, [Price(CUT, 1.0, 1.0, 10.0, 2.0)], 0.0)
+
+
+def test_a_choice_says_when_it_is_a_guess():
+    prices = exact_prices(enumeration_of(random_instance(2, 3, seed=1)), group_sizes=(2, 4), cuts=[()])
+    sure = allocate(2000, prices, 1.0)
+    guess = replace(sure, caution="too few successes: 3 of 16 estimates have a gradient; about 160 are needed")
+    assert sure.caution is None and "guess" not in sure.words
+    assert guess.words == f"{sure.words}; a guess, for the pilot batch saw {guess.caution}"

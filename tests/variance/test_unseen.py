@@ -130,6 +130,34 @@ def test_shares_are_even_on_the_simplex():
     assert torch.equal(exponential_weights(4, 10, 3)[0], exponential_weights(4, 10, 3)[0])
 
 
+def nearly_equal(largest: float) -> tuple[Estimates, torch.Tensor]:
+    """2,000 estimates that hardly differ, where some that were not drawn may be much larger; and what they estimate."""
+    noise = 1e-3 * torch.randn(2000, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = torch.tensor([3.0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    far = torch.diag(torch.ones(6)).double()[torch.arange(2000) % 5 + 1]
+    gradient, one = (
+        target + far * torch.tensor([1.0, -1.0])[torch.arange(2000) // 5 % 2, None] + noise,
+        torch.ones(2000),
+    )
+    return Estimates(gradient, gradient.square().sum(-1), one.double(), one.double(), largest=largest), target
+
+
+def test_one_more_estimate_than_was_drawn_is_in_every_interval():
+    """All that were drawn have the same |g|², so a bootstrap of them knows no doubt of it."""
+    ends = {}
+    for largest in (10.0, 90.0):
+        estimates, target = nearly_equal(largest)
+        found = sampled_measurement(estimates, target)
+        assert found.too_few is None
+        ends[largest] = {name: found.interval(name) for name in ("trace", "cosine", "scale")}
+    near, far = ends[10.0], ends[90.0]
+    # A share of 1 / 2,000 or more of |g|² = 90 in place of 10 adds 0.04 or more to a trace of 1.
+    assert far["trace"][1] > near["trace"][1] + 80 / 2000 and far["trace"][1] > 1.1
+    # The same share across the gradient, √90 in length, turns one of length 3 by as much again.
+    assert far["cosine"][0] < 1 - 0.5 * (90**0.5 / 2000 / 3) ** 2 and far["cosine"][0] < near["cosine"][0] < 1
+    assert far["scale"][0] < near["scale"][0] < 1 < near["scale"][1] < far["scale"][1]
+
+
 def misses(bench: TreeBench, estimator, draws: int, seeds: range, known=None) -> tuple[int, int]:
     """(runs that showed intervals, those of which some interval of noise or progress did not hold the truth)."""
     truth, shown, missed = exact_measurement(estimator, bench.enumeration, bench.target).spread, 0, 0

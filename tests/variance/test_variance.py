@@ -446,18 +446,18 @@ def test_the_noise_is_taken_out_of_squares():
         assert abs(float(drawn.mean()) - getattr(truth, name)) < error < most
 
 
-MOST_OVER = {"GRPO": 2.2, "TRePO as printed": 7.0}
-"""The second has rare estimates that are large, and its intervals make room for one more."""
+MANY = {"GRPO": 150, "TRePO as printed": 600}
+"""The second has rare estimates that are large: more draws before theirs are not all that is seen."""
 
 
-@pytest.mark.parametrize("name", ["GRPO", "TRePO as printed"])
+@pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize("what", ["trace", "cosine", "tokens_to_signal"])
 def test_intervals_are_as_wide_as_estimates_scatter(name, what):
-    samples = tree_samples(name, 150)
+    samples = tree_samples(name, MANY[name])
     widths = [high - low for low, high in (sample.interval(what) for sample in samples)]
     scatter = np.std([sample.spread.figure(what, BUDGET) for sample in samples], ddof=1)
     # 2 × 1.96 standard deviations, of which 60 draws know the size to a tenth; and what was not drawn on top.
-    assert 0.7 < float(np.mean(widths)) / (3.92 * scatter) < MOST_OVER[name]
+    assert 0.8 < float(np.mean(widths)) / (3.92 * scatter) < 2.8
 
 
 def test_a_number_lies_in_its_own_interval():
