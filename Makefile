@@ -38,7 +38,7 @@ docs: $(DEV)  ## what is generated in README.md and docs/, the figures, the page
 	$(BIN)/python benchmarks/summary.py
 	$(BIN)/python benchmarks/variance_report.py
 
-bench: $(DEV)  ## speed, side by side in one run
+bench: $(DEV)  ## speed, side by side in one run; whether intervals hold
 	$(BIN)/python benchmarks/tree_dp.py
 	$(BIN)/python benchmarks/sampled_rate.py
 	$(BIN)/python benchmarks/env_rate.py
@@ -47,6 +47,8 @@ bench: $(DEV)  ## speed, side by side in one run
 	$(BIN)/python benchmarks/branching.py
 	$(BIN)/python benchmarks/trepo_cost.py
 	$(BIN)/python benchmarks/turns.py
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/coverage_variance.py
 	$(BIN)/python benchmarks/peers/compare.py
 	$(BIN)/python benchmarks/summary.py
 
