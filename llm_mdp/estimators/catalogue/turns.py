@@ -1,5 +1,7 @@
 """Names of what gives credit turn by turn. Where nobody replies, a response is one turn."""
 
+from typing import Any
+
 from llm_mdp.estimators.algorithms import REINFORCE, TRePO
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import EveryTurn
@@ -7,7 +9,7 @@ from llm_mdp.estimators.entry import GIVEN, ORACLE, Entry, Given, K, unbiased
 from llm_mdp.estimators.turns import TurnRewards
 
 
-def _rewards(given: Given, group_size: int, **which: bool) -> Estimator:
+def _rewards(given: Given, group_size: int, **which: Any) -> Estimator:
     assert given.token_reward is not None  # the sampler hands them out; where nobody knows them, this says so
     return TurnRewards(group_size, gamma=given.gamma, **which)
 
