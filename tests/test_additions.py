@@ -53,6 +53,11 @@ def copy(tmp_path_factory) -> Path:
     )
     practices.write_text(practices.read_text() + CLASS)
     after(catalogue, "PRACTICES: tuple[Entry, ...] = (\n", ENTRY)
+    after(
+        catalogue,
+        "from llm_mdp.estimators.base import Estimator\n",
+        "from llm_mdp.estimators.entry import proportional\n",
+    )
     after(catalogue, "from llm_mdp.estimators.practices import (\n", "    ThirdOfReward,\n")
     after(claims, "PRACTICES: tuple[Claim, ...] = (\n", CLAIM)
     (folder / "agents/llm_mdp_agents/zoo/third.py").write_text(AGENT)

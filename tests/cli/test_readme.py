@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = ("make", "pip", "git", "cd", "source", ".", "python3", "torchrun", "apt-get", "export")
 """They install, or need more than one process; other tests and CI cover them."""
 OWN = re.compile(r"(?P<file>[\w./-]+\.py):(?P<name>\w+)")
-WRITES = ("--json", "--html", "--csv", "--save-instance", "--out")
+WRITES = ("--json", "--html", "--csv", "--save-instance", "--save-counter-example", "--out")
 VERDICTS = {"BestOfGroup": "✗ biased", "BestOfOthers": "✓ unbiased"}
 """What the README says of the estimators that it shows; of others it is only asked that there is a verdict."""
 

@@ -390,18 +390,27 @@ SLOW_ON_LARGE = ("vineppo", "trepo-lambda", "dr-grpo", "rloo-eq36")
 quick = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-@settings(quick, max_examples=70)
-@given(instance=instances(SOME_GRADIENT))
-def test_unbiased_means_on_every_instance(instance):
-    assume(Problem(instance).has_gradient())
-    _assert_claims_hold(instance)
+@pytest.mark.parametrize("examples", [15, pytest.param(70, marks=pytest.mark.slow)])
+def test_unbiased_means_on_every_instance(examples):
+    @settings(quick, max_examples=examples)
+    @given(instance=instances(SOME_GRADIENT))
+    def holds(instance):
+        assume(Problem(instance).has_gradient())
+        _assert_claims_hold(instance)
+
+    holds()
 
 
-@settings(quick, max_examples=30)
-@given(instance=instances(NO_GRADIENT))
-def test_unbiased_where_there_is_little_or_nothing_to_learn(instance):
+@pytest.mark.parametrize("examples", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_unbiased_where_there_is_little_or_nothing_to_learn(examples):
     """All-zero rewards, and rewards that depend on the length alone (without an end token: on nothing)."""
-    _assert_claims_hold(instance)
+
+    @settings(quick, max_examples=examples)
+    @given(instance=instances(NO_GRADIENT))
+    def holds(instance):
+        _assert_claims_hold(instance)
+
+    holds()
 
 
 @pytest.mark.parametrize("n_prompts", [1, 2])
