@@ -10,7 +10,7 @@ instances: an ordinary one (what `verify --quick` checks), one with little disco
 hundredth, a peaked policy (logits six times as large), one response of 127 that alone is rewarded and has a probability
 of 4.6e-5, and ordinary rewards beside one response of probability 1e-4 whose reward is 1,000.
 
-A verdict is false if it says *unbiased* or *proportional* of what is off by more than 5 %, the tolerance of these
+A verdict is false if it says *unbiased* or *proportional* of what is off by more than 3 %, the tolerance of these
 words, or *biased* of what is exactly unbiased or proportional.
 """
 

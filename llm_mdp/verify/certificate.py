@@ -26,7 +26,7 @@ UNITS = 8
 """Units in the last place of an estimator's own precision that its terms may be off by."""
 COARSE = 1e-3
 """Rounding in that precision must be below this fraction of the target for a verdict."""
-WITHIN = 0.05
+WITHIN = 0.03
 """A sampled certificate says "unbiased" or "proportional" when it can bound the rest by this."""
 
 

@@ -25,6 +25,8 @@ LEAST = 100
 """Groups without which nothing is drawn."""
 SEEN = 30
 """Draws with a gradient that is not zero, without which nothing is decided."""
+LIKELY = 3.0
+"""Standard errors above which what was found is no longer taken for noise, though the intervals do not exclude it."""
 NOISE = 1.4
 """How much smaller than what is to be resolved a radius must be for an estimate to resolve it."""
 
@@ -202,13 +204,13 @@ def _judge(seen: _Seen, target: Float[Tensor, " parameters"], confidence: float,
         needed = _rounded_up(seen.responses * SEEN / seen.nonzero) if seen.nonzero else None
         return replace(figures, reason=reason, needed=needed)
     if region.bias[0] <= resolved:
-        if region.bias[1] <= WITHIN:
+        if region.bias[1] <= WITHIN and math.hypot(along, across) <= LIKELY * seen.noise:
             return replace(figures, verdict="unbiased")
         reason = f"unbiased is not excluded, nor is a relative bias of {region.bias[1]:.2g}"
         return replace(figures, reason=reason, needed=_until_resolved(seen, math.hypot(along, across), size))
     if region.across[0] > resolved or region.along[1] < 0:
         return replace(figures, verdict="biased")
-    if region.along[0] > 0 and region.across[1] <= WITHIN * region.along[0]:
+    if region.along[0] > 0 and region.across[1] <= WITHIN * region.along[0] and across <= LIKELY * seen.noise:
         return replace(figures, verdict="proportional")
     if region.along[0] <= 0 and mean_size <= 2 * seen.noise:
         return replace(figures, reason="not unbiased; E g cannot be told from zero")

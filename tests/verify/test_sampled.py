@@ -557,3 +557,16 @@ def test_the_intervals_of_batch_means_contain_the_truth_as_often_as_they_say():
         exact = Certificate("biased", math.hypot(0.5, 0.25), 0.5, 1 / math.hypot(1, 0.5), 1.0)
         misses += not all(covered(found, exact))
     assert 0 < misses <= 40
+
+
+def test_a_bias_of_four_standard_errors_is_not_called_unbiased():
+    """Of 1.2 % across the target. The intervals of half a million responses exclude neither zero nor 2.6 %."""
+    p = problem()
+    target = p.target("reward")
+    across = torch.randn(len(target), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    across -= (across @ target) / (target @ target) * target
+    moved = target + 0.012 * across * target.norm() / across.norm()
+    for seed in range(3):
+        found = sampled_certificate(PPO(critic=p.exact_u, lam=0.0), p.enumeration, moved, 500_000, seed=seed)
+        assert found.bias_interval is not None and found.bias_interval[0] == 0 and found.bias_interval[1] < 0.03
+        assert found.verdict == "undecided" and found.needed is not None and found.needed > 500_000
