@@ -232,13 +232,20 @@ def _region(seen: _Seen, along: float, across: float, size: float) -> Region:
 def _until_resolved(seen: _Seen, bias: float, size: float) -> int:
     """About how many responses settle whether there is a bias: the one that was found, if it is more than noise."""
     both = Radius(math.hypot(seen.along.root, seen.across.root), math.hypot(seen.along.rest, seen.across.rest))
-    goal = max(WITHIN * size, bias if bias > 2 * seen.noise else 0.0)
+    goal = _goal(seen, WITHIN * size, bias)
     return _rounded_up(both.needed(goal / NOISE) * seen.responses / seen.count)
+
+
+def _goal(seen: _Seen, within: float, found: float) -> float:
+    """What is to be resolved: that it is zero but for `within`, or, where it is hardly noise, what was found."""
+    if found > LIKELY * seen.noise:
+        return found
+    return max(within, found if found > 2 * seen.noise else 0.0)
 
 
 def _until_directed(seen: _Seen, region: Region, along: float, across: float) -> int:
     """About how many responses settle whether E g points along the target; `along`, `across`: its estimated parts."""
-    goal = max(WITHIN * abs(along), across if across > 2 * seen.noise else 0.0)
+    goal = _goal(seen, WITHIN * abs(along), across)
     count = seen.across.needed(goal / NOISE) if along > 0 else 0.0
     if region.along[0] <= 0:
         count = max(count, seen.along.needed(abs(along) / NOISE))
