@@ -25,7 +25,7 @@ LEAST = 100
 """Groups without which nothing is drawn."""
 SEEN = 30
 """Draws with a gradient that is not zero, without which nothing is decided."""
-LIKELY = 2.5
+LIKELY = 2.2
 """Standard errors above which what was found is no longer taken for noise, though the intervals do not exclude it."""
 NOISE = 1.4
 """How much smaller than what is to be resolved a radius must be for an estimate to resolve it."""
