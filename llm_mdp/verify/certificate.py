@@ -29,6 +29,11 @@ COARSE = 1e-3
 WITHIN = 0.03
 """A sampled certificate says "unbiased" or "proportional" when it can bound the rest by this."""
 
+OVERFLOW = "overflow: the estimator's terms are too large to be squared in float64"
+"""Why nothing is said of figures that are not finite."""
+FIGURES = ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
+"""What every certificate has, and a row of the ledger shows."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -147,6 +152,13 @@ def exact_certificate(
     return replace(certificate, tokens=tokens, tokens_to_signal=noise)
 
 
+def unresolved(size: float, terms: float) -> str | None:
+    """Why nothing can be said about a target of this size, known as a sum of terms of that size; None: it can."""
+    if size > RESOLVED * ROUNDING * terms:
+        return None
+    return f"rounding: the true gradient, {size:.1e}, is below what float64 resolves in terms of size {terms:.1e}"
+
+
 def judge(moments: Moments, target: Float[Tensor, " parameters"], magnitude: float = 0.0) -> Certificate:
     """The verdict on an exactly known mean.
 
@@ -159,13 +171,12 @@ def judge(moments: Moments, target: Float[Tensor, " parameters"], magnitude: flo
     bias, size, mean_size = float((mean - target).norm()), float(target.norm()), float(mean.norm())
     trace, noise, precision = moments.trace_covariance, moments.branch_noise, moments.precision
     if not all(math.isfinite(number) for number in (terms, trace, bias, size, mean_size)):
-        return _undecided("overflow: the estimator's terms are too large to be squared in float64", None, noise)
+        return _undecided(OVERFLOW, None, noise)
     if moments.root_mean_square == size == 0:
         return Certificate("unbiased", None, None, None, 0.0)
+    if (reason := unresolved(size, terms)) is not None:
+        return _undecided(f"{reason} (|E g| is {mean_size:.1e})", trace, noise)
     floor = ROUNDING * terms
-    if size < RESOLVED * floor:
-        what = f"the true gradient, {size:.1e}, is below what float64 resolves in terms of size {terms:.1e}"
-        return _undecided(f"rounding: {what} (|E g| is {mean_size:.1e})", trace, noise)
     along = float(mean @ target) / size
     across = float((mean - along * target / size).norm())
     relative, scale, cosine = bias / size, along / size, along / mean_size if mean_size > floor else 0.0

@@ -14,7 +14,7 @@ from llm_mdp.exact.optima import NotConverged
 from llm_mdp.own import UsageError, did_you_mean, is_own
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
-from llm_mdp.verify.certificate import Certificate, exact_certificate
+from llm_mdp.verify.certificate import FIGURES, Certificate, exact_certificate
 from llm_mdp.verify.check import load_estimator
 from llm_mdp.verify.claims import CLAIMS, Claim, always
 from llm_mdp.verify.problem import Problem
@@ -163,10 +163,7 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
         if claim.group == "yours":
             raise
         return row | {"verdict": "undecided", "undecided": f"overflow: {error}"}
-    figures = {
-        name: getattr(certificate, name) for name in ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
-    }
-    figures |= {name: getattr(certificate, name) for name in ("tokens", "tokens_to_signal")}
+    figures = {name: getattr(certificate, name) for name in (*FIGURES, "tokens", "tokens_to_signal")}
     if certificate.samples is not None:
         figures |= {"samples": certificate.samples, "bound": certificate.bound, "confidence": certificate.confidence}
         figures |= {"certificate": certificate.statement, "needed": certificate.needed}

@@ -18,7 +18,7 @@ from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
 from llm_mdp.exact.worlds import check_group_size
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.sampling.policies import Critic, Policy, TabularPolicy, TabularValue
-from llm_mdp.verify.certificate import RESOLVED, ROUNDING
+from llm_mdp.verify.certificate import unresolved
 from llm_mdp.verify.targets import Targets, parse_target
 from llm_mdp.verify.weights import flatten_gradients
 
@@ -80,7 +80,7 @@ class Problem:
 
     def has_gradient(self, expression: str = "reward") -> bool:
         """Is the target more than rounding?"""
-        return float(self.target(expression).norm()) > RESOLVED * ROUNDING * self.magnitude(expression)
+        return unresolved(float(self.target(expression).norm()), self.magnitude(expression)) is None
 
     def _term(self, term: str) -> Float[Tensor, " parameters"]:
         if term == "reward":

@@ -16,7 +16,7 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler
-from llm_mdp.verify.certificate import RESOLVED, ROUNDING, WITHIN, Certificate
+from llm_mdp.verify.certificate import OVERFLOW, ROUNDING, WITHIN, Certificate, unresolved
 from llm_mdp.verify.draws import draw
 from llm_mdp.verify.intervals import Interval, Radius, Region, Squares, bernstein, normal_radius_of
 from llm_mdp.verify.weights import flatten_gradients
@@ -176,12 +176,10 @@ def _judge(seen: _Seen, target: Float[Tensor, " parameters"], confidence: float,
     size, terms = float(target.norm()), max(math.sqrt(seen.square), magnitude)
     blank = Certificate("undecided", None, None, None, seen.trace, seen.responses, confidence=confidence)
     if not (math.isfinite(size) and math.isfinite(terms**2)):
-        reason = "overflow: the estimator's terms are too large to be squared in float64"
-        return replace(blank, trace_covariance=None, reason=reason)
+        return replace(blank, trace_covariance=None, reason=OVERFLOW)
+    if (reason := unresolved(size, terms)) is not None:
+        return replace(blank, reason=reason)
     floor = ROUNDING * terms
-    if size <= RESOLVED * floor:
-        what = f"the true gradient, {size:.1e}, is below what float64 resolves in terms of size {terms:.1e}"
-        return replace(blank, reason=f"rounding: {what}")
     if seen.fraction[0] <= 0:
         return replace(blank, reason="too few groups were kept to know how many are")
     bias = seen.mean - target

@@ -16,7 +16,7 @@ from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.optima import dpo_minimiser
 from llm_mdp.sampling.policies import Policy, logp_of
-from llm_mdp.verify.certificate import ROUNDING, UNBIASED, judge
+from llm_mdp.verify.certificate import FIGURES, ROUNDING, UNBIASED, judge
 from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import flatten_gradients
@@ -86,8 +86,7 @@ def second_epoch_at_its_policy(problem: Problem) -> dict[str, Any]:
             vector_to_parameters(start + step.to(start.dtype), policy.parameters())
             target += chance * _gradient_of(policy, e)
     certificate = judge(moments, target, problem.magnitude("reward"))
-    names = ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
-    return {name: getattr(certificate, name) for name in names} | {"holds": True, "certificate": str(certificate)}
+    return {name: getattr(certificate, name) for name in FIGURES} | {"holds": True, "certificate": str(certificate)}
 
 
 def _gradient_of(policy: Policy, enumeration: Enumeration) -> Float[Tensor, " parameters"]:

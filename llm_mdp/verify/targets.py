@@ -1,7 +1,7 @@
 """What an expected gradient is compared with: ∇ of an expression such as `reward - 0.3 kl`."""
 
 import re
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
@@ -70,8 +70,6 @@ class Targets:
         """Root mean square of X(W) ∇log π(W), X what the term adds up for a response: less than about 1e-13 of it is
         rounding."""
         e = self.enumeration
-        chance = e.mdp.prompt_probability[:, None] * e.probability
-        score = squared_norms(e.mask.double().expand(e.n_prompts, -1, -1)[..., None, :], e.edge[..., None, :], e.gram)
         logp, reference = e.leaf_logp().sum(-1), self.reference_logp.sum(-1)
         square = {
             "reward": e.response_reward**2,
@@ -82,7 +80,14 @@ class Targets:
             "length": e.length.double() ** 2,
             "overlong": overlong(e.length, e.mdp.longest) ** 2,
         }[term]
-        return float((chance * square * score).sum().sqrt())
+        return float((self._chance_of_score * square).sum().sqrt())
+
+    @cached_property
+    def _chance_of_score(self) -> Float[Tensor, "P N"]:
+        """P(W) |∇log π(W)|²."""
+        e = self.enumeration
+        score = squared_norms(e.mask.double().expand(e.n_prompts, -1, -1)[..., None, :], e.edge[..., None, :], e.gram)
+        return e.mdp.prompt_probability[:, None] * e.probability * score
 
     def _by_prompt(self, term: str, token_logp: Float[Tensor, "P N T"]) -> Float[Tensor, " P"]:
         e, reference = self.enumeration, self.reference_logp
