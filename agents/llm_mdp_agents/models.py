@@ -154,6 +154,7 @@ class ScoredTask(Task):
         self._task, self._model = task, model
         self.vocab_size, self.horizon, self.prompt_length = task.vocab_size, task.horizon, task.prompt_length
         self.eos, self.end_of_turn, self.max_turns = task.eos, task.end_of_turn, task.max_turns
+        self.also_ends = task.also_ends
         self.tokenizer = task.tokenizer
 
     def question(self, generator: np.random.Generator) -> Question:

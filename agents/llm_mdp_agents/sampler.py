@@ -109,13 +109,12 @@ class TaskSampler(BatchSampler):
 
     def _options(self, temperature: float) -> dict[str, Any]:
         task = self.task
-        stop = () if task.end_of_turn is None else (task.end_of_turn,)
         return {
-            "eos": task.eos,
+            "eos": task.ends,
             "horizon": task.horizon,
             "generator": self.generator,
             "temperature": temperature,
-            "stop": stop,
+            "stop": task.turn_ends,
         }
 
     def _score(self, questions: Sequence[Question], rollouts: Rollouts) -> Scores:

@@ -66,6 +66,12 @@ def check_form(task: Any) -> None:
                 f"{name}.{attribute} is {token!r}, outside the vocabulary 0 … {task.vocab_size - 1}; use one of these "
                 f"tokens or None."
             )
+    if not isinstance(task.also_ends, tuple) or not all(
+        _whole(token) and 0 <= token < task.vocab_size for token in task.also_ends
+    ):
+        raise TaskError(
+            f"{name}.also_ends is {task.also_ends!r}; it must be a tuple of tokens 0 … {task.vocab_size - 1}."
+        )
 
 
 def _name(task: Any) -> str:

@@ -33,15 +33,15 @@ def advance(task: Task, question: Question, episode: Episode, token: int) -> Epi
     """The response after one more token of the policy and, if that hands over the turn, the environment's reply (cut at
     the horizon)."""
     tokens, mask, turns = (*episode.tokens, token), (*episode.mask, True), episode.turns
-    if token == task.end_of_turn:
+    if token in task.turn_ends:
         turns += 1
         reply = task.reply(question, tokens) if turns < task.max_turns else None
         if reply is None:
-            return Episode(tokens, mask, turns, "eos" if token == task.eos else "environment")
+            return Episode(tokens, mask, turns, "eos" if token in task.ends else "environment")
         written = tuple(whole_token(t, task.vocab_size, f"a token of {type(task).__name__}'s reply") for t in reply)
         written = written[: task.horizon - len(tokens)]
         tokens, mask = tokens + written, mask + (False,) * len(written)
-    elif token == task.eos:
+    elif token in task.ends:
         return Episode(tokens, mask, turns, "eos")
     return Episode(tokens, mask, turns, "horizon" if len(tokens) >= task.horizon else None)
 
@@ -112,7 +112,7 @@ def replay(task: Task, questions: Sequence[Question], token_rows: np.ndarray) ->
 
 def _mask_of_single_turns(task: Task, tokens: np.ndarray) -> np.ndarray:
     mask = tokens != PAD
-    ends = np.zeros_like(mask) if task.eos is None else tokens == task.eos
+    ends = np.isin(tokens, task.ends)
     length = mask.sum(1)
     ended_before = np.cumsum(ends, axis=1) - ends > 0
     wrong = (

@@ -60,7 +60,10 @@ class Task(ABC):
     """What the task is for, in a few words: which estimators or abilities it tells apart."""
     vocab_size: int
     eos: int | None
-    """Ends a response; None: only the horizon does."""
+    """Ends a response, and is what one is closed with where it is written here; None: only the horizon does."""
+    also_ends: tuple[int, ...] = ()
+    """Further tokens that end the turn where there are turns, else the response: a model may have several end
+    tokens."""
     horizon: int
     """Most response tokens of an episode, those of the environment included."""
     prompt_length: int
@@ -75,6 +78,17 @@ class Task(ABC):
     reveals_token_rewards: bool = False
     """Every step pays its own token, for comparison runs against agents that see the end only. It takes
     `token_rewards` whose sum is the reward, that look back only, of unfinished responses too."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a response, whatever the environment would say to them."""
+        own = () if self.eos is None else (self.eos,)
+        return own if self.end_of_turn is not None else (*own, *self.also_ends)
+
+    @property
+    def turn_ends(self) -> tuple[int, ...]:
+        """All tokens that hand the turn over."""
+        return () if self.end_of_turn is None else (self.end_of_turn, *self.also_ends)
 
     @abstractmethod
     def question(self, generator: np.random.Generator) -> Question:

@@ -45,7 +45,7 @@ def play(task: Task, question: Question, policy_turns: Iterable[Sequence[int]]) 
         )
     episode = Episode()
     for turn in policy_turns:
-        closed = len(turn) > 0 and turn[-1] in (task.end_of_turn, task.eos)
+        closed = len(turn) > 0 and turn[-1] in (*task.turn_ends, task.eos)
         for token in (*turn, *(() if closed else (task.end_of_turn,))):
             if episode.finish is None:
                 episode = advance(task, question, episode, int(token))

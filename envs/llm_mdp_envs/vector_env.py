@@ -276,14 +276,14 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         flat[self._start + self._last] = actions
         self._length += 1
         finish = np.where(self._length == task.horizon, FINISH.index("horizon"), GOES_ON)
-        if task.eos is not None:
-            finish[actions == task.eos] = FINISH.index("eos")
+        for token in task.ends:
+            finish[actions == token] = FINISH.index("eos")
         if len(new):
             flat[self._start[new]] = PAD
             self._length[new] = 0
             finish[new] = GOES_ON
         if task.end_of_turn is not None:
-            for number in np.flatnonzero((actions == task.end_of_turn) & ~self._over).tolist():
+            for number in np.flatnonzero(np.isin(actions, task.turn_ends) & ~self._over).tolist():
                 episode = self._hand_over(number)
                 finish[number] = GOES_ON if episode.finish is None else FINISH.index(episode.finish)
         return finish

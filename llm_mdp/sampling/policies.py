@@ -14,6 +14,9 @@ from llm_mdp.sampling.evidence import Finish, Rollouts
 PolicyKind = Literal["tabular", "ngram", "transformer"]
 """The kinds of policy that commands make."""
 
+Ends = int | tuple[int, ...] | None
+"""Which tokens end a response: one, several (models of chats often have two), or none."""
+
 
 @runtime_checkable
 class Policy(Protocol):
@@ -32,7 +35,7 @@ class Policy(Protocol):
         prompt: Int[Tensor, "P L"],
         n: int,
         *,
-        eos: int | None,
+        eos: Ends,
         horizon: int,
         generator: torch.Generator,
         temperature: float = 1.0,
@@ -43,6 +46,7 @@ class Policy(Protocol):
         """Draw n responses a prompt, rows of one prompt adjacent.
 
         Args:
+            eos: what ends a response.
             prefix: how the responses begin, PAD on the right where one is shorter (logp 0 there: given, not drawn).
             greedy: take the most probable token (ties: the lowest id) instead of drawing; logp is still that of the
                 policy.
@@ -148,10 +152,8 @@ class PolicyModule(nn.Module):
             tokens[:, : prefix.shape[-1]] = prefix.repeat_interleave(n, dim=0)
         logp = torch.zeros(tokens.shape, dtype=torch.float64)
         length = (tokens != PAD).sum(-1)
-        ends = torch.tensor([token for token in (eos, *stop) if token is not None], dtype=torch.int64)
-        alive = length < horizon
-        if eos is not None:
-            alive &= ~(tokens == eos).any(-1)
+        ends = as_tensor(eos, stop)
+        alive = (length < horizon) & ~is_end(tokens, eos).any(-1)
         while alive.any():
             row = alive.nonzero()[:, 0]
             step = length[row]
@@ -164,10 +166,20 @@ class PolicyModule(nn.Module):
         return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
 
 
-def finish_of(tokens: Int[Tensor, "*batch T"], eos: int | None) -> Int[Tensor, "*batch"]:
-    """EOS where the response holds the end token, HORIZON otherwise."""
-    ended = (tokens == eos).any(-1) if eos is not None else torch.zeros(tokens.shape[:-1], dtype=torch.bool)
-    return torch.where(ended, int(Finish.EOS), int(Finish.HORIZON))
+def as_tensor(*ends: Ends) -> Int[Tensor, " E"]:
+    """All these tokens, those that are None left out."""
+    several = [(each,) if isinstance(each, int) else each or () for each in ends]
+    return torch.tensor([token for each in several for token in each], dtype=torch.int64)
+
+
+def is_end(tokens: Int[Tensor, "*batch T"], eos: Ends) -> Bool[Tensor, "*batch T"]:
+    """Where an end token stands."""
+    return torch.isin(tokens, as_tensor(eos))
+
+
+def finish_of(tokens: Int[Tensor, "*batch T"], eos: Ends) -> Int[Tensor, "*batch"]:
+    """EOS where the response holds an end token, HORIZON otherwise."""
+    return torch.where(is_end(tokens, eos).any(-1), int(Finish.EOS), int(Finish.HORIZON))
 
 
 def ended_by(

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Rollouts
-from llm_mdp.sampling.policies import Policy, branch_of, finish_of, prefixes_of
+from llm_mdp.sampling.policies import Ends, Policy, as_tensor, branch_of, finish_of, is_end, prefixes_of
 
 if TYPE_CHECKING:
     from llm_mdp_agents.lm.policy import LanguageModelPolicy
@@ -59,7 +59,7 @@ class Engine(Protocol):
         prompt: Int[Tensor, "P L"],
         n: int,
         *,
-        eos: int | None,
+        eos: Ends,
         horizon: int,
         generator: torch.Generator,
         temperature: float = 1.0,
@@ -247,7 +247,7 @@ class VLLMEngine:
             given[:, : prefix.shape[-1]] = prefix[:, :horizon]
         lead, prompt, given = (each.repeat_interleave(n, dim=0) for each in (policy.lead(prompt), prompt, given))
         seed = torch.randint(2**31, (len(prompt),), generator=generator)
-        ends = [token for token in (eos, *stop) if token is not None]
+        ends = as_tensor(eos, stop).tolist()
         tokens, logp = self._complete(policy, lead, given, seed, eos, ends, scale, greedy)
         mask, drawn = tokens != PAD, (tokens != PAD) & (given == PAD)
         # Where vLLM takes the most probable token it forgets the temperature.
@@ -262,7 +262,7 @@ class VLLMEngine:
         lead: Int[Tensor, "R L1"],
         given: Int[Tensor, "R T"],
         seed: Int[Tensor, " R"],
-        eos: int | None,
+        eos: Ends,
         ends: list[int],
         temperature: float,
         greedy: bool,
@@ -271,9 +271,7 @@ class VLLMEngine:
         new."""
         tokens, logp = given.clone(), torch.zeros(given.shape, dtype=torch.float64)
         length = (given != PAD).sum(-1)
-        ended = length >= given.shape[1]
-        if eos is not None:
-            ended |= (given == eos).any(-1)
+        ended = (length >= given.shape[1]) | is_end(given, eos).any(-1)
         rows = (~ended).nonzero()[:, 0].tolist()
         every_token = policy.vocab_size == policy.causal_lm.get_input_embeddings().weight.shape[0]
         common = {

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Rollouts
-from llm_mdp.sampling.policies import draw_tokens, finish_of, prefixes_of
+from llm_mdp.sampling.policies import Ends, as_tensor, draw_tokens, finish_of, is_end, prefixes_of
 
 Read = tuple[Cache, Bool[Tensor, "N S"], Float[Tensor, "N V"]]
 """What was read: keys and values, which of their columns each row may see, and the logits of each row's next token."""
@@ -162,7 +162,7 @@ def _complete(
     beginning: Int[Tensor, "R t"],
     read: Callable[[Int[Tensor, " N"]], Read],
     *,
-    eos: int | None,
+    eos: Ends,
     horizon: int,
     generator: torch.Generator,
     temperature: float = 1.0,
@@ -180,10 +180,8 @@ def _complete(
     width = min(horizon, beginning.shape[-1])
     tokens[:, :width] = beginning[:, :width]
     logp = torch.zeros(tokens.shape, dtype=torch.float64)
-    ends = torch.tensor([token for token in (eos, *stop) if token is not None], dtype=torch.int64)
-    alive = length < horizon
-    if eos is not None:
-        alive &= ~(tokens == eos).any(-1)
+    ends = as_tensor(eos, stop)
+    alive = (length < horizon) & ~is_end(tokens, eos).any(-1)
     if not alive.any():
         return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
     batch = alive.nonzero()[:, 0]
