@@ -1,7 +1,6 @@
 """Mathematical word problems: a file of questions and solutions, graded by math-verify."""
 
 import ast
-import json
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.tasks.graders import Grader
+from llm_mdp_envs.tasks.rows import read_rows
 from llm_mdp_envs.text import Reply, TextTask, require
 
 OWN_PROBLEMS = Path(__file__).parent / "data" / "word_problems.jsonl"
@@ -59,8 +59,8 @@ class Math(TextTask):
     stop it (`llm_mdp_envs.tasks.graders`). A reply beyond the limit has no right answer.
 
     Args:
-        problems: a JSONL file, one object a line; a folder written by `datasets`' `save_to_disk`; a `datasets.Dataset`;
-            or a sequence of mappings. None: sixty problems of our own.
+        problems: a JSONL, JSON or Parquet file, a data set of the hub ("openai/gsm8k:main"), a DataFrame, a sequence of
+            mappings, or what else `tasks.rows.read_rows` reads. None: sixty problems of our own.
         convention: "gsm8k" or "math": the names of the columns, and what the question ends with.
         question_column, solution_column: in place of the convention's.
         split: of a `DatasetDict`, such as "train".
@@ -101,9 +101,9 @@ class Math(TextTask):
         style = CONVENTIONS[convention]
         self.convention, self.instruction = convention, style.instruction
         self.weights = check_weights(weights)
-        rows = load_rows(OWN_PROBLEMS if problems is None else problems, split)
+        rows = read_rows(OWN_PROBLEMS if problems is None else problems, split, name="problems")
         columns = question_column or style.question, solution_column or style.solution
-        self.problems = [_problem(row, number, *columns) for number, row in enumerate(rows)]
+        self.problems = [_problem(row, place, *columns) for place, row in rows]
         self._grader = Grader("math", seconds=seconds)
 
     def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
@@ -122,48 +122,6 @@ class Math(TextTask):
         answer = reply.text if given is None else f"\\boxed{{{given}}}"
         right = self._grader(f"\\boxed{{{reply.secret}}}", answer)
         return {"answer": float(bool(right)), "format": float(given is not None), "steps": true_steps(reply.text)}
-
-
-def load_rows(problems: Any, split: str | None) -> Sequence[Mapping[str, Any]]:
-    """Rows from what `Math` takes."""
-    if isinstance(problems, str | Path):
-        path = Path(problems)
-        if path.is_dir():
-            require("datasets", "math", "a folder of problems")
-            from datasets import load_from_disk
-
-            problems = load_from_disk(str(path))
-        elif path.is_file():
-            problems = read_jsonl(path)
-        else:
-            raise FileNotFoundError(
-                f"there is no file or folder {str(path)!r}; give a JSONL file or what `save_to_disk` wrote."
-            )
-    if isinstance(problems, Mapping):  # a DatasetDict
-        if split not in problems:
-            raise ValueError(f"split is {split!r}; this data set has {', '.join(map(repr, problems))}.")
-        problems = problems[split]
-    elif split is not None:
-        raise ValueError(f"split is {split!r}, but these problems have no splits; leave it out.")
-    if len(problems) == 0:
-        raise ValueError("there are no problems; give at least one.")
-    return problems
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """One object a line; empty lines are skipped. Raises ValueError naming file and line."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is {line.strip()[:40]!r}; each line must be a JSON object.")
-        rows.append(row)
-    return rows
 
 
 def gold_answer(solution: str) -> str:
@@ -254,13 +212,11 @@ def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
 DEFAULT_WEIGHTS = {"answer": 1.0, "format": 0.1, "steps": 0.1}
 
 
-def _problem(row: Mapping[str, Any], number: int, question: str, solution: str) -> tuple[str, str]:
+def _problem(row: Mapping[str, Any], place: str, question: str, solution: str) -> tuple[str, str]:
     for column in (question, solution):
         if column not in row:
-            raise ValueError(
-                f"problem {number} has no column {column!r}, only {', '.join(map(repr, row))}; name the columns."
-            )
+            raise ValueError(f"{place} has no column {column!r}, only {', '.join(map(repr, row))}; name the columns.")
     gold = gold_answer(str(row[solution]))
     if not gold:
-        raise ValueError(f"problem {number} has the solution {row[solution]!r}, in which there is no answer.")
+        raise ValueError(f"{place} has the solution {row[solution]!r}, in which there is no answer.")
     return str(row[question]), gold

@@ -25,9 +25,9 @@ from llm_mdp_envs.tasks.math_problems import (
     equations,
     gold_answer,
     in_box,
-    read_jsonl,
     true_steps,
 )
+from llm_mdp_envs.tasks.rows import read_rows
 
 GSM = {"question": "Ada has 3 bags of 12 marbles and 6 more. How many?", "answer": "3 * 12 = 36, 36 + 6 = 42\n#### 42"}
 MATH = {"problem": "Half of $x$ is a quarter. What is $x$?", "solution": "So $x = \\boxed{\\frac{1}{2}}$."}
@@ -86,7 +86,7 @@ def test_math(math, text, answer, given):
 
 
 def test_our_own_problems_are_solved_by_their_solutions():
-    task, rows = Math(), read_jsonl(OWN_PROBLEMS)
+    task, rows = Math(), [row for _, row in read_rows(OWN_PROBLEMS)]
     assert len(rows) == len({row["question"] for row in rows}) == 60
     replies = [task.reply_to(task.ask(row["question"], gold_answer(row["answer"])), row["answer"]) for row in rows]
     assert (task.grade(replies).parts["answer"] == 1).all()
@@ -223,21 +223,21 @@ def test_files_folders_and_data_sets(tmp_path):
     assert len(Math(tmp_path / "two", split="test").problems) == 1
     renamed = table.rename_columns({"question": "ask", "answer": "key"})
     assert Math(renamed, question_column="ask", solution_column="key").problems == expected
-    with pytest.raises(ValueError, match="split is 'dev'; this data set has 'train', 'test'"):
+    with pytest.raises(ValueError, match=r"split is 'dev'; .*two has 'train', 'test'"):
         Math(tmp_path / "two", split="dev")
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ('{"question": 1', "line 1 is no JSON"),
-        ("[1]", "line 1 is '\\[1\\]'; each line must be a JSON object"),
+        ('{"question": 1', "line 1 is '{\"question\": 1', which is no JSON"),
+        ("[1]", "bad.jsonl, entry 0 is 1; each row must be an object"),
         (
             '{"question": "?", "solution": "1"}',
-            "problem 0 has no column 'answer', only 'question', 'solution'; name the columns",
+            "bad.jsonl, line 1 has no column 'answer', only 'question', 'solution'; name the columns",
         ),
         ('{"question": "?", "answer": " "}', "in which there is no answer"),
-        ("", "there are no problems"),
+        ("", "there are no rows in .*bad.jsonl"),
     ],
 )
 def test_bad_files(tmp_path, lines, words):
@@ -253,7 +253,7 @@ def test_bad_files(tmp_path, lines, words):
         ({"convention": "gsm"}, "convention is 'gsm'"),
         ({"weights": {"answers": 1}}, "weights has 'answers'; the parts are 'answer', 'format', 'steps'"),
         ({"weights": {"answer": float("nan")}}, "must be a finite number"),
-        ({"split": "train"}, "these problems have no splits"),
+        ({"split": "train"}, "problems has no splits"),
         ({"seconds": -1}, "time limit for grading is -1"),
     ],
 )
@@ -263,5 +263,5 @@ def test_bad_arguments(options, words):
 
 
 def test_a_missing_file():
-    with pytest.raises(FileNotFoundError, match="there is no file or folder '/nowhere'"):
+    with pytest.raises(FileNotFoundError, match="problems is '/nowhere', and there is no such file or folder"):
         Math("/nowhere")
