@@ -33,7 +33,6 @@ TOWER = (
     "llm_mdp_envs.token_env",
     "llm_mdp_envs.turns",
     "llm_mdp_envs.text_turns",
-    "llm_mdp_envs.tools",
     "llm_mdp_envs.vector_env",
     "llm_mdp_envs.wrappers",
     "llm_mdp_envs.registry",

@@ -3,10 +3,11 @@
 The policy hands over with `end_of_turn`; then the environment writes its reply. How an episode goes on (the turn limit,
 replies that the horizon cuts) is `episode.advance`; here are whole conversations by it (`play`, `mask_of`, any task)
 and `TurnTask`, which makes a task out of one function, `outcome`: what a turn is answered, and what it is worth.
+`text_turns.TextTurns` does the same for language models.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -94,40 +95,29 @@ class Outcome:
     """Graded parts of what the turn is worth, by name; those left out are 0."""
 
 
-class TurnTask(Task):
-    """A conversation in words: token w is `words[w]`, and both sides end their turns with `end_of_turn`.
-
-    A subclass writes `question` and `outcome`. The reward of a turn is a function of the question and the conversation
-    up to that turn, so it is a hidden token reward on the turn's last token, and the response-level reward is their
-    sum:
+class JudgedTurns(Task):
+    """A conversation whose response-level reward is the sum of what its turns are worth, each a function of the
+    question and the conversation up to that turn:
 
         RM(W) = Σₖ r(turns before k, turn k)
 
-    The end of the response (`eos`, or the horizon) closes the last turn: what it says counts, but it gets no reply.
+    So r is a hidden token reward on the turn's last token.
     """
 
-    words: tuple[str, ...]
-    end_of_turn: int  # pyright: ignore[reportIncompatibleVariableOverride]
     part_names: ClassVar[tuple[str, ...]]
     """Names of all graded parts."""
-    speakers: ClassVar[tuple[str, str]] = ("policy", "environment")
 
     @abstractmethod
-    def outcome(self, question: Question, earlier: Sequence[tuple[int, ...]], turn: tuple[int, ...]) -> Outcome:
-        """What a turn leads to, given the policy's earlier ones. Turns are any words but `end_of_turn` and `eos`, or
-        none at all."""
-
-    def reply(self, question, tokens):
-        row = np.asarray(tokens)
-        turns = [turn.words for turn in self._turns(row, alternating_mask(row, self.end_of_turn))]
-        reply = self.outcome(question, turns[:-1], turns[-1]).reply
-        return None if reply is None else (*reply, self.end_of_turn)
+    def judged(
+        self, question: Question, tokens: np.ndarray, mask: np.ndarray
+    ) -> Sequence[tuple[Turn, Mapping[str, float]]]:
+        """Every turn of one complete response (T,), and its reward by parts; those left out are 0."""
 
     def score(self, questions, tokens, mask):
         parts = {name: np.zeros(len(questions)) for name in self.part_names}
         for row, question in enumerate(questions):
-            for _, outcome in self._judged(question, tokens[row], mask[row]):
-                for name, value in outcome.reward.items():
+            for _, reward in self.judged(question, tokens[row], mask[row]):
+                for name, value in reward.items():
                     parts[name][row] += value
         return Scores(np.sum(list(parts.values()), axis=0), parts)
 
@@ -141,9 +131,32 @@ class TurnTask(Task):
             tokens, mask: (T,) one complete response, -1 and False after its end.
         """
         reward = np.zeros(len(tokens))
-        for turn, outcome in self._judged(question, tokens, mask):
-            reward[turn.last] = sum(outcome.reward.values())
+        for turn, parts in self.judged(question, tokens, mask):
+            reward[turn.last] = sum(parts.values())
         return reward
+
+
+class TurnTask(JudgedTurns):
+    """A conversation in words: token w is `words[w]`, and both sides end their turns with `end_of_turn`.
+
+    A subclass writes `question` and `outcome`. The end of the response (`eos`, or the horizon) closes the last turn:
+    what it says counts, but it gets no reply.
+    """
+
+    words: tuple[str, ...]
+    end_of_turn: int  # pyright: ignore[reportIncompatibleVariableOverride]
+    speakers: ClassVar[tuple[str, str]] = ("policy", "environment")
+
+    @abstractmethod
+    def outcome(self, question: Question, earlier: Sequence[tuple[int, ...]], turn: tuple[int, ...]) -> Outcome:
+        """What a turn leads to, given the policy's earlier ones. Turns are any words but `end_of_turn` and `eos`, or
+        none at all."""
+
+    def reply(self, question, tokens):
+        row = np.asarray(tokens)
+        turns = [turn.words for turn in self._turns(row, alternating_mask(row, self.end_of_turn))]
+        reply = self.outcome(question, turns[:-1], turns[-1]).reply
+        return None if reply is None else (*reply, self.end_of_turn)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Words separated by white space as tokens.
@@ -176,13 +189,13 @@ class TurnTask(Task):
     def _turns(self, tokens: np.ndarray, mask: np.ndarray) -> list[Turn]:
         return split_turns(tokens, mask, (self.end_of_turn, self.eos))
 
-    def _judged(self, question: Question, tokens: np.ndarray, mask: np.ndarray) -> list[tuple[Turn, Outcome]]:
-        """Every turn and what it led to. What stands after the end of the conversation is worth nothing."""
+    def judged(self, question, tokens, mask):
+        """What stands after the end of the conversation is worth nothing."""
         turns = self._turns(tokens, mask)[: self.max_turns]
         judged = []
         for number, turn in enumerate(turns):
             outcome = self.outcome(question, [before.words for before in turns[:number]], turn.words)
-            judged.append((turn, outcome))
+            judged.append((turn, outcome.reward))
             if outcome.reply is None:
                 break
         return judged

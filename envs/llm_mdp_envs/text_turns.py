@@ -1,0 +1,314 @@
+"""Conversations in words, for language models: the policy's turns are tokens of any Hugging Face tokenizer, and what
+the environment says goes through the model's chat template.
+
+A subclass says two things: how a conversation begins (`draw`) and what a turn leads to (`respond`). In ten lines:
+
+    class Riddle(TextTurns):
+        separates, part_names = "nothing yet", ("right",)
+
+        def draw(self, generator):
+            number = int(generator.integers(1, 10))
+            return "I think of a number from 1 to 9. Which?", number
+
+        def respond(self, secret, said):
+            right = said[-1].strip() == str(secret)
+            return Response(None, {"right": 1.0}) if right else Response("No. Try again.")
+
+    task = Riddle("FOLDER OF A MODEL", max_turns=5)
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+
+from llm_mdp_envs.task import Question, Scores, TaskError
+from llm_mdp_envs.text import TextTask
+from llm_mdp_envs.turns import JudgedTurns, Turn, check_at_least, mask_of, play, split_turns
+
+MOST_REMEMBERED = 4096
+"""Turns whose outcomes a task keeps, so that a conversation that grows is not replayed from its beginning each time."""
+
+LEAST_REPLY = 64
+"""A reply that is cut needs some tokens to say so."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one turn of the policy leads to."""
+
+    reply: str | Sequence[dict] | None
+    """What the environment says: a message of the user, or several messages of a chat ({"role": …, "content": …} each,
+    roles among `reply_roles`); None: the conversation is over."""
+    reward: Mapping[str, float] = field(default_factory=dict)
+    """Graded parts of what the turn is worth, by name; those left out are 0."""
+    details: Mapping[str, float] = field(default_factory=dict)
+    """Figures for people, by name, summed over the turns; those left out are 0."""
+
+
+class TextTurns(JudgedTurns, TextTask):
+    """Base of the conversations in words.
+
+    What the policy samples survives as it is: it is never tokenised again. After each of its turns, which end with any
+    end token of the model, the environment appends what the chat template writes between two turns (the line break
+    after the end token, the reply with its headers, the header of the next turn); the policy did not choose these
+    tokens, so their mask is False. The end of the response (the horizon, or `max_turns`) closes the last turn: what it
+    says counts, but it gets no reply.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template, its name or its folder; None: `byte_tokenizer()`.
+        max_turns: most turns of the policy.
+        horizon: most response tokens, those of the environment included; a reply that would go beyond is cut there.
+        reply_length: most tokens of one message of the environment, at least 64, without what the template writes
+            around it; a longer text is cut, and says at its end how much of it is shown.
+        prompt_length: longest prompt in tokens, template included. Questions that are longer are not asked.
+        system: the system message, if any.
+
+    Raises:
+        ValueError: naming the argument, its value and the remedy; a chat template that closes turns without an end
+            token, or that writes earlier turns anew when later ones follow, so that a conversation cannot be appended
+            to.
+    """
+
+    detail_names: ClassVar[tuple[str, ...]] = ()
+    """Names of all figures in `Response.details`."""
+    reply_roles: ClassVar[tuple[str, ...]] = ("user",)
+    """Roles of the environment's messages."""
+    speakers: ClassVar[tuple[str, str]] = ("policy", "environment")
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        *,
+        max_turns: int = 8,
+        horizon: int = 1024,
+        reply_length: int = 256,
+        prompt_length: int = 1024,
+        system: str | None = None,
+    ):
+        check_at_least(1, max_turns=max_turns)
+        check_at_least(LEAST_REPLY, reply_length=reply_length)
+        if not getattr(self, "part_names", ()):
+            raise TaskError(f'{type(self).__name__} names no reward parts; set part_names, such as ("right",).')
+        super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=True, system=system)
+        self.max_turns, self.reply_length = max_turns, reply_length
+        self.scaffold = Scaffold(self._encode_messages, self.tokenizer, self.messages("x"), self.reply_roles)
+        ends = {*self.ends} - {self.scaffold.end_of_turn}
+        self.eos, self.end_of_turn, self.also_ends = None, self.scaffold.end_of_turn, tuple(sorted(ends))
+        self._remembered: dict[tuple, tuple[Question, Response, tuple[int, ...] | None]] = {}
+
+    @abstractmethod
+    def respond(self, secret: Any, said: Sequence[str]) -> Response:
+        """What the policy's latest turn leads to, given all of its turns in words, the latest last.
+
+        A pure function, so that restarts, replays and branches cost nothing.
+
+        Args:
+            secret: as `draw` gave it.
+        """
+
+    def grade(self, replies):
+        """Replies that are one turn each."""
+        worth = [self._checked(self.respond(reply.secret, [reply.text])) for reply in replies]
+        parts = {name: np.array([float(one.reward.get(name, 0.0)) for one in worth]) for name in self.part_names}
+        return Scores(np.sum(list(parts.values()), axis=0), parts)
+
+    def reply(self, question, tokens):
+        return self._outcome(question, self._said(question, tokens))[1]
+
+    def score(self, questions, tokens, mask):
+        scores = super().score(questions, tokens, mask)
+        details = {name: np.zeros(len(questions)) for name in self.detail_names}
+        for row, question in enumerate(questions):
+            for _, response in self._responses(question, tokens[row], mask[row]):
+                for name, value in response.details.items():
+                    details[name][row] += value
+        return Scores(scores.reward, scores.parts, details)
+
+    def judged(self, question, tokens, mask):
+        return [(turn, response.reward) for turn, response in self._responses(question, tokens, mask)]
+
+    def encode_response(self, text: str) -> tuple[int, ...]:
+        """One turn in words as tokens, its end token included: for demonstrations and tests."""
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self.scaffold.end_of_turn)
+
+    def converse(self, question: Question, said: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The conversation in which the policy says this: tokens (T,) int64 and mask (T,) bool, as `turns.play`."""
+        return play(self, question, [self.encode_response(text) for text in said])
+
+    def dialogue(self, question: Question, tokens: Sequence[int]) -> str:
+        """The conversation with its speakers, one turn a line, the prompt first."""
+        mask = mask_of(self, question, tokens)
+        edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(mask)]
+        lines = [f"{self.speakers[1]}: {self.decode(question.prompt)}"]
+        for start, stop in pairwise(edges):
+            if stop > start:
+                lines.append(f"{self.speakers[0 if mask[start] else 1]}: {self.decode(tokens[start:stop])}")
+        return "\n".join(lines)
+
+    # --- turn by turn ---
+
+    def _said(self, question: Question, tokens: Sequence[int]) -> tuple[str, ...]:
+        """The policy's turns in words, of a response that ends with the end of one."""
+        said, start = (), 0
+        for place, token in enumerate(tokens):
+            if place >= start and token in self.turn_ends:
+                said = (*said, self.response_text([int(each) for each in tokens[start:place]]))
+                if place + 1 < len(tokens):
+                    start = place + 1 + len(self._outcome(question, said)[1] or ())
+        return said
+
+    def _responses(self, question: Question, tokens: np.ndarray, mask: np.ndarray) -> list[tuple[Turn, Response]]:
+        """Every turn of one complete response (T,), and what it led to. What stands after the end of the conversation
+        is worth nothing."""
+        said, responses = (), []
+        for turn in split_turns(tokens, mask, self.turn_ends)[: self.max_turns]:
+            said = (*said, self.response_text(turn.words))
+            responses.append((turn, self._outcome(question, said)[0]))
+            if responses[-1][1].reply is None:
+                break
+        return responses
+
+    def _outcome(self, question: Question, said: tuple[str, ...]) -> tuple[Response, tuple[int, ...] | None]:
+        """What the latest turn leads to, and the reply as tokens."""
+        remembered, key = self._remembered, (id(question), said)
+        # Ids are used again once a question is gone (or comes from a pickle), so the question itself is compared too.
+        if key not in remembered or remembered[key][0] is not question:
+            response = self._checked(self.respond(question.secret.secret, list(said)))
+            if len(remembered) >= MOST_REMEMBERED:
+                del remembered[next(iter(remembered))]
+            remembered[key] = (question, response, self._encode_reply(response.reply))
+        return remembered[key][1:]
+
+    def _encode_reply(self, reply: str | Sequence[dict] | None) -> tuple[int, ...] | None:
+        if reply is None:
+            return None
+        messages = [{"role": "user", "content": reply}] if isinstance(reply, str) else list(reply)
+        return self.scaffold.encode_reply([{**each, "content": self._cut(each["content"])} for each in messages])
+
+    def _cut(self, text: str) -> str:
+        """The text, or as much of it as `reply_length` allows with a note that it is not all."""
+
+        def shown(characters: int) -> str:
+            start = text[:characters]
+            space = max(start.rfind(" "), start.rfind("\n"))
+            start = start[:space] if space > characters // 2 else start
+            return f"{start} … [cut: the first {len(start):,} of {len(text):,} characters]"
+
+        def fits(candidate: str) -> bool:
+            ids = self.tokenizer.encode(candidate, add_special_tokens=False, split_special_tokens=True)
+            return len(ids) <= self.reply_length
+
+        if fits(text):
+            return text
+        low, high = 0, len(text)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(shown(middle)) else (low, middle)
+        return shown(low)
+
+    def _checked(self, response: Any) -> Response:
+        """TaskError if `respond` gave something else than it may."""
+        where = f"{type(self).__name__}.respond"
+        if not isinstance(response, Response):
+            raise TaskError(f"{where} gave {response!r:.60}; it must give Response(reply, reward).")
+        for kind, given, known in (
+            ("reward", response.reward, self.part_names),
+            ("details", response.details, self.detail_names),
+        ):
+            for name, value in given.items():
+                if name not in known:
+                    attribute = "part_names" if kind == "reward" else "detail_names"
+                    raise TaskError(f"{where} gave the {kind} {name!r}, which {attribute} = {known} lacks; add it.")
+                if not np.isfinite(value):
+                    raise TaskError(f"{where} gave {value} as the {kind} {name!r}; it must be a finite number.")
+        for message in [] if response.reply is None or isinstance(response.reply, str) else response.reply:
+            if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+                raise TaskError(f'{where} replied {message!r:.60}; a message is {{"role": …, "content": a text}}.')
+            if message.get("role") not in self.reply_roles:
+                raise TaskError(
+                    f"{where} replied as {message.get('role')!r}; the roles of this task's replies are "
+                    f"{', '.join(self.reply_roles)} (reply_roles)."
+                )
+        if isinstance(response.reply, str) and "user" not in self.reply_roles:
+            raise TaskError(
+                f"{where} replied with a text, a message of the user, and reply_roles lacks 'user'; add it."
+            )
+        return response
+
+
+class Scaffold:
+    """What a chat template writes between two turns of the assistant, found by letting it write conversations of
+    single letters.
+
+    Args:
+        encode: messages -> tokens, with the header of the assistant's next turn at the end.
+        beginning: messages that a conversation begins with, up to the first turn of the assistant.
+        roles: of the messages that follow the assistant's turns.
+
+    Raises:
+        ValueError: the template refuses such conversations, closes turns without an end token, or writes earlier turns
+            anew when later ones follow.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[list[dict]], Sequence[int]],
+        tokenizer: Any,
+        beginning: Sequence[dict],
+        roles: Sequence[str],
+    ):
+        self.encode, self.tokenizer = encode, tokenizer
+        self.dummy = [*beginning, {"role": "assistant", "content": "y"}]
+        try:
+            opened = tuple(encode(list(beginning)))
+            written = {role: tuple(encode([*self.dummy, {"role": role, "content": "z"}])) for role in roles}
+            self.end_of_turn, self.start = self._closed(opened, next(iter(written.values())))
+            for role, tokens in written.items():
+                if self._closed(opened, tokens) != (self.end_of_turn, self.start):
+                    raise ValueError("it closes the assistant's turn in another way before every role")
+                self._check_appending(role, tokens)
+        except Exception as error:  # templates raise errors of many kinds
+            raise ValueError(
+                f"the tokenizer's chat template cannot be appended to turn by turn with replies of the role "
+                f"{' or '.join(map(repr, roles))}: {str(error).strip().rstrip('.')}; set tokenizer.chat_template to "
+                f"one that only ever adds to what it wrote (for training, many models have such a variant)."
+            ) from error
+
+    def encode_reply(self, messages: Sequence[dict]) -> tuple[int, ...]:
+        """What follows the end token of the assistant's turn: these messages, and the header of the next turn."""
+        return tuple(self.encode([*self.dummy, *messages]))[self.start :]
+
+    def _closed(self, opened: tuple[int, ...], written: tuple[int, ...]) -> tuple[int, int]:
+        """The token that closes the assistant's turn "y", and the place after it."""
+        if written[: len(opened)] != opened:
+            raise ValueError("it writes the beginning of a conversation anew when turns follow")
+        added = {*self.tokenizer.get_added_vocab().values(), *self.tokenizer.all_special_ids}
+        place = next((place for place in range(len(opened), len(written)) if written[place] in added), None)
+        if place is None:
+            raise ValueError("it writes no end token after the assistant's turns")
+        if (said := self._text(written[len(opened) : place])) != "y":
+            raise ValueError(f"where the assistant says 'y' it writes {said + self._text(written[place:])!r:.60}")
+        if place + 1 == len(written):
+            raise ValueError("it writes nothing between two turns of the assistant")
+        return written[place], place + 1
+
+    def _check_appending(self, role: str, written: tuple[int, ...]) -> None:
+        """A second turn, one with thoughts, leaves everything before it as it is, and is followed like the first."""
+        second, reply = "<think>\nq\n</think>\n\nw", {"role": role, "content": "z"}
+        whole = tuple(
+            self.encode([*self.dummy, reply, {"role": "assistant", "content": second}, {"role": role, "content": "v"}])
+        )
+        if whole[: len(written)] != written or self.end_of_turn not in whole[len(written) :]:
+            raise ValueError("it writes earlier turns anew when later ones follow")
+        place = whole.index(self.end_of_turn, len(written))
+        if (said := self._text(whole[len(written) : place])) != second:
+            raise ValueError(f"it turns {second!r}, said earlier, into {said!r:.60}")
+        if whole[place + 1 :] != self.encode_reply([{"role": role, "content": "v"}]):
+            raise ValueError("what it writes between two turns depends on their number")
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False).strip()
