@@ -148,8 +148,10 @@ class TextTask(Task):
         # Some tokenizers close every text with the end token; a prompt must stay open.
         return tokens[:-1] if tokens and tokens[-1] == self.eos else tokens
 
-    def _encode_messages(self, messages: list[dict]) -> tuple[int, ...]:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def _encode_messages(self, messages: list[dict], **options: Any) -> tuple[int, ...]:
+        """The messages in the chat template with the header of the assistant's next; the options are the template's,
+        such as `tools`."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
 
