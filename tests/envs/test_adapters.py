@@ -1,5 +1,6 @@
 """Other projects' rewards as tasks, and our tasks as TRL reward functions."""
 
+import asyncio
 import math
 
 import numpy as np
@@ -115,8 +116,120 @@ def test_verl():
     assert responses(VerlReward(lambda **given: 0.5, VERL_ROWS), asked(task, 1), ["4"]).reward.tolist() == [0.5]
 
 
+def rows_through_pandas(tmp_path):
+    """verl's file, and what pandas makes of it: arrays of messages, arrays in mappings."""
+    pandas = pytest.importorskip("pandas")
+    row = VERL_ROWS[0] | {"extra_info": {"options": ["3", "4"], "scale": 0.5, "tools": [{"name": "add", "uses": [1]}]}}
+    longer = row | {"prompt": [{"role": "system", "content": "Add.", "name": "host"}, *VERL_PROMPT]}
+    pandas.DataFrame([longer]).to_parquet(tmp_path / "train.parquet")
+    return longer, pandas.read_parquet(tmp_path / "train.parquet")
+
+
+@pytest.mark.parametrize("form", ["file", "frame", "records", "array"])
+def test_verl_rows_through_pandas_are_plain(tmp_path, form):
+    row, frame = rows_through_pandas(tmp_path)
+    assert isinstance(frame.iloc[0]["prompt"], np.ndarray)  # what makes the trouble
+    seen = []
+
+    def compute_score(data_source, solution_str, ground_truth, extra_info):
+        seen.append(extra_info)
+        return np.float32(solution_str == ground_truth)
+
+    records = frame.to_dict("records")
+    rows = {"file": str(tmp_path / "train.parquet"), "frame": frame, "records": records, "array": np.array(records)}[
+        form
+    ]
+    task = VerlReward(compute_score, rows)
+    (question,) = asked(task, 1)
+    assert task.decode(question.prompt) == "<|system|>\nAdd.<|end|>\n<|user|>\n2+2?<|end|>\n<|assistant|>\n"
+    assert task.rows[0]["prompt"] == row["prompt"], "a key that only the first message has is no key of the second"
+    assert responses(task, [question], ["4"]).reward.tolist() == [1.0]
+    assert seen == [row["extra_info"]] and type(seen[0]["tools"]) is list and type(seen[0]["scale"]) is float
+
+
+def test_trl_rows_through_pandas_are_plain():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([{"prompt": "a", "gold": np.array([1, 2]), "weight": np.nan, "n": 3}])
+
+    def check(completions, gold, weight, n):
+        return [float(gold == [[1, 2]] and weight == [None] and type(n[0]) is int)]
+
+    task = TRLReward(check, frame)
+    assert responses(task, asked(task, 1), ["x"]).reward.tolist() == [1.0]
+
+
+class Meeting:
+    """Coroutines that wait for one another: awaited one by one, the first would wait for ever."""
+
+    def __init__(self, expected):
+        self.expected, self.arrived = expected, 0
+
+    async def wait(self):
+        self.arrived += 1
+        while self.arrived < self.expected:
+            await asyncio.sleep(0)
+
+
+def test_coroutine_functions_are_awaited_together():
+    meeting = Meeting(3)
+
+    async def judge(data_source, solution_str, ground_truth, **more):
+        await asyncio.wait_for(meeting.wait(), 60)
+        return {"score": float(solution_str == ground_truth)}
+
+    task = VerlReward(judge, VERL_ROWS)
+    assert responses(task, asked(task, 3), ["4", "5", "4"]).reward.tolist() == [1.0, 0.0, 1.0]
+    both = Meeting(2)
+
+    async def one(completions):
+        await asyncio.wait_for(both.wait(), 60)
+        return [1.0 for _ in completions]
+
+    async def other(completions):
+        await asyncio.wait_for(both.wait(), 60)
+        return [2.0 for _ in completions]
+
+    task = TRLReward([one, polite, other], TRL_ROWS)
+    assert responses(task, asked(task, 2), ["a", "please"]).reward.tolist() == [3.0, 3.5]
+
+
+def test_coroutine_functions_where_a_loop_already_runs():
+    """As in notebooks. A callable object and a coroutine function of two texts, too."""
+
+    class Judge:
+        async def __call__(self, solution_str, ground_truth):
+            return float(solution_str == ground_truth)
+
+    async def length_of(prompt, response):
+        return len(response)
+
+    async def notebook():
+        verl, own = VerlReward(Judge(), VERL_ROWS), CallableReward(length_of, ["?"])
+        scores = responses(verl, asked(verl, 2), ["4", "5"]), responses(own, asked(own, 2), ["a", "abc"])
+        return [score.reward.tolist() for score in scores]
+
+    assert asyncio.run(notebook()) == [[1.0, 0.0], [1.0, 3.0]]
+
+
+def test_an_error_in_a_coroutine_function_is_the_users_own():
+    async def broken(solution_str):
+        raise KeyError("mine")
+
+    task = VerlReward(broken, VERL_ROWS)
+    with pytest.raises(KeyError, match="mine"):
+        responses(task, asked(task, 2), ["4", "5"])
+
+
 @pytest.mark.parametrize(
-    ("result", "words"), [({"acc": 1}, 'dict without "score"'), (None, "returned None"), (math.nan, "returned nan")]
+    ("result", "words"),
+    [
+        ({"acc": 1}, 'dict without "score"'),
+        (None, "returned None"),
+        (math.nan, "returned nan"),
+        (10**400, "returned 1000"),
+        ("1", "returned '1'"),
+        ({"score": [1]}, "returned"),
+    ],
 )
 def test_a_bad_verl_score_names_the_function(result, words):
     def compute_score(**given):
@@ -136,9 +249,9 @@ def test_a_callable():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: TRLReward(length, []), "rows is empty"),
+        (lambda: TRLReward(length, []), "rows has no rows"),
         (lambda: TRLReward(length, [{"question": "?"}]), "rows\\[0\\] has no 'prompt', only 'question'"),
-        (lambda: TRLReward(length, ["?"]), "rows\\[0\\] is '\\?'; it must be a mapping"),
+        (lambda: TRLReward(length, ["?"]), "rows\\[0\\] is '\\?'; each row must be an object"),
         (lambda: TRLReward(length, [{"prompt": 3}]), "must be a text or a list of messages"),
         (
             lambda: TRLReward(length, [{"prompt": "a", "n": 1}, {"prompt": "b"}]),
@@ -147,7 +260,17 @@ def test_a_callable():
         (lambda: TRLReward([length, length], TRL_ROWS), "two reward functions have the same name"),
         (lambda: TRLReward([length], TRL_ROWS, weights=[1, 2]), "1 reward functions and 2 weights"),
         (lambda: VerlReward(len, [{**VERL_ROWS[0], "reward_model": {}}]), 'must hold a "ground_truth"'),
-        (lambda: CallableReward(len, "Hello"), "give a list of texts"),
+        (lambda: VerlReward("score", VERL_ROWS), "compute_score is 'score'; it must be a function"),
+        (lambda: VerlReward(len, VERL_ROWS, split="train"), "split is 'train', but rows has no splits"),
+        (lambda: TRLReward([], TRL_ROWS), "0 reward functions and 0 weights"),
+        (lambda: TRLReward(None, TRL_ROWS), "functions is None; it must be a reward function or a list"),
+        (lambda: TRLReward([length, 3], TRL_ROWS), "functions\\[1\\] is 3; it must be a function"),
+        (lambda: TRLReward([length], TRL_ROWS, weights=[math.nan]), "weights\\[0\\] is nan"),
+        (lambda: TRLReward([length], TRL_ROWS, weights=1.0), "weights is 1.0; it must be a list of numbers"),
+        (lambda: TRLReward([length], TRL_ROWS, no_reward=math.inf), "no_reward is inf; it must be a finite number"),
+        (lambda: CallableReward(None, ["a"]), "function is None; it must be a function"),
+        (lambda: CallableReward(len, 3), "prompts is 3; it must be a list of texts"),
+        (lambda: CallableReward(len, "Hello"), "prompts is 'Hello'; it must be a list of texts"),
     ],
 )
 def test_bad_arguments(make, words):

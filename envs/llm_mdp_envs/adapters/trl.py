@@ -1,16 +1,15 @@
 """TRL: its reward functions as tasks (`TRLReward`), and our tasks as reward functions of its trainers
 (`as_trl_reward`, with the rows to train on, `trl_rows`)."""
 
-import asyncio
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from llm_mdp_envs.adapters.rows import RowTask, finite, name_of
+from llm_mdp_envs.adapters.rows import RowTask, awaited, call, finite, name_of
+from llm_mdp_envs.arguments import check_callable, check_finite, check_seed, check_whole, shown
+from llm_mdp_envs.check import check_form
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.text import Reply, TextTask
 
@@ -21,7 +20,8 @@ class TRLReward(RowTask):
 
     Called as GRPOTrainer calls them: with all columns of the rows as lists; completions are texts where the prompt is a
     text and [{"role": "assistant", "content": …}] where it is messages; `trainer_state` is None, `log_extra` and
-    `log_metric` do nothing. Arguments that a function does not have are left out. Coroutine functions are awaited.
+    `log_metric` do nothing. Arguments that a function does not have are left out. Coroutine functions are awaited,
+    all at the same time.
 
     The reward is Σ weight · value, each summand reported under its function's name. None means "does not apply" and
     adds nothing, as in TRL; a response to which no function applies is an error unless `no_reward` says what it is
@@ -37,31 +37,38 @@ class TRLReward(RowTask):
     def __init__(
         self,
         functions: Callable | Sequence[Callable],
-        rows: Sequence[Mapping[str, Any]],
+        rows: Any,
         *,
         weights: Sequence[float] | None = None,
         no_reward: float | None = None,
         **text_options: Any,
     ):
-        super().__init__(rows, **text_options)
+        if not callable(functions) and not isinstance(functions, list | tuple):
+            raise ValueError(f"functions is {shown(functions)}; it must be a reward function or a list of them.")
         functions = [functions] if callable(functions) else list(functions)
+        for number, function in enumerate(functions):
+            check_callable(f"functions[{number}]", function)
+        if weights is not None and (isinstance(weights, str | bytes) or not hasattr(weights, "__len__")):
+            raise ValueError(f"weights is {shown(weights)}; it must be a list of numbers, one a function, or None.")
         weights = [1.0] * len(functions) if weights is None else list(weights)
         if not functions or len(weights) != len(functions):
             raise ValueError(
                 f"there are {len(functions)} reward functions and {len(weights)} weights; give one weight a function."
             )
+        weights = [check_finite(f"weights[{number}]", weight) for number, weight in enumerate(weights)]
+        self.no_reward = None if no_reward is None else check_finite("no_reward", no_reward)
+        super().__init__(rows, **text_options)
         self.functions = dict(zip(map(name_of, functions), zip(functions, weights)))
         if len(self.functions) < len(functions):
             raise ValueError(
                 f"two reward functions have the same name among {', '.join(map(name_of, functions))}; rename one."
             )
         self.columns = sorted(set(self.rows[0]) - {"prompt", "completion", "completion_ids"})
-        for number, row in enumerate(self.rows):
+        for place, row in zip(self.places, self.rows):
             if missing := set(self.columns) - set(row):
                 raise ValueError(
-                    f"rows[{number}] has no {missing.pop()!r}, which rows[0] has; all rows need the same columns."
+                    f"{place} has no {min(missing)!r}, which {self.places[0]} has; all rows need the same columns."
                 )
-        self.no_reward = no_reward
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
         columns = {column: [reply.secret[column] for reply in replies] for column in self.columns}
@@ -78,8 +85,9 @@ class TRLReward(RowTask):
             "log_metric": _ignore,
         }
         parts, applies = {}, np.zeros(len(replies), dtype=bool)
-        for name, (function, weight) in self.functions.items():
-            values = _finite_values(name, _call(function, arguments), len(replies))
+        given = awaited([call(function, arguments) for function, _ in self.functions.values()])
+        for (name, (_, weight)), returned in zip(self.functions.items(), given):
+            values = _finite_values(name, returned, len(replies))
             applies |= np.array([value is not None for value in values])
             parts[name] = np.array([0.0 if value is None else weight * value for value in values], dtype=np.float64)
         reward = np.sum(list(parts.values()), axis=0)
@@ -101,9 +109,11 @@ def trl_rows(task: Task, n: int, seed: int = 0) -> list[dict[str, Any]]:
     draws the same question again. No answer is in them.
 
     Raises:
-        ValueError: for a task of several turns.
+        ValueError: for a task of several turns, n below 1, or a seed that is none.
     """
     _check_one_turn(task)
+    check_whole("n", n, 1)
+    check_seed(seed)
     seeds = [int(number) for number in np.random.SeedSequence(seed).generate_state(n, np.uint32)]
     return [{"prompt": _prompt_for_trl(task, _question(task, number)), "question_seed": number} for number in seeds]
 
@@ -126,7 +136,7 @@ def as_trl_reward(task: Task) -> Callable[..., list[float]]:
     ) -> list[float]:
         if "question_seed" not in columns:
             raise ValueError(f'{reward.__name__} needs the column "question_seed"; train on trl_rows(task, n).')
-        questions = [question(int(number)) for number in columns["question_seed"]]
+        questions = [question(check_seed(number, "a question_seed")) for number in columns["question_seed"]]
         if isinstance(task, TextTask):
             scores = task.grade(
                 [task.reply_to(one, text_of(completion)) for one, completion in zip(questions, completions)]
@@ -153,30 +163,14 @@ def pad_responses(responses: Iterable[Sequence[int]], horizon: int) -> np.ndarra
     return np.array([row + [-1] * (horizon - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), horizon)
 
 
-def _call(function: Callable, arguments: dict[str, Any]) -> Any:
-    parameters = inspect.signature(function).parameters.values()
-    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-        arguments = {
-            parameter.name: arguments[parameter.name] for parameter in parameters if parameter.name in arguments
-        }
-    result = function(**arguments)
-    if inspect.isawaitable(result):
-        with ThreadPoolExecutor(1) as thread:  # of its own, for callers that already run an event loop (notebooks)
-            return thread.submit(asyncio.run, _await(result)).result()
-    return result
-
-
-async def _await(result: Any) -> Any:
-    return await result
-
-
 def _finite_values(name: str, values: Any, n: int) -> list[float | None]:
     if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or len(values) != n:
-        raise ValueError(f"{name} returned {values!r:.80}; it must return a list of {n} rewards, one a completion.")
+        raise ValueError(f"{name} returned {shown(values)}; it must return a list of {n} rewards, one a completion.")
     return [None if value is None else finite(name, value, number) for number, value in enumerate(values)]
 
 
 def _check_one_turn(task: Task) -> None:
+    check_form(task)
     if task.max_turns > 1:
         raise ValueError(
             f"{type(task).__name__} has {task.max_turns} turns; a TRL reward function sees one response only."

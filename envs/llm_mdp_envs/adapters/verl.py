@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_mdp_envs.adapters.rows import RowTask, finite, name_of
+from llm_mdp_envs.adapters.rows import RowTask, awaited, call, finite, name_of
+from llm_mdp_envs.arguments import check_callable, shown
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.text import Reply
 
@@ -18,35 +19,44 @@ class VerlReward(RowTask):
     None, NaN and infinity are errors.
 
     Args:
-        compute_score: called with keywords, once a response.
-        rows: as in verl's files: "prompt", "data_source", "reward_model" with a "ground_truth", and "extra_info" if
-            there is any.
+        compute_score: called with keywords, once a response; arguments that it does not have are left out. Coroutine
+            functions are awaited, all responses of a batch at the same time.
+        rows: as in verl's files, or the files themselves: "prompt", "data_source", "reward_model" with a
+            "ground_truth", and "extra_info" if there is any. What pandas reads from Parquet (arrays of messages) is as
+            good as lists.
+        others: see `RowTask`.
+
+    Raises:
+        ValueError: naming the row and what it lacks, or the response and what it was given for a reward.
     """
 
     needed = ("prompt", "data_source", "reward_model")
 
-    def __init__(self, compute_score: Callable, rows: Sequence[Mapping[str, Any]], **text_options: Any):
+    def __init__(self, compute_score: Callable, rows: Any, **text_options: Any):
+        self.compute_score = check_callable("compute_score", compute_score)
         super().__init__(rows, **text_options)
-        for number, row in enumerate(self.rows):
+        for place, row in zip(self.places, self.rows):
             if not isinstance(row["reward_model"], Mapping) or "ground_truth" not in row["reward_model"]:
                 raise ValueError(
-                    f'rows[{number}]["reward_model"] is {row["reward_model"]!r}; it must hold a "ground_truth".'
+                    f'{place} has the "reward_model" {shown(row["reward_model"])}; it must hold a "ground_truth".'
                 )
-        self.compute_score = compute_score
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
-        return Scores(
-            np.array([self._grade_one(reply, number) for number, reply in enumerate(replies)], dtype=np.float64)
-        )
+        scores = awaited([call(self.compute_score, self._arguments(reply)) for reply in replies])
+        return Scores(np.array([self._number(score, number) for number, score in enumerate(scores)], dtype=np.float64))
 
-    def _grade_one(self, reply: Reply, number: int) -> float:
-        row, name = reply.secret, name_of(self.compute_score)
-        score = self.compute_score(
-            data_source=row["data_source"],
-            solution_str=reply.text,
-            ground_truth=row["reward_model"]["ground_truth"],
-            extra_info=row.get("extra_info"),
-        )
+    @staticmethod
+    def _arguments(reply: Reply) -> dict[str, Any]:
+        row = reply.secret
+        return {
+            "data_source": row["data_source"],
+            "solution_str": reply.text,
+            "ground_truth": row["reward_model"]["ground_truth"],
+            "extra_info": row.get("extra_info"),
+        }
+
+    def _number(self, score: Any, number: int) -> float:
+        name = name_of(self.compute_score)
         if isinstance(score, Mapping):
             if "score" not in score:
                 raise ValueError(

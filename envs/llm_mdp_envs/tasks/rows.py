@@ -284,7 +284,7 @@ def _is_no_table(value: Any) -> bool:
 def _some(rows: list[tuple[str, Any]], name: str) -> list[tuple[str, dict[str, Any]]]:
     """The rows, plain; ValueError if there are none, or one is no mapping."""
     if not rows:
-        raise ValueError(f"there are no rows in {name}; give at least one.")
+        raise ValueError(f"{name} has no rows; give at least one.")
     for place, row in rows:
         if not isinstance(row, Mapping):
             raise ValueError(f"{place} is {shown(row)}; each row must be an object: names and their values.")
