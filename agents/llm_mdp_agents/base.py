@@ -17,6 +17,7 @@ from llm_mdp.estimators.practices import KLLoss, KLReward
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import Policy
 from llm_mdp.sampling.sampler import BatchSampler, Sampler
+from llm_mdp_agents.action_masks import mask_policy, task_mask
 from llm_mdp_agents.models import SequenceScorer, frozen, scorer
 from llm_mdp_envs.task import Task
 
@@ -172,6 +173,8 @@ class Agent(Generic[Options]):
 
     def __init__(self, config: Options, policy: Policy, task: Task, seed: int = 0):
         self.config, self.policy, self.task, self.seed = config, policy, task, seed
+        # Before any copy of it is made, for copies obey the masks that they find.
+        mask_policy(policy, task_mask(task))
         self.generator = torch.Generator().manual_seed(seed)
         self.models: dict[str, Any] = {}
         """Every `nn.Module` that is kept or trained beside the policy."""

@@ -172,6 +172,9 @@ class ScoredTask(Task):
     def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
         return self._task.action_mask(question, tokens)
 
+    def action_masks(self, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
+        return self._task.action_masks(prompts, tokens)
+
     def answers(self, questions: Sequence[Question]) -> np.ndarray | None:
         return self._task.answers(questions)
 

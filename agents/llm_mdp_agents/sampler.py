@@ -16,6 +16,7 @@ from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts, take_rows
 from llm_mdp.sampling.policies import Critic, Policy, logp_of
 from llm_mdp.sampling.sampler import BatchSampler, kept_rows
+from llm_mdp_agents.action_masks import check_drawn, check_unchanging, mask_policy, task_mask
 from llm_mdp_agents.lm.engines import Engine, OwnEngine
 from llm_mdp_envs.episode import FINISH, Episode, advance, check_scores, follow
 from llm_mdp_envs.task import Question, Scores, Task
@@ -34,11 +35,17 @@ class Cost:
 class TaskSampler(BatchSampler):
     """Draws from a policy on a task (`llm_mdp.sampling.sampler.Sampler`), `prompts_per_batch` questions at a time.
 
+    Every policy that it draws from or scores obeys the task's action mask from then on: forbidden tokens have the logit
+    -inf.
+
     Args:
         generator: of the policy's tokens.
         questions: of the task's questions.
         rows_at_once: most rows that a model scores in one pass; None: all.
         engine: who draws for the policy; None: the policy itself.
+
+    Raises:
+        ValueError: no prompts; an action mask that the policy or the engine cannot obey.
     """
 
     def __init__(
@@ -56,17 +63,24 @@ class TaskSampler(BatchSampler):
         self.policy, self.task, self.generator, self.question_generator = policy, task, generator, questions
         self.prompts_per_batch, self.rows_at_once = prompts_per_batch, rows_at_once
         self.engine = engine or OwnEngine()
+        self.mask = task_mask(task)
+        """The task's action mask; None: everything is allowed."""
+        mask_policy(policy, self.mask)
+        if self.mask is not None and not isinstance(self.engine, OwnEngine):
+            check_unchanging(self.mask, "vllm")
         self.cost = Cost()
         self.questions: tuple[Question, ...] = ()
         """One a row of the latest rollouts."""
 
     def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
         drawn_by = self.policy if behaviour is None else behaviour
+        mask_policy(drawn_by, self.mask)
         asked = [self.task.question(self.question_generator) for _ in range(self.prompts_per_batch)]
         self.questions = tuple(question for question in asked for _ in range(group_size))
         prompt = pad_prompts([question.prompt for question in asked])
         drawn = self.engine.sample(drawn_by, prompt, group_size, **self._options(temperature))
-        return self._converse(drawn_by, self.questions, drawn, [Episode() for _ in self.questions], temperature)
+        drawn = self._converse(drawn_by, self.questions, drawn, [Episode() for _ in self.questions], temperature)
+        return self._checked(drawn_by, drawn, drawn.mask)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
         return torch.from_numpy(self._score(self.questions, rollouts).reward.astype(np.float64))
@@ -75,12 +89,15 @@ class TaskSampler(BatchSampler):
         places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]
         questions = [self.questions[r] for r, _ in places]
         options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
+        mask_policy(self.policy, self.mask)
         drawn = self.engine.branch(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
         if self.task.end_of_turn is None:
             self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
         else:
             starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
             drawn = self._converse(self.policy, questions, drawn, starts, temperature or 1.0, temperature == 0)
+        after = torch.arange(drawn.tokens.shape[1]) >= step.repeat_interleave(number)[:, None]
+        self._checked(self.policy, drawn, drawn.mask & after)
         reward = self._score(questions, drawn).reward if questions else np.zeros(0)
         # What the policy wrote before the cut is not drawn; what the environment wrote there is not in the mask.
         written = (rollouts.mask.cumsum(-1) - rollouts.mask.long())[row, step].repeat_interleave(number)
@@ -88,6 +105,7 @@ class TaskSampler(BatchSampler):
 
     @torch.no_grad()
     def logp(self, policy: Policy, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        mask_policy(policy, self.mask)
         return self._in_parts(lambda *response: logp_of(policy, *response), rollouts)
 
     @torch.no_grad()
@@ -116,6 +134,11 @@ class TaskSampler(BatchSampler):
             "temperature": temperature,
             "stop": task.turn_ends,
         }
+
+    def _checked(self, policy: Policy, rollouts: Rollouts, drawn: Bool[Tensor, "B T"]) -> Rollouts:
+        if self.mask is not None:
+            check_drawn(policy, self.mask, rollouts.prompt, rollouts.tokens, drawn)
+        return rollouts
 
     def _score(self, questions: Sequence[Question], rollouts: Rollouts) -> Scores:
         self.cost.rewards += len(questions)

@@ -27,8 +27,7 @@ class ArrayTask(Task):
     def score_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
         """`Task.score` for questions (n, W)."""
 
-    def mask_rows(self, secrets: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
-        """`Task.action_mask` for questions (n, W) and responses so far (n, horizon): (n, V) int8, or None."""
+    def action_masks(self, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
         return None
 
     def answer_rows(self, secrets: np.ndarray) -> np.ndarray | None:
@@ -62,7 +61,8 @@ class ArrayTask(Task):
         return self.token_reward_rows(secrets_of(questions), tokens, mask)
 
     def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
-        masks = self.mask_rows(secrets_of([question]), as_rows([Episode(tuple(tokens))], self.horizon)[0])
+        prompt = np.array(question.prompt, dtype=np.int64)[None]
+        masks = self.action_masks(prompt, as_rows([Episode(tuple(tokens))], self.horizon)[0])
         return None if masks is None else masks[0]
 
 

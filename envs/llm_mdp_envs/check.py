@@ -13,6 +13,7 @@ from llm_mdp_envs.episode import (
     check_question,
     check_scores,
     check_token_rewards,
+    pad_prompt,
     sequence_of_tokens,
     whole_token,
 )
@@ -38,13 +39,15 @@ def check_task(task: Any, seed: int = 0) -> None:
         if not isinstance(words := task.decode(question.prompt), str):
             raise TaskError(f"{_name(task)}.decode gave {words!r:.60}; it must give tokens as a text.")
     responses = [_short_response(task, question, in_turns) for question, in_turns in zip(questions, (False, True))]
+    for question, response in zip(questions, responses):
+        _check_masks_see_no_secret(task, question, response.tokens)
     tokens, mask = as_rows(responses, task.horizon)
     scores = check_scores(task, task.score(questions, tokens, mask), len(questions))
     _check_parts(task, scores)
     _check_again(task, scores, task.score(_same_questions(task, seed), tokens.copy(), mask.copy()))
     if task.reveals_token_rewards:
         _check_revealed(task, scores, task.token_rewards(questions, tokens, mask), tokens.shape)
-    _check_answers(task, task.answers(questions), len(questions))
+    _check_answers(task, task.answers(questions), questions)
 
 
 def check_form(task: Any) -> None:
@@ -143,15 +146,50 @@ def _short_response(task: Task, question: Question, in_turns: bool) -> Episode:
 
 def _allowed(task: Task, question: Question, tokens: Sequence[int]) -> np.ndarray:
     """(V,) bool; TaskError if the mask is none."""
-    mask, place = task.action_mask(question, tokens), f"after {list(tokens)}"
+    array, place = _mask(task, question, tokens), f"after {list(tokens)}"
+    if not array.any():
+        raise TaskError(f"{_name(task)}.action_mask forbids every token {place:.60}; allow one, such as eos.")
+    return array
+
+
+def _mask(task: Task, question: Question, tokens: Sequence[int]) -> np.ndarray:
+    """(V,) bool, all True where the task has no mask; TaskError if the mask is none."""
+    mask, place = task.action_mask(question, list(tokens)), f"after {list(tokens)}"
     if mask is None:
         return np.ones(task.vocab_size, dtype=bool)
     array, wanted = np.asarray(mask), f"it must be ({task.vocab_size},) int8, 1 where a token is allowed, or None"
     if array.shape != (task.vocab_size,) or array.dtype.kind not in "biuf":
         raise TaskError(f"{_name(task)}.action_mask gave {array.dtype} of shape {array.shape} {place:.60}; {wanted}.")
-    if not array.any():
-        raise TaskError(f"{_name(task)}.action_mask forbids every token {place:.60}; allow one, such as eos.")
     return array != 0
+
+
+def _check_masks_see_no_secret(task: Task, question: Question, tokens: Sequence[int]) -> None:
+    """After every beginning of a response, what the environment wrote included: the same mask without the secret, one
+    by one and many at once."""
+    if getattr(task.action_mask, "__func__", None) is Task.action_mask:
+        return
+    name = f"{_name(task)}.action_mask"
+    remedy = "a policy obeys it without seeing the secret, so let it depend on the prompt and the tokens alone"
+    for length in range(len(tokens) + 1):
+        before, hidden = list(tokens[:length]), Question(tuple(question.prompt))
+        expected = _mask(task, question, before)
+        try:
+            found = _mask(task, hidden, before)
+        except TaskError:
+            raise
+        except Exception as error:
+            raise TaskError(
+                f"{name} fails without the question's secret after {before!s:.60} ({error}); {remedy}."
+            ) from error
+        if not np.array_equal(found, expected):
+            raise TaskError(f"{name} changes after {before!s:.60} when the question's secret is hidden; {remedy}.")
+        prompts = pad_prompt(question.prompt, task.prompt_length)[None]
+        several = task.action_masks(prompts, as_rows([Episode(tuple(before))], task.horizon)[0])
+        if not np.array_equal(np.ones_like(expected) if several is None else np.asarray(several)[0] != 0, expected):
+            raise TaskError(
+                f"{_name(task)}.action_masks and action_mask differ after {before!s:.60}; they must allow the same "
+                f"tokens."
+            )
 
 
 def _check_reply(task: Task, question: Question, tokens: tuple[int, ...]) -> None:
@@ -190,9 +228,10 @@ def _check_revealed(task: Task, scores: Scores, rewards: np.ndarray | None, shap
         )
 
 
-def _check_answers(task: Task, answers: np.ndarray | None, n: int) -> None:
+def _check_answers(task: Task, answers: np.ndarray | None, questions: Sequence[Question]) -> None:
     if answers is None:
         return
+    n = len(questions)
     array = np.asarray(answers)
     if array.ndim != 2 or len(array) != n or array.shape[1] > task.horizon or array.dtype.kind not in "iu":
         raise TaskError(
@@ -204,6 +243,14 @@ def _check_answers(task: Task, answers: np.ndarray | None, n: int) -> None:
             f"{_name(task)}.answers gave tokens from {array.min()} to {array.max()}; they must be in "
             f"0 … {task.vocab_size - 1}, and -1 after the end."
         )
+    for question, answer in zip(questions, array.tolist()):
+        own = [token for token in answer if token != PAD]
+        for place, token in enumerate(own if task.end_of_turn is None else []):
+            if not _mask(task, question, own[:place])[token]:
+                raise TaskError(
+                    f"{_name(task)}.answers gave the token {token} at place {place} of {own!s:.60}, which its "
+                    f"action_mask forbids there; allow what a right answer holds."
+                )
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> bool:

@@ -109,8 +109,29 @@ class Task(ABC):
         return None
 
     def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
-        """(V,) int8, 1 where a token is allowed next; None: everything is."""
+        """(V,) int8, 1 where a token is allowed next; None: everything is.
+
+        Policies obey it wherever they draw and are scored, and see no secret: so it may depend on the prompt and the
+        tokens alone, whatever beginning of a response they are, and `question.secret` is None when a policy asks.
+        """
         return None
+
+    def action_masks(self, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
+        """`action_mask` of many: (N, V) int8; None: everything is allowed, always. A task that masks many at once
+        faster than one by one does it here.
+
+        Args:
+            prompts: (N, L) int64, -1 on the left.
+            tokens: (N, T) int64, responses so far, -1 from their ends on.
+        """
+        if getattr(self.action_mask, "__func__", None) is Task.action_mask:
+            return None
+        masks = np.ones((len(prompts), self.vocab_size), dtype=np.int8)
+        for row, (prompt, response) in enumerate(zip(prompts, tokens)):
+            question = Question(tuple(prompt[prompt != PAD].tolist()))
+            if (mask := self.action_mask(question, response[response != PAD].tolist())) is not None:
+                masks[row] = np.asarray(mask) != 0
+        return masks
 
     def questions(self, generator: np.random.Generator, n: int) -> list[Question]:
         """Draw n questions; a task that draws many at once faster than one by one does it here."""

@@ -42,6 +42,7 @@ class _Rows:
 
     def __init__(self, task: ArrayTask, n: int):
         self.task, self.secrets = task, np.zeros((n, 0), dtype=np.int64)
+        self.prompts = np.full((n, task.prompt_length), PAD, dtype=np.int64)
 
     def draw(self, generator: np.random.Generator, where: np.ndarray) -> np.ndarray:
         """Draw new questions for some environments; returns their prompts."""
@@ -50,11 +51,14 @@ class _Rows:
             self.secrets = secrets
         else:
             self.secrets[where] = secrets
-        return self.task.prompts(secrets)
+        drawn = self.task.prompts(secrets)
+        self.prompts[where] = drawn
+        return drawn
 
     def put(self, questions: Sequence[Question]) -> np.ndarray:
         self.secrets = secrets_of(questions)
-        return self.task.prompts(self.secrets)
+        self.prompts = self.task.prompts(self.secrets)
+        return self.prompts
 
     def question(self, number: int) -> Question:
         return self.task.questions_of(self.secrets[number : number + 1])[0]
@@ -66,7 +70,7 @@ class _Rows:
         return self.task.token_reward_rows(self.secrets, tokens, mask)
 
     def action_masks(self, tokens: np.ndarray, length: np.ndarray) -> np.ndarray | None:
-        return self.task.mask_rows(self.secrets, tokens)
+        return self.task.action_masks(self.prompts, tokens)
 
 
 class _Objects:

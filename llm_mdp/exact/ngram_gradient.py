@@ -270,8 +270,9 @@ def ngram_score_sums(
         weight that is not 0, and a few for each of `TOKENS_AT_ONCE` tokens.
 
     Raises:
-        ValueError: if a token with a weight is not of the vocabulary.
+        ValueError: if a token with a weight is not of the vocabulary, or the policy may draw some tokens only.
     """
+    _check_free(policy)
     row, step = weights.nonzero(as_tuple=True)
     counts = torch.zeros(int(group.max()) + 1, *policy.table.shape, dtype=torch.float64)
     for rows, steps in zip(row.split(TOKENS_AT_ONCE), step.split(TOKENS_AT_ONCE)):
@@ -295,9 +296,18 @@ def finite(J: float) -> float:
     return J
 
 
+def _check_free(policy: NgramPolicy) -> None:
+    if policy.is_masked:
+        raise ValueError(
+            "this policy may draw some tokens only, and the n-gram recursion knows no such masks; take an instance "
+            "that is small enough for its tree, or a policy without masks."
+        )
+
+
 def _chain(policy: NgramPolicy, mdp: TokenMDP) -> _Chain:
     """The chain, or ValueError if there is none of a size that memory can hold."""
     reward = mdp.token_reward
+    _check_free(policy)
     if mdp.environment is not None:
         raise ValueError(
             f"an environment draws the tokens after {list(mdp.environment.at)} others; the n-gram recursion has none, "

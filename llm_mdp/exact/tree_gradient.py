@@ -64,7 +64,8 @@ def node_logits(policy: Policy, mdp: TokenMDP) -> list[Float[Tensor, "P V N"]]:
     the environment draws the next token, those of the environment.
 
     Returns:
-        One tensor (P, V, nˡ) a level; of a `TabularPolicy`, its own parameters (no copy).
+        One tensor (P, V, nˡ) a level; of a `TabularPolicy`, its own parameters (no copy) unless some tokens are
+        forbidden: these have -inf.
 
     Raises:
         ValueError: if the tree is too large for memory, or the policy is a table over another tree or other prompts.
@@ -75,7 +76,8 @@ def node_logits(policy: Policy, mdp: TokenMDP) -> list[Float[Tensor, "P V N"]]:
             raise ValueError(
                 f"This table was made for {policy.tree} and its prompts, not for those of {mdp}; make a new one."
             )
-        return [replies.get(number, level) for number, level in enumerate(policy.levels)]
+        if not policy.is_masked:
+            return [replies.get(number, level) for number, level in enumerate(policy.levels)]
     _check_size(mdp, numbers_per_edge=mdp.horizon)
     return [replies[n] if n in replies else _level_logits(policy, mdp, n) for n in range(mdp.horizon)]
 
@@ -192,6 +194,7 @@ def exact_gradient(policy: Policy, mdp: TokenMDP) -> tuple[float, list[Tensor]]:
     """
     if (
         isinstance(policy, NgramPolicy)
+        and not policy.is_masked
         and mdp.token_reward.order is not None
         and mdp.tree.n_leaves > TREE_WORTH_AVOIDING
         and mdp.environment is None

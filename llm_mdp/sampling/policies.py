@@ -1,6 +1,8 @@
 """Policies π(wₜ | W₀,ₜ₋₁): the protocol that tables, n-gram tables and language models share, and the two kinds of
 table."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn.functional import pad
 
 from llm_mdp.mdp.tree import PAD, PrefixTree, context, context_code, gather_levels, prompt_index
 from llm_mdp.sampling.evidence import Finish, Rollouts
+from llm_mdp.sampling.token_masks import TokenMask, both
 
 PolicyKind = Literal["tabular", "ngram", "transformer"]
 """The kinds of policy that commands make."""
@@ -114,13 +117,89 @@ def draw_tokens(logp: Float[Tensor, "N V"], generator: torch.Generator) -> Int[T
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
 
 
+def _within_masks(logits: Callable[[Any, Tensor, Tensor], Tensor]) -> Any:
+    """`PolicyModule.logits` with -inf where a token is forbidden. Where a mask forbids everything, as it may while the
+    environment writes, so does this."""
+
+    @wraps(logits)
+    def constrained(self: "PolicyModule", prompt: Tensor, tokens: Tensor) -> Tensor:
+        found = logits(self, prompt, tokens)
+        if not self.is_masked:
+            return found
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        row, step = torch.ones_like(flat).nonzero().unbind(1)
+        prompt = prompt.expand(*tokens.shape[:-1], prompt.shape[-1]).reshape(len(flat), prompt.shape[-1])
+        if (allowed := self.allowed(prompt, flat, row, step)) is None:
+            return found
+        return found.masked_fill(~allowed.reshape(found.shape).to(found.device), -torch.inf)
+
+    return constrained
+
+
 class PolicyModule(nn.Module):
-    """Base of the policies in this package: token-by-token sampling from `logits`. Override `next_logits` or `sample`
-    where there is a faster way."""
+    """Base of the policies in this package: token-by-token sampling from `logits`. Override `next_logits`, `sample` or
+    a `logp` where there is a faster way.
+
+    Forbidden tokens have the logit -inf, in sampling and in scoring: so a response that is drawn is scored with the
+    probabilities that it was drawn with, which sum to 1 over the allowed tokens. What a subclass's `logits` gives, and
+    what `sample` asks of its `next_logits`, goes through the masks by itself; a `sample` or `logp` of its own calls
+    `constrained`.
+    """
 
     vocab_size: int
     kind: str = "own"
     """For reports."""
+    token_subset: TokenMask | None = None
+    """The tokens that this policy ever draws; None: all."""
+    action_mask: TokenMask | None = None
+    """What the task at hand allows; whoever asks the policy about a task sets it. None: everything."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "logits" in vars(cls):
+            cls.logits = _within_masks(cls.logits)
+
+    @property
+    def is_masked(self) -> bool:
+        """Is anything forbidden anywhere?"""
+        return self.token_subset is not None or self.action_mask is not None
+
+    def allowed(
+        self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], row: Int[Tensor, " N"], step: Int[Tensor, " N"]
+    ) -> Bool[Tensor, "N V"] | None:
+        """Which tokens may come at every (row, step), by `token_subset` and `action_mask` together; None: every
+        one."""
+        masks = [mask for mask in (self.token_subset, self.action_mask) if mask is not None]
+        if not masks:
+            return None
+        places = prompt[row], prefixes_of(tokens, row, step)
+        first, *rest = (mask(*places) for mask in masks)
+        return both(first, rest[0] if rest else None, self.vocab_size)
+
+    def constrained(
+        self,
+        logits: Float[Tensor, "N V"],
+        prompt: Int[Tensor, "B L"],
+        tokens: Int[Tensor, "B T"],
+        row: Int[Tensor, " N"],
+        step: Int[Tensor, " N"],
+    ) -> Float[Tensor, "N V"]:
+        """Logits of the token at every (row, step), -inf where it is forbidden; their gradient is exactly 0 there.
+
+        Raises:
+            ValueError: if no token is allowed somewhere.
+        """
+        allowed = self.allowed(prompt, tokens, row, step)
+        if allowed is None:
+            return logits
+        if not bool((some := allowed.any(-1)).all()):
+            place = int((~some).nonzero()[0])
+            before = [token for token in tokens[row[place], : step[place]].tolist() if token != PAD]
+            raise ValueError(
+                f"no token is allowed after {before!s:.60}: the model's token_subset and the task's action mask "
+                f"must leave at least one."
+            )
+        return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
     def logits(self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"]) -> Float[Tensor, "*batch T V"]:
         raise NotImplementedError(f"{type(self).__name__} has no `logits`.")
@@ -138,8 +217,8 @@ class PolicyModule(nn.Module):
     def next_logits(
         self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], row: Int[Tensor, " N"], step: Int[Tensor, " N"]
     ) -> Float[Tensor, "N V"]:
-        """Logits of the token at every (row, step): what `sample` asks of one step of the rows that go on. Here the
-        whole prefix is read anew, which makes long responses quadratic."""
+        """Logits of the token at every (row, step), before the masks: what `sample` asks of one step of the rows that
+        go on. Here the whole prefix is read anew, which makes long responses quadratic."""
         return self.logits(prompt[row], tokens[row, : int(step.max()) + 1])[torch.arange(len(row)), step]
 
     @torch.no_grad()
@@ -157,7 +236,8 @@ class PolicyModule(nn.Module):
         while alive.any():
             row = alive.nonzero()[:, 0]
             step = length[row]
-            step_logp = (self.next_logits(prompt, tokens, row, step) / temperature).log_softmax(-1)
+            logits = self.constrained(self.next_logits(prompt, tokens, row, step), prompt, tokens, row, step)
+            step_logp = (logits / temperature).log_softmax(-1)
             token = step_logp.argmax(-1) if greedy else draw_tokens(step_logp, generator)
             tokens[row, step] = token
             logp[row, step] = step_logp.gather(-1, token[:, None])[:, 0].to(torch.float64)

@@ -45,7 +45,18 @@ class Reader(Protocol):
         ...
 
     def scores(self, logits: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
-        """The model's logits as the policy's."""
+        """The model's logits as the policy's, before its masks."""
+        ...
+
+    def constrained(
+        self,
+        logits: Float[Tensor, "N V"],
+        prompt: Int[Tensor, "B L"],
+        tokens: Int[Tensor, "B T"],
+        row: Int[Tensor, " N"],
+        step: Int[Tensor, " N"],
+    ) -> Float[Tensor, "N V"]:
+        """`PolicyModule.constrained`."""
         ...
 
 
@@ -189,7 +200,8 @@ def _complete(
     while alive.any():
         drawn = alive[batch].nonzero()[:, 0]
         row = batch[drawn]
-        step_logp = (logits[drawn.to(logits.device)] / temperature).log_softmax(-1)
+        allowed = policy.constrained(logits[drawn.to(logits.device)], prompt, tokens, row, length[row])
+        step_logp = (allowed / temperature).log_softmax(-1)
         token = step_logp.argmax(-1) if greedy else draw_tokens(step_logp, generator)
         chosen = step_logp.gather(-1, token[:, None])[:, 0]
         tokens[row, length[row]] = token.cpu()

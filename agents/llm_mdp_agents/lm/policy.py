@@ -140,23 +140,28 @@ class LanguageModelPolicy(PolicyModule):
         where that is cheaper, and only policy tokens (mask True) have logits, at most `LOGIT_BYTES` of them at a
         time."""
         shape, length = tokens.shape, tokens.shape[-1]
-        lead = self.lead(prompt.expand(*shape[:-1], prompt.shape[-1]).flatten(0, -2))
         tokens, mask = tokens.reshape(-1, length), mask.reshape(-1, length)
+        prompt = prompt.expand(*shape[:-1], prompt.shape[-1]).reshape(len(tokens), prompt.shape[-1])
+        lead = self.lead(prompt)
+        places = mask.nonzero()
         chosen = tokens[mask].to(self.device)
         with _recomputing(self.causal_lm):
             states, head = self._states(lead, tokens, mask)
 
-        def score(states: Float[Tensor, "N H"], chosen: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-            return token_logp(self.scores(head(states)), chosen, torch.ones_like(chosen, dtype=torch.bool), temperature)
+        def score(
+            states: Float[Tensor, "N H"], chosen: Int[Tensor, " N"], places: Int[Tensor, "N 2"]
+        ) -> Float[Tensor, " N"]:
+            logits = self.constrained(self.scores(head(states)), prompt, tokens, *places.unbind(1))
+            return token_logp(logits, chosen, torch.ones_like(chosen, dtype=torch.bool), temperature)
 
         chunk = max(1, LOGIT_BYTES // (self.vocab_size * max(4, states.element_size())))
         if len(states) > chunk:
-            pairs = zip(states.split(chunk), chosen.split(chunk))
+            parts = zip(states.split(chunk), chosen.split(chunk), places.split(chunk))
             logp = torch.cat(
-                [checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+                [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
             )
         else:
-            logp = score(states, chosen)
+            logp = score(states, chosen, places)
         return torch.zeros(mask.shape, dtype=logp.dtype).masked_scatter(mask, logp.cpu()).reshape(shape)
 
     def _states(

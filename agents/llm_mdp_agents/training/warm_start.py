@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.policies import Policy
+from llm_mdp_agents.action_masks import mask_policy, task_mask
 from llm_mdp_envs.task import Task
 
 WARM_START = 200
@@ -89,6 +90,7 @@ def warm_start(
     """
     check_answers(task)
     assert isinstance(policy, nn.Module)
+    mask_policy(policy, task_mask(task))
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
     generator = np.random.default_rng([seed, 2])
     for _ in range(batches):

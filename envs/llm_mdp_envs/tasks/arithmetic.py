@@ -129,7 +129,7 @@ class Arithmetic(ArrayTask):
         wanted = np.take_along_axis(answer, np.where(within, place, 0), axis=1)
         return mask & within & (tokens == wanted), (answer != PAD).sum(1)
 
-    def mask_rows(self, secrets: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
+    def action_masks(self, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
         if not self.restricted:
             return None
         allowed = np.ones(self.vocab_size, dtype=np.int8)
