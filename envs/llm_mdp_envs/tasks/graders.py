@@ -153,57 +153,12 @@ START_SECONDS = 60
 """Most time for importing the libraries, by the clock."""
 
 CALLABLE = frozenset(
-    [
-        *(
-            "Symbol",
-            "Integer",
-            "Float",
-            "Rational",
-            "Function",
-            "Add",
-            "Mul",
-            "Pow",
-            "Abs",
-            "Min",
-            "Max",
-            "sqrt",
-            "cbrt",
-            "root",
-            "exp",
-        ),
-        *(
-            "log",
-            "ln",
-            "sin",
-            "cos",
-            "tan",
-            "cot",
-            "sec",
-            "csc",
-            "asin",
-            "acos",
-            "atan",
-            "acot",
-            "arcsin",
-            "arccos",
-            "arctan",
-            "sinh",
-        ),
-        *(
-            "cosh",
-            "tanh",
-            "asinh",
-            "acosh",
-            "atanh",
-            "floor",
-            "ceiling",
-            "factorial",
-            "factorial2",
-            "binomial",
-            "sign",
-            "erf",
-        ),
-    ]
+    re.findall(
+        r"\w+",
+        "Symbol Integer Float Rational Function Add Mul Pow Abs Min Max sqrt cbrt root exp log ln sin cos tan cot sec "
+        "csc asin acos atan acot arcsin arccos arctan sinh cosh tanh asinh acosh atanh floor ceiling factorial factorial2 "
+        "binomial sign erf",
+    )
 )
 """What an expression in an answer may call. In sympy's parser every number and symbol is such a call."""
 
@@ -246,19 +201,20 @@ def guarded_eval(source: Any, *scopes: Any) -> Any:
 
 
 def math_function():
-    """equal(gold, answer) -> bool, by math-verify."""
+    """equal(gold, answer) -> bool, by math-verify. False if it reads no answer in a gold answer that is not empty."""
     from math_verify import parse, verify
 
     guard_sympy()
+    compare_relatively()
     no_clock: Any = {"parsing_timeout": None}  # its own clock is a signal, which works in main threads only
     parse_gold = functools.lru_cache(maxsize=4096)(functools.partial(parse, **no_clock))
 
     def equal(gold: str, answer: str) -> bool:
-        if not parse_gold(gold):
+        if not parse_gold(gold) and not re.sub(r"\\boxed|[{}\s]", "", gold):
             raise ValueError(
                 f"math-verify finds no answer in the gold answer {gold!r}; correct or remove this problem."
             )
-        return verify(parse_gold(gold), parse(answer, **no_clock), timeout_seconds=None)
+        return verify(parse_gold(gold), parse(answer, **no_clock), timeout_seconds=None, allow_set_relation_comp=True)
 
     return equal
 
@@ -297,6 +253,36 @@ def guard_sympy() -> None:
         return evaluate(code, local_dict, global_dict)
 
     sympy_parser.eval_expr = eval_expr
+
+
+RELATIVE = 2e-6
+"""Largest difference of two equal numbers, as a part of the larger one: 0.333333 is 1/3."""
+
+
+def compare_relatively() -> None:
+    """Make math-verify, which rounds to six decimal places, tell 1.6e-19 from 9.1e-31."""
+    from math_verify import grader
+    from sympy import MatrixBase
+
+    rounds = grader.sympy_numeric_eq
+
+    def size(expression: Any) -> complex | None:
+        try:
+            return complex(expression.evalf(20))
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            return None
+
+    def sympy_numeric_eq(a, b, float_rounding, numeric_precision):
+        if not rounds(a, b, float_rounding, numeric_precision):
+            return False
+        if isinstance(a, MatrixBase):  # its elements came through here
+            return True
+        sizes = [[size(one), size(grader.get_pct_val(one, one))] for one in (a, b)]
+        if None in sizes[0] or None in sizes[1]:
+            return True
+        return any(abs(one - other) <= RELATIVE * max(abs(one), abs(other)) for one, other in zip(*sizes))
+
+    grader.sympy_numeric_eq = sympy_numeric_eq
 
 
 def guard_modules(dataset: Any) -> None:

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.task import Scores
+from llm_mdp_envs.tasks.answers import find_answer, formula, read_gold, same_answer
 from llm_mdp_envs.tasks.graders import Grader
 from llm_mdp_envs.tasks.rows import read_rows
 from llm_mdp_envs.text import Reply, TextTask, require
@@ -118,35 +120,11 @@ class Math(TextTask):
         return Scores(np.sum(list(parts.values()), axis=0), parts)
 
     def _grade_one(self, reply: Reply) -> dict[str, float]:
-        given = (after_hashes if self.convention == "gsm8k" else in_box)(reply.text)
-        answer = reply.text if given is None else f"\\boxed{{{given}}}"
-        right = self._grader(f"\\boxed{{{reply.secret}}}", answer)
-        return {"answer": float(bool(right)), "format": float(given is not None), "steps": true_steps(reply.text)}
-
-
-def gold_answer(solution: str) -> str:
-    """The answer of a solution: after the last "####" (GSM8K), else in the last \\boxed{} (MATH), else all of it."""
-    for found in (after_hashes(solution), in_box(solution)):
-        if found is not None:
-            return found
-    return solution.strip()
-
-
-def after_hashes(text: str) -> str | None:
-    """What follows the last "####" on its line, without dollar signs and thousands separators; None if nothing does."""
-    found = re.findall(r"####[ \t]*(\S[^\n#]*)", text)
-    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", found[-1].replace("$", "")).strip().rstrip(".") or None if found else None
-
-
-def in_box(text: str) -> str | None:
-    """What the last complete \\boxed{…} or \\fbox{…} holds, braces balanced; None if there is none or it is empty."""
-    open_braces, last = [], (-1, -1)
-    for brace in re.finditer(r"\\[{}]|(?P<box>\\f?box(?:ed)?\s*+)?(?P<open>\{)|(?P<close>\})", text):
-        if brace["open"]:
-            open_braces.append(brace.end() if brace["box"] else None)
-        elif brace["close"] and open_braces and (start := open_braces.pop()) is not None:
-            last = max(last, (start, brace.start()))
-    return text[last[0] : last[1]].strip() or None if last[0] >= 0 else None
+        answer, asked = find_answer(reply.text, self.convention)
+        right = same_answer(reply.secret, answer)
+        if right is None:
+            right = bool(self._grader(f"\\boxed{{{formula(reply.secret)}}}", f"\\boxed{{{formula(answer)}}}"))
+        return {"answer": float(right), "format": float(asked), "steps": true_steps(reply.text) if right else 0.0}
 
 
 NUMBER = r"\d[\d,]*+(?:\.\d++)?+"
@@ -216,7 +194,7 @@ def _problem(row: Mapping[str, Any], place: str, question: str, solution: str) -
     for column in (question, solution):
         if column not in row:
             raise ValueError(f"{place} has no column {column!r}, only {', '.join(map(repr, row))}; name the columns.")
-    gold = gold_answer(str(row[solution]))
-    if not gold:
-        raise ValueError(f"{place} has the solution {row[solution]!r}, in which there is no answer.")
-    return str(row[question]), gold
+    asked = row[question]
+    if not isinstance(asked, str) or not asked.strip():
+        raise ValueError(f"{place} has the question {shown(asked)}; it must be a text.")
+    return asked, read_gold(row[solution], place)

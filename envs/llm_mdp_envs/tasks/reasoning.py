@@ -1,7 +1,6 @@
 """Any reasoning-gym data set, or a mix of them: over a hundred kinds of puzzle with a score for every answer."""
 
 import pickle
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -10,7 +9,9 @@ import numpy as np
 
 from llm_mdp.own import did_you_mean
 from llm_mdp_envs.task import Scores
+from llm_mdp_envs.tasks.answers import answer_in_tags
 from llm_mdp_envs.tasks.graders import Grader
+from llm_mdp_envs.tasks.numbers import last_number
 from llm_mdp_envs.text import Reply, TextTask, require
 
 INSTRUCTIONS = {
@@ -144,18 +145,6 @@ def _pickle(dataset: Any) -> bytes:
         raise ValueError(
             f"this {type(dataset).__name__} cannot be pickled for the grading process ({error}); give its name."
         ) from error
-
-
-def answer_in_tags(reply: str) -> str | None:
-    """What the last <answer>…</answer> holds, spaces around it removed."""
-    found = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", reply, re.DOTALL)
-    return found[-1].strip() if found else None
-
-
-def last_number(reply: str) -> str | None:
-    """The last number of a text, without thousands separators: 1,234.5 is "1234.5"."""
-    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?", reply)
-    return found[-1].replace(",", "") if found else None
 
 
 EXTRACTIONS: dict[str, Callable[[str], str | None]] = {"tags": answer_in_tags, "number": last_number, "raw": str.strip}

@@ -16,15 +16,13 @@ from hypothesis import strategies as st
 pytest.importorskip("math_verify", reason='needs math-verify: pip install "llm-mdp[math]"')
 
 from llm_mdp_envs import TokenEnv
+from llm_mdp_envs.tasks.answers import after_hashes, gold_answer, in_box
 from llm_mdp_envs.tasks.graders import Grader, GradingError
 from llm_mdp_envs.tasks.math_problems import (
     MOST_STEPS,
     OWN_PROBLEMS,
     Math,
-    after_hashes,
     equations,
-    gold_answer,
-    in_box,
     true_steps,
 )
 from llm_mdp_envs.tasks.rows import read_rows

@@ -1,0 +1,254 @@
+"""The answer of a solution and of a reply, and whether the two are the same. `docs/grading.md` decides case by case."""
+
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from llm_mdp_envs.arguments import shown
+from llm_mdp_envs.tasks.numbers import Number, characters, last_match, plain
+from llm_mdp_envs.tasks.stated import MATHEMATICS, MOST_TEXT, stated_number
+
+REMEDY = 'end it with "#### " and the answer, put the answer in \\boxed{}, or remove this problem'
+
+# --- where the answer stands ---
+
+THOUGHT = r"(?:think|thinking|thought|thoughts|reasoning|scratchpad)"
+HEADING = re.compile(r"(?i)\W*(?:step|part)\s+\d+\b")
+LABEL = re.compile(
+    r"(?i)\W*(?:(?:the|my|your)\s+)?(?:final\s+)?(?:answer|solution|result|total|conclusion)(?:\s+is)?\W*"
+)
+ANSWER_IS = re.compile(r"(?i)\banswer\b[^.\n:=]{0,80}?(?:\bis\b|:|=)[\s*_:]*(?P<answer>[^\s*_:][^\n]*)")
+
+
+def without_thoughts(reply: str) -> str:
+    """What a reply says outside <think>…</think>: what follows the last closing tag, up to a tag that stays open."""
+    spoken = re.split(rf"(?i)</{THOUGHT}>", reply)[-1]
+    return re.split(rf"(?i)<{THOUGHT}>", spoken)[0]
+
+
+def hash_line(text: str) -> str | None:
+    """What follows the last "####" (or more) on its line, or on the next line if the first says nothing or "Answer:";
+    a heading such as "#### Step 3" is no answer. None if there is none."""
+    marks = list(re.finditer(r"#{4,}", text))
+    end = len(text)
+    for number in range(len(marks) - 1, -1, -1):
+        piece, end = text[marks[number].end() : end], marks[number].start()
+        line, _, rest = piece.partition("\n")
+        closes = number > 0 and "\n" not in text[marks[number - 1].end() : end]
+        if LABEL.fullmatch(line) or not re.search(r"[^\s*_`:>]", line):
+            line = "" if closes else rest.lstrip().partition("\n")[0]
+        if line.strip() and not HEADING.match(line):
+            return line.strip()
+    return None
+
+
+def after_hashes(text: str) -> str | None:
+    """`hash_line` without dollar signs, thousands separators and the full stop."""
+    line = hash_line(text)
+    if line is None:
+        return None
+    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", line.replace("$", "")).strip().rstrip(".") or None
+
+
+def in_box(text: str) -> str | None:
+    """What the last complete \\boxed{…} or \\fbox{…} holds, braces balanced; None if there is none or it is empty."""
+    open_braces, last = [], (-1, -1)
+    for brace in re.finditer(r"\\[{}]|(?P<box>\\f?box(?:ed)?\s*+)?(?P<open>\{)|(?P<close>\})", text):
+        if brace["open"]:
+            open_braces.append(brace.end() if brace["box"] else None)
+        elif brace["close"] and open_braces and (start := open_braces.pop()) is not None:
+            last = max(last, (start, brace.start()))
+    return text[last[0] : last[1]].strip() or None if last[0] >= 0 else None
+
+
+def answer_in_tags(reply: str) -> str | None:
+    """What the last <answer>…</answer> holds, spaces around it removed."""
+    found = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", reply, re.DOTALL)
+    return found[-1].strip() if found else None
+
+
+ASKED: dict[str, Callable[[str], str | None]] = {"gsm8k": hash_line, "math": in_box}
+"""Where each convention asks for the answer."""
+
+
+def find_answer(reply: str, convention: str) -> tuple[str, bool]:
+    """The answer of a reply, and whether it stands where the convention asks for it. Else it is what stands where the
+    other one asks for it, in <answer> tags, behind the last "answer is" or "Answer:", or in the last sentence that
+    holds a digit (the whole last line if none does). Thoughts in tags are not read."""
+    reply = without_thoughts(reply)
+    asked = ASKED[convention](reply)
+    if asked is not None:
+        return in_box(asked) or asked, True
+    for find in (*ASKED.values(), answer_in_tags):
+        found = find(reply)
+        if found:
+            return found, False
+    behind = last_match(ANSWER_IS, reply)
+    if behind is not None:
+        return behind["answer"].strip(), False
+    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    line = next((line for line in reversed(lines) if re.search(r"\d", line)), lines[-1] if lines else "")
+    sentences = re.split(r"(?<=[^\W_][.!?])\s+(?=[A-Z*$\\])", line[-MOST_TEXT:])
+    return next((one for one in reversed(sentences) if re.search(r"\d", one)), sentences[-1]), False
+
+
+# --- the answer of a solution ---
+
+
+def gold_answer(solution: str) -> str:
+    """The answer of a solution: after the last "####" (GSM8K), else in the last \\boxed{} (MATH), else all of it."""
+    for found in (after_hashes(solution), in_box(solution)):
+        if found is not None:
+            return in_box(found) or found
+    return solution.strip()
+
+
+def read_gold(solution: Any, place: str) -> str:
+    """The answer of a solution, known to be one: a number, a formula, or words behind "####", in a box or alone.
+
+    Raises:
+        ValueError: naming the place, the solution and the remedy.
+    """
+    if isinstance(solution, bool) or not isinstance(solution, str | int | float | Decimal | Fraction):
+        raise ValueError(f"{place} has the solution {shown(solution)}; it must be a text or a number.")
+    if not isinstance(solution, str):
+        if not math.isfinite(solution):
+            raise ValueError(f"{place} has the solution {solution}; it must be finite.")
+        return str(solution)
+    gold = gold_answer(solution)
+    marked = after_hashes(solution) is not None or in_box(solution) is not None
+    if not _says_something(gold, marked):
+        raise ValueError(f"{place} has the solution {shown(solution)}, in which there is no answer; {REMEDY}.")
+    if gold.count("{") != gold.count("}"):
+        raise ValueError(f"{place} has the answer {shown(gold)}, whose braces do not match; correct it.")
+    return gold
+
+
+NOTHING = frozenset(["null", "nan", "n/a"])
+NOTHING_ALONE = NOTHING | frozenset(["none", "na", "unknown", "idk", "tbd"])
+
+
+def _says_something(gold: str, marked: bool) -> bool:
+    wording = plain(gold[:MOST_TEXT])
+    if not re.search(r"[^\W_]|\\[A-Za-z]|[∞∅]", wording) or wording.lower() in (NOTHING if marked else NOTHING_ALONE):
+        return False
+    if marked:
+        return True
+    if "####" in gold or re.search(r"\\f?box", gold) or "\n" in gold:
+        return False
+    prose = len(re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", "", wording))) > 1
+    return not prose or gold_number(gold) is not None or stated_number(gold) is not None
+
+
+# --- the same? ---
+
+
+UNCLEAR = re.compile(
+    r"\d\s?(?!e[-+]?\d)[A-Za-z](?![A-Za-z])|\d!|(?<![\d,])\d+,(?:\d\d?|\d{4,})(?![\d,])", re.IGNORECASE
+)
+"""In a gold answer a product, a factorial or a list; in a reply 18 m, 18! and 1,5 may be said of a number."""
+
+
+@lru_cache(maxsize=65536)
+def gold_number(gold: str) -> Number | None:
+    """The number that a gold answer is: 18, x = 18, $18.50, 18 eggs, "She has 18 eggs"; None if it is a formula (2x,
+    18\\pi, \\sqrt{2}) or words (May 18)."""
+    wording = plain(gold[: MOST_TEXT + 1])
+    if UNCLEAR.search(wording) and not re.search(r"\\(?:text|math|degree|circ)", gold):
+        return None
+    if not re.match(r"[-+≈(]?\s*[.\d]", wording) and not re.search(r"=|\b(?:is|are|has|have|was|were)\b", wording):
+        return None
+    return stated_number(gold)
+
+
+def same_answer(gold: str, answer: str) -> bool | None:
+    """Whether an answer is the gold one, as numbers or words; None: math-verify must compare the `formula`s.
+
+    A gold number counts if the answer states it and no other (`stated_number`). Gold words count if the answer, or what
+    it says before its first comma or behind its last "is", is the same words, whatever their case.
+    """
+    if _squeezed(gold) == _squeezed(answer):
+        return True
+    if len(answer) > MOST_TEXT:
+        return False
+    number = gold_number(gold)
+    if number is not None:
+        stated = stated_number(answer)
+        if stated is None:
+            return None if MATHEMATICS.search(plain(answer)) else False
+        return number.equals(stated) or (None if re.search(r"\d!", answer) else False)
+    words = _words(gold)
+    if not words or re.fullmatch(
+        r"[a-zK-Z]|[b-df-hj-np-tv-z]{2,3}", plain(gold)
+    ):  # x and xy are formulas, C is a choice
+        return None
+    return words in _sayings(answer)
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\$|\\left|\\right|\\[,;:!]|(?<!\w)\s+|\s+(?!\w)|\.$", "", text)
+
+
+def _words(text: str) -> str:
+    """A text of words in small letters, without articles, punctuation and the parentheses around it; "" if it has
+    formulas in it."""
+    text = re.sub(r"\b([ap])\.m\.?(?=\W|$)", r"\1m", plain(text), flags=re.IGNORECASE).strip(" .!;")
+    text = re.sub(r"^\((.*)\)$", r"\1", text)
+    if not re.search(r"[^\W\d_]", text) or not re.fullmatch(r"[\w\s'.-]+|[\w\s'.-]*\d:\d\d[\w\s]*", text):
+        return ""
+    if re.search(r"\d[A-Za-z](?![A-Za-z])|[A-Za-z]\d|_|\d\s?-|\b[A-Za-z]\s?-\s?\w|^-|\d\s+(?:or|and)\s", text):
+        return ""
+    return " ".join(re.sub(r"\b(?:the|an?)\s+(?=\w)", "", text.lower()).split())
+
+
+def _sayings(answer: str) -> set[str]:
+    """What an answer may be saying, as `_words` gives it."""
+    text = plain(answer)
+    behind = re.split(r"(?i).*(?:\b(?:is|are|was|were|be|option|choice)\b|:(?!\d))\s*", text, maxsplit=1)[-1]
+    found = {text, behind}
+    for whole in (text, behind):
+        whole = whole.lstrip(" (")
+        found |= {re.split(r"[,;()]|[.:](?!\d)|\s[-–]\s|\b(?:because|since)\b", whole, maxsplit=1)[0]}
+    return {_words(one) for one in found} - {""}
+
+
+SYMBOLS = (
+    (r"√\s?\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"√\s?(\d+|\w)", r"\\sqrt{\1}"),
+    (r"\bsqrt\s?\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"π|(?<![\\A-Za-z])pi\b", r"\\pi "),
+    (r"∞|(?<![\\A-Za-z])(?:infinity|inf|oo)\b", r"\\infty "),
+    (r"∅|\\varnothing", r"\\emptyset "),
+    ("×|·", r"\\times "),
+    ("≤", r"\\le "),
+    ("≥", r"\\ge "),
+    ("≠", r"\\ne "),
+    ("±", r"\\pm "),
+    ("∪", r"\\cup "),
+    ("∩", r"\\cap "),
+    ("∈", r"\\in "),
+    (r"\*\*(?=\s*[-\d(\w])(?<=[\w)}]\*\*)", "^"),
+    (r"\*\*|`+|</?[A-Za-z|][\w|]{0,40}/?>", ""),
+)
+
+
+LENGTH = r"(?:[mck]?m|in|ft|yd|mi|units?)\s?(?:\^\{?[23]\}?)?"
+
+
+def formula(answer: str) -> str:
+    """The part of an answer that math-verify shall read, as LaTeX: the only formula of a sentence ("The area is
+    $3\\sqrt{2}$ cm."), else what follows "is" or a colon, without the words behind it."""
+    text = characters(answer).strip()
+    for pattern, by in SYMBOLS:
+        text = re.sub(pattern, by, text)
+    spans = re.findall(r"\$([^$]+)\$|\\\((.+?)\\\)", text)
+    if len(spans) == 1:
+        return (spans[0][0] or spans[0][1]).strip()
+    text = re.sub(r"^[^\\$]*(?:\b(?:is|are|equals)\b:?|[A-Za-z]{2,}\s?:)\s+(?=\S)", "", text)
+    text = re.sub(r"\\?[$]|\\[()]", "", text).strip()
+    text = re.sub(r"\s*(?:\\text\s?\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)\s*", ", ", text.rstrip(" .;"))
+    return re.sub(rf"(?<=[\w}})\]])(?:\s+(?:{LENGTH}|[A-Za-z]{{3,20}})){{1,4}}$", "", text)
