@@ -54,6 +54,23 @@ def task_mask(task: Task) -> TaskMask | None:
     return None if task.action_masks(*nothing) is None else TaskMask(task)
 
 
+def tokens_written_with(task: Task, characters: str) -> list[int]:
+    """The tokens that are written with these characters alone, and the task's end tokens.
+
+    Raises:
+        ValueError: if there are none beside the end tokens.
+    """
+    ends, known = {*task.ends, *task.turn_ends}, set(characters)
+    words = (task.decode([token]) for token in range(task.vocab_size))
+    found = [token for token, word in enumerate(words) if token in ends or (word and set(word) <= known)]
+    if not set(found) - ends:
+        raise ValueError(
+            f"token_subset is {characters!r}, and {type(task).__name__} has no token that is written with these "
+            f"characters alone; give the characters that responses may hold."
+        )
+    return found
+
+
 def mask_policy(policy: Policy, mask: TaskMask | None) -> None:
     """Let a policy draw and score what a task allows, and nothing else.
 

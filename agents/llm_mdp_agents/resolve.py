@@ -13,8 +13,10 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.entry import Entry, Given
 from llm_mdp.own import did_you_mean, is_own, load_module
-from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
+from llm_mdp.sampling.policies import NgramPolicy, Policy, PolicyModule, TabularPolicy
+from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp.verify.check import check_estimator, load_estimator
+from llm_mdp_agents.action_masks import tokens_written_with
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.check import check_task
@@ -55,6 +57,8 @@ class ModelConfig:
     """Compute activations again in the backward pass instead of keeping them."""
     temperature: float = 1.0
     """Divides the logits wherever the policy samples or scores, so that the two never differ."""
+    token_subset: str | None = None
+    """Characters: the policy draws only tokens that are written with these alone, and end tokens; None: every token."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads"):
@@ -189,8 +193,18 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
     """The policy before training. Tables and n-grams begin uniform.
 
     Raises:
-        ValueError: if the task has no such policy, or there is no such model.
+        ValueError: if the task has no such policy, or there is no such model; if `token_subset` leaves no token.
     """
+    if config.token_subset is None:
+        return _unlimited_policy(config, task, seed)
+    tokens = tokens_written_with(task, config.token_subset)
+    policy = _unlimited_policy(config, task, seed)
+    policy.token_subset = TokenSubset(tokens, policy.vocab_size)
+    return policy
+
+
+def _unlimited_policy(config: ModelConfig, task: Task, seed: int) -> PolicyModule:
+    """The policy that may draw every token."""
     mdp, kind = task.mdp, config.model
     if kind == "auto":
         if mdp is not None:
@@ -239,7 +253,7 @@ def device_of(name: str) -> str:
     return name
 
 
-def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Policy:
+def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> PolicyModule:
     from llm_mdp_agents.lm.loading import LoRAOptions, load_policy, small_transformer
 
     device = device_of(config.device)

@@ -214,19 +214,8 @@ class VLLMEngine:
         return self.sample(policy, prompt[row], samples, prefix=prefixes_of(tokens, row, step), **options)
 
     def sample(
-        self,
-        policy: Policy,
-        prompt,
-        n,
-        *,
-        eos,
-        horizon,
-        generator,
-        temperature=1.0,
-        prefix=None,
-        greedy=False,
-        stop=(),
-    ) -> Rollouts:
+        self, policy: Policy, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None, greedy=False, stop=()
+    ) -> Rollouts:  # fmt: skip
         """`Policy.sample`; the generator gives every row a seed, so that the same generator gives the same
         responses."""
         policy = _language_model(policy)
@@ -248,7 +237,7 @@ class VLLMEngine:
         lead, prompt, given = (each.repeat_interleave(n, dim=0) for each in (policy.lead(prompt), prompt, given))
         seed = torch.randint(2**31, (len(prompt),), generator=generator)
         ends = as_tensor(eos, stop).tolist()
-        tokens, logp = self._complete(policy, lead, given, seed, eos, ends, scale, greedy)
+        tokens, logp = self._complete(policy, prompt, lead, given, seed, eos, ends, scale, greedy)
         mask, drawn = tokens != PAD, (tokens != PAD) & (given == PAD)
         # Where vLLM takes the most probable token it forgets the temperature.
         if drawn.any() and (self.rescore or (greedy and scale != 1)):
@@ -259,6 +248,7 @@ class VLLMEngine:
     def _complete(
         self,
         policy: "LanguageModelPolicy",
+        prompt: Int[Tensor, "R L"],
         lead: Int[Tensor, "R L1"],
         given: Int[Tensor, "R T"],
         seed: Int[Tensor, " R"],
@@ -267,26 +257,24 @@ class VLLMEngine:
         temperature: float,
         greedy: bool,
     ) -> tuple[Int[Tensor, "R T"], Float[Tensor, "R T"]]:
-        """Draw after every beginning until all rows have ended; tokens, and vLLM's log-probabilities of those that are
-        new."""
+        """Draw after every beginning until all rows have ended, of the tokens that are allowed right after it; tokens,
+        and vLLM's log-probabilities of those that are new."""
         tokens, logp = given.clone(), torch.zeros(given.shape, dtype=torch.float64)
         length = (given != PAD).sum(-1)
         ended = (length >= given.shape[1]) | is_end(given, eos).any(-1)
         rows = (~ended).nonzero()[:, 0].tolist()
-        every_token = policy.vocab_size == policy.causal_lm.get_input_embeddings().weight.shape[0]
         common = {
             "temperature": 0.0 if greedy else temperature,
             "logprobs": 0,
             "stop_token_ids": ends,
             "ignore_eos": True,
             "detokenize": False,
-            "allowed_token_ids": None if every_token else list(range(policy.vocab_size)),
         }
-        requests, params = [], []
-        for row in rows:
+        requests, params, allowed = [], [], _allowed_ids(policy, prompt, given, rows)
+        for row, ids in zip(rows, allowed):
             text, room = torch.cat([lead[row], given[row]]), given.shape[1] - int(length[row])
             requests.append({"prompt_token_ids": text[text != PAD].tolist()})
-            params.append(self._params(max_tokens=room, seed=int(seed[row]), **common))
+            params.append(self._params(max_tokens=room, seed=int(seed[row]), allowed_token_ids=ids, **common))
             if (whole := len(requests[-1]["prompt_token_ids"]) + room) > self.max_length:
                 raise ValueError(
                     f"max_length is {self.max_length}, and a prompt with all of its response has {whole} tokens; raise "
@@ -306,11 +294,17 @@ class VLLMEngine:
     def _check(self, policy: "LanguageModelPolicy") -> None:
         """Do vLLM and the policy agree on a response of a few tokens?"""
         prompt, given = torch.zeros(1, 1, dtype=torch.int64), torch.full((1, min(8, self.max_length - 2)), PAD)
-        tokens, logp = self._complete(
-            policy, policy.lead(prompt), given, torch.zeros(1), None, [], policy.temperature, False
-        )
-        with torch.no_grad():
-            difference = float((policy.logp(prompt, tokens, tokens != PAD) - logp).abs().max())
+        lead = policy.lead(prompt)
+        # The prompt is no question, about which a task could be asked.
+        mask, policy.action_mask = policy.action_mask, None
+        try:
+            tokens, logp = self._complete(
+                policy, prompt, lead, given, torch.zeros(1), None, [], policy.temperature, False
+            )
+            with torch.no_grad():
+                difference = float((policy.logp(prompt, tokens, tokens != PAD) - logp).abs().max())
+        finally:
+            policy.action_mask = mask
         if not difference < AGREEMENT:
             kind = policy.causal_lm.config.model_type
             raise RuntimeError(
@@ -373,6 +367,17 @@ def _check_heads(config: Any) -> None:
         raise ValueError(
             f"the model's attention heads are {size} wide, and vLLM knows {', '.join(map(str, known))}: use engine hf."
         )
+
+
+def _allowed_ids(
+    policy: "LanguageModelPolicy", prompt: Int[Tensor, "R L"], given: Int[Tensor, "R T"], rows: list[int]
+) -> list[list[int] | None]:
+    """The tokens that may come after the beginnings of some rows; None: all that the model has."""
+    row = torch.tensor(rows, dtype=torch.int64)
+    if (allowed := policy.allowed(prompt, given, row, (given[row] != PAD).sum(-1))) is not None:
+        return [each.nonzero()[:, 0].tolist() for each in allowed]
+    every_token = policy.vocab_size == policy.causal_lm.get_input_embeddings().weight.shape[0]
+    return [None if every_token else list(range(policy.vocab_size))] * len(rows)
 
 
 def _weights_of(policy: "LanguageModelPolicy") -> tuple:

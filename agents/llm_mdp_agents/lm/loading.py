@@ -1,6 +1,7 @@
 """Policies from Hugging Face names, folders, GGUF files and configs; adapters; writing models back."""
 
 import json
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def load_policy(
     lora: LoRAOptions | None = None,
     gradient_checkpointing: bool = False,
     temperature: float = 1.0,
+    token_subset: Iterable[int] | None = None,
     seed: int = 0,
 ) -> LanguageModelPolicy:
     """A causal language model as a policy.
@@ -52,6 +55,8 @@ def load_policy(
         lora: train adapters only.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         temperature: see `LanguageModelPolicy`.
+        token_subset: the only tokens that it may draw, end tokens among them; all others have probability 0, in
+            sampling and in scoring. None: those that it was saved with, if any, else all.
         seed: of everything initialised at random; the global generator is left as it was.
 
     Raises:
@@ -77,7 +82,10 @@ def load_policy(
     own = getattr(causal_lm.config, OWN, {})
     rows = causal_lm.get_input_embeddings().weight.shape[0]
     vocab_size = own.get("vocab_size", rows) if tokenizer is None else len(tokenizer)
-    return LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature)
+    policy = LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature)
+    if (subset := own.get("token_subset") if token_subset is None else token_subset) is not None:
+        policy.token_subset = TokenSubset(subset, vocab_size)
+    return policy
 
 
 def small_transformer(
@@ -121,7 +129,10 @@ def save_model(policy: LanguageModelPolicy, folder: str | Path, *, merge: bool =
     Args: merge: add adapters to the weights that they adapt; False: write the adapters alone, as peft does.
     """
     model, causal_lm = policy.model, policy.causal_lm
-    setattr(causal_lm.config, OWN, {"begin": policy.begin, "vocab_size": policy.vocab_size})
+    own: dict[str, Any] = {"begin": policy.begin, "vocab_size": policy.vocab_size}
+    if isinstance(policy.token_subset, TokenSubset):
+        own["token_subset"] = list(policy.token_subset.tokens)
+    setattr(causal_lm.config, OWN, own)
     if model is not causal_lm and merge:
         # Merging changes the weights, and training may go on.
         model = deepcopy(model).merge_and_unload()

@@ -86,7 +86,7 @@ def warm_start(
     """-Σ log π(right token) / number of tokens, AdamW.
 
     Raises:
-        ValueError: if the task has no answers to learn from.
+        ValueError: if the task has no answers to learn from, or they hold tokens that the policy may not draw.
     """
     check_answers(task)
     assert isinstance(policy, nn.Module)
@@ -95,7 +95,13 @@ def warm_start(
     generator = np.random.default_rng([seed, 2])
     for _ in range(batches):
         prompt, tokens = demonstrations(task, generator, ROWS)
-        loss = -policy(prompt, tokens, tokens != PAD).sum() / (tokens != PAD).sum()
+        logp = policy(prompt, tokens, tokens != PAD)
+        if (forbidden := tokens[logp == -torch.inf]).numel():
+            raise ValueError(
+                f"an answer of {type(task).__name__} holds {task.decode([int(forbidden[0])])!r}, which the policy may "
+                f"not draw; allow it in token_subset, or leave the warm start out."
+            )
+        loss = -logp.sum() / (tokens != PAD).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
