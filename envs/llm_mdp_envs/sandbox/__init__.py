@@ -8,10 +8,8 @@ outside (`grade`). A program can say whatever it wants about itself: it does not
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
-from llm_mdp_envs.sandbox.auto import auto_sandbox
 from llm_mdp_envs.sandbox.grading import Case, Comparison, Grade, grade
 from llm_mdp_envs.sandbox.program import (
     NO_OUTPUT,
@@ -47,22 +45,32 @@ def make_sandbox(backend: Backend = "auto", *, workers: int = 2, limits: Limits 
     """A warm sandbox, probed: it has run a program and kept another one in.
 
     Args:
-        backend: "monty" (a subset of Python, everywhere), "bwrap" or "landlock" (all of Python, Linux), or "auto":
-            Monty, and what Monty cannot judge again on the first of the other two that this machine allows.
+        backend: "bwrap" or "landlock" (all of Python, Linux), "monty" (a subset of Python, everywhere), or "auto": the
+            first of these that works here. `Sandbox.full` tells whether it speaks all of Python.
         workers: programs run at once, 1 or more; one a core is a good number.
         limits: for each program.
 
     Raises:
         ValueError: an unknown backend or a bad number of workers.
-        SandboxUnavailable: the backend does not work here, and why. Nothing is ever run without one.
+        SandboxUnavailable: no such backend works here; why, and what to install. Nothing is ever run without one.
     """
     check_workers(workers)
     limits = limits or Limits()
     if backend == "auto":
-        return auto_sandbox(partial(_start, workers=workers), limits)
+        return _first_that_starts(workers, limits)
     if backend not in ("monty", "bwrap", "landlock"):
         raise ValueError(f"backend is {backend!r}; it must be one of auto, monty, bwrap, landlock.")
     return _start(backend, workers, limits)
+
+
+def _first_that_starts(workers: int, limits: Limits) -> Sandbox:
+    reasons = []
+    for backend in ("bwrap", "landlock", "monty"):
+        try:
+            return _start(backend, workers, limits)
+        except SandboxUnavailable as error:
+            reasons.append(str(error))
+    raise SandboxUnavailable("no backend keeps programs in on this machine, so none is run. " + "; ".join(reasons))
 
 
 def _start(backend: str, workers: int, limits: Limits) -> Sandbox:

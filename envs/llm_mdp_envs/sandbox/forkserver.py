@@ -16,14 +16,18 @@ from functools import cache
 from pathlib import Path
 
 from llm_mdp_envs.sandbox.filter import filter_instructions
+from llm_mdp_envs.sandbox.inside.lockdown import OUT_OF_MEMORY
 from llm_mdp_envs.sandbox.program import NO_OUTPUT, Limits, Outcome, Program, SandboxUnavailable, printable
 from llm_mdp_envs.sandbox.reports import outcome_of_lines
 
 INSIDE = Path(__file__).parent / "inside"
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8"}
 """All of it: nothing of the host's environment enters. The fixed hash seed makes runs repeatable."""
-START_SECONDS = 30.0
-KILL_SECONDS = 10.0
+START_SECONDS = 60.0
+KILL_SECONDS = 60.0
+"""A machine without free memory can take long to end a process."""
+FIRST_TO_GO = ("/bin/sh", "-c", '{ echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null; exec "$@"', "sh")
+"""Where memory is short the kernel ends what runs in here, the largest first, and not the process that trains."""
 _STATUS = struct.Struct("<qqd")
 _CHUNK = 1 << 16
 
@@ -59,13 +63,19 @@ class ForkServer:
         self._start()
 
     def run(self, program: Program, last_attempt: bool) -> Outcome:
+        """The outcome; where the run says nothing of the program, that of one more run."""
+        outcome, known = self._attempt(program)
+        return outcome if known else self._attempt(program)[0]
+
+    def _attempt(self, program: Program) -> tuple[Outcome, bool]:
+        """An outcome, and whether the program is what led to it."""
         if self._process is None:
             self._start()
         try:
             return self._converse(program)
         except BrokenPipeError:
             self.close()
-            return died(program)
+            return died(program), False
         except BaseException:
             self.close()
             raise
@@ -105,7 +115,7 @@ class ForkServer:
         try:
             self._child, self._number = None, 0
             self._process = subprocess.Popen(
-                self._launch.command(flags, json.dumps(config)),
+                [*FIRST_TO_GO, *self._launch.command(flags, json.dumps(config))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -137,7 +147,7 @@ class ForkServer:
         lines = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
         return printable(lines[-1]) if lines else f"it ended at once with status {process.wait()}"
 
-    def _converse(self, program: Program) -> Outcome:
+    def _converse(self, program: Program) -> tuple[Outcome, bool]:
         """Hand the program to the waiting child, collect its lines, and judge how it ended."""
         self._number += 1
         body = json.dumps(
@@ -159,30 +169,31 @@ class ForkServer:
                 received += self._read_result()
             if self._status in events:
                 break
-            reason = (
-                "output" if len(received) > self._limits.output_bytes else "wall" if time.monotonic() > deadline else ""
-            )
-            if reason == "wall" and killed_for:
+            late = time.monotonic() > deadline
+            if late and killed_for:
                 break
-            if reason and not killed_for:
-                killed_for, deadline = reason, time.monotonic() + KILL_SECONDS
+            if not killed_for and (late or len(received) > self._limits.output_bytes):
+                killed_for, deadline = "wall" if late else "output", time.monotonic() + KILL_SECONDS
                 os.write(self._control, self._number.to_bytes(8, "little"))
             if killed_for == "output":
                 received = received[: self._limits.output_bytes + 1]
         report = os.read(self._status, _STATUS.size) if self._status in events else b""
         while len(received) <= self._limits.output_bytes and (more := self._read_result()):
             received += more
-        if len(report) != _STATUS.size or pending or not received.startswith(b"started\n"):
-            self.close()
-            return died(program)
-        _, status, cpu_seconds = _STATUS.unpack(report)
-        if len(received) > self._limits.output_bytes:
-            self.close()
-            killed_for = "output"
+        begun = not pending and received.startswith(b"started\n")
+        if not begun or len(report) != _STATUS.size or len(received) > self._limits.output_bytes:
+            self.close()  # what is left in the pipes is not for the next program
+        if len(report) != _STATUS.size and not killed_for:
+            return died(program), False
+        killed_for = "output" if len(received) > self._limits.output_bytes else killed_for
+        _, status, cpu_seconds = _STATUS.unpack(report) if report else (0, int(signal.SIGKILL), 0.0)
+        if not begun and not killed_for and os.WIFEXITED(status):
+            too_large = os.waitstatus_to_exitcode(status) == OUT_OF_MEMORY
+            return (too_large_for_memory(program, cpu_seconds), True) if too_large else (died(program), False)
         lines = bytes(received).split(b"\n")[1:-1]
-        return judge(
-            status, cpu_seconds, killed_for, outcome_of_lines(lines, len(program.inputs), cpu_seconds), self._limits
-        )
+        reported = outcome_of_lines(lines, len(program.inputs), cpu_seconds)
+        outcome = judge(status, cpu_seconds, killed_for, reported, self._limits)
+        return outcome, bool(killed_for) or not (os.WIFSIGNALED(status) and outcome.verdict == "memory")
 
     def _read_result(self) -> bytes:
         try:
@@ -192,8 +203,13 @@ class ForkServer:
 
 
 def died(program: Program) -> Outcome:
-    """The outcome of a program whose worker was killed from elsewhere, by a person or for want of memory."""
-    return Outcome("error", (NO_OUTPUT,) * len(program.inputs), "the sandbox's worker died; it will be replaced")
+    """The outcome of a program whose worker was killed from elsewhere, by a person or for want of memory, twice."""
+    return Outcome("error", (NO_OUTPUT,) * len(program.inputs), "the sandbox's worker died twice; it will be replaced")
+
+
+def too_large_for_memory(program: Program, cpu_seconds: float) -> Outcome:
+    message = "the program and its inputs alone are more than its memory holds"
+    return Outcome("memory", (NO_OUTPUT,) * len(program.inputs), message, cpu_seconds)
 
 
 def judge(status: int, cpu_seconds: float, killed_for: str, reported: Outcome, limits: Limits) -> Outcome:
@@ -217,10 +233,10 @@ def judge(status: int, cpu_seconds: float, killed_for: str, reported: Outcome, l
         return replace(
             reported,
             verdict="timeout",
-            message=f"{limits.wall_seconds:g} seconds passed, {cpu_seconds:.2f} of them in work",
+            message=f"more than {limits.wall_seconds:g} seconds passed",
         )
     if ending == signal.SIGKILL:
-        return replace(reported, verdict="memory", message="the system ran out of memory and killed the program")
+        return replace(reported, verdict="memory", message="the system ran out of memory")
     if ending > 0:
         return replace(reported, verdict="error", message=f"crashed: {signal.Signals(ending).name}")
     return reported

@@ -1,23 +1,35 @@
 """Comparing outputs with what was expected. Runs outside: no program sees an expected output."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
+from llm_mdp_envs.sandbox.inside.codec import Comparisons
 from llm_mdp_envs.sandbox.program import NO_OUTPUT, Outcome
 
-Comparison = Literal["equal", "identical", "truth", "close", "tuple", "sorted", "set", "root"]
+Comparison = Literal["equal", "identical", "truth", "close", "isclose", "tuple", "sorted", "set", "root"]
 """How a case's output is compared with the expected one; `COMPARISONS` says what each means."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One hidden test: positional arguments, the expected output (plain data), and how to compare."""
+    """One hidden test.
+
+    Args:
+        arguments: positional, plain data.
+        expected: the expected output, plain data.
+        comparison: how the two are compared.
+        relative: for "isclose", as `math.isclose` takes it.
+        absolute: for "isclose" likewise; for "close" the output has to be nearer than this.
+    """
 
     arguments: tuple
     expected: Any
     comparison: Comparison = "equal"
+    relative: float = 1e-9
+    absolute: float = 1e-6
 
     def __post_init__(self) -> None:
         if not isinstance(self.arguments, tuple):
@@ -37,7 +49,8 @@ class Grade:
         passed: number of cases passed; 0 where the verdict is forbidden.
         total: number of cases, at least 1.
         message: the first thing that went wrong, without the expected output. May quote the program.
-        unsupported: the backend may be to blame (see `Outcome`).
+        unsupported: the backend may be to blame (see `Outcome`): it does not speak all of Python, and the program did
+            not finish, or gave an output that is wrong here and may be right in Python. Never where all cases pass.
     """
 
     verdict: Literal["passed", "failed", "error", "timeout", "memory", "forbidden"]
@@ -70,7 +83,9 @@ def grade(outcome: Outcome, cases: Sequence[Case]) -> Grade:
     if verdict == "finished":
         verdict = "passed" if all(right) else "failed"
         message = "" if all(right) else f"wrong output for input {right.index(False) + 1} of {len(cases)}"
-    return Grade(verdict, passed, len(cases), message, outcome.cpu_seconds, outcome.unsupported)
+    wrong_here = any(not ok and output is not NO_OUTPUT for ok, output in zip(right, outcome.outputs))
+    unsupported = outcome.unsupported or (wrong_here and not outcome.full)
+    return Grade(verdict, passed, len(cases), message, outcome.cpu_seconds, unsupported)
 
 
 def matches(output: Any, case: Case) -> bool:
@@ -78,35 +93,51 @@ def matches(output: Any, case: Case) -> bool:
     if output is NO_OUTPUT:
         return False
     try:
-        return bool(COMPARISONS[case.comparison](output, case.expected, case.arguments))
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        ZeroDivisionError,
-    ):  # an output of another type than the comparison is for
+        return bool(COMPARISONS[case.comparison](output, case.expected, case))
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):  # of another type than the comparison is for
         return False
 
 
-def _is_root(output: Any, expected: Any, arguments: tuple) -> bool:
+def _sorted_alike(output: Any, expected: Any) -> bool:
+    """sorted(output) == sorted(expected). Sorting large nested lists takes long; equal ones are of equal size."""
+    size = len(list(_parts(list(expected))))
+    return len(list(islice(_parts(list(output)), size + 1))) == size and sorted(output) == sorted(expected)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Every value in a value, itself included."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        if isinstance(part, dict):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            waiting += part
+
+
+def _is_root(output: Any, expected: Any, case: Case) -> bool:
     """|Σᵢ cᵢ xⁱ| < 1e-4 for the coefficients that the case gave (HumanEval/32 has many right answers)."""
-    (coefficients,) = arguments
+    (coefficients,) = case.arguments
     return (
         isinstance(output, int | float) and abs(sum(c * math.pow(output, i) for i, c in enumerate(coefficients))) < 1e-4
     )
 
 
-COMPARISONS: dict[str, Callable[[Any, Any, tuple], bool]] = {
+COMPARISONS: dict[str, Callable[[Any, Any, Case], bool]] = {
     "equal": lambda output, expected, _: output == expected,  # Python's ==: 1 == 1.0 == True
     "identical": lambda output, expected, _: (
         type(output) is type(expected) and output == expected
     ),  # assert f(x) is True
     "truth": lambda output, expected, _: bool(output) is bool(expected),  # assert f(x), assert not f(x)
-    "close": lambda output, expected, _: abs(output - expected) < 1e-6,
+    "close": lambda output, expected, case: abs(output - expected) < case.absolute,  # assert abs(f(x) - y) < e
+    "isclose": lambda output, expected, case: math.isclose(
+        output, expected, rel_tol=case.relative, abs_tol=case.absolute
+    ),
     "tuple": lambda output, expected, _: (
         tuple(output) == tuple(expected)
     ),  # the same items in the same order, in any container
-    "sorted": lambda output, expected, _: sorted(output) == sorted(expected),
-    "set": lambda output, expected, _: len(output) <= 4096 and set(output) == set(expected),
+    "sorted": lambda output, expected, _: _sorted_alike(output, expected),
+    "set": lambda output, expected, _: set(Comparisons().admit(output)) == set(expected),
     "root": _is_root,
 }

@@ -3,10 +3,12 @@ Windows."""
 
 import builtins
 import contextlib
+import importlib
 import inspect
 import re
 import sys
 import time
+from functools import cache
 
 from llm_mdp_envs.sandbox.inside import codec
 from llm_mdp_envs.sandbox.program import NO_OUTPUT, Limits, Outcome, PoolSandbox, Program, SandboxUnavailable, printable
@@ -21,6 +23,12 @@ pass"""
 """`pass`: a last expression would be converted to an object out here, whatever its size."""
 POLICY = {"sleep": "zero", "random_start": {"seed": 0}}
 CRASH_GRACE = 5.0
+CRASHED = "Monty crashed"
+MODULES = (
+    *("builtins", "array", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools"),
+    *("inspect", "io", "itertools", "json", "operator", "pathlib", "random", "re", "string", "types", "typing"),
+)
+"""Of the standard library, what programs use objects of."""
 
 
 def monty_sandbox(workers: int, limits: Limits) -> PoolSandbox:
@@ -40,7 +48,7 @@ def monty_sandbox(workers: int, limits: Limits) -> PoolSandbox:
         )
     except (pydantic_monty.MontyError, OSError, RuntimeError) as error:
         raise SandboxUnavailable(f"monty: {printable(str(error))}") from None
-    return PoolSandbox("monty", [MontyWorker(monty, pool, limits) for _ in range(workers)], limits)
+    return PoolSandbox("monty", [MontyWorker(monty, pool, limits) for _ in range(workers)], limits, full=False)
 
 
 class MontyWorker:
@@ -55,6 +63,10 @@ class MontyWorker:
     def run(self, program: Program, last_attempt: bool) -> Outcome:
         """Monty's own clock is a wall clock, so the first attempt may be cut short on a busy machine; the last one gets
         the loose limit."""
+        outcome = self._attempt(program, last_attempt)
+        return self._attempt(program, last_attempt) if outcome.message.startswith(CRASHED) else outcome
+
+    def _attempt(self, program: Program, last_attempt: bool) -> Outcome:
         import pydantic_monty
 
         duration = self._limits.wall_seconds if last_attempt else self._limits.cpu_seconds
@@ -70,68 +82,103 @@ class MontyWorker:
                 finally:
                     spent = clock() - start
         except pydantic_monty.MontyCrashedError as error:
-            crash = ("error", printable(f"Monty crashed: {error}"), True)
-            outcome = ("timeout", "it had to be killed", False) if error.timed_out else crash
+            crash = ("error", printable(f"{CRASHED}: {error}"), True)
+            outcome = ("timeout", "it had to be killed", True) if error.timed_out else crash
         except pydantic_monty.MontyError as error:
-            outcome = failure_in_monty(error)
+            outcome = failure_in_monty(error, program.source)
         verdict, message, unsupported = outcome
         outputs += [NO_OUTPUT] * (len(program.inputs) - len(outputs))
-        return Outcome(verdict, tuple(outputs), message, spent, unsupported)
+        return Outcome(verdict, tuple(outputs), message, spent, unsupported, full=False)
 
     def _feed(self, session, program: Program, outputs: list, spent) -> tuple:
-        """Run everything; appends to outputs. Verdict, message and unsupported of the first failure."""
+        """Run everything; appends to outputs. Verdict and message of the first failure, and whether any is
+        unsupported."""
         import pydantic_monty
 
-        room = self._limits.output_bytes
+        room, deadline = self._limits.output_bytes, time.monotonic() + self._limits.wall_seconds
         session.feed_run(program.source + "\npass", print_callback=pydantic_monty.CollectString(room))
         session.feed_run(ENCODER, print_callback=pydantic_monty.CollectString(room))
-        call, first = CALL.format(entry_point=program.entry_point), None
+        call, failures = CALL.format(entry_point=program.entry_point), []
         for arguments in program.inputs:
             printed = pydantic_monty.CollectString(room)
-            if spent() > self._limits.cpu_seconds:
-                return first or ("timeout", f"more than {self._limits.cpu_seconds:g} seconds of CPU time", False)
+            if out_of_time := self._out_of_time(spent(), deadline):
+                failures.append(out_of_time)
+                break
             try:
                 session.feed_run(call, inputs={"arguments_of_the_sandbox": arguments}, print_callback=printed)
                 text = printed.output.rstrip("\n").rpartition("\n")[2]
                 room -= len(text)
                 output, failure = read_line(text.encode("utf-8", "replace"))
-                failure = (*failure, False) if failure else None
+                failure = (*failure, True) if failure else None
             except pydantic_monty.MontyRuntimeError as error:
-                output, failure = NO_OUTPUT, failure_in_monty(error)
+                output, failure = NO_OUTPUT, failure_in_monty(error, program.source)
             outputs.append(output)
-            first = first or failure
+            failures += [failure] if failure else []
             if failure and failure[0] in ("timeout", "memory"):
                 break
-        return first or ("finished", "", False)
+        verdict, message, _ = next(iter(failures), ("finished", "", False))
+        return verdict, message, any(unsupported for *_, unsupported in failures)
+
+    def _out_of_time(self, cpu_seconds: float, deadline: float) -> tuple | None:
+        """All inputs share both limits."""
+        if cpu_seconds > self._limits.cpu_seconds:
+            return "timeout", f"more than {self._limits.cpu_seconds:g} seconds of CPU time", True
+        if time.monotonic() > deadline:
+            return "timeout", f"more than {self._limits.wall_seconds:g} seconds passed", True
+        return None
 
 
-def failure_in_monty(error) -> tuple:
+def failure_in_monty(error, source: str) -> tuple:
     """Verdict, message, and whether Monty rather than the program may be at fault."""
     exception = error.exception()
     if isinstance(exception, TimeoutError) and "time limit exceeded" in str(exception):
-        return "timeout", printable(str(exception)), False
+        return "timeout", printable(str(exception)), True
     verdict, message = failure_of_exception([base.__name__ for base in type(exception).__mro__], str(exception))
-    return verdict, message, is_unsupported(exception)
+    return verdict, message, verdict != "forbidden" and not fails_in_python(error, source)
 
 
-def is_unsupported(exception: BaseException) -> bool:
-    """Would CPython perhaps have gone on here? Errs towards yes: then the program is only run once more."""
+def fails_in_python(error, source: str) -> bool:
+    """Is it certain that plain Python fails here too? Monty lacks a part of the language and may compute another value
+    than Python, so this holds for few errors: the program is not Python's grammar, says itself that it is not
+    implemented, or asks for a name, a module or a method that Python does not have either."""
+    import pydantic_monty
+
+    if isinstance(error, pydantic_monty.MontySyntaxError):
+        return True
+    exception = error.exception()
     text = str(exception)
     names = re.findall(r"'([^']*)'", text)
     match exception:
-        case NotImplementedError() | RuntimeError():
-            return bool(re.search(r"not (yet )?(support|implemented)", text))
+        case NotImplementedError():
+            return raised_by_itself(error, "NotImplementedError")
         case ImportError():
-            return any(name.partition(".")[0] in sys.stdlib_module_names for name in names)
+            return bool(names) and all(name.partition(".")[0] not in sys.stdlib_module_names for name in names)
+        case UnboundLocalError():
+            return False
         case NameError():
-            return any(hasattr(builtins, name) for name in names)
-        case AttributeError() if text.startswith("module "):
-            return any(name in sys.stdlib_module_names for name in names)
-        case AttributeError():
-            return len(names) == 2 and hasattr(getattr(builtins, names[0], None), names[1])
-        case TypeError():
-            return "keyword argument" in text
+            return len(names) == 1 and not names[0].startswith("__") and not hasattr(builtins, names[0])
+        case AttributeError() if len(names) == 2:
+            owner, name = names
+            once = len(re.findall(rf"\b{re.escape(name)}\b", source)) == 1
+            return once and isinstance(getattr(builtins, owner, None), type) and name not in known_attributes()
     return False
+
+
+def raised_by_itself(error, name: str) -> bool:
+    """Did the program's own `raise NAME` lead to this error, rather than a want of Monty?"""
+    frames = error.traceback()
+    if not frames or not frames[-1].source_line:
+        return False
+    line, column = frames[-1].source_line, frames[-1].column - 1
+    return line[:column].rstrip().endswith("raise") and line[column:].startswith(name)
+
+
+@cache
+def known_attributes() -> frozenset[str]:
+    """Names that classes of the standard library give their instances. Monty may put a simpler object in their place
+    (a tuple for a named one), which then lacks the attribute."""
+    classes = [kind for module in MODULES for kind in vars(importlib.import_module(module)).values()]
+    return frozenset(name for kind in classes if isinstance(kind, type) for name in dir(kind))
 
 
 def cpu_clock(pid: int | None):

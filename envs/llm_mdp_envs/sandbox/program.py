@@ -16,7 +16,7 @@ Verdict = Literal["finished", "error", "timeout", "memory", "forbidden"]
 """How a run ended; whether its outputs are right is decided outside (`grading.grade`)."""
 
 
-class SandboxUnavailable(RuntimeError):
+class SandboxUnavailable(OSError):
     """No backend on this machine keeps a program in; the message says what each one lacks. Nothing was run."""
 
 
@@ -91,6 +91,8 @@ class Outcome:
         cpu_seconds: CPU time, measured outside the program.
         unsupported: the backend does not speak all of Python, and this may be why the program did not finish. Not the
             program's fault: scoring it as wrong trains a policy away from the feature.
+        full: the backend speaks all of Python. Where it does not, it may also compute another value than Python would,
+            so that an output proves nothing against a program.
     """
 
     verdict: Verdict
@@ -98,6 +100,7 @@ class Outcome:
     message: str = ""
     cpu_seconds: float = 0.0
     unsupported: bool = False
+    full: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,9 @@ class Sandbox(ABC):
     """
 
     name: str
-    """The backend or backends at work, such as "monty+bwrap"."""
+    """The backend at work: "bwrap", "landlock" or "monty"."""
+    full: bool = True
+    """It speaks all of Python. No outcome of such a sandbox is `unsupported`."""
 
     @abstractmethod
     def run(self, programs: Sequence[Program]) -> list[Outcome]:
@@ -169,8 +174,8 @@ class Worker(Protocol):
 class PoolSandbox(Sandbox):
     """A sandbox of equal workers, kept warm, each with a thread that feeds it."""
 
-    def __init__(self, name: str, workers: Sequence[Worker], limits: Limits) -> None:
-        self.name, self.limits = name, limits
+    def __init__(self, name: str, workers: Sequence[Worker], limits: Limits, full: bool = True) -> None:
+        self.name, self.limits, self.full = name, limits, full
         self._workers = workers
         self._free: SimpleQueue[Worker] = SimpleQueue()
         for worker in workers:

@@ -9,7 +9,9 @@ import os
 import resource
 import signal
 
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+OUT_OF_MEMORY = 12
+"""Exit status of a process that could not even hold the program and its inputs."""
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _PR_GET_NO_NEW_PRIVS = 39
 _SECCOMP_MODE_FILTER = 2
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
@@ -46,6 +48,13 @@ def drop_privileges() -> None:
     header, nothing = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     _call("capset", _libc.capset(ctypes.byref(header), nothing))
     _call("prctl(PR_SET_DUMPABLE)", _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def end_with(parent: int) -> None:
+    """This process, a child of `parent`, does not outlive it."""
+    _call("prctl(PR_SET_PDEATHSIG)", _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def landlock_version() -> int:

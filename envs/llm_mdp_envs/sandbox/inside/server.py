@@ -59,6 +59,8 @@ PRELOADED = (
 STATUS = struct.Struct("<qqd")
 """Number of the child, wait status, CPU seconds."""
 MESSAGE_CHARACTERS = 500
+FORK_SECONDS = 30.0
+_sleep = time.sleep
 
 
 def main(config: dict) -> None:
@@ -73,10 +75,22 @@ def main(config: dict) -> None:
     os.write(config["status"], STATUS.pack(number, 0, 0.0))
     while True:
         number += 1
-        pid = os.fork()
+        server, pid = os.getpid(), fork()
         if pid == 0:
-            child(config)
+            child(config, server)
         os.write(config["status"], STATUS.pack(number, *wait(pid, number, config["control"])))
+
+
+def fork() -> int:
+    """As `os.fork`, with patience for a machine that is short of memory at the moment."""
+    deadline = time.monotonic() + FORK_SECONDS
+    while True:
+        try:
+            return os.fork()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            _sleep(0.05)
 
 
 def wait(pid: int, number: int, control: int) -> tuple[int, float]:
@@ -98,10 +112,11 @@ def wait(pid: int, number: int, control: int) -> tuple[int, float]:
     return status, usage.ru_utime + usage.ru_stime
 
 
-def child(config: dict) -> None:
+def child(config: dict, server: int) -> None:
     """Lock the doors, read one request, run it. Never returns."""
     try:
         request, result = config["request"], config["result"]
+        lockdown.end_with(server)
         os.dup2(0, 2)
         random.seed(0)  # Python reseeds it after a fork
         for fd in range(3, 256):
@@ -111,7 +126,10 @@ def child(config: dict) -> None:
         lockdown.limit_resources(config["cpu_seconds"], config["memory_bytes"])
         lockdown.load_filter(bytes.fromhex(config["filter"]))
         lockdown.check_filter()
-        program = json.loads(read(request, int.from_bytes(read(request, 8), "little")))
+        try:
+            program = json.loads(read(request, int.from_bytes(read(request, 8), "little")))
+        except MemoryError:
+            os._exit(lockdown.OUT_OF_MEMORY)
         os.close(request)
         write_line(result, "started")
         run(program, result)
