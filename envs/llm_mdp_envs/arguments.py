@@ -7,8 +7,10 @@ from typing import Any
 
 MOST_SHOWN = 80
 """Characters of a wrong value that a message shows."""
-MOST_SEED = 2**63 - 1
-"""What every generator here takes, torch's included."""
+MOST_TOKENS = 2**24
+"""Of a prompt or a response: more than any model reads, and no more than what arrays can be made for."""
+MOST_SEED = 2**63
+"""Every generator here takes seeds below it, torch's included."""
 
 
 def shown(value: Any) -> str:
@@ -30,18 +32,22 @@ def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) 
         number = None if _is_flag(value) or not _is_scalar(value) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or number < least or (most is not None and number > most):
-        wanted = f"a whole number of at least {least}" if most is None else f"a whole number in {least} … {most}"
-        raise ValueError(f"{name} is {shown(value)}; it must be {wanted}.")
-    return number
+    if number is not None and least <= number and (most is None or number <= most):
+        return number
+    if most is not None and most < 1000:
+        wanted = f"a whole number, {least} … {most}"
+    elif most is not None and number is not None and number > most:
+        wanted = f"a whole number of at most {most:,}"
+    else:
+        wanted = f"a whole number of at least {least}"
+    raise ValueError(f"{name} is {shown(value)}; it must be {wanted}.")
 
 
 def check_seed(value: Any, name: str = "seed") -> int:
-    """The seed as an int; ValueError unless it is a whole number in 0 … 2^63 - 1."""
-    try:
-        return check_whole(name, value, 0, MOST_SEED)
-    except ValueError:
-        raise ValueError(f"{name} is {shown(value)}; it must be a whole number in 0 … 2^63 - 1.") from None
+    """The seed as an int; ValueError unless it is a whole number of at least 0, below 2^63."""
+    if (seed := check_whole(name, value)) >= MOST_SEED:
+        raise ValueError(f"{name} is {shown(value)}; it must be below 2^63.")
+    return seed
 
 
 def check_finite(
@@ -82,7 +88,8 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
     """The value; ValueError unless it is one of the choices (texts, or None)."""
     known = list(choices)
     if not (value is None or isinstance(value, str)) or value not in known:
-        raise ValueError(f"{name} is {shown(value)}; it must be {' or '.join(map(repr, known))}.")
+        choices = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}" if known[1:] else f"{known[0]!r}"
+        raise ValueError(f"{name} is {shown(value)}; choose {choices}.")
     return value
 
 

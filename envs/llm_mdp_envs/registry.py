@@ -16,7 +16,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from llm_mdp.own import UsageError, load
+from llm_mdp.own import UsageError, did_you_mean, load
+from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.task import PAD, Task
 from llm_mdp_envs.token_env import TokenEnv
 from llm_mdp_envs.vector_env import TokenVectorEnv
@@ -110,7 +111,9 @@ def task_class(path: str) -> type[Task]:
         ImportError: something that the task needs is not installed.
         UsageError: there is no such module or class; for those that have moved, where they are.
     """
-    module, _, name = path.partition(":")
+    module, _, name = path.partition(":") if isinstance(path, str) else ("", "", "")
+    if not module or not name:
+        raise UsageError(f"task is {shown(path)}; it must be module:class, as in the list of this registry.")
     moved = module.replace("llm_mdp_envs.", "llm_mdp_envs.tasks.", 1)
     if module.count(".") == 1 and importlib.util.find_spec(module) is None and importlib.util.find_spec(moved):
         raise UsageError(f"there is no module {module} any more; write {moved}:{name}, as tasks are in a folder now.")
@@ -129,8 +132,10 @@ def make_task(path: str, **kwargs: Any) -> Task:
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for argument in kwargs:
             if argument not in parameters:
+                takes = f"it takes {', '.join(parameters) or 'none'}"
+                meant = did_you_mean(argument, parameters, "")
                 raise TypeError(
-                    f"{factory.__name__} has no argument {argument!r}; it takes {', '.join(parameters) or 'none'}."
+                    f"{factory.__name__} has no argument {argument!r}; {takes}{'; ' if meant else '.'}{meant}"
                 )
     return factory(**kwargs)
 

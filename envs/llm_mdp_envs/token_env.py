@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
+from llm_mdp_envs.arguments import check_whole, shown
 from llm_mdp_envs.check import check_form
 from llm_mdp_envs.episode import (
     Episode,
@@ -50,19 +51,20 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
 
     Args:
         task: what is asked, and what answers are worth.
-        render_mode: "ansi" (`render` returns the text so far), "human" (prints it at every step) or None.
+        render_mode: "ansi" (`render` returns the text so far), "human" (prints it at every step) or None. Another one,
+            such as the "rgb_array" that Stable-Baselines3 asks every environment for, is None with a warning.
 
     Raises:
         TaskError: the task's numbers are wrong, whatever it asks (`check_form`).
-        ValueError: unknown render mode.
+        ValueError: the render mode is no text.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, task: Task, render_mode: str | None = None):
-        check_render_mode(render_mode, self.metadata)
+        self.render_mode = known_render_mode(render_mode, self.metadata)
         check_form(task)
-        self.task, self.render_mode = task, render_mode
+        self.task = task
         self.action_space = spaces.Discrete(task.vocab_size)
         self.observation_space = observation_space(task)
         self._question: Question | None = None
@@ -80,10 +82,10 @@ class TokenEnv(gymnasium.Env[np.ndarray, np.int64 | int]):
                 reply that is missing at its end is written now. Action masks do not apply to a prefix.
 
         Raises:
-            ValueError: unknown option; tokens outside the vocabulary; a prefix that has ended or that contradicts the
-            environment.
+            ValueError: the seed is no whole number of at least 0; unknown option; tokens outside the vocabulary; a
+            prefix that has ended or that contradicts the environment.
         """
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else check_whole("seed", seed))
         options = check_options(options, ("question", "prompt", "prefix"))
         question = _asked(self.task, options)
         question = self.task.question(self.np_random) if question is None else question
@@ -210,19 +212,23 @@ def check_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[
     if options is None:
         return {}
     if not isinstance(options, dict):
-        raise TypeError(f"options is {options!r}; it must be a dict with some of the keys {', '.join(known)}.")
+        raise TypeError(f"options is {shown(options)}; it must be a dict with some of the keys {', '.join(known)}.")
     for name in options:
         if name not in known:
             raise ValueError(f"options has the key {name!r}; reset knows {', '.join(known)}.")
     return options
 
 
-def check_render_mode(render_mode: str | None, metadata: dict[str, Any]) -> None:
-    """Raise ValueError for a mode that the metadata do not list."""
-    if render_mode is not None and render_mode not in metadata["render_modes"]:
-        raise ValueError(
-            f"render_mode is {render_mode!r}; choose {', '.join(map(repr, metadata['render_modes']))} or None."
-        )
+def known_render_mode(render_mode: str | None, metadata: dict[str, Any]) -> str | None:
+    """The render mode; None, with a warning, for one that the metadata do not list, as Gymnasium warns of these."""
+    known = metadata["render_modes"]
+    modes = f"{', '.join(map(repr, known))} or None"
+    if render_mode is not None and not isinstance(render_mode, str):
+        raise ValueError(f"render_mode is {shown(render_mode)}; choose {modes}.")
+    if render_mode is None or render_mode in known:
+        return render_mode
+    gymnasium.logger.warn(f"render_mode is {shown(render_mode)}; tokens have {modes}, so nothing will be rendered.")
+    return None
 
 
 def _asked(task: Task, options: dict[str, Any]) -> Question | None:

@@ -13,6 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from llm_mdp_envs.arguments import check_whole, shown
 from llm_mdp_envs.array_task import ArrayTask, secrets_of
 from llm_mdp_envs.check import check_form
 from llm_mdp_envs.episode import (
@@ -30,8 +31,10 @@ from llm_mdp_envs.episode import (
     whole_token,
 )
 from llm_mdp_envs.task import PAD, Question, Scores, Task
-from llm_mdp_envs.token_env import check_allowed, check_options, check_render_mode, observation_space
+from llm_mdp_envs.token_env import check_allowed, check_options, known_render_mode, observation_space
 
+MOST_CELLS = 2**30
+"""Tokens that all environments together may hold: 8 GiB."""
 GOES_ON = len(FINISH)
 FINISH_NAMES = np.array([*FINISH, None], dtype=object)
 """Names by index of `FINISH`; None for an episode that goes on."""
@@ -122,11 +125,11 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     Args:
         task: what is asked, and what answers are worth.
         num_envs: N ≥ 1.
-        render_mode: "ansi" or None.
+        render_mode: "ansi" or None; another one is None with a warning, as in `TokenEnv`.
 
     Raises:
         TaskError: the task's numbers are wrong, whatever it asks (`check_form`).
-        ValueError: num_envs below 1 or an unknown render mode.
+        ValueError: num_envs is below 1, or larger than arrays can be made for; the render mode is no text.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -136,11 +139,15 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     }
 
     def __init__(self, task: Task, num_envs: int = 1, render_mode: str | None = None):
-        if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1.")
-        check_render_mode(render_mode, self.metadata)
+        num_envs = check_whole("num_envs", num_envs, 1)
+        self.render_mode = known_render_mode(render_mode, self.metadata)
         check_form(task)
-        self.task, self.num_envs, self.render_mode = task, num_envs, render_mode
+        if num_envs * (task.prompt_length + task.horizon) > MOST_CELLS:
+            raise ValueError(
+                f"num_envs is {shown(num_envs)}, and each takes {task.prompt_length + task.horizon} tokens; all "
+                f"together must take at most {MOST_CELLS:,}."
+            )
+        self.task, self.num_envs = task, num_envs
         self.single_action_space = spaces.Discrete(task.vocab_size)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.single_observation_space = observation_space(task)
@@ -170,9 +177,13 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             ValueError: unknown option, another number than N, or a prefix that has ended or contradicts the
             environment.
         """
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else check_whole("seed", seed))
         options = check_options(options, ("questions", "prefixes"))
         for name in options:
+            if not isinstance(options[name], Sequence | np.ndarray) or isinstance(options[name], str | bytes):
+                raise TypeError(
+                    f"options[{name!r}] is {shown(options[name])}; it must be a sequence, one entry an environment."
+                )
             if len(options[name]) != self.num_envs:
                 raise ValueError(
                     f"options[{name!r}] has {len(options[name])} entries; there are {self.num_envs} environments."
@@ -320,7 +331,11 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _checked(self, actions: Any) -> np.ndarray:
         """The actions as (N,) int64."""
-        array, n, vocab_size = np.asarray(actions), self.num_envs, self.task.vocab_size
+        n, vocab_size = self.num_envs, self.task.vocab_size
+        try:
+            array = np.asarray(actions)
+        except ValueError:  # rows of different lengths
+            raise ValueError(f"actions are {shown(actions)}; {n} environments take ({n},).") from None
         if array.shape != (n,):
             raise ValueError(f"actions have shape {array.shape}; {n} environments take ({n},).")
         if array.dtype.kind not in "iu":

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.token_env import TokenEnv
 
 
@@ -27,10 +28,10 @@ class OneHot(gymnasium.ObservationWrapper[np.ndarray, int, np.ndarray], RecordCo
     """
 
     def __init__(self, env: gymnasium.Env):
-        tokens = env.unwrapped
+        tokens = env.unwrapped if isinstance(env, gymnasium.Env) else env
         if not isinstance(tokens, TokenEnv):
             raise TypeError(
-                f"OneHot wraps token environments, such as gym.make('llm_mdp/Tabular-v0'); this is {tokens!r}."
+                f"OneHot wraps token environments, such as gym.make('llm_mdp/Tabular-v0'); this is {shown(tokens)}."
             )
         RecordConstructorArgs.__init__(self)
         super().__init__(env)

@@ -332,10 +332,13 @@ def test_bad_arguments_get_one_sentence(id):
     if env.task.eos is not None and env.task.eos != env.task.end_of_turn:
         with pytest.raises(ValueError, match="is a complete response"):
             env.reset(options={"prefix": [env.task.eos]})
-    with pytest.raises(TypeError, match="no_such_argument"):
-        gym.make(id, no_such_argument=1)
-    with pytest.raises(ValueError, match="render_mode is 'rgb_array'; choose"):
-        gym.make(id, render_mode="rgb_array")
+    name = type(env.task).__name__
+    for making in (gym.make, gym.make_vec):
+        with pytest.raises(TypeError, match=f"{name} has no argument 'no_such_argument'; it takes .*") as caught:
+            making(id, no_such_argument=1)
+        assert "\n" not in str(caught.value)
+    with pytest.warns(UserWarning, match="render_mode is 'rgb_array'; tokens have 'ansi', 'human' or None"):
+        assert gym.make(id, render_mode="rgb_array").render_mode is None
 
 
 # --- no leaks ---
@@ -403,3 +406,33 @@ def test_make_task_names_what_is_wrong():
 
 def test_finishes_are_named():
     assert FINISH == ("eos", "horizon", "environment")
+
+
+@pytest.mark.parametrize(
+    ("id", "argument", "words"),
+    [
+        ("Tabular", "vocabsize", "did you mean vocab_size?"),
+        ("Ngram", "orders", "did you mean order?"),
+        ("Arithmetic", "vocab_size", "Arithmetic has no argument 'vocab_size'; it takes operators, digits"),
+        ("GuessNumber", "digits", "GuessNumber has no argument 'digits'; it takes"),
+    ],
+)
+def test_unknown_and_foreign_arguments(id, argument, words):
+    with pytest.raises(TypeError, match=re.escape(words)):
+        gym.make(f"llm_mdp/{id}-v0", **{argument: 3})
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (5, "task is 5; it must be module:class"),
+        (None, "task is None; it must be module:class"),
+        ("Tabular", "task is 'Tabular'; it must be module:class"),
+        ("nowhere:Tabular", "module 'nowhere' cannot be imported"),
+        ("llm_mdp_envs.tasks.synthetic:Nothing", "llm_mdp_envs.tasks.synthetic has no 'Nothing'; it defines"),
+    ],
+)
+def test_the_place_of_a_task_is_no_argument_to_play_with(task, words):
+    """`gym.make` hands on whatever it is given, the entry's own `task` too."""
+    with pytest.raises(ValueError, match=words):
+        gym.make("llm_mdp/Tabular-v0", task=task)

@@ -316,8 +316,12 @@ def test_bad_prompt_of_a_known_task():
 
 
 def test_bad_render_mode_and_state():
-    with pytest.raises(ValueError, match=r"render_mode is 'rgb_array'; choose 'ansi', 'human' or None"):
-        TokenEnv(Rising(), "rgb_array")
+    with pytest.warns(UserWarning, match=r"render_mode is 'rgb_array'; tokens have 'ansi', 'human' or None"):
+        env = TokenEnv(Rising(), "rgb_array")
+    assert env.render_mode is None
+    for junk in (3, ["ansi"], float("nan"), np.array(["ansi", "human"])):
+        with pytest.raises(ValueError, match=r"render_mode is .*; choose 'ansi', 'human' or None"):
+            TokenEnv(Rising(), junk)
     with pytest.raises(TypeError, match="restore_state got dict; give it what clone_state returned"):
         TokenEnv(Rising()).restore_state({})
 

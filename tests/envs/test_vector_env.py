@@ -223,8 +223,10 @@ def test_render():
     env.reset(options={"questions": [Question((2,)), Question((1,))]})
     env.step(np.array([3, 2]))
     assert env.render() == ("2 ▸ 3", "1 ▸ 2")
-    with pytest.raises(ValueError, match="render_mode is 'human'; choose 'ansi' or None"):
-        TokenVectorEnv(Rising(), 2, "human")
+    with pytest.warns(UserWarning, match="render_mode is 'human'; tokens have 'ansi' or None"):
+        assert TokenVectorEnv(Rising(), 2, "human").render_mode is None
+    with pytest.raises(ValueError, match="render_mode is 1; choose 'ansi' or None"):
+        TokenVectorEnv(Rising(), 2, 1)
     with pytest.warns(UserWarning, match="render needs a render mode"):
         assert TokenVectorEnv(Rising(), 2).render() is None
 

@@ -71,3 +71,16 @@ def test_training_gets_somewhere(algorithm, id, arguments, share):
     task = gym.make(id, **arguments).unwrapped.task
     best = optimum(task) if task.mdp is not None else 1.0
     assert np.mean(recent) > share * best
+
+
+@pytest.mark.slow
+def test_stable_baselines_makes_and_learns_by_id():
+    """It asks every environment for render_mode="rgb_array" first."""
+    sb3 = pytest.importorskip("stable_baselines3", reason='needs stable-baselines3: pip install "llm-mdp[sb3]"')
+    from stable_baselines3.common.env_util import make_vec_env
+
+    with pytest.warns(UserWarning, match="render_mode is 'rgb_array'"):
+        env = make_vec_env("llm_mdp/Tabular-v0", n_envs=2, seed=0, wrapper_class=OneHot)
+    assert env.render_mode is None
+    sb3.PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, seed=0).learn(32)
+    assert len(env.reset()) == 2

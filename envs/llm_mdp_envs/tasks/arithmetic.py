@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from llm_mdp_envs.arguments import MOST_TOKENS, check_choice, check_flag, check_whole, shown
 from llm_mdp_envs.array_task import ArrayTask
 from llm_mdp_envs.task import PAD, Question, Scores
 
@@ -57,13 +58,10 @@ class Arithmetic(ArrayTask):
             or set(operators) - set(OPERATORS)
             or len(set(operators)) < len(operators)
         ):
-            raise ValueError(f"operators is {operators!r}; give some of {OPERATORS!r}, each once.")
-        if not _whole(digits) or not 1 <= digits <= 9:
-            raise ValueError(f"digits is {digits!r}; it must be a whole number, 1 … 9.")
-        if not _whole(scratchpad) or scratchpad < 0:
-            raise ValueError(f"scratchpad is {scratchpad!r}; it must be a whole number of at least 0.")
-        if reward not in ("sum", "outcome", "token"):
-            raise ValueError(f"reward is {reward!r}; choose 'sum', 'outcome' or 'token'.")
+            raise ValueError(f"operators is {shown(operators)}; give some of {OPERATORS!r}, each once.")
+        digits, scratchpad = check_whole("digits", digits, 1, 9), check_whole("scratchpad", scratchpad, 0, MOST_TOKENS)
+        check_choice("reward", reward, ("sum", "outcome", "token"))
+        check_flag("restricted", restricted)
         if restricted and scratchpad:
             raise ValueError(
                 "restricted forbids characters that a scratchpad may need; give scratchpad=0 or restricted=False."
@@ -170,7 +168,3 @@ def numerals(values: np.ndarray, width: int) -> np.ndarray:
     digits = values[:, None] // 10 ** np.arange(width - 1, -1, -1) % 10
     leading = (np.cumsum(digits, axis=1) == 0) & (np.arange(width) < width - 1)
     return np.where(leading, PAD, digits)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from llm_mdp.mdp.hidden_rewards import PositionReward, SparseReward
-from llm_mdp.mdp.token_mdp import TokenMDP, check_shape
-from llm_mdp_envs.tasks.synthetic import TokenMDPTask, check_seed
+from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp_envs.arguments import check_finite, check_seed
+from llm_mdp_envs.tasks.synthetic import LARGEST_TABLE, TokenMDPTask, check_sizes
 
 
 class Needle(TokenMDPTask):
@@ -31,7 +32,7 @@ class Needle(TokenMDPTask):
     )
 
     def __init__(self, vocab_size: int = 8, horizon: int = 4, seed: int = 0):
-        check_shape(vocab_size, None, horizon, 1.0)
+        vocab_size, horizon = _check_table(vocab_size, horizon)
         weights = _nothing(horizon, vocab_size)
         weights[-1, _drawn_tokens(vocab_size, 1, seed)[0]] = 1.0
         super().__init__(TokenMDP(vocab_size, None, horizon, PositionReward(weights)))
@@ -54,7 +55,7 @@ class Credit(TokenMDPTask):
     )
 
     def __init__(self, vocab_size: int = 2, horizon: int = 8, seed: int = 0):
-        check_shape(vocab_size, None, horizon, 1.0)
+        vocab_size, horizon = _check_table(vocab_size, horizon)
         weights = _nothing(horizon, vocab_size)
         weights[0] = -1.0
         weights[0, _permutation(vocab_size, seed)[: vocab_size // 2]] = 1.0
@@ -79,13 +80,12 @@ class Forked(TokenMDPTask):
     )
 
     def __init__(self, vocab_size: int = 4, horizon: int = 4, height: float = 10.0, seed: int = 0):
-        check_shape(vocab_size, None, horizon, 1.0)
+        vocab_size, horizon = _check_table(vocab_size, horizon)
         if horizon < 2:
             raise ValueError(f"horizon is {horizon}; a fork needs a step before it and one after, at least 2.")
-        if isinstance(height, bool) or not isinstance(height, int | float) or not 0 <= height < float("inf"):
-            raise ValueError(f"height is {height!r}; it must be a number of at least 0.")
+        height = check_finite("height", height, 0)
         weights = _nothing(horizon, vocab_size)
-        weights[0, _permutation(vocab_size, seed)[: vocab_size // 2]] = float(height)
+        weights[0, _permutation(vocab_size, seed)[: vocab_size // 2]] = height
         weights[torch.arange(1, horizon), _drawn_tokens(vocab_size, horizon - 1, seed)] = 1.0
         super().__init__(TokenMDP(vocab_size, None, horizon, PositionReward(weights)))
 
@@ -105,7 +105,7 @@ class LengthBias(TokenMDPTask):
     separates: ClassVar[str] = "sums over tokens from means over a response: the latter make wrong answers long"
 
     def __init__(self, vocab_size: int = 3, horizon: int = 8, seed: int = 0):
-        check_shape(vocab_size, 0, horizon, 1.0)
+        vocab_size, horizon = _check_table(vocab_size, horizon)
         if vocab_size < 3 or horizon < 2:
             raise ValueError(
                 f"vocab_size is {vocab_size} and horizon {horizon}; an end token, a right and a wrong answer, and room "
@@ -134,9 +134,20 @@ class RareSuccess(TokenMDPTask):
     )
 
     def __init__(self, vocab_size: int = 4, horizon: int = 5, seed: int = 0):
-        check_shape(vocab_size, None, horizon, 1.0)
+        vocab_size, horizon = _check_table(vocab_size, horizon)
         password = tuple(_drawn_tokens(vocab_size, horizon, seed).tolist())
         super().__init__(TokenMDP(vocab_size, None, horizon, SparseReward({password: 1.0})))
+
+
+def _check_table(vocab_size: int, horizon: int) -> tuple[int, int]:
+    """Both as ints; ValueError unless a reward for every step and token can be held."""
+    vocab_size, _, horizon = check_sizes(vocab_size, None, horizon)
+    if vocab_size * horizon > LARGEST_TABLE:
+        raise ValueError(
+            f"vocab_size is {vocab_size} and horizon {horizon}; their product, the rewards to hold, must be at most "
+            f"{LARGEST_TABLE:,}."
+        )
+    return vocab_size, horizon
 
 
 def _nothing(horizon: int, vocab_size: int) -> Tensor:

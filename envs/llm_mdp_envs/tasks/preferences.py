@@ -12,6 +12,7 @@ from llm_mdp.estimators.objectives import preference_probability
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.policies import Policy
+from llm_mdp_envs.arguments import check_whole
 from llm_mdp_envs.task import Question, Task
 
 
@@ -88,7 +89,7 @@ def preferences_of_policy(
         temperature: of the preferences.
         sampling_temperature: of the policy.
     """
-    if n < 1:
+    if check_whole("n", n) < 1:
         raise ValueError(f"n is {n!r}; draw at least 1 pair.")
     which = torch.multinomial(mdp.prompt_probability, n, replacement=True, generator=generator)
     prompt = mdp.prompt_tokens[which]

@@ -16,11 +16,14 @@ from llm_mdp.mdp.hidden_rewards import NgramReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_shape
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.policies import TabularPolicy, TabularValue
+from llm_mdp_envs.arguments import MOST_TOKENS, check_seed, check_whole, shown
 from llm_mdp_envs.array_task import ArrayTask
 from llm_mdp_envs.task import Question, Scores
 
 LARGEST_TABLE = 10_000_000
 """Most numbers that a table of rewards may take to make."""
+MOST_ORDER = 16
+"""Even two tokens make too large a table beyond it; checked before the table's size is computed."""
 
 
 class TokenMDPTask(ArrayTask):
@@ -33,6 +36,8 @@ class TokenMDPTask(ArrayTask):
     separates: ClassVar[str] = "whatever the token MDP at hand was made for"
 
     def __init__(self, mdp: TokenMDP):
+        if not isinstance(mdp, TokenMDP):
+            raise ValueError(f"mdp is {shown(mdp)}; it must be a TokenMDP.")
         if mdp.environment is not None:
             raise ValueError(
                 f"an environment draws the tokens after {list(mdp.environment.at)} others, and this task has no turns; "
@@ -152,7 +157,8 @@ class Tabular(TokenMDPTask):
         n_prompts: int = 1,
         seed: int = 0,
     ):
-        check_seed(seed)
+        vocab_size, eos, horizon = check_sizes(vocab_size, eos, horizon, gamma)
+        n_prompts, seed = check_whole("n_prompts", n_prompts, 1, LARGEST_TABLE), check_seed(seed)
         super().__init__(random_instance(vocab_size, horizon, eos=eos, gamma=gamma, n_prompts=n_prompts, seed=seed).mdp)
 
 
@@ -180,13 +186,12 @@ class Ngram(TokenMDPTask):
         order: int = 1,
         seed: int = 0,
     ):
-        check_shape(vocab_size, eos, horizon, gamma)
-        check_seed(seed)
-        if not isinstance(order, int) or isinstance(order, bool) or order < 0:
-            raise ValueError(f"order is {order!r}; it must be a whole number of at least 0.")
-        if (vocab_size + 1) ** order * vocab_size > LARGEST_TABLE:
+        vocab_size, eos, horizon = check_sizes(vocab_size, eos, horizon, gamma)
+        order, seed = check_whole("order", order), check_seed(seed)
+        if order > MOST_ORDER or (vocab_size + 1) ** order * vocab_size > LARGEST_TABLE:
             raise ValueError(
-                f"order is {order}, which over {vocab_size} tokens makes too large a table of rewards; use a lower one."
+                f"order is {shown(order)}, which over {vocab_size} tokens makes too large a table of rewards; use a "
+                f"lower one."
             )
         reward = NgramReward.random(vocab_size, order, torch.Generator().manual_seed(seed))
         super().__init__(TokenMDP(vocab_size, eos, horizon, reward, gamma, (Prompt(),)))
@@ -199,6 +204,8 @@ def instance(task: TokenMDPTask, seed: int = 0) -> Instance:
     Raises:
         InstanceError: if the tree has too many nodes to list; make the task with a smaller vocabulary or horizon.
     """
+    if not isinstance(task, TokenMDPTask):
+        raise ValueError(f"the task is {shown(task)}; it must be a token MDP's, such as Tabular().")
     mdp, generator = task.mdp, torch.Generator().manual_seed(check_seed(seed))
     check_size(mdp.tree, len(mdp.prompts))
     policy = TabularPolicy.random(mdp.tree, mdp.prompt_tokens, generator)
@@ -223,8 +230,12 @@ def optimum(task: TokenMDPTask) -> float:
     return float(rewards.max(1) @ task._probability)
 
 
-def check_seed(seed: int) -> int:
-    """The seed; ValueError unless it is a whole number of at least 0."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0.")
-    return seed
+def check_sizes(vocab_size: int, eos: int | None, horizon: int, gamma: float = 1.0) -> tuple[int, int | None, int]:
+    """Vocabulary, end token and horizon as ints; ValueError unless `check_shape` takes them and arrays of this many
+    tokens can be made."""
+    vocab_size = check_whole("vocab_size", vocab_size, 2, LARGEST_TABLE)
+    horizon = check_whole("horizon", horizon, 1, MOST_TOKENS)
+    if eos is not None:
+        eos = check_whole("eos", eos)
+    check_shape(vocab_size, eos, horizon, gamma)
+    return vocab_size, eos, horizon

@@ -254,7 +254,7 @@ BAD = [
     (Needle, {"vocab_size": 1}, "vocab_size is 1; "),
     (Credit, {"seed": "x"}, "seed is 'x'; "),
     (Forked, {"horizon": 1}, "horizon is 1; a fork needs a step before it and one after"),
-    (Forked, {"height": -1}, "height is -1; it must be a number of at least 0"),
+    (Forked, {"height": -1}, "height is -1; it must be a finite number of at least 0"),
     (Forked, {"height": float("nan")}, "height is nan; "),
     (LengthBias, {"vocab_size": 2}, "vocab_size is 2 and horizon 8; "),
     (RareSuccess, {"horizon": 0}, "horizon is 0; "),
