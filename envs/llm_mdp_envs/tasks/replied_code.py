@@ -221,7 +221,7 @@ def _units(text: str, passage: int, entry_point: str) -> Iterator[Unit]:
         prompted = re.findall(r"^[ \t]*(?:>>>|\.\.\.)(?: (.*)|)$", text, re.MULTILINE)
         text = "\n".join(map(str, prompted))
     if is_python(text):
-        yield from _statements(text, passage, solid=True)
+        yield from statements(text, passage)
         return
     lines = text.split("\n")
     number = chunks = 0
@@ -236,7 +236,7 @@ def _units(text: str, passage: int, entry_point: str) -> Iterator[Unit]:
         sources = (("\n".join(moved[number:end]) + "\n", end) for end in ends)
         source, end = next(((source, end) for source, end in sources if is_python(source)), ("", ends[0]))
         if source:
-            yield from _statements(source, passage, solid=False)
+            yield from statements(source, passage, solid=False)
         elif end > number + 1 and re.match(
             rf"[ \t]*(?:async[ \t]+)?def {entry_point}\((?:.*:|[^)]*)\s*$", lines[number]
         ):
@@ -245,7 +245,8 @@ def _units(text: str, passage: int, entry_point: str) -> Iterator[Unit]:
         number = end
 
 
-def _statements(text: str, passage: int, solid: bool) -> Iterator[Unit]:
+def statements(text: str, passage: int = 0, solid: bool = True) -> Iterator[Unit]:
+    """The statements of a program, in order."""
     lines = text.split("\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
