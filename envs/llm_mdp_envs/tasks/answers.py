@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from llm_mdp_envs.arguments import shown
-from llm_mdp_envs.tasks.numbers import Number, characters, last_match, plain
+from llm_mdp_envs.tasks.numbers import Number, characters, plain
 from llm_mdp_envs.tasks.stated import MATHEMATICS, MOST_TEXT, stated_number
 
 REMEDY = 'end it with "#### " and the answer, put the answer in \\boxed{}, or remove this problem'
@@ -19,8 +19,11 @@ REMEDY = 'end it with "#### " and the answer, put the answer in \\boxed{}, or re
 THOUGHT = r"(?:think|thinking|thought|thoughts|reasoning|scratchpad)"
 HEADING = re.compile(r"(?i)\W*(?:step|part)\s+\d+\b")
 LABEL = re.compile(
-    r"(?i)\W*(?:(?:the|my|your)\s+)?(?:final\s+)?(?:answer|solution|result|total|conclusion)(?:\s+is)?\W*"
+    r"(?i)\W*(?:(?:the|my|your)\s+)?(?:final\s+)?(?:answer|solution|result|total|conclusion|explanation|reasoning)"
+    r"(?:\s+is)?\W*|[^\d\\]*:[\s*_]*"
 )
+ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
+"""The beginning of a list's item; its number is no answer."""
 ANSWER_IS = re.compile(r"(?i)\banswer\b[^.\n:=]{0,80}?(?:\bis\b|:|=)[\s*_:]*(?P<answer>[^\s*_:][^\n]*)")
 
 
@@ -31,8 +34,8 @@ def without_thoughts(reply: str) -> str:
 
 
 def hash_line(text: str) -> str | None:
-    """What follows the last "####" (or more) on its line, or on the next line if the first says nothing or "Answer:";
-    a heading such as "#### Step 3" is no answer. None if there is none."""
+    """What follows the last "####" (or more) on its line, or on the next line if the first says nothing or "Answer:".
+    Headings such as "#### Step 3" and items of a list are no answers. None if there is none."""
     marks = list(re.finditer(r"#{4,}", text))
     end = len(text)
     for number in range(len(marks) - 1, -1, -1):
@@ -41,7 +44,9 @@ def hash_line(text: str) -> str | None:
         closes = number > 0 and "\n" not in text[marks[number - 1].end() : end]
         if LABEL.fullmatch(line) or not re.search(r"[^\s*_`:>]", line):
             line = "" if closes else rest.lstrip().partition("\n")[0]
-        if line.strip() and not HEADING.match(line):
+            line = "" if ITEM.match(line) else line
+        numbered = len(marks[number][0]) > 4 and ITEM.match(line)
+        if line.strip() and not HEADING.match(line) and not numbered:
             return line.strip()
     return None
 
@@ -87,10 +92,14 @@ def find_answer(reply: str, convention: str) -> tuple[str, bool]:
         found = find(reply)
         if found:
             return found, False
-    behind = last_match(ANSWER_IS, reply)
-    if behind is not None:
-        return behind["answer"].strip(), False
+    behind = [found["answer"].strip() for found in ANSWER_IS.finditer(reply)]
+    if behind:
+        return next((one for one in reversed(behind) if re.search(r"\d", one)), behind[-1]), False
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    items = [bool(ITEM.match(line)) for line in lines]
+    if len(lines) > 1 and items[-2] and re.fullmatch(r"\d+\.", lines[-1]):  # where the reply broke off
+        lines.pop()
+    lines = [ITEM.sub("", line, count=1) for line in lines]
     line = next((line for line in reversed(lines) if re.search(r"\d", line)), lines[-1] if lines else "")
     sentences = re.split(r"(?<=[^\W_][.!?])\s+(?=[A-Z*$\\])", line[-MOST_TEXT:])
     return next((one for one in reversed(sentences) if re.search(r"\d", one)), sentences[-1]), False
@@ -179,7 +188,8 @@ def same_answer(gold: str, answer: str) -> bool | None:
     if number is not None:
         stated = stated_number(answer)
         if stated is None:
-            return None if MATHEMATICS.search(plain(answer)) else False
+            wording = plain(answer)
+            return None if MATHEMATICS.search(wording) and wording[0] not in "<>≤≥≠" else False
         return number.equals(stated) or (None if re.search(r"\d!", answer) else False)
     words = _words(gold)
     if not words or re.fullmatch(
@@ -202,14 +212,14 @@ def _words(text: str) -> str:
         return ""
     if re.search(r"\d[A-Za-z](?![A-Za-z])|[A-Za-z]\d|_|\d\s?-|\b[A-Za-z]\s?-\s?\w|^-|\d\s+(?:or|and)\s", text):
         return ""
-    return " ".join(re.sub(r"\b(?:the|an?)\s+(?=\w)", "", text.lower()).split())
+    return " ".join(re.sub(r"\b(?:the|and|an?)\s+(?=\w)", "", text.lower()).split())
 
 
 def _sayings(answer: str) -> set[str]:
     """What an answer may be saying, as `_words` gives it."""
-    text = plain(answer)
-    behind = re.split(r"(?i).*(?:\b(?:is|are|was|were|be|option|choice)\b|:(?!\d))\s*", text, maxsplit=1)[-1]
-    found = {text, behind}
+    text = plain(answer)[:MOST_TEXT]
+    behind = re.split(r"(?i)\b(?:is|are|was|were|be|option|choice)\b|:(?!\d)", text)[-1].strip()
+    found = {text, behind, text.replace(",", " ")}
     for whole in (text, behind):
         whole = whole.lstrip(" (")
         found |= {re.split(r"[,;()]|[.:](?!\d)|\s[-–]\s|\b(?:because|since)\b", whole, maxsplit=1)[0]}

@@ -156,8 +156,8 @@ CALLABLE = frozenset(
     re.findall(
         r"\w+",
         "Symbol Integer Float Rational Function Add Mul Pow Abs Min Max sqrt cbrt root exp log ln sin cos tan cot sec "
-        "csc asin acos atan acot arcsin arccos arctan sinh cosh tanh asinh acosh atanh floor ceiling factorial factorial2 "
-        "binomial sign erf",
+        "csc asin acos atan acot arcsin arccos arctan sinh cosh tanh asinh acosh atanh floor ceiling factorial "
+        "factorial2 binomial sign erf",
     )
 )
 """What an expression in an answer may call. In sympy's parser every number and symbol is such a call."""

@@ -126,18 +126,13 @@ LAST = re.compile(
 )
 
 
-def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last match of a pattern, if there is any."""
-    found = deque(pattern.finditer(text), maxlen=1)
-    return found[0] if found else None
-
-
 def last_number(reply: str) -> str | None:
     """The last number of a text, as Python writes it: 1,234.50 is "1234.50", .5 is "0.5", 1e3 is "1000", 3/4 stays. Of
     several that only commas separate, such as 1,2,3, the last. Digits of a word, such as x2, are no number."""
-    last = last_match(LAST, re.sub(r"-\$", "-", characters(reply)).replace("$", ""))
-    if last is None:
+    found = deque(LAST.finditer(re.sub(r"-\$", "-", characters(reply)).replace("$", "")), maxlen=1)
+    if not found:
         return None
+    last = found[0]
     if last["fraction"]:
         number = re.sub(r"\s", "", last["fraction"])
     else:
@@ -191,8 +186,22 @@ def _ascii(character: str) -> str:
     return character
 
 
+def _recurring(found: re.Match[str]) -> str:
+    """0.1\\overline{6} and 0.1666... as the fraction that they are."""
+    whole, first, digits = found["whole"] or "0", found["first"], found["digits"] or found["digit"]
+    part = Fraction(int(digits), 10 ** len(digits) - 1) / 10 ** len(first)
+    value = Fraction(f"{whole}.{first or 0}") + part
+    return f" {value.numerator}/{value.denominator} "
+
+
+RECURRING = (
+    r"(?<!\d)(?P<whole>\d{0,20})\.(?P<first>\d{0,20}?)"
+    r"(?:\\(?:overline|bar)\s?\{(?P<digits>\d{1,20})\}|(?P<digit>\d)(?P=digit){1,20}(?:\.{3}|…|\\l?dots\b))"
+)
 LATEX = (
+    (RECURRING, _recurring),
     (r"\{,\}", ","),
+    (r"\\\\(?=\s|$)", " "),
     (r"\\!", ""),
     (r"\\[,;:> ]|~|\\q?quad\b", " "),
     (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])|\\[()\[\]]", ""),
@@ -224,6 +233,7 @@ WORDS = (
     (r"(?<=\d)\x20divided by\x20(?=[-.\d])", " / "),
     (r"(?<![\w)])–(?=[.\d])", "-"),
     (r"\b(?:equals? to|(?:amounts?|comes?|adds? up|sums? up) to|(?:a )?(?:grand )?total of)\b", "equals"),
+    (r"(\d) and (?:a|one) half\b", r"\1 1/2"),
     (r"(\d) (?:dollars?|euros?|pounds?),?(?: and)? (\d\d) (?:cents?|pence)\b", r"\1.\2 dollars"),
 )
 PLAIN = tuple((re.compile(pattern), by) for pattern, by in (*LATEX, *EMPHASIS, *CURRENCY, *WORDS))

@@ -9,6 +9,8 @@ from llm_mdp_envs.tasks.numbers import DIGITS, NUMBER, Number, plain, read_numbe
 
 MOST_TEXT = 2000
 """Characters of an answer; a longer one states no number."""
+MOST_PARENTHESES = 20
+"""In an answer; one with more states no number."""
 MOST_EXPONENT = 1000
 """Of a power in an answer."""
 
@@ -43,7 +45,8 @@ CHANGED = _words(
     "greater smaller other under above below mod pi"
 )
 """Before a number that they make another one."""
-CHANGES = _words("squared cubed factorial pi radians mod")
+NOT = _words("not isn't")
+CHANGES = _words("squared cubed doubled tripled halved factorial pi radians mod")
 """Behind it."""
 CONNECTS = _words("and und et y e и і plus &")
 VARIABLES = _words("a b e i j n p q r t u x y z π")
@@ -89,7 +92,7 @@ def stated_number(text: str) -> Number | None:
     "18-20", "1 8" state none.
     """
     text = _without_remarks(_spread_ranges(plain(text[: MOST_TEXT + 1])))
-    if len(text) > MOST_TEXT:
+    if len(text) > MOST_TEXT or text.count("(") > MOST_PARENTHESES:
         return None
     if MATHEMATICS.search(re.sub(r"!+(?=\s|$)", "", text)):
         return None
@@ -179,7 +182,9 @@ def _operand(given: list[Token], at: int, before: list[Token]) -> tuple[Number, 
         # "Total - 18" is a dash, "x = - 18" and "Total: -18" are not.
         if number is not None and (glued or not before or before[-1].kind == "sign"):
             return Number(-number.value, number.unit, number.base, number.tail), at + 2
-        return None
+        if given[at + 1].text != "(" or (inner := _operand(given, at + 1, [])) is None:
+            return None
+        return Number(-inner[0].value, inner[0].unit), inner[1]
     if token.text == "(":
         inner = _calculation(given, at + 1, [])
         if inner is not None and inner[0].number and inner[1] < len(given) and given[inner[1]].text == ")":
@@ -259,11 +264,19 @@ def _chosen(side: list[Token]) -> Number | None:
     number = side[at].number
     assert number is not None
     before, after = _word_before(side, at), side[at + 1] if at + 1 < len(side) else Token("sign", "")
+    if _in_a_formula(side, at):
+        return None
     changed = before in CHANGED or after.text in CHANGES or after.text in STANDING or after.text in ("^", "_", "(")
     if changed or (after.glued and after.text in VARIABLES):
         return None
     beside = [(one, other) for one, other in itertools.pairwise(places) if at in (one, other)]
     return None if any(_rivals(side, *pair) for pair in beside) else number
+
+
+def _in_a_formula(side: list[Token], at: int) -> bool:
+    """Whether a single letter is added to a number, taken from it or multiplied: 18 + x."""
+    pairs = (side[at + 1 : at + 3], side[max(at - 2, 0) : at][::-1])
+    return any(len(pair) == 2 and pair[0].text in ("+", "-", "*") and len(pair[1].text) == 1 for pair in pairs)
 
 
 def _place(side: list[Token], places: list[int]) -> int:
@@ -293,11 +306,11 @@ def _rivals(side: list[Token], one: int, other: int) -> bool:
     between = [token.text for token in side[one + 1 : other]]
     if first is not None and second is not None and first.equals(second):
         return False
-    if any(word in OR for word in between):
-        return True
-    if _word_before(side, other) in CIRCUMSTANCE | CUE:
-        return False
     nouns = [_noun(side, one), _noun(side, other)]
+    if any(word in OR for word in between):
+        return "or" not in between or nouns[0] == nouns[1] or not MEASURES.issuperset(nouns)  # 2 hours or 120 minutes
+    if _word_before(side, other) in CIRCUMSTANCE | CUE | NOT:
+        return False
     if not any(word in CONNECTS | {",", ";", ".", "("} for word in between) or nouns[0] is None:
         return True
     if nouns[1] is None:
@@ -332,6 +345,7 @@ def number_in_words(side: list[Token]) -> Number | None:
     places = [at for at, word in enumerate(words) if word in COUNTED or word in SCALES]
     if not places or (places[0] and words[places[0] - 1] in CHANGED):
         return None
+    sign = -1 if places[0] and words[places[0] - 1] in ("minus", "negative") else 1
     total, part, least = 0, 0, 100
     for word in words[places[0] : places[-1] + 1]:
         if word in SCALES:
@@ -342,4 +356,4 @@ def number_in_words(side: list[Token]) -> Number | None:
             part, least = part + COUNTED[word], COUNTED[word] if COUNTED[word] >= 20 else 0
         elif word != "and" or least < 100:
             return None
-    return Number(Fraction(total + part))
+    return Number(Fraction(sign * (total + part)))
