@@ -4,10 +4,12 @@ Separates estimators by turn-level credit with a known optimum: bisection needs 
 early bad guess shows only in when the number is found.
 """
 
+from llm_mdp_envs.arguments import check_finite, check_whole
 from llm_mdp_envs.task import Question
-from llm_mdp_envs.turns import Outcome, TurnTask, check_at_least, check_penalties
+from llm_mdp_envs.turns import Outcome, TurnTask
 
 DIGITS = tuple("0123456789")
+MOST_NUMBERS, MOST_TURNS = 10**18, 10_000
 
 
 class GuessNumber(TurnTask):
@@ -19,8 +21,8 @@ class GuessNumber(TurnTask):
     answered "unclear" and uses up a turn. The prompt is `highest`.
 
     Args:
-        highest: at least 1.
-        max_turns: at least 1; bisection finds any number in ⌈log₂(highest + 1)⌉.
+        highest: 1 … 10^18.
+        max_turns: 1 … 10,000; bisection finds any number in ⌈log₂(highest + 1)⌉.
         malformed_penalty: at least 0.
         horizon: most tokens of a response; None: enough for `max_turns` guesses of the longest length with their
             replies.
@@ -40,12 +42,12 @@ class GuessNumber(TurnTask):
     def __init__(
         self, highest: int = 100, max_turns: int = 10, malformed_penalty: float = 0.05, horizon: int | None = None
     ):
-        check_at_least(1, highest=highest, max_turns=max_turns)
-        check_penalties(malformed_penalty=malformed_penalty)
-        self.highest, self.max_turns, self.malformed_penalty = highest, max_turns, malformed_penalty
-        self.horizon = max_turns * (len(str(highest)) + 3) if horizon is None else horizon
-        check_at_least(1, horizon=self.horizon)
-        self.prompt_length = len(str(highest)) + 1
+        self.highest = check_whole("highest", highest, 1, MOST_NUMBERS)
+        self.max_turns = check_whole("max_turns", max_turns, 1, MOST_TURNS)
+        self.malformed_penalty = check_finite("malformed_penalty", malformed_penalty, 0)
+        digits = len(str(self.highest))
+        self.horizon = self.max_turns * (digits + 3) if horizon is None else check_whole("horizon", horizon, 1)
+        self.prompt_length = digits + 1
 
     def question(self, generator):
         prompt = self.encode(" ".join(str(self.highest)) + " .")
@@ -58,6 +60,21 @@ class GuessNumber(TurnTask):
         if guess == question.secret:
             return Outcome(None, {"found": 1.0, "turns": -len(earlier) / self.max_turns})
         return Outcome(self.encode("higher" if question.secret > guess else "lower"))
+
+    def best_reward(self) -> float:
+        """The expected reward of bisection, the best guesser: turn k finds at most 2^(k-1) numbers.
+
+            (1/highest) Σₖ min(2^(k-1), numbers that are left) (1 - (k-1) / max_turns)
+
+        Raises:
+            ValueError: if the horizon cuts some of its games short.
+        """
+        turns, digits = min(self.max_turns, self.highest.bit_length()), len(str(self.highest))
+        needed = turns * (digits + 3) - 3
+        if self.horizon < needed:
+            raise ValueError(f"horizon is {self.horizon}; what the best guesser earns is known from {needed} on.")
+        found = [min(2**k, self.highest + 1 - 2**k) for k in range(turns)]
+        return sum(count * (1 - k / self.max_turns) for k, count in enumerate(found)) / self.highest
 
     def number(self, turn: tuple[int, ...]) -> int | None:
         """The number that a turn says, None if it is malformed."""

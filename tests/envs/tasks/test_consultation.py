@@ -1,7 +1,8 @@
-"""Consultation: the patient, the exact posterior, every penalty, and doctors good and bad."""
+"""Consultation: the patient, the exact posterior, every penalty, and doctors good, bad and best."""
 
 import json
 from collections.abc import Callable
+from functools import cache
 from importlib.resources import files
 from itertools import product
 
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_mdp_envs.check import check_task
+from llm_mdp_envs.episode import follow
 from llm_mdp_envs.task import Question
 from llm_mdp_envs.tasks.consultation import NO, UNKNOWN, YES, Consultation, KnowledgeBase, Patient, read_knowledge_base
+from llm_mdp_envs.tasks.consultation_optimum import BestDoctor, best_doctor
 from llm_mdp_envs.turns import play
 
 Doctor = Callable[[Consultation, Question, list[tuple[int, ...]]], tuple[int, ...]]
@@ -37,7 +41,8 @@ def small_task(**settings) -> Consultation:
         "irrelevant_penalty": 0.04,
         "malformed_penalty": 0.08,
     }
-    return Consultation(small_base(), **{**penalties, "free_questions": 3, **settings})
+    others = {"free_questions": 3, "max_turns": 10, "information_weight": 0.0}
+    return Consultation(small_base(), **{**penalties, **others, **settings})
 
 
 def visit(task: Consultation, disease: str = "pox", complaint: str = "a", answers: str = "yes no yes no") -> Question:
@@ -119,6 +124,19 @@ def test_the_diagnosis_is_worth_its_posterior():
         == parts(task, question, "ask b", "diagnose pox")["diagnosis"]
     )
     assert parts(task, question, "ask b")["reward"] == 0, "no diagnosis"
+
+
+def test_information_is_worth_the_highest_posterior_whatever_the_diagnosis():
+    task = small_task(information_weight=0.25)
+    question = visit(task, answers="yes no yes unknown")
+    flu, pox = 0.5 * 1.0 * (1 - 0.1), 0.3 * 0.6 * (1 - 0.8)
+    for disease, mass in (("flu", flu), ("pox", pox), ("gout", 0.0)):
+        found = parts(task, question, "ask b", f"diagnose {disease}")
+        assert found["information"] == pytest.approx(0.25 * flu / (flu + pox))
+        assert found["diagnosis"] == pytest.approx(0.75 * mass / (flu + pox))
+    assert parts(task, question, "ask b")["information"] == 0, "no diagnosis"
+    right = small_task(information_weight=0.25, reward="correct")
+    assert parts(right, visit(right, "flu"), "diagnose flu")["diagnosis"] == 0.75
 
 
 def test_the_diagnosis_is_right_or_wrong():
@@ -311,17 +329,17 @@ def consult(task: Consultation, doctor: Doctor, n: int, seed: int) -> tuple[list
 
 
 def test_the_expert_beats_the_random_doctor():
-    task = Consultation()
+    task = Consultation(free_questions=5)
     good = task.score(*consult(task, expert, 200, 1))
     bad = task.score(*consult(task, random_doctor(0), 200, 1))
     assert good.reward.mean() > 0.8
-    assert bad.reward.mean() < 0.1
+    assert bad.reward.mean() < 0.3
     assert all(good.parts[name].sum() == 0 for name in ("excess", "duplicate", "irrelevant", "malformed"))
 
 
 def test_questions_help():
     """The expert diagnoses better the more questions are free."""
-    tasks = [Consultation(free_questions=free) for free in (0, 1, 3, 5)]
+    tasks = [Consultation(free_questions=free, information_weight=0) for free in (0, 1, 3, 5)]
     means = [task.score(*consult(task, expert, 200, 2)).reward.mean() for task in tasks]
     assert (np.diff(means) > 0.02).all(), means
 
@@ -330,7 +348,7 @@ def test_questions_help():
 def test_posterior_and_correctness_have_the_same_mean_and_the_posterior_less_variance(doctor, n):
     """E[diagnosis is right | conversation] = posterior: exact Bayes is calibrated on patients drawn from the same
     knowledge."""
-    task, right = Consultation(), Consultation(reward="correct")
+    task, right = Consultation(information_weight=0), Consultation(reward="correct", information_weight=0)
     visits = consult(task, doctor, n, 3)
     probability, correct = task.score(*visits).parts["diagnosis"], right.score(*visits).parts["diagnosis"]
     difference = correct - probability
@@ -339,17 +357,237 @@ def test_posterior_and_correctness_have_the_same_mean_and_the_posterior_less_var
     assert set(correct) <= {0.0, 1.0}
 
 
+# --- the best doctor --------------------------------------------------------------------------------------------------
+
+
+def best_by_trying_all(task: Consultation) -> float:
+    """The highest expected reward, by trying every well-formed turn after every conversation, with patients who have
+    every disease and every set of answers; all that is asked of the task is what a turn is answered and worth."""
+    base = task.knowledge_base
+    patients = []
+    for disease, complaint in product(range(len(base.diseases)), range(len(base.symptoms))):
+        for answers in product((YES, NO, UNKNOWN), repeat=len(base.symptoms)):
+            chance = base.prior[disease] * base.complaint[disease, complaint]
+            for symptom, answer in enumerate(answers):
+                if symptom == complaint:
+                    chance *= answer == YES
+                else:
+                    yes = base.present[disease, symptom]
+                    chance *= {
+                        YES: (1 - base.unknown) * yes,
+                        NO: (1 - base.unknown) * (1 - yes),
+                        UNKNOWN: base.unknown,
+                    }[answer]
+            if chance > 0:
+                prompt = task.encode(f"have {base.symptoms[complaint]} .")
+                patients.append((float(chance), Question(prompt, Patient(disease, complaint, answers))))
+    sayings = [f"ask {symptom}" for symptom in base.symptoms] + [f"diagnose {disease}" for disease in base.diseases]
+    turns = [task.encode(saying) for saying in sayings]
+
+    def after(earlier: list[tuple[int, ...]], heard: list[tuple[float, Question]]) -> float:
+        if len(earlier) == task.max_turns:
+            return 0.0
+        worths = []
+        for turn in turns:
+            worth, further = 0.0, {}
+            for chance, question in heard:
+                outcome = task.outcome(question, earlier, turn)
+                worth += chance * sum(outcome.reward.values())
+                if outcome.reply is not None:
+                    further.setdefault(outcome.reply, []).append((chance, question))
+            worths.append(worth + sum(after([*earlier, turn], those) for those in further.values()))
+        return max(worths)
+
+    by_prompt = {}
+    for chance, question in patients:
+        by_prompt.setdefault(question.prompt, []).append((chance, question))
+    return sum(after([], heard) for heard in by_prompt.values())
+
+
+def tiny_task(**settings) -> Consultation:
+    """Two diseases and a complaint that says nothing; a and b tell them apart, c never has "no" under the second."""
+    base = KnowledgeBase(
+        ("flu", "pox"),
+        ("a", "b", "c"),
+        np.array([0.6, 0.4]),
+        np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]),
+        np.array([[0.9, 0.2, 0.4], [0.7, 0.8, 1.0]]),
+        0.1,
+    )
+    return Consultation(base, **{"max_turns": 3, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_turns": 1},
+        {"reward": "correct", "information_weight": 0.0},
+        {"free_questions": 0, "excess_penalty": 0.05},
+        {"free_questions": 1, "excess_penalty": 0.11},
+        {"free_questions": 0, "excess_penalty": 0.9},
+        {"irrelevant_penalty": 0.3, "duplicate_penalty": 0.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [tiny_task, small_task], ids=["two diseases", "three diseases"])
+def test_the_best_doctor_earns_the_most_that_any_doctor_can(make, settings):
+    task = make(**{"max_turns": 3, **settings})
+    assert best_doctor(task).reward == pytest.approx(best_by_trying_all(task), abs=1e-12)
+    assert task.best_reward() == best_doctor(task).reward
+
+
+@cache
+def best_by_default() -> BestDoctor:
+    return best_doctor(Consultation())
+
+
+def best_one(task: Consultation) -> Doctor:
+    """The best doctor of the default arguments, who hears what the patient says and no more."""
+    best, base = best_by_default(), task.knowledge_base
+
+    def doctor(task, question, turns):
+        heard = play(task, question, turns)[0].tolist()
+        replies = [{YES: True, NO: False, UNKNOWN: None}[heard[3 + 5 * number]] for number in range(len(turns))]
+        complaint = base.symptoms.index(task.words[question.prompt[1]])
+        answers = dict(zip(map(task.asked_symptom, turns), replies))
+        symptom = best.next_question(complaint, answers)
+        if symptom is not None:
+            return task.encode(f"ask {base.symptoms[symptom]}")
+        told = {each: answer for each, answer in answers.items() if answer is not None}
+        return task.encode(f"diagnose {base.diseases[int(base.posterior(complaint, told).argmax())]}")
+
+    return doctor
+
+
+def test_the_best_doctor_earns_what_is_said_and_beats_the_expert():
+    task, n = Consultation(), 200
+    best = best_by_default()
+    questions, tokens, mask = consult(task, best_one(task), n, 4)
+    scores = task.score(questions, tokens, mask)
+    assert abs(scores.reward.mean() - best.reward) < 4 * scores.reward.std() / np.sqrt(n)
+    asked = (tokens == task.encode("ask")[0]).sum(1)
+    assert abs(asked.mean() - best.questions) < 4 * asked.std() / np.sqrt(n)
+    assert best.useful_questions == pytest.approx(best.questions), "the best doctor asks nothing else"
+    assert all(scores.parts[name].sum() == 0 for name in ("duplicate", "irrelevant", "malformed"))
+    assert scores.reward.mean() > task.score(*consult(task, expert, n, 4)).reward.mean()
+
+
+def test_the_best_doctor_who_asks_nothing():
+    task = Consultation()
+    silent = task.score(*consult(task, lambda task, question, turns: best_silent(task, question), 500, 5)).reward
+    assert abs(silent.mean() - best_by_default().silent_reward) < 4 * silent.std() / np.sqrt(len(silent))
+
+
+def best_silent(task: Consultation, question: Question) -> tuple[int, ...]:
+    base = task.knowledge_base
+    likely = base.posterior(base.symptoms.index(task.words[question.prompt[1]]), {}).argmax()
+    return task.encode(f"diagnose {base.diseases[int(likely)]}")
+
+
+def worth_of_a_random_question(task: Consultation) -> tuple[float, float]:
+    """How far a first question about another symptom, drawn at random, raises the highest posterior; and what it
+    costs."""
+    base, gain, price = task.knowledge_base, 0.0, 0.0
+    for complaint, symptom in product(range(len(base.symptoms)), repeat=2):
+        joint = base.prior * base.complaint[:, complaint]
+        if complaint == symptom or joint.sum() == 0:
+            continue
+        yes = base.present[:, symptom]
+        told = max(joint * yes) + max(joint * (1 - yes)) - max(joint)
+        gain += (1 - base.unknown) * told / (len(base.symptoms) - 1)
+        relevant = base.is_relevant(symptom, joint / joint.sum())
+        price += joint.sum() * (not relevant) * task.penalty["irrelevant"] / (len(base.symptoms) - 1)
+    return gain, price
+
+
+def test_asking_pays_by_default_even_for_those_who_do_not_know_what_to_ask():
+    """The figures of the docstring. With an irrelevant question at 0.1, as it was, a first question cost what it was
+    worth at best, and training ended in silence."""
+    task = Consultation()
+    best = best_by_default()
+    assert (best.reward, best.silent_reward) == pytest.approx((0.867, 0.388), abs=5e-4)
+    assert best.questions == pytest.approx(3.5, abs=0.05)
+    gain, price = worth_of_a_random_question(task)
+    assert (gain, price) == pytest.approx((0.055, 0.010), abs=5e-4)
+    assert task.information_weight * gain > 2 * price
+    before = worth_of_a_random_question(Consultation(irrelevant_penalty=0.1))
+    assert 0.5 * before[0] < before[1] > 0.85 * before[0]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"max_turns": 12}, "after the complaint 'salt-tears' there are .* states of knowledge.*fewer max_turns"),
+        ({"horizon": 1}, "horizon is 1, into which no diagnosis fits"),
+    ],
+)
+def test_where_the_best_doctor_is_not_known(settings, message):
+    with pytest.raises(ValueError, match=message):
+        best_doctor(Consultation(**settings))
+
+
+@pytest.mark.parametrize("horizon, questions", [(2, 0), (6, 0), (7, 1), (11, 1), (12, 2)])
+def test_the_horizon_limits_the_questions_of_the_best_doctor(horizon, questions):
+    """A diagnosis of two words ends at the horizon at the latest, and counts."""
+    assert best_doctor(Consultation(horizon=horizon)).reward == pytest.approx(
+        best_doctor(Consultation(max_turns=questions + 1)).reward
+    )
+
+
+# --- the action mask --------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.lists(st.lists(st.integers(0, 36).filter(lambda word: word not in (7, 8)))))
+def test_the_mask_of_a_restricted_consultation_allows_well_formed_turns_only(seed, said):
+    """After any beginning that ends a turn, even a malformed one: a verb, one of its nouns, the end of the turn."""
+    task = Consultation(restricted=True, max_turns=8)
+    question = task.question(np.random.default_rng(seed))
+    tokens = play(task, question, said[:3])[0].tolist()
+    episode = follow(task, question, tokens)
+    base = task.knowledge_base
+    nouns = {"ask": base.symptoms, "diagnose": base.diseases}
+    if episode.finish is None:
+        for verb in nouns:
+            assert allowed(task, question, tokens) == {"ask", "diagnose"}
+            assert allowed(task, question, [*tokens, *task.encode(verb)]) == set(nouns[verb])
+            for noun in nouns[verb]:
+                assert allowed(task, question, [*tokens, *task.encode(f"{verb} {noun}")]) == {"."}
+
+
+def allowed(task: Consultation, question: Question, tokens: list[int]) -> set[str]:
+    prompt, rows = np.array([question.prompt]), np.full((1, task.horizon), -1)
+    rows[0, : len(tokens)] = tokens
+    masks = task.action_masks(prompt, rows)
+    assert masks is not None
+    return {word for word, may in zip(task.words, masks[0]) if may}
+
+
+def test_a_restricted_consultation_is_a_sound_task():
+    check_task(Consultation(restricted=True, max_turns=3))
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"reward": "both"}, 'reward is \'both\'; it must be "posterior" or "correct"'),
+        ({"reward": "both"}, "reward is 'both'; .*'posterior' or 'correct'"),
+        ({"reward": None}, "reward is None"),
         ({"max_turns": 0}, "max_turns is 0"),
+        ({"max_turns": 2.5}, "max_turns is 2.5"),
+        ({"max_turns": True}, "max_turns is True"),
         ({"free_questions": -1}, "free_questions is -1; it must be a whole number of at least 0"),
-        ({"duplicate_penalty": -0.1}, "duplicate_penalty is -0.1; a penalty is a finite number"),
+        ({"duplicate_penalty": -0.1}, "duplicate_penalty is -0.1; it must be a finite number of at least 0"),
         ({"excess_penalty": float("nan")}, "excess_penalty is nan"),
+        ({"irrelevant_penalty": "0.1"}, "irrelevant_penalty is '0.1'"),
+        ({"information_weight": 1.5}, "information_weight is 1.5; it must be a finite number of at least 0 and of at"),
+        ({"restricted": "yes"}, "restricted is 'yes'; it must be True or False"),
+        ({"restricted": 1}, "restricted is 1"),
+        ({"knowledge_base": 5}, "knowledge_base is 5; it must be a KnowledgeBase"),
+        ({"knowledge_base": "mine.json"}, "knowledge_base is 'mine.json'; .* read_knowledge_base makes of a file"),
         ({"horizon": 0}, "horizon is 0"),
     ],
 )

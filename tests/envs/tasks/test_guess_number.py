@@ -55,6 +55,27 @@ def test_bisection_is_optimal(highest):
     )
     assert sum(needed) == fewest_turns(highest)
     assert np.mean(rewards) == pytest.approx(1 - (fewest_turns(highest) / highest - 1) / task.max_turns)
+    assert task.best_reward() == pytest.approx(np.mean(rewards))
+
+
+@pytest.mark.parametrize("highest, max_turns", [(1, 1), (5, 1), (5, 2), (6, 3), (20, 3), (100, 4)])
+def test_the_best_reward_where_turns_are_few(highest, max_turns):
+    """Against the best of all guesses at every turn, by dynamic programming over how many numbers are possible."""
+
+    @cache
+    def best(possible: int, turn: int) -> float:
+        if possible == 0 or turn == max_turns:
+            return 0.0
+        now = 1 - turn / max_turns
+        return now + max(best(k, turn + 1) + best(possible - 1 - k, turn + 1) for k in range(possible))
+
+    assert GuessNumber(highest, max_turns).best_reward() == pytest.approx(best(highest, 0) / highest)
+
+
+def test_the_best_reward_is_known_where_its_games_fit():
+    assert GuessNumber(100, horizon=39).best_reward() == GuessNumber(100).best_reward()
+    with pytest.raises(ValueError, match="horizon is 38; what the best guesser earns is known from 39 on"):
+        GuessNumber(100, horizon=38).best_reward()
 
 
 def test_bisection_beats_other_guessers():
@@ -148,7 +169,14 @@ def test_a_well_formed_game_fits_the_horizon():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"highest": 0}, "highest is 0; it must be a whole number of at least 1"),
+        ({"highest": 0}, "highest is 0; it must be a whole number"),
+        ({"highest": 10**30}, "highest is 10+; it must be a whole number"),
+        ({"highest": "100"}, "highest is '100'"),
+        ({"highest": True}, "highest is True"),
+        ({"max_turns": 10**9}, "max_turns is 1000000000; it must be a whole number"),
+        ({"malformed_penalty": float("nan")}, "malformed_penalty is nan"),
+        ({"malformed_penalty": None}, "malformed_penalty is None"),
+        ({"horizon": "long"}, "horizon is 'long'"),
         ({"max_turns": 2.5}, "max_turns is 2.5"),
         ({"horizon": 0}, "horizon is 0"),
         ({"malformed_penalty": -1}, "malformed_penalty is -1"),
