@@ -29,6 +29,8 @@ TOWER = (
     "llm_mdp_envs.check",
     "llm_mdp_envs.array_task",
     "llm_mdp_envs.sandbox",
+    "llm_mdp_envs.tokenizers",
+    "llm_mdp_envs.encoding",
     "llm_mdp_envs.text",
     "llm_mdp_envs.token_env",
     "llm_mdp_envs.turns",

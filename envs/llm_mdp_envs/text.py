@@ -6,14 +6,16 @@ A subclass says two things: what is asked (`draw`) and what a reply is worth (`g
 
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_mdp_envs.encoding import Encoder
 from llm_mdp_envs.task import Question, Scores, Task
+from llm_mdp_envs.tokenizers import added_text, end_ids, load_tokenizer, plain_decode
+from llm_mdp_envs.tokenizers import byte_tokenizer as byte_tokenizer
 
 MOST_DRAWS = 1000
 """Questions that may be too long in a row before we say that all of them are."""
@@ -26,6 +28,8 @@ class Asked:
     text: str | list[dict]
     """The question as `draw` gave it, without chat template."""
     secret: Any
+    beginning: str = ""
+    """Of the answer, forced by `answer_prefix`; the policy goes on right after it."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,10 @@ class Reply:
     question: str | list[dict]
     """The question as `draw` gave it, without chat template."""
     text: str
-    """What the policy wrote, special tokens left out."""
+    """The answer: what `answer_prefix` began it with, and the text that the policy added to the prompt. Padding and end
+    tokens are left out; other special tokens that the policy wrote, such as <answer>, are a part of it."""
     tokens: tuple[int, ...]
-    """The same as tokens, the end token included."""
+    """What the policy wrote as tokens, the end token included."""
     secret: Any
     """What `draw` gave besides the question."""
 
@@ -45,12 +50,26 @@ class Reply:
 class TextTask(Task):
     """Base of the tasks in words.
 
+    A response ends at any end token of the model: the tokenizer's, those that the files of the model beside the
+    tokenizer name (`eos_token_id` in generation_config.json and config.json), and the one that the chat template writes
+    after an assistant's message. The last one closes what is written here (`encode_response`) with chat=True, the
+    tokenizer's own with chat=False; it is `eos`, the others are `also_ends`.
+
+    Control tokens that a question spells ("What does <|im_end|> do?") are encoded as text. A conversation that ends
+    with the assistant's message is continued right after it.
+
     Args:
-        tokenizer: a Hugging Face tokenizer, its name or its folder; None: `byte_tokenizer()`, which needs no download.
+        tokenizer: a Hugging Face tokenizer, its name or its folder; None: `byte_tokenizer()`, which needs no download,
+            or the tokenizer of the model, where a command or `train` names one.
         horizon: most response tokens.
         prompt_length: longest prompt in tokens, template included. Questions that are longer are not asked.
         chat: put the question into the tokenizer's chat template, as one message of the user.
-        system: the system message of the chat, if any.
+        system: the system message of the chat, if any; "": an empty one, in place of a template's own.
+        answer_prefix: how every answer begins, or a function of the question (as `draw` gave it) that says so. The
+            policy goes on right after it, and it is a part of the answer that is graded. A conversation that brings the
+            beginning of its answer keeps its own, which is a part of the question: what the policy wrote is graded
+            alone.
+        template_options: what the chat template takes besides the messages, such as {"enable_thinking": False}.
 
     Raises:
         ValueError: naming the argument, its value and the remedy.
@@ -64,10 +83,14 @@ class TextTask(Task):
         prompt_length: int = 1024,
         chat: bool = False,
         system: str | None = None,
+        answer_prefix: str | Callable[[Any], str] = "",
+        template_options: Mapping[str, Any] | None = None,
     ):
         for name, value in (("horizon", horizon), ("prompt_length", prompt_length)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of tokens, at least 1.")
+        if not isinstance(answer_prefix, str) and not callable(answer_prefix):
+            raise ValueError(f"answer_prefix is {answer_prefix!r}; give a text, or a function of the question.")
         self.tokenizer = load_tokenizer(tokenizer)
         if chat and not self.tokenizer.chat_template:
             raise ValueError(
@@ -76,9 +99,24 @@ class TextTask(Task):
             )
         if system is not None and not chat:
             raise ValueError(f"system is {system!r}, but chat=False writes no messages; use chat=True.")
-        self.chat, self.system = chat, system
-        self.vocab_size, self.eos = len(self.tokenizer), self.tokenizer.eos_token_id
-        self.horizon, self.prompt_length = horizon, prompt_length
+        self.chat, self.system, self.answer_prefix = chat, system, answer_prefix
+        self.encoder = Encoder(self.tokenizer, template_options)
+        self.horizon, self.prompt_length, self.vocab_size = horizon, prompt_length, len(self.tokenizer)
+        self.eos, self.also_ends = None, ()
+        self.end_also(*end_ids(self.tokenizer, self.encoder.end_of_turn))
+        if chat:
+            self._check_template()
+
+    def end_also(self, *tokens: int) -> None:
+        """Let these tokens, too, end a response: end tokens of a model that its tokenizer does not tell of."""
+        if self.end_of_turn is not None:
+            others = [token for token in tokens if token not in (self.eos, self.end_of_turn)]
+            self.also_ends = tuple(dict.fromkeys((*self.also_ends, *others)))
+            return
+        ends = tuple(dict.fromkeys((*self.ends, *tokens)))
+        closing = self.encoder.end_of_turn if self.chat else None
+        self.eos = closing if closing in ends else next(iter(ends), None)
+        self.also_ends = tuple(token for token in ends if token != self.eos)
 
     @abstractmethod
     def draw(self, generator: np.random.Generator) -> tuple[str | list[dict], Any]:
@@ -103,114 +141,82 @@ class TextTask(Task):
     def ask(self, question: str | list[dict], secret: Any = None) -> Question:
         """A question of your own, for `reset(options={"question": …})`; `secret` is what `grade` needs to know, as from
         `draw`."""
-        return Question(self.encode_question(question), Asked(question, secret))
+        return Question(self.encode_question(question), Asked(question, secret, self.beginning(question)))
+
+    def beginning(self, question: str | list[dict]) -> str:
+        """What `answer_prefix` begins the answer to a question with; "" where the question brings a beginning."""
+        if not isinstance(question, str) and question[-1].get("role") == "assistant":
+            return ""
+        if isinstance(prefix := self.answer_prefix, str):
+            return prefix
+        if not isinstance(text := prefix(question), str):
+            raise ValueError(f"answer_prefix gave {text!r:.80} for the question {question!r:.80}; it must give a text.")
+        return text
 
     def encode_question(self, question: str | list[dict]) -> tuple[int, ...]:
         """The prompt's tokens for a question in words, or in messages (which always go through the chat template)."""
         if isinstance(question, str) and not self.chat:
-            return self._encode_text(question)
+            return self.encoder.question(question, self.beginning(question))
         return self._encode_messages(self.messages(question))
 
     def messages(self, question: str | list[dict]) -> list[dict]:
-        """A question as the messages of a chat, the system message first if there is one."""
+        """A question as the messages of a chat: the system message first and the beginning of the answer last, if there
+        are any."""
         messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
-        told = self.system is None or messages[0]["role"] == "system"
-        return messages if told else [{"role": "system", "content": self.system}, *messages]
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        begun = self.beginning(question)
+        return [*messages, {"role": "assistant", "content": begun}] if begun else messages
 
     def encode_response(self, text: str) -> tuple[int, ...]:
-        """A response in words as tokens, end token included: for demonstrations and tests."""
-        tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        """What the policy would write after a prompt to say this, end token included: for demonstrations and tests."""
+        tokens = self.encoder.answer(text)
         return tokens if self.eos is None else (*tokens, self.eos)
 
     def score(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> Scores:
         return self.grade(self.replies(questions, tokens))
 
     def replies(self, questions: Sequence[Question], tokens: np.ndarray) -> list[Reply]:
-        """Complete responses (N, T), -1 after the end, as `grade` takes them."""
-        rows = [tuple(int(token) for token in row if token >= 0) for row in np.asarray(tokens)]
-        return [self.reply_to(question, self.response_text(row), row) for question, row in zip(questions, rows)]
+        """Complete responses (N, T), -1 after the end, as `grade` takes them. What stands after the first end token
+        counts for nothing."""
+        ends, replies = {*self.ends}, []
+        for question, row in zip(questions, np.asarray(tokens).tolist()):
+            written = [token for token in row if token >= 0]
+            end = next((place for place, token in enumerate(written) if token in ends), len(written))
+            written = written[: end + 1]
+            replies.append(self.reply_to(question, self.response_text(written, question.prompt), written))
+        return replies
 
     @staticmethod
     def reply_to(question: Question, text: str, tokens: Sequence[int] = ()) -> Reply:
-        """A reply in words to a question."""
-        return Reply(question.secret.text, text, tuple(tokens), question.secret.secret)
+        """A reply to a question.
 
-    def response_text(self, tokens: Sequence[int]) -> str:
-        """What is graded: the response in words, without special tokens and without a tokenizer's cosmetic changes to
-        spaces."""
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        Args:
+            text: what the policy wrote, in words.
+        """
+        asked = question.secret
+        return Reply(asked.text, asked.beginning + text, tuple(tokens), asked.secret)
+
+    def response_text(self, tokens: Sequence[int], prompt: Sequence[int] = ()) -> str:
+        """The text that a response adds to its prompt, without padding and end tokens (see `tokenizers.added_text`)."""
+        dropped = {*self.ends, *self.turn_ends, getattr(self.tokenizer, "pad_token_id", None)}
+        return added_text(self.tokenizer, prompt, [int(token) for token in tokens if token not in dropped])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode([int(token) for token in tokens if token >= 0], clean_up_tokenization_spaces=False)
+        return plain_decode(self.tokenizer, [token for token in tokens if token >= 0])
 
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        tokens = tuple(self.tokenizer.encode(text))
-        # Some tokenizers close every text with the end token; a prompt must stay open.
-        return tokens[:-1] if tokens and tokens[-1] == self.eos else tokens
+    def _encode_messages(self, messages: list[dict]) -> tuple[int, ...]:
+        return self.encoder.messages(messages)
 
-    def _encode_messages(self, messages: list[dict], **options: Any) -> tuple[int, ...]:
-        """The messages in the chat template with the header of the assistant's next; the options are the template's,
-        such as `tools`."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
-
-
-def load_tokenizer(tokenizer: Any = None) -> Any:
-    """A tokenizer by object, name or folder; None: the byte tokenizer.
-
-    Raises:
-        ValueError: if there is no such tokenizer.
-    """
-    if tokenizer is None:
-        return byte_tokenizer()
-    if not isinstance(tokenizer, str | Path):
-        if not all(hasattr(tokenizer, name) for name in ("encode", "decode", "eos_token_id")):
+    def _check_template(self) -> None:
+        """ValueError if the chat template cannot write a question of this task."""
+        told = [] if self.system is None else [{"role": "system", "content": self.system}]
+        prompt = self.decode(self._encode_messages([*told, {"role": "user", "content": "QUESTION"}]))
+        if "QUESTION" not in prompt or (self.system or "").strip() not in prompt:
             raise ValueError(
-                f"tokenizer is {tokenizer!r}; give a Hugging Face tokenizer, its name, its folder, or None."
+                f"the chat template leaves out the {'question' if 'QUESTION' not in prompt else 'system message'}: it "
+                f"writes {prompt!r:.200}; set tokenizer.chat_template to another."
             )
-        return tokenizer
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer could be loaded from {str(tokenizer)!r}; give a folder with one, or None for bytes."
-        ) from error
-
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-
-
-def byte_tokenizer() -> Any:
-    """A tokenizer for any text that needs no download: token = byte, and the end token 256.
-
-    A `transformers.PreTrainedTokenizerFast`: 256 bytes, then `<|end|>` (256, ends a response and a turn), `<|pad|>`
-    (257), and `<|system|>`, `<|user|>`, `<|assistant|>` (258 … 260) for its chat template.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(_byte_letters())}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>", padding_side="left"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in byte-level tokenizers: itself, or the next free one from U+0100
-    on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def require(module: str, extra: str, purpose: str) -> None:
