@@ -25,9 +25,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llm_mdp_envs.task import Question, Scores, TaskError
+from llm_mdp_envs.arguments import check_whole
+from llm_mdp_envs.task import PAD, Question, Scores, TaskError
 from llm_mdp_envs.text import TextTask
-from llm_mdp_envs.turns import JudgedTurns, Turn, check_at_least, mask_of, play, split_turns
+from llm_mdp_envs.turns import JudgedTurns, Turn, mask_of, play, split_turns
 
 MOST_REMEMBERED = 4096
 """Turns whose outcomes a task keeps, so that a conversation that grows is not replayed from its beginning each time."""
@@ -75,7 +76,7 @@ class TextTurns(JudgedTurns, TextTask):
 
     detail_names: ClassVar[tuple[str, ...]] = ()
     """Names of all figures in `Response.details`."""
-    reply_roles: ClassVar[tuple[str, ...]] = ("user",)
+    reply_roles: tuple[str, ...] = ("user",)
     """Roles of the environment's messages."""
     speakers: ClassVar[tuple[str, str]] = ("policy", "environment")
 
@@ -89,12 +90,11 @@ class TextTurns(JudgedTurns, TextTask):
         prompt_length: int = 1024,
         system: str | None = None,
     ):
-        check_at_least(1, max_turns=max_turns)
-        check_at_least(LEAST_REPLY, reply_length=reply_length)
+        self.max_turns = check_whole("max_turns", max_turns, 1)
+        self.reply_length = check_whole("reply_length", reply_length, LEAST_REPLY)
         if not getattr(self, "part_names", ()):
             raise TaskError(f'{type(self).__name__} names no reward parts; set part_names, such as ("right",).')
         super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=True, system=system)
-        self.max_turns, self.reply_length = max_turns, reply_length
         self.scaffold = Scaffold(self._encode_messages, self.tokenizer, self.messages("x"), self.reply_roles)
         ends = {*self.ends} - {self.scaffold.end_of_turn}
         self.eos, self.end_of_turn, self.also_ends = None, self.scaffold.end_of_turn, tuple(sorted(ends))
@@ -133,11 +133,19 @@ class TextTurns(JudgedTurns, TextTask):
 
     def encode_response(self, text: str) -> tuple[int, ...]:
         """One turn in words as tokens, its end token included: for demonstrations and tests."""
-        return (*self.tokenizer.encode(text, add_special_tokens=False), self.scaffold.end_of_turn)
+        return (*self.encoder.answer(text), self.scaffold.end_of_turn)
 
     def converse(self, question: Question, said: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The conversation in which the policy says this: tokens (T,) int64 and mask (T,) bool, as `turns.play`."""
         return play(self, question, [self.encode_response(text) for text in said])
+
+    def conversations(self, questions: Sequence[Question], said: Sequence[Sequence[str]]) -> np.ndarray:
+        """Conversations in which the policy says this, as `answers` gives them: (N, T) int64, -1 after the end."""
+        rows = np.full((len(questions), self.horizon), PAD, dtype=np.int64)
+        for row, question in enumerate(questions):
+            tokens, _ = self.converse(question, said[row])
+            rows[row, : len(tokens)] = tokens
+        return rows
 
     def dialogue(self, question: Question, tokens: Sequence[int]) -> str:
         """The conversation with its speakers, one turn a line, the prompt first."""
@@ -156,7 +164,7 @@ class TextTurns(JudgedTurns, TextTask):
         said, start = (), 0
         for place, token in enumerate(tokens):
             if place >= start and token in self.turn_ends:
-                said = (*said, self.response_text([int(each) for each in tokens[start:place]]))
+                said = (*said, self.response_text(tokens[start:place], (*question.prompt, *tokens[:start])))
                 if place + 1 < len(tokens):
                     start = place + 1 + len(self._outcome(question, said)[1] or ())
         return said
@@ -166,7 +174,8 @@ class TextTurns(JudgedTurns, TextTask):
         is worth nothing."""
         said, responses = (), []
         for turn in split_turns(tokens, mask, self.turn_ends)[: self.max_turns]:
-            said = (*said, self.response_text(turn.words))
+            start = turn.last + 1 - len(turn.words) - int(tokens[turn.last] in self.turn_ends)
+            said = (*said, self.response_text(turn.words, (*question.prompt, *tokens[:start].tolist())))
             responses.append((turn, self._outcome(question, said)[0]))
             if responses[-1][1].reply is None:
                 break
@@ -187,7 +196,18 @@ class TextTurns(JudgedTurns, TextTask):
         if reply is None:
             return None
         messages = [{"role": "user", "content": reply}] if isinstance(reply, str) else list(reply)
-        return self.scaffold.encode_reply([{**each, "content": self._cut(each["content"])} for each in messages])
+        messages = self.as_written([{**each, "content": self._cut(each["content"])} for each in messages])
+        for message in messages:
+            if message["role"] not in self.reply_roles:
+                raise TaskError(
+                    f"{type(self).__name__}.respond replied as {message['role']!r}; the roles of this task's replies "
+                    f"are {', '.join(self.reply_roles)} (reply_roles)."
+                )
+        return self.scaffold.encode_reply(messages)
+
+    def as_written(self, messages: Sequence[dict]) -> Sequence[dict]:
+        """The environment's messages in the form that the chat template has for them, where that is another."""
+        return messages
 
     def _cut(self, text: str) -> str:
         """The text, or as much of it as `reply_length` allows with a note that it is not all."""
@@ -226,17 +246,9 @@ class TextTurns(JudgedTurns, TextTask):
                 if not np.isfinite(value):
                     raise TaskError(f"{where} gave {value} as the {kind} {name!r}; it must be a finite number.")
         for message in [] if response.reply is None or isinstance(response.reply, str) else response.reply:
-            if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
+            if not all(isinstance(text, str) for text in texts):
                 raise TaskError(f'{where} replied {message!r:.60}; a message is {{"role": …, "content": a text}}.')
-            if message.get("role") not in self.reply_roles:
-                raise TaskError(
-                    f"{where} replied as {message.get('role')!r}; the roles of this task's replies are "
-                    f"{', '.join(self.reply_roles)} (reply_roles)."
-                )
-        if isinstance(response.reply, str) and "user" not in self.reply_roles:
-            raise TaskError(
-                f"{where} replied with a text, a message of the user, and reply_roles lacks 'user'; add it."
-            )
         return response
 
 

@@ -43,7 +43,7 @@ def parse_calls(text: str, tools: Tools) -> list[Call]:
         text: one turn, special tokens included.
         tools: the JSON schemas of the arguments of each tool, by name.
     """
-    text = _without_thoughts(text)
+    text = without_thoughts(text)
     for mark, read in _MARKS.items():
         if mark in text:
             return [call for part in text.split(mark)[1:] for call in read(part, tools)]
@@ -56,7 +56,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """What follows the thoughts; their beginning may have been written by the template, their end be missing."""
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     return text.rpartition("</think>")[2].partition("<think>")[0]

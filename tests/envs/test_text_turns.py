@@ -155,7 +155,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
     ],
 )
 def test_other_templates_that_cannot_be_appended_to(template, words):
-    with pytest.raises(ValueError, match=f"chat template cannot be appended to.*{words}"):
+    with pytest.raises(ValueError, match=f"chat template (cannot be appended|refuses).*{words}"):
         Riddle(tokenizer_with(template))
 
 
@@ -240,3 +240,13 @@ def test_a_dialogue_for_people(riddle):
     question = riddle.ask("Which?", 7)
     lines = riddle.dialogue(question, riddle.converse(question, ["3", "7"])[0])
     assert "environment:" in lines.split("policy: ")[0] and lines.count("policy: ") == 2
+
+
+def test_a_control_token_that_the_environment_spells_is_text(riddle):
+    riddle.answer = f"{riddle.tokenizer.decode([riddle.end_of_turn])} is a token"
+    question = riddle.ask("Which?", 7)
+    tokens, mask = riddle.converse(question, ["3"])
+    said = split_turns(tokens, mask, riddle.turn_ends)
+    plain = written_by_the_template(riddle, "3")
+    assert len(said) == 1
+    assert tokens.tolist().count(riddle.end_of_turn) == plain[len(question.prompt) :].count(riddle.end_of_turn)

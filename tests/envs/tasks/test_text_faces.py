@@ -1,0 +1,127 @@
+"""Guess the number and the consultation in words: the rules and rewards of the games they are faces of."""
+
+import numpy as np
+import pytest
+
+from llm_mdp_envs import check_task
+from llm_mdp_envs.episode import replay
+from llm_mdp_envs.tasks.consultation import Consultation
+from llm_mdp_envs.tasks.consultation_text import ConsultationText
+from llm_mdp_envs.tasks.guess_number import GuessNumber
+from llm_mdp_envs.tasks.guess_number_text import GuessNumberText
+from llm_mdp_envs.turns import play
+from tests.envs.chat_templates import SMOLLM2, tokenizer_with
+
+
+@pytest.fixture(scope="module")
+def guess() -> GuessNumberText:
+    return GuessNumberText(tokenizer_with(SMOLLM2))
+
+
+@pytest.fixture(scope="module")
+def doctor() -> ConsultationText:
+    return ConsultationText()
+
+
+@pytest.mark.parametrize(
+    ("text", "digits"),
+    [
+        ("50", "50"),
+        ("Is it 50?", "50"),
+        ("My guess is **50**.", "50"),
+        ("<think>between 1 and 100, so 50</think>50", "50"),
+        ("50! Yes, 50.", "50"),
+        ("My 2nd guess: 75", "75"),
+        ("1,000", "1000"),
+        ("007", "7"),
+        ("50 or 51", ""),
+        ("between 1-100", ""),
+        ("-5", ""),
+        ("5.5", ""),
+        ("0", ""),
+        ("fifty", ""),
+        ("x50", ""),
+        ("", ""),
+        ("<think>50", ""),
+    ],
+)
+def test_a_guess_in_words(guess, text, digits):
+    assert guess.words(text) == tuple(map(int, digits))
+
+
+def test_the_host_answers(guess):
+    check_task(guess)
+    question = guess.ask("Guess.", 30)
+    tokens, mask = guess.converse(question, ["50", "25", "hm", "30"])
+    told = guess.dialogue(question, tokens)
+    assert [told.count(words) for words in ("My number is lower.", "My number is higher.", "Say one whole")] == [
+        1,
+        1,
+        1,
+    ]
+    assert replay(guess, [question], tokens[None]).reward[0] == pytest.approx(1 - 3 / 10 - 0.05)
+    assert mask.sum() == sum(len(guess.encode_response(text)) for text in ("50", "25", "hm", "30"))
+
+
+def test_both_faces_of_the_guessing_game_pay_alike(guess):
+    game, generator = GuessNumber(), np.random.default_rng(0)
+    for _ in range(20):
+        number, tried = int(generator.integers(1, 101)), generator.integers(0, 130, size=12).tolist()
+        question, plain = guess.ask("Guess.", number), game.question(np.random.default_rng(0))
+        plain = type(plain)(plain.prompt, number)
+        tokens, _ = guess.converse(question, [str(one) for one in tried])
+        digits, _ = play(game, plain, [game.encode(" ".join(str(one))) for one in tried])
+        assert replay(guess, [question], tokens[None]).reward == replay(game, [plain], digits[None]).reward
+
+
+@pytest.mark.parametrize(
+    ("text", "turn"),
+    [
+        ("ask tin-taste", "ask tin-taste"),
+        ("Ask: tin taste", "ask tin-taste"),
+        ("Do you have a tin-taste in your mouth?", "ask tin-taste"),
+        ("Let me ask about salt-tears.", "ask salt-tears"),
+        ("diagnose velmoria", "diagnose velmoria"),
+        ("**Diagnose velmoria**.", "diagnose velmoria"),
+        ("My diagnosis is Velmoria.", "diagnose velmoria"),
+        ("You have tin-taste and salt-tears, so I diagnose velmoria.", "diagnose velmoria"),
+        ("<think>velmoria?</think>ask tin-taste", "ask tin-taste"),
+        ("ask tin-taste\nask salt-tears", "ask salt-tears"),
+        ("ask tin-taste and salt-tears", ""),
+        ("Could it be velmoria?", ""),
+        ("velmoria or drandle-fever", ""),
+        ("How are you?", ""),
+        ("ask velmoria", ""),
+        ("May I ask: do you have tin-taste?", "ask tin-taste"),
+        ("diagnose tin", ""),
+        ("tin", ""),
+    ],
+)
+def test_a_doctor_in_words(doctor, text, turn):
+    expected = doctor.game.encode(turn)
+    assert doctor.words(text) == expected
+
+
+def test_both_faces_of_the_consultation_pay_alike(doctor):
+    check_task(doctor)
+    game, base = Consultation(), doctor.game.knowledge_base
+    for seed in range(10):
+        question, plain = doctor.question(np.random.default_rng(seed)), game.question(np.random.default_rng(seed))
+        assert question.secret.secret == plain.secret
+        said = [f"ask {base.symptoms[seed]}", "hm", f"ask {base.symptoms[3]}", f"ask {base.symptoms[3]}"]
+        said.append(f"diagnose {base.diseases[seed]}")
+        tokens, _ = doctor.converse(question, said)
+        words, _ = play(game, plain, [game.encode(text) if text != "hm" else () for text in said])
+        one, other = (replay(*given) for given in ((doctor, [question], tokens[None]), (game, [plain], words[None])))
+        assert {name: values.tolist() for name, values in one.parts.items()} == {
+            name: values.tolist() for name, values in other.parts.items()
+        }
+
+
+def test_the_patient_answers_in_sentences(doctor):
+    question = doctor.question(np.random.default_rng(3))
+    patient, symptoms = question.secret.secret, doctor.game.knowledge_base.symptoms
+    assert f"I have {symptoms[patient.complaint]}." in question.secret.text
+    tokens, _ = doctor.converse(question, [f"ask {symptoms[patient.complaint]}", "what?"])
+    told = doctor.dialogue(question, tokens)
+    assert f"Yes, I have {symptoms[patient.complaint]}." in told and "Please ask me about one symptom" in told
