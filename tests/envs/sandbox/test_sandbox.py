@@ -20,6 +20,7 @@ from llm_mdp_envs.sandbox.forkserver import judge
 from llm_mdp_envs.sandbox.grading import matches
 from llm_mdp_envs.sandbox.inside import codec
 from llm_mdp_envs.sandbox.reports import outcome_of_lines
+from tests.envs.sandbox.processes import alive, descendants, names_of
 from tests.patience import PATIENCE
 
 SECRET = "canary-" + os.urandom(8).hex()
@@ -468,32 +469,6 @@ def ours() -> list[int]:
     return [pid for pid in descendants(os.getpid()) if pid not in OTHERS]
 
 
-def descendants(pid: int) -> list[int]:
-    """Living processes below a process (Linux; elsewhere none are seen)."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            name, _, rest = stat.read_text().rpartition(")")
-            state, parent = rest.split()[:2]
-            if state != "Z":
-                parents.setdefault(int(parent), []).append(int(name.split()[0]))
-    below, queue = [], [pid]
-    while queue:
-        children = parents.get(queue.pop(), [])
-        below += children
-        queue += children
-    return below
-
-
-def names_of(pids: list[int]) -> list[str]:
-    """The programs that these processes run."""
-    names = []
-    for below in pids:
-        with contextlib.suppress(OSError):
-            names.append(os.path.basename(os.readlink(f"/proc/{below}/exe")))
-    return names
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["monty", "bwrap", "landlock"])
 @pytest.mark.parametrize("moment", ["starting", "running"])
@@ -525,13 +500,6 @@ def test_nothing_is_left_when_the_host_process_is_killed(backend, moment):
     for pid in survivors:
         os.kill(pid, signal.SIGKILL)
     assert not survivors
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("backend", ["bwrap", "landlock"])
