@@ -197,6 +197,8 @@ def examine(many: Sequence[Examined], sandbox: Sandbox) -> list[tuple[Case, ...]
                 for (arguments, _), form in zip(outcome.outputs[0], forms[number])
                 if form is not None
             )
+        elif outcome.verdict != "error":
+            found[number] = f"its own solution does not pass its tests ({outcome.verdict}: {outcome.message})"
     others = [number for number, cases in enumerate(found) if not cases]
     if not sandbox.full:
         reason = f"its tests need more of Python than the sandbox {sandbox.name} speaks; install bubblewrap"

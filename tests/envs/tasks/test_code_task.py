@@ -113,22 +113,25 @@ def test_a_verdict_cannot_be_spoken(mbpp, sandbox):
     assert reward(Code(mbpp, backend=sandbox), liar) == 0.0
 
 
-def test_an_unsupported_program_is_not_a_wrong_one(mbpp):
+def test_monty_alone_needs_a_word_on_what_it_cannot_judge(mbpp):
     generator = "def double(x):\n    def twice():\n        yield x\n        yield x\n    return sum(twice())"
     try:
         monty = make_sandbox("monty", workers=1)
     except SandboxUnavailable as error:
         pytest.skip(f"Monty does not work on this machine: {error}")
     with monty:
-        with pytest.raises(SandboxUnavailable, match="11: the sandbox monty does not support this program"):
-            reward(Code(mbpp, backend=monty), generator)
-        with pytest.warns(UserWarning, match="it is worth unsupported_reward, 0.25"):
-            assert reward(Code(mbpp, backend=monty, unsupported_reward=0.25), generator) == 0.25
-        assert reward(Code(mbpp, backend=monty), MBPP["code"]) == 1.0
+        with pytest.raises(SandboxUnavailable, match=r"subset of Python.*bubblewrap.*unsupported_reward=0\.0"):
+            Code(mbpp, backend=monty)
+        with pytest.warns(UserWarning, match=r"it is worth unsupported_reward, 0\.25"):
+            task = Code(mbpp, backend=monty, unsupported_reward=0.25)
+        assert reward(task, generator) == 0.25
+        assert reward(task, MBPP["code"]) == 1.0
+        assert reward(task, "def double(x):\n    raise NotImplementedError") == 0.25
+        assert reward(task, "def double(x") == 0.0, "no Python anywhere"
 
 
 def test_a_full_backend_supports_it(mbpp, sandbox):
-    if sandbox.name == "monty":
+    if not sandbox.full:
         pytest.skip("neither bubblewrap nor Landlock works on this machine")
     generator = "def double(x):\n    def twice():\n        yield x\n        yield x\n    return sum(twice())"
     assert reward(Code(mbpp, backend=sandbox), generator) == 1.0
@@ -141,8 +144,67 @@ def test_a_full_backend_supports_it(mbpp, sandbox):
         ("/nowhere.jsonl", {}, "problems is '/nowhere.jsonl', which is no file"),
         ([], {}, "problems is empty"),
         ([1], {}, "problems\\[0\\] is 1"),
+        ([MBPP, 1], {}, "problems\\[0\\] is {'task_id'"),
+        ("humaneval", {"split": "test"}, "split is 'test', but HumanEval has no splits"),
+        ("humaneval", {"unsupported_reward": float("nan")}, "unsupported_reward is nan"),
+        ("humaneval", {"unsupported_reward": "x"}, "unsupported_reward is 'x'"),
+        ("humaneval", {"unsupported_reward": True}, "unsupported_reward is True"),
+        ("humaneval", {"instruction": 5}, "instruction is 5"),
     ],
 )
 def test_bad_arguments(sandbox, problems, options, words):
     with pytest.raises(ValueError, match=words):
         Code(problems, **{"backend": sandbox, **options})
+
+
+def test_a_completion_continues_a_prompt_without_white_space_at_its_end(human_eval):
+    """Many tokenizers write the line's end and the indentation as one token, which a prompt must not have begun."""
+    for problem in human_eval.problems[:20]:
+        asked = human_eval.asked(problem)
+        assert asked == problem.prompt.rstrip() and not problem.prompt.startswith(asked + " ")
+        replies = [
+            human_eval.reply_to(human_eval.ask(asked, problem), before + problem.reference) for before in ("", "\n")
+        ]
+        assert (human_eval.grade(replies).reward == 1).all()
+
+
+def test_a_chat_says_what_to_do(sandbox):
+    task = Code(backend=sandbox, chat=True)
+    problem = task.problems[0]
+    assert task.asked(problem).startswith(problem.prompt)
+    assert "whole function in one ```python block" in task.asked(problem)
+    assert Code(backend=sandbox, chat=True, instruction="Go!").asked(problem) == problem.prompt + "Go!"
+    assert Code(backend=sandbox).asked(problem) == problem.prompt.rstrip()
+    text = task.decode(task.question(np.random.default_rng(0)).prompt)
+    assert "whole function" in text and text.endswith("<|assistant|>\n")
+
+
+def test_a_forced_beginning_is_a_part_of_the_program(mbpp, sandbox):
+    task = Code(mbpp, backend=sandbox, chat=True, answer_prefix="```python\ndef double(x):\n")
+    question = task.question(np.random.default_rng(0))
+    tokens = np.array([task.encode_response("    return 2 * x\n```\nIt doubles.")])
+    assert task.score([question], tokens, tokens >= 0).reward[0] == 1.0
+
+
+def test_rows_that_cannot_be_used_are_told(sandbox):
+    wrong = MBPP | {"code": "def double(x):\n    return 3 * x"}
+    with pytest.warns(UserWarning, match=r"1 of 2 rows are skipped; the first is problems\[1\]"):
+        task = Code([MBPP, wrong], backend=sandbox)
+    ((place, reason),) = task.skipped
+    assert len(task.problems) == 1 and place == "problems[1]" and "does not pass its test" in reason
+
+
+def test_tests_that_run_are_graded_beside_cases(sandbox):
+    """One call grades both kinds, in order."""
+    if not sandbox.full:
+        pytest.skip("neither bubblewrap nor Landlock works on this machine")
+    runs = MBPP | {
+        "task_id": 12,
+        "test_list": ["assert double(x=1) == 2", "assert sorted(double([2, 1])) == [1, 1, 2, 2]"],
+    }
+    task = Code([MBPP, runs], backend=sandbox)
+    first, second = (task.ask("", problem) for problem in task.problems)
+    half = "def double(x):\n    return 2 * x if x == 1 else 7"
+    replies = [task.reply_to(question, text) for text in (MBPP["code"], half) for question in (second, first, second)]
+    assert task.grade(replies).reward.tolist() == [1, 1, 1, 0.5, 0.25, 0.5]
+    assert [grade.total for grade in task.grades(replies)] == [2, 4, 2] * 2
