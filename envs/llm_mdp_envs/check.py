@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.episode import (
     Episode,
     advance,
@@ -57,7 +58,7 @@ def check_form(task: Any) -> None:
         raise TaskError(f"the task is the class {task.__name__}; make an object of it: {task.__name__}(…).")
     name = _name(task)
     if not isinstance(task, Task):
-        raise TaskError(f"the task is {task!r:.60}, a {name}; derive its class from llm_mdp_envs.Task.")
+        raise TaskError(f"the task is {shown(task)}, a {name}; derive its class from llm_mdp_envs.Task.")
     for attribute, least in LEAST.items():
         value = _said(task, attribute, f"a whole number of at least {least}")
         if not _whole(value) or value < least:
@@ -166,7 +167,7 @@ def _mask(task: Task, question: Question, tokens: Sequence[int]) -> np.ndarray:
 def _check_masks_see_no_secret(task: Task, question: Question, tokens: Sequence[int]) -> None:
     """After every beginning of a response, what the environment wrote included: the same mask without the secret, one
     by one and many at once."""
-    if getattr(task.action_mask, "__func__", None) is Task.action_mask:
+    if task.action_masks(np.zeros((0, task.prompt_length), np.int64), np.zeros((0, task.horizon), np.int64)) is None:
         return
     name = f"{_name(task)}.action_mask"
     remedy = "a policy obeys it without seeing the secret, so let it depend on the prompt and the tokens alone"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.task import PAD, Question, Scores, Task, TaskError
 
 FINISH = ("eos", "horizon", "environment")
@@ -191,13 +192,13 @@ def whole_token(token: Any, vocab_size: int, name: str) -> int:
         ValueError: it is outside the vocabulary.
     """
     if isinstance(token, bool | np.bool_):
-        raise TypeError(f"{name} is {token!r}; a token is a whole number, 0 … {vocab_size - 1}.")
+        raise TypeError(f"{name} is {shown(token)}; a token is a whole number, 0 … {vocab_size - 1}.")
     try:
         value = operator.index(token)
     except TypeError:
-        raise TypeError(f"{name} is {token!r}; a token is a whole number, 0 … {vocab_size - 1}.") from None
+        raise TypeError(f"{name} is {shown(token)}; a token is a whole number, 0 … {vocab_size - 1}.") from None
     if not 0 <= value < vocab_size:
-        raise ValueError(f"{name} is {value}, outside the vocabulary 0 … {vocab_size - 1}.")
+        raise ValueError(f"{name} is {shown(value)}, outside the vocabulary 0 … {vocab_size - 1}.")
     return value
 
 
@@ -249,8 +250,12 @@ def check_token_rewards(task: Task, rewards: np.ndarray | None, shape: tuple[int
     return rewards
 
 
-def sequence_of_tokens(tokens: Any, name: str) -> list[Any]:
-    """The tokens as a list; TypeError if they are no sequence."""
-    if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence | np.ndarray):
-        raise TypeError(f"{name} is {tokens!r}; it must be a sequence of tokens.")
+def sequence_of_tokens(tokens: Any, name: str, what: str = "tokens") -> list[Any]:
+    """The tokens (or what else) as a list; TypeError if they are no sequence."""
+    if (
+        isinstance(tokens, str | bytes)
+        or not isinstance(tokens, Sequence | np.ndarray)
+        or getattr(tokens, "ndim", 1) == 0
+    ):
+        raise TypeError(f"{name} is {shown(tokens)}; it must be a sequence of {what}.")
     return list(tokens)

@@ -26,6 +26,7 @@ from llm_mdp_envs.episode import (
     check_token_rewards,
     pad_prompt,
     replay,
+    sequence_of_tokens,
     text_so_far,
     unpadded,
     whole_token,
@@ -80,7 +81,7 @@ class _Objects:
     """Questions of any other task: a list of N."""
 
     def __init__(self, task: Task, n: int):
-        self.task = task
+        self.task, self.together = task, type(task).action_masks is not Task.action_masks
         self.questions: list[Question] = [Question(())] * n
 
     def draw(self, generator: np.random.Generator, where: np.ndarray) -> np.ndarray:
@@ -107,6 +108,8 @@ class _Objects:
         return self.task.token_rewards(self.questions, tokens, mask)
 
     def action_masks(self, tokens: np.ndarray, length: np.ndarray) -> np.ndarray | None:
+        if self.together:
+            return self.task.action_masks(self._prompts(self.questions), tokens)
         if type(self.task).action_mask is Task.action_mask:
             return None
         masks = [self.task.action_mask(q, row[:n].tolist()) for q, row, n in zip(self.questions, tokens, length)]
@@ -180,10 +183,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         super().reset(seed=None if seed is None else check_whole("seed", seed))
         options = check_options(options, ("questions", "prefixes"))
         for name in options:
-            if not isinstance(options[name], Sequence | np.ndarray) or isinstance(options[name], str | bytes):
-                raise TypeError(
-                    f"options[{name!r}] is {shown(options[name])}; it must be a sequence, one entry an environment."
-                )
+            sequence_of_tokens(options[name], f"options[{name!r}]", f"{name}, one an environment")
             if len(options[name]) != self.num_envs:
                 raise ValueError(
                     f"options[{name!r}] has {len(options[name])} entries; there are {self.num_envs} environments."
@@ -199,7 +199,8 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._begin(slice(None), prompts)
         for number, prefix in enumerate(options.get("prefixes", ())):
             name = f"options['prefixes'][{number}]"
-            self._put(number, begun(self.task, self._asked.question(number), unpadded(prefix), name))
+            prefix = unpadded(sequence_of_tokens(prefix, name))
+            self._put(number, begun(self.task, self._asked.question(number), prefix, name))
         self._over = np.zeros(self.num_envs, dtype=bool)
         self._begun = True
         return self._text.copy(), self._infos()

@@ -23,9 +23,12 @@ class CallableReward(RowTask):
         ValueError: naming the argument, or the response and what it was given for a reward.
     """
 
+    argument = "prompts"
+
     def __init__(self, function: Callable[[str, str], float], prompts: Sequence[str], **text_options: Any):
         self.function = check_callable("function", function)
-        if isinstance(prompts, str | bytes | Mapping) or not hasattr(prompts, "__len__"):
+        no_list = isinstance(prompts, str | bytes | Mapping | type) or getattr(prompts, "ndim", 1) == 0
+        if no_list or not hasattr(prompts, "__len__"):
             raise ValueError(f"prompts is {shown(prompts)}; it must be a list of texts.")
         super().__init__([{"prompt": prompt} for prompt in prompts], **text_options)
 

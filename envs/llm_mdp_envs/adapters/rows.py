@@ -29,10 +29,12 @@ class RowTask(TextTask):
     """
 
     needed: tuple[str, ...] = ("prompt",)
+    argument = "rows"
+    """What a class calls its rows, for messages."""
 
     def __init__(self, rows: Any, *, split: str | None = None, **text_options: Any):
         super().__init__(**text_options)
-        placed = read_rows(rows, split)
+        placed = read_rows(rows, split, name=self.argument)
         self.rows = [_checked_row(row, place, self.needed) for place, row in placed]
         self.places = [place for place, _ in placed]
 

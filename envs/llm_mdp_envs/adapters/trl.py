@@ -13,6 +13,9 @@ from llm_mdp_envs.check import check_form
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.text import Reply, TextTask
 
+MOST_ROWS = 10_000_000
+"""Rows that are made at once."""
+
 
 class TRLReward(RowTask):
     """TRL reward functions, f(prompts, completions, completion_ids, **columns) -> list[float | None], as the reward of
@@ -48,7 +51,7 @@ class TRLReward(RowTask):
         functions = [functions] if callable(functions) else list(functions)
         for number, function in enumerate(functions):
             check_callable(f"functions[{number}]", function)
-        if weights is not None and (isinstance(weights, str | bytes) or not hasattr(weights, "__len__")):
+        if weights is not None and not isinstance(weights, list | tuple | np.ndarray):
             raise ValueError(f"weights is {shown(weights)}; it must be a list of numbers, one a function, or None.")
         weights = [1.0] * len(functions) if weights is None else list(weights)
         if not functions or len(weights) != len(functions):
@@ -112,8 +115,7 @@ def trl_rows(task: Task, n: int, seed: int = 0) -> list[dict[str, Any]]:
         ValueError: for a task of several turns, n below 1, or a seed that is none.
     """
     _check_one_turn(task)
-    check_whole("n", n, 1)
-    check_seed(seed)
+    n, seed = check_whole("n", n, 1, MOST_ROWS), check_seed(seed)
     seeds = [int(number) for number in np.random.SeedSequence(seed).generate_state(n, np.uint32)]
     return [{"prompt": _prompt_for_trl(task, _question(task, number)), "question_seed": number} for number in seeds]
 

@@ -141,7 +141,7 @@ class RareSuccess(TokenMDPTask):
 
 def _check_table(vocab_size: int, horizon: int) -> tuple[int, int]:
     """Both as ints; ValueError unless a reward for every step and token can be held."""
-    vocab_size, _, horizon = check_sizes(vocab_size, None, horizon)
+    vocab_size, _, horizon, _ = check_sizes(vocab_size, None, horizon)
     if vocab_size * horizon > LARGEST_TABLE:
         raise ValueError(
             f"vocab_size is {vocab_size} and horizon {horizon}; their product, the rewards to hold, must be at most "

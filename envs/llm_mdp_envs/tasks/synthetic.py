@@ -16,7 +16,7 @@ from llm_mdp.mdp.hidden_rewards import NgramReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_shape
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.policies import TabularPolicy, TabularValue
-from llm_mdp_envs.arguments import MOST_TOKENS, check_seed, check_whole, shown
+from llm_mdp_envs.arguments import MOST_TOKENS, check_finite, check_seed, check_whole, shown
 from llm_mdp_envs.array_task import ArrayTask
 from llm_mdp_envs.task import Question, Scores
 
@@ -157,7 +157,7 @@ class Tabular(TokenMDPTask):
         n_prompts: int = 1,
         seed: int = 0,
     ):
-        vocab_size, eos, horizon = check_sizes(vocab_size, eos, horizon, gamma)
+        vocab_size, eos, horizon, gamma = check_sizes(vocab_size, eos, horizon, gamma)
         n_prompts, seed = check_whole("n_prompts", n_prompts, 1, LARGEST_TABLE), check_seed(seed)
         super().__init__(random_instance(vocab_size, horizon, eos=eos, gamma=gamma, n_prompts=n_prompts, seed=seed).mdp)
 
@@ -186,7 +186,7 @@ class Ngram(TokenMDPTask):
         order: int = 1,
         seed: int = 0,
     ):
-        vocab_size, eos, horizon = check_sizes(vocab_size, eos, horizon, gamma)
+        vocab_size, eos, horizon, gamma = check_sizes(vocab_size, eos, horizon, gamma)
         order, seed = check_whole("order", order), check_seed(seed)
         if order > MOST_ORDER or (vocab_size + 1) ** order * vocab_size > LARGEST_TABLE:
             raise ValueError(
@@ -230,12 +230,17 @@ def optimum(task: TokenMDPTask) -> float:
     return float(rewards.max(1) @ task._probability)
 
 
-def check_sizes(vocab_size: int, eos: int | None, horizon: int, gamma: float = 1.0) -> tuple[int, int | None, int]:
-    """Vocabulary, end token and horizon as ints; ValueError unless `check_shape` takes them and arrays of this many
-    tokens can be made."""
+def check_sizes(
+    vocab_size: int, eos: int | None, horizon: int, gamma: float = 1.0
+) -> tuple[int, int | None, int, float]:
+    """The four as Python's numbers; ValueError unless `check_shape` takes them and arrays of this many tokens can be
+    made."""
     vocab_size = check_whole("vocab_size", vocab_size, 2, LARGEST_TABLE)
     horizon = check_whole("horizon", horizon, 1, MOST_TOKENS)
-    if eos is not None:
-        eos = check_whole("eos", eos)
+    if eos is not None and (eos := check_whole("eos", eos)) >= vocab_size:
+        raise ValueError(
+            f"eos is {shown(eos)}, outside the vocabulary 0 … {vocab_size - 1}; use one of these tokens or None."
+        )
+    gamma = check_finite("gamma", gamma, most=1, above=0)
     check_shape(vocab_size, eos, horizon, gamma)
-    return vocab_size, eos, horizon
+    return vocab_size, eos, horizon, gamma
