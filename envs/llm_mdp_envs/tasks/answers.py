@@ -22,7 +22,7 @@ LABEL = re.compile(
     r"(?i)\W*(?:(?:the|my|your)\s+)?(?:final\s+)?(?:answer|solution|result|total|conclusion|explanation|reasoning)"
     r"(?:\s+is)?\W*|[^\d\\]*:[\s*_]*"
 )
-ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
+ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
 """The beginning of a list's item; its number is no answer."""
 ANSWER_IS = re.compile(r"(?i)\banswer\b[^.\n:=]{0,80}?(?:\bis\b|:|=)[\s*_:]*(?P<answer>[^\s*_:][^\n]*)")
 
@@ -95,7 +95,7 @@ def find_answer(reply: str, convention: str) -> tuple[str, bool]:
     behind = [found["answer"].strip() for found in ANSWER_IS.finditer(reply)]
     if behind:
         return next((one for one in reversed(behind) if re.search(r"\d", one)), behind[-1]), False
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    lines = [line.strip(" \t#") for line in reply.splitlines() if line.strip(" \t#")]
     items = [bool(ITEM.match(line)) for line in lines]
     if len(lines) > 1 and items[-2] and re.fullmatch(r"\d+\.", lines[-1]):  # where the reply broke off
         lines.pop()
@@ -241,7 +241,7 @@ SYMBOLS = (
     ("∪", r"\\cup "),
     ("∩", r"\\cap "),
     ("∈", r"\\in "),
-    (r"\*\*(?=\s*[-\d(\w])(?<=[\w)}]\*\*)", "^"),
+    (r"(?<=[\w)}])\*\*(?=[-\w({\\])", "^"),
     (r"\*\*|`+|</?[A-Za-z|][\w|]{0,40}/?>", ""),
 )
 

@@ -49,16 +49,16 @@ CONVENTIONS = {
 class Math(TextTask):
     """Word problems with one right answer. The reward is a sum of graded parts (the paper's Eq. 30), each reported:
 
-    - answer: the reply's answer equals the solution's, says math-verify. The reply's answer is what stands in its last
-      \\boxed{} or after its last "####", whichever the convention asks for; else what math-verify finds in the whole
-      reply.
+    - answer: the reply's answer is the solution's. Numbers and words are read as a person reads them, everything else
+      is compared by math-verify; docs/grading.md says what counts and why. The reply's answer is what stands behind its
+      last "####" or in its last \\boxed{}, whichever the convention asks for; else what it says last.
     - format: the reply gives its answer the way the question asks.
     - steps: the fraction of the equations in the reply, such as "12 * 3 = 36" or "<<12*3=36>>", that are true; 0
-      without any.
+      without any, and 0 if the answer is wrong: true equations alone earn nothing.
 
-    The gold answer is found in the solution whatever the convention: after the last "####", else in the last \\boxed{},
-    else all of it. Grading runs in a process of its own with a time limit, so it works in threads and no answer can
-    stop it (`llm_mdp_envs.tasks.graders`). A reply beyond the limit has no right answer.
+    The gold answer is found in the solution whatever the convention, when the task is made: after the last "####", else
+    in the last \\boxed{}, else all of it. math-verify runs in a process of its own with a time limit, so it works in
+    threads and no answer can stop it (`llm_mdp_envs.tasks.graders`). A reply beyond the limit has no right answer.
 
     Args:
         problems: a JSONL, JSON or Parquet file, a data set of the hub ("openai/gsm8k:main"), a DataFrame, a sequence of
@@ -73,7 +73,8 @@ class Math(TextTask):
     Raises:
         ImportError: if math-verify is not installed, or `datasets` for a folder.
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file and line, the column or the argument, and the remedy.
+        ValueError: naming the file and line, the column or the argument, and the remedy; also for a solution in which
+            there is no answer.
     """
 
     separates: ClassVar[str] = (

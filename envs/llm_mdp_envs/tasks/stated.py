@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from llm_mdp_envs.tasks.numbers import DIGITS, NUMBER, Number, plain, read_number, ungroup
@@ -181,7 +181,11 @@ def _operand(given: list[Token], at: int, before: list[Token]) -> tuple[Number, 
         number, glued = given[at + 1].number, given[at + 1].glued
         # "Total - 18" is a dash, "x = - 18" and "Total: -18" are not.
         if number is not None and (glued or not before or before[-1].kind == "sign"):
-            return Number(-number.value, number.unit, number.base, number.tail), at + 2
+            if at + 2 < len(given) and given[at + 2].text == "^":  # -2^2 is -4
+                power = _operand(given, at + 3, [Token("sign", "=")])
+                value = _apply("^", number.value, power[0].value) if power else None
+                return (Number(-value), power[1]) if power and value is not None else None
+            return replace(number, value=-number.value), at + 2
         if given[at + 1].text != "(" or (inner := _operand(given, at + 1, [])) is None:
             return None
         return Number(-inner[0].value, inner[0].unit), inner[1]
@@ -222,8 +226,6 @@ def _apply(sign: str, one: Fraction, other: Fraction) -> Fraction | None:
     size = max(one.numerator.bit_length(), one.denominator.bit_length())
     if other.denominator != 1 or abs(other) * size > 4 * MOST_EXPONENT or (not one and other < 0):
         return None
-    if one < 0:  # -2^2 is -4
-        return -((-one) ** int(other))
     return one ** int(other)
 
 
@@ -243,11 +245,16 @@ def _last_side(given: list[Token]) -> list[Token] | None:
         sides.pop()
     for side in sides[:-1]:
         for at, token in enumerate(side):
-            if token.number and any(later.text in OR | CONNECTS | {",", ";"} for later in side[at + 1 :]):
-                return None
-            if token.number and at + 1 < len(side) and side[at + 1].glued and side[at + 1].text in VARIABLES:
+            rest = side[at + 1 :]
+            if token.number and (_names_another(rest) or (rest and rest[0].glued and rest[0].text in VARIABLES)):
                 return None
     return ([Token("sign", "=")] if len(sides) > 1 else []) + sides[-1]
+
+
+def _names_another(rest: list[Token]) -> bool:
+    """Whether another unknown follows before the next "=": ", y" or "or x", but not ", 18 + 2"."""
+    words = {token.text for token in rest}
+    return bool(words & OR or (words & (CONNECTS | {",", ";"}) and not any(token.number for token in rest)))
 
 
 def _chosen(side: list[Token]) -> Number | None:
@@ -264,10 +271,8 @@ def _chosen(side: list[Token]) -> Number | None:
     number = side[at].number
     assert number is not None
     before, after = _word_before(side, at), side[at + 1] if at + 1 < len(side) else Token("sign", "")
-    if _in_a_formula(side, at):
-        return None
-    changed = before in CHANGED or after.text in CHANGES or after.text in STANDING or after.text in ("^", "_", "(")
-    if changed or (after.glued and after.text in VARIABLES):
+    changed = before in CHANGED or after.text in CHANGES | STANDING | {"^", "_", "("}
+    if changed or (after.glued and after.text in VARIABLES) or _in_a_formula(side, at):
         return None
     beside = [(one, other) for one, other in itertools.pairwise(places) if at in (one, other)]
     return None if any(_rivals(side, *pair) for pair in beside) else number

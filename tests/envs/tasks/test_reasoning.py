@@ -10,7 +10,7 @@ reasoning_gym = pytest.importorskip("reasoning_gym", reason='needs reasoning-gym
 
 from llm_mdp_envs import TokenEnv  # noqa: E402
 from llm_mdp_envs.tasks.graders import CALLABLE, Grader, check_expression  # noqa: E402
-from llm_mdp_envs.tasks.reasoning import ReasoningGym, answer_in_tags, last_number  # noqa: E402
+from llm_mdp_envs.tasks.reasoning import ReasoningGym, answer_in_tags  # noqa: E402
 
 
 def score(task: ReasoningGym, question, text: str) -> float:
@@ -82,10 +82,12 @@ def test_the_same_seed_asks_the_same():
 def test_extraction():
     assert answer_in_tags("<answer>1</answer> no, <answer> 2\n</answer>") == "2"
     assert answer_in_tags("<answer>1<answer>2</answer>") == "2" and answer_in_tags("<answer>1") is None
-    assert last_number("1, 2 and -1,234.5.") == "-1234.5" and last_number("none") is None and last_number("x2") is None
     task = ReasoningGym("chain_sum", extract="number")
     (question,) = questions(task, 1)
-    assert score(task, question, f"The sum is {question.secret.secret['answer']}.") == 1.0
+    answer = question.secret.secret["answer"]
+    for reply in (f"The sum is {answer}.", f"1 + 1 = {int(answer):,}", f"**${answer}**", answer.replace("-", "−")):
+        assert score(task, question, reply) == 1.0
+    assert score(task, question, f"{answer} or 7") < 1.0 and score(task, question, "none") == 0.0
     task = ReasoningGym("chain_sum", extract=lambda reply: reply.split("=")[-1])
     (question,) = questions(task, 1)
     assert score(task, question, f"x={question.secret.secret['answer']}") == 1.0
