@@ -63,13 +63,15 @@ def test_an_episode_hides_the_tests(tmp_path, sandbox):
     canary = "493827160"
     path = tmp_path / "canary.jsonl"
     path.write_text(json.dumps(MBPP | {"test_list": [f"assert double({canary}) == {2 * int(canary)}"]}))
-    env = TokenEnv(Code(path, backend=sandbox), render_mode="ansi")
+    task = Code(path, backend=sandbox)
+    env = TokenEnv(task, render_mode="ansi")
     env.reset(seed=3)
-    said = [env.render()]
-    for token in env.task.encode_response(MBPP["code"]):
+    said = [str(env.render())]
+    terminated, value, info = False, 0.0, {}
+    for token in task.encode_response(MBPP["code"]):
         observation, value, terminated, _, info = env.step(token)
         said += [
-            env.render(),
+            str(env.render()),
             str(info),
             bytes(observation[(observation >= 0) & (observation < 256)].tolist()).decode(),
         ]
@@ -97,7 +99,7 @@ def test_fraction_and_all(mbpp, sandbox):
         ("def double(x):\n    raise ValueError", "error"),
         ("def double(x:", "error"),
         ("def double(x):\n    while True: pass", "timeout"),
-        ("print('passed')", "error"),
+        ("print('passed')", "failed"),
     ],
 )
 def test_verdicts(mbpp, sandbox, program, verdict):
@@ -126,7 +128,7 @@ def test_monty_alone_needs_a_word_on_what_it_cannot_judge(mbpp):
             task = Code(mbpp, backend=monty, unsupported_reward=0.25)
         assert reward(task, generator) == 0.25
         assert reward(task, MBPP["code"]) == 1.0
-        assert reward(task, "def double(x):\n    raise NotImplementedError") == 0.25
+        assert reward(task, "def double(x):\n    raise NotImplementedError") == 0.0, "Python says so too"
         assert reward(task, "def double(x") == 0.0, "no Python anywhere"
 
 
@@ -141,7 +143,7 @@ def test_a_full_backend_supports_it(mbpp, sandbox):
     ("problems", "options", "words"),
     [
         ("humaneval", {"reward": "some"}, "reward is 'some'"),
-        ("/nowhere.jsonl", {}, "problems is '/nowhere.jsonl', which is no file"),
+        (5, {}, "problems is 5"),
         ([], {}, "problems is empty"),
         ([1], {}, "problems\\[0\\] is 1"),
         ([MBPP, 1], {}, "problems\\[0\\] is {'task_id'"),
@@ -155,6 +157,11 @@ def test_a_full_backend_supports_it(mbpp, sandbox):
 def test_bad_arguments(sandbox, problems, options, words):
     with pytest.raises(ValueError, match=words):
         Code(problems, **{"backend": sandbox, **options})
+
+
+def test_a_file_that_is_not_there_is_named(sandbox):
+    with pytest.raises(FileNotFoundError, match=r"problems is '/nowhere\.jsonl'.* no such file"):
+        Code("/nowhere.jsonl", backend=sandbox)
 
 
 def test_a_completion_continues_a_prompt_without_white_space_at_its_end(human_eval):
