@@ -18,9 +18,9 @@ from tests.patience import PATIENCE
 LIMITS = Limits(cpu_seconds=10, wall_seconds=PATIENCE, memory_bytes=256 << 20)
 SHORT = Program("def f(x):\n    return x + 1", "f", [(1,)])
 BUSY = Program(
-    "def f(x):\n    total = 0\n    for i in range(x):\n        total += i\n    return total", "f", [(10**7,)]
+    "def f(x):\n    total = 0\n    for i in range(x):\n        total += i\n    return total", "f", [(2 * 10**7,)]
 )
-BUSY_OUTPUTS = (10**7 * (10**7 - 1) // 2,)
+BUSY_OUTPUTS = (199999990000000,)
 ENDLESS = Program("def f(x):\n    while True: pass", "f", [(1,)])
 TICKS = 5
 """Of work (0.05 s) tell the process that runs a program from those that wait."""
@@ -85,7 +85,7 @@ def stop_server(pid: int) -> None:
 ])  # fmt: skip
 def test_a_program_whose_worker_is_killed_runs_once_more(backend, disturb):
     program, outputs = (
-        (BUSY, BUSY_OUTPUTS) if backend != "monty" else (Program(BUSY.source, "f", [(10**6,)]), (499999500000,))
+        (BUSY, BUSY_OUTPUTS) if backend != "monty" else (Program(BUSY.source, "f", [(2 * 10**6,)]), (1999999000000,))
     )
     with start(backend) as sandbox:
         outcome = run_and_disturb(sandbox, program, 1, disturb)
@@ -105,18 +105,20 @@ def test_killed_twice_it_is_reported(backend, disturb, verdict, message):
         assert sandbox.run([SHORT])[0].outputs == (2,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["bwrap", "landlock"])
 def test_a_program_out_of_time_is_so_even_if_the_worker_does_not_answer(backend, monkeypatch):
     monkeypatch.setattr(forkserver, "KILL_SECONDS", 0.2)
-    with start(backend, Limits(cpu_seconds=0.4, wall_seconds=1)) as sandbox:
+    with start(backend, Limits(cpu_seconds=2, wall_seconds=2)) as sandbox:
         outcome = run_and_disturb(sandbox, ENDLESS, 2, stop_server)
         assert outcome.verdict == "timeout"
         assert sandbox.run([SHORT])[0].outputs == (2,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["bwrap", "landlock"])
 def test_a_program_out_of_time_is_so_even_if_it_is_stopped(backend):
-    with start(backend, Limits(cpu_seconds=0.4, wall_seconds=1)) as sandbox:
+    with start(backend, Limits(cpu_seconds=2, wall_seconds=2)) as sandbox:
         outcome = run_and_disturb(sandbox, ENDLESS, 1, lambda pid: os.kill(pid, signal.SIGSTOP))
         assert outcome.verdict == "timeout"
         assert sandbox.run([SHORT])[0].outputs == (2,)
@@ -142,7 +144,7 @@ def test_where_memory_is_short_the_programs_go_first(backend):
 
 @pytest.mark.slow
 def test_no_program_outlives_its_fork_server():
-    source = "import threading\ndef f(x):\n    sum(range(10**7))\n    lock = threading.Lock()\n    lock.acquire()\n    lock.acquire()"
+    source = "import threading\ndef f(x):\n    sum(range(3 * 10**7))\n    lock = threading.Lock()\n    lock.acquire()\n    lock.acquire()"
     programs: list[int] = []
 
     def orphan(pid: int) -> None:
