@@ -169,9 +169,6 @@ class ScoredTask(Task):
     def reply(self, question: Question, tokens: Sequence[int]) -> tuple[int, ...] | None:
         return self._task.reply(question, tokens)
 
-    def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
-        return self._task.action_mask(question, tokens)
-
     def action_masks(self, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
         return self._task.action_masks(prompts, tokens)
 

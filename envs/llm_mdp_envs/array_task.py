@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_mdp_envs.episode import Episode, as_rows
 from llm_mdp_envs.task import PAD, Question, Scores, Task
 
 
@@ -26,9 +25,6 @@ class ArrayTask(Task):
     @abstractmethod
     def score_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> Scores:
         """`Task.score` for questions (n, W)."""
-
-    def action_masks(self, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
-        return None
 
     def answer_rows(self, secrets: np.ndarray) -> np.ndarray | None:
         """`Task.answers` for questions (n, W)."""
@@ -59,11 +55,6 @@ class ArrayTask(Task):
 
     def token_rewards(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
         return self.token_reward_rows(secrets_of(questions), tokens, mask)
-
-    def action_mask(self, question: Question, tokens: Sequence[int]) -> np.ndarray | None:
-        prompt = np.array(question.prompt, dtype=np.int64)[None]
-        masks = self.action_masks(prompt, as_rows([Episode(tuple(tokens))], self.horizon)[0])
-        return None if masks is None else masks[0]
 
 
 def secrets_of(questions: Sequence[Question]) -> np.ndarray:

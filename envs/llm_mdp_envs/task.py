@@ -113,8 +113,14 @@ class Task(ABC):
 
         Policies obey it wherever they draw and are scored, and see no secret: so it may depend on the prompt and the
         tokens alone, whatever beginning of a response they are, and `question.secret` is None when a policy asks.
+        Either this method is written, or `action_masks`.
         """
-        return None
+        if getattr(self.action_masks, "__func__", None) is Task.action_masks:
+            return None
+        row = np.full((1, self.horizon), PAD, dtype=np.int64)
+        row[0, : len(tokens)] = tokens
+        masks = self.action_masks(np.array(question.prompt, dtype=np.int64)[None], row)
+        return None if masks is None else masks[0]
 
     def action_masks(self, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
         """`action_mask` of many: (N, V) int8; None: everything is allowed, always. A task that masks many at once

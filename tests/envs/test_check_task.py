@@ -28,7 +28,7 @@ class Sound(Task):
 
     def question(self, generator: np.random.Generator) -> Question:
         length = int(generator.integers(self.prompt_length + 1))
-        return Question(tuple(generator.integers(self.vocab_size, size=length).tolist()))
+        return Question(tuple(generator.integers(self.vocab_size, size=length).tolist()), (2,))
 
     def reply(self, question, tokens):
         return (tokens[0], self.vocab_size - 1)
@@ -161,6 +161,14 @@ def with_parts(**columns: Any) -> Callable[[Task], None]:
     return break_it
 
 
+def allows(mask: Callable[[Question, list[int]], Any]) -> Callable[[Task], None]:
+    return lambda task: setattr(task, "action_mask", lambda question, tokens: mask(question, list(tokens)))
+
+
+def all_but(*tokens: int) -> np.ndarray:
+    return (~np.isin(np.arange(5), tokens)).astype(np.int8)
+
+
 def reveals(value: Any) -> Callable[[Task], None]:
     def break_it(task: Task) -> None:
         task.reveals_token_rewards = True
@@ -206,6 +214,23 @@ BROKEN: dict[str, tuple[Callable[[Task], None], str]] = {
     "answers beyond the horizon": (gives("answers", np.zeros((2, 7), dtype=np.int64)), "answers"),
     "answers to other questions": (gives("answers", np.zeros((3, 1), dtype=np.int64)), "answers"),
     "answers as words": (gives("answers", [["a"], ["b"]]), "answers"),
+    "answers that hold what is forbidden": (gives("answers", np.array([[2, 4, 0]] * 2)), "token 4 at place 1 of [2, 4"),
+    "a mask that tells the secret": (
+        allows(lambda question, tokens: all_but(4 if question.secret is None else 3)),
+        "when the question's secret is hidden",
+    ),
+    "a mask that tells the secret later": (
+        allows(lambda question, tokens: all_but(4 if question.secret is None or len(tokens) < 2 else 3)),
+        "when the question's secret is hidden",
+    ),
+    "a mask that needs the secret": (
+        allows(lambda question, tokens: all_but(question.secret[0])),
+        "fails without the question's secret",
+    ),
+    "a mask for one and another for many": (
+        lambda task: setattr(task, "action_masks", lambda prompts, tokens: np.ones((len(prompts), 5))),
+        "action_masks and action_mask differ after []",
+    ),
     "no words": (gives("decode", 3), "decode"),
 }
 

@@ -1,21 +1,17 @@
 """The policy that a run trained, in its folder `model`: written at the end, read by every command with --run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from llm_mdp.sampling.policies import Policy, PolicyModule
-from llm_mdp.sampling.token_masks import TokenSubset
+from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.models import scored
 from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
 from llm_mdp_agents.training.run_config import run_config_of
 from llm_mdp_envs.task import Task
 
 MODEL, TABLE = "model", "table.safetensors"
-SUBSET = "token_subset"
-"""Entry of a table's metadata: the only tokens that it may draw."""
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
@@ -35,9 +31,7 @@ def save_policy(policy: Policy, folder: Path) -> None:
     assert isinstance(policy, nn.Module)
     (folder / MODEL).mkdir(exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
-    subset = getattr(policy, "token_subset", None)
-    metadata = {SUBSET: json.dumps(subset.tokens)} if isinstance(subset, TokenSubset) else None
-    save_file(tensors, folder / MODEL / TABLE, metadata)
+    save_file(tensors, folder / MODEL / TABLE)
 
 
 def load_policy_of_run(
@@ -76,17 +70,13 @@ def policy_and_task(
 
 def _load_table(table: Path, policy: Policy, env: str, task: Task) -> Policy:
     """The policy with the tensors of a file."""
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     assert isinstance(policy, nn.Module)
-    with safe_open(table, "pt") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    own = policy.state_dict()
+    tensors, own = load_file(table), policy.state_dict()
     if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in tensors.items()}:
         raise ValueError(
             f"{table} does not fit {type(task).__name__}; evaluate it on {env}, or on one with the same tokens."
         )
     policy.load_state_dict(tensors)
-    if SUBSET in metadata and isinstance(policy, PolicyModule):
-        policy.token_subset = TokenSubset(json.loads(metadata[SUBSET]), policy.vocab_size)
     return policy
