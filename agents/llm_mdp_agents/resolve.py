@@ -20,7 +20,7 @@ from llm_mdp_agents.action_masks import tokens_written_with
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.check import check_task
-from llm_mdp_envs.registry import ENTRIES, make_task, task_class
+from llm_mdp_envs.registry import ENTRIES, face_of, make_task, task_class
 from llm_mdp_envs.task import Task
 
 LARGEST_TABLE = 1_000_000
@@ -150,7 +150,7 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
         model
         and is_named(model.model)
         and "tokenizer" not in arguments
-        and "tokenizer" in inspect.signature(factory).parameters
+        and "tokenizer" in inspect.signature(face_of(factory, arguments)).parameters
     ):
         from llm_mdp_agents.lm.loading import tokenizer_of
 

@@ -8,7 +8,7 @@ A task is imported when an environment is made, so that nobody needs the extras 
 import argparse
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("llm_mdp/Code-v0", "llm_mdp_envs.tasks.code:Code", extra="code"),
     Entry("llm_mdp/Consultation-v0", "llm_mdp_envs.tasks.consultation:Consultation"),
     Entry("llm_mdp/GuessNumber-v0", "llm_mdp_envs.tasks.guess_number:GuessNumber"),
+    Entry("llm_mdp/Calculator-v0", "llm_mdp_envs.tasks.calculator:Calculator"),
+    Entry("llm_mdp/Documents-v0", "llm_mdp_envs.tasks.documents:Documents"),
 )
 
 
@@ -120,6 +122,13 @@ def task_class(path: str) -> type[Task]:
     return load(path)
 
 
+def face_of(factory: Any, arguments: Mapping[str, Any]) -> Any:
+    """The class that makes a task with these arguments: with text=True, of those that have one, the face for language
+    models."""
+    face = getattr(factory, "text_face", "")
+    return load(face) if face and arguments.get("text") is True else factory
+
+
 def make_task(path: str, **kwargs: Any) -> Task:
     """The task at `module:class`.
 
@@ -127,7 +136,9 @@ def make_task(path: str, **kwargs: Any) -> Task:
         ImportError: something that the task needs is not installed.
         TypeError: an argument that the task does not have.
     """
-    factory = task_class(path)
+    factory = face_of(task_class(path), kwargs)
+    if factory is not task_class(path):
+        del kwargs["text"]
     parameters = inspect.signature(factory).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for argument in kwargs:

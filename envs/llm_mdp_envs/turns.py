@@ -6,13 +6,16 @@ and `TurnTask`, which makes a task out of one function, `outcome`: what a turn i
 `text_turns.TextTurns` does the same for language models.
 """
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from llm_mdp.own import load
+from llm_mdp_envs.arguments import check_flag
 from llm_mdp_envs.episode import Episode, advance, follow
 from llm_mdp_envs.task import Question, Scores, Task
 
@@ -199,6 +202,26 @@ class TurnTask(JudgedTurns):
             if outcome.reply is None:
                 break
         return judged
+
+
+class TwoFaced(TurnTask):
+    """A conversation that language models hold as well: with text=True another class makes the task, in words.
+
+    A subclass names that class in `text_face`, and has an argument `text` in its constructor.
+    """
+
+    text_face: ClassVar[str]
+    """module:class of the face for language models; it takes the same arguments by name, and those of `TextTurns`."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.__signature__ = inspect.Signature(parameters)  # `__new__` below would hide it
+
+    def __new__(cls, *arguments: Any, text: bool = False, **options: Any):
+        if not check_flag("text", text):
+            return super().__new__(cls)
+        return load(cls.text_face)(**dict(zip(inspect.signature(cls).parameters, arguments)), **options)
 
 
 def check_words(words: Sequence[str], place: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_mdp_envs.arguments import check_choice, check_finite, check_flag, check_whole, shown
 from llm_mdp_envs.task import Question
-from llm_mdp_envs.turns import Outcome, TurnTask, check_words
+from llm_mdp_envs.turns import Outcome, TwoFaced, check_words
 
 CONTROL_WORDS = ("ask", "diagnose", "have", "yes", "no", "unknown", "unclear", ".", "<eos>")
 ASK, DIAGNOSE, HAVE, YES, NO, UNKNOWN, UNCLEAR, END_OF_TURN, EOS = range(len(CONTROL_WORDS))
@@ -149,7 +149,7 @@ class Patient:
     """What the patient says about every symptom: the token YES, NO or UNKNOWN."""
 
 
-class Consultation(TurnTask):
+class Consultation(TwoFaced):
     """Find out what a patient has, with few and useful questions.
 
     The prompt is the chief complaint, "have SYMPTOM .". The doctor's turns are "ask SYMPTOM ." (answered "yes", "no" or
@@ -186,6 +186,7 @@ class Consultation(TurnTask):
         information_weight: w, in [0, 1].
         restricted: let the action mask allow nothing but questions and diagnoses.
         horizon: most tokens of a response, replies included; None: 5 a turn, what well-formed ones take.
+        text: the same consultation in words, for language models: a `ConsultationText`, with the arguments of it.
 
     Raises:
         ValueError: naming the argument, its value and its range.
@@ -199,6 +200,7 @@ class Consultation(TurnTask):
     prompt_length = 3
     part_names = ("diagnosis", "information", "excess", "duplicate", "irrelevant", "malformed")
     speakers = ("doctor", "patient")
+    text_face = "llm_mdp_envs.tasks.consultation_text:ConsultationText"
 
     def __init__(
         self,
@@ -213,6 +215,7 @@ class Consultation(TurnTask):
         information_weight: float = 0.5,
         restricted: bool = False,
         horizon: int | None = None,
+        text: bool = False,
     ):
         self.reward: DiagnosisReward = check_choice("reward", reward, get_args(DiagnosisReward))
         self.max_turns = check_whole("max_turns", max_turns, 1)

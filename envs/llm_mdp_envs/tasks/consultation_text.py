@@ -1,5 +1,6 @@
 """The consultation in words: the same patients and rewards as `consultation`, for language models."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,11 @@ from llm_mdp_envs.task import Question
 from llm_mdp_envs.tasks.consultation import ASK, CONTROL_WORDS, DIAGNOSE, Consultation, KnowledgeBase, Patient
 from llm_mdp_envs.text_turns import Response, TextTurns
 from llm_mdp_envs.tool_calls import without_thoughts
+
+RULES = tuple(
+    name for name in inspect.signature(Consultation).parameters if name not in ("restricted", "horizon", "text")
+)
+"""Arguments of `Consultation` that mean the same in words."""
 
 COMMAND = re.compile(r"\b(ask|diagnose)\b[\s:*\"'`]*(?:about|for|the)?[\s:*\"'`]*", re.IGNORECASE)
 TOLD = {
@@ -30,7 +36,7 @@ class ConsultationText(TextTurns):
 
     Args:
         tokenizer, horizon, reply_length, prompt_length, system: as in `TextTurns`.
-        knowledge_base, …: as in `Consultation`.
+        knowledge_base, and by name all others but restricted: as in `Consultation`.
 
     Raises:
         ValueError: naming the argument, its value and its range.
@@ -51,6 +57,9 @@ class ConsultationText(TextTurns):
         system: str | None = None,
         **rules: Any,
     ):
+        for name in rules:
+            if name not in RULES:
+                raise TypeError(f"ConsultationText has no argument {name!r}; its rules are {', '.join(RULES)}.")
         self.game = Consultation(knowledge_base, **rules)
         super().__init__(
             tokenizer,

@@ -6,13 +6,13 @@ early bad guess shows only in when the number is found.
 
 from llm_mdp_envs.arguments import check_finite, check_whole
 from llm_mdp_envs.task import Question
-from llm_mdp_envs.turns import Outcome, TurnTask
+from llm_mdp_envs.turns import Outcome, TwoFaced
 
 DIGITS = tuple("0123456789")
 MOST_NUMBERS, MOST_TURNS = 10**18, 10_000
 
 
-class GuessNumber(TurnTask):
+class GuessNumber(TwoFaced):
     """Find a number between 1 and `highest`.
 
         RM(W) = [found at turn k] (1 - (k - 1) / max_turns) - malformed_penalty × malformed turns
@@ -26,6 +26,7 @@ class GuessNumber(TurnTask):
         malformed_penalty: at least 0.
         horizon: most tokens of a response; None: enough for `max_turns` guesses of the longest length with their
             replies.
+        text: the same game in words, for language models: a `GuessNumberText`, with the arguments of it.
 
     Raises:
         ValueError: naming the argument, its value and its range.
@@ -37,10 +38,16 @@ class GuessNumber(TurnTask):
     end_of_turn = words.index(".")
     eos = words.index("<eos>")
     part_names = ("found", "turns", "malformed")
+    text_face = "llm_mdp_envs.tasks.guess_number_text:GuessNumberText"
     speakers = ("guesser", "host")
 
     def __init__(
-        self, highest: int = 100, max_turns: int = 10, malformed_penalty: float = 0.05, horizon: int | None = None
+        self,
+        highest: int = 100,
+        max_turns: int = 10,
+        malformed_penalty: float = 0.05,
+        horizon: int | None = None,
+        text: bool = False,
     ):
         self.highest = check_whole("highest", highest, 1, MOST_NUMBERS)
         self.max_turns = check_whole("max_turns", max_turns, 1, MOST_TURNS)

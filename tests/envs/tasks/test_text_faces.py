@@ -1,8 +1,14 @@
 """Guess the number and the consultation in words: the rules and rewards of the games they are faces of."""
 
+import inspect
+import pickle
+
+import gymnasium as gym
 import numpy as np
 import pytest
+from transformers import GPT2Config
 
+from llm_mdp_agents.resolve import ModelConfig, find_task
 from llm_mdp_envs import check_task
 from llm_mdp_envs.episode import replay
 from llm_mdp_envs.tasks.consultation import Consultation
@@ -125,3 +131,47 @@ def test_the_patient_answers_in_sentences(doctor):
     tokens, _ = doctor.converse(question, [f"ask {symptoms[patient.complaint]}", "what?"])
     told = doctor.dialogue(question, tokens)
     assert f"Yes, I have {symptoms[patient.complaint]}." in told and "Please ask me about one symptom" in told
+
+
+FACES = {"llm_mdp/GuessNumber-v0": GuessNumberText, "llm_mdp/Consultation-v0": ConsultationText}
+
+
+@pytest.mark.parametrize("id", FACES)
+def test_text_makes_the_face_in_words(id):
+    tokenizer = tokenizer_with(SMOLLM2)
+    env = gym.make(id, text=True, tokenizer=tokenizer, max_turns=3).unwrapped
+    assert type(env.task) is FACES[id] and env.task.max_turns == 3 and env.task.tokenizer is tokenizer
+    many = gym.make_vec(id, num_envs=2, text=True, malformed_penalty=0.25)
+    assert type(many.task) is FACES[id] and many.task.max_turns == many.task.game.max_turns
+    assert type(gym.make(id, text=False).unwrapped.task) in (GuessNumber, Consultation)
+    assert type(find_task(id, {"text": True})) is FACES[id]
+
+
+def test_text_from_the_class():
+    assert type(GuessNumber(20, text=True, max_turns=3)) is GuessNumberText
+    assert GuessNumber(20, text=True).game.highest == 20
+    assert type(GuessNumber(20, text=False)) is GuessNumber and GuessNumber(20).highest == 20
+    assert type(Consultation(text=True, max_turns=3)) is ConsultationText
+    assert "highest" in inspect.signature(GuessNumber).parameters
+    copy = pickle.loads(pickle.dumps(GuessNumber(20)))
+    assert type(copy) is GuessNumber and copy.highest == 20
+
+
+@pytest.mark.parametrize("game", [GuessNumber, Consultation])
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_text_is_true_or_false(game, value):
+    with pytest.raises(ValueError, match=f"text is {value!r}; it must be True or False"):
+        game(text=value)
+
+
+@pytest.mark.parametrize("given", [{"foo": 1}, {"restricted": True}, {"text": True}])
+def test_arguments_that_words_do_not_have(given):
+    with pytest.raises(TypeError, match=f"no argument '{next(iter(given))}'"):
+        ConsultationText(**given)
+
+
+def test_a_model_gets_its_tokenizer(tmp_path):
+    tokenizer_with(SMOLLM2).save_pretrained(tmp_path)
+    GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=300).save_pretrained(tmp_path)
+    task = find_task("GuessNumber", {"text": True}, ModelConfig(str(tmp_path)))
+    assert task.tokenizer.eos_token == "<|im_end|>"
