@@ -169,6 +169,11 @@ def all_but(*tokens: int) -> np.ndarray:
     return (~np.isin(np.arange(5), tokens)).astype(np.int8)
 
 
+def forbidden_answers(task: Task) -> None:
+    task.end_of_turn = None
+    task.answers = lambda questions: np.array([[2, 4, 0]] * len(questions))
+
+
 def reveals(value: Any) -> Callable[[Task], None]:
     def break_it(task: Task) -> None:
         task.reveals_token_rewards = True
@@ -214,7 +219,7 @@ BROKEN: dict[str, tuple[Callable[[Task], None], str]] = {
     "answers beyond the horizon": (gives("answers", np.zeros((2, 7), dtype=np.int64)), "answers"),
     "answers to other questions": (gives("answers", np.zeros((3, 1), dtype=np.int64)), "answers"),
     "answers as words": (gives("answers", [["a"], ["b"]]), "answers"),
-    "answers that hold what is forbidden": (gives("answers", np.array([[2, 4, 0]] * 2)), "token 4 at place 1 of [2, 4"),
+    "answers that hold what is forbidden": (forbidden_answers, "token 4 at place 1 of [2, 4"),
     "a mask that tells the secret": (
         allows(lambda question, tokens: all_but(4 if question.secret is None else 3)),
         "when the question's secret is hidden",
