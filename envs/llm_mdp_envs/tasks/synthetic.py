@@ -5,6 +5,7 @@ measured against them.
 takes.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -76,6 +77,40 @@ class TokenMDPTask(ArrayTask):
     def token_reward_rows(self, secrets: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         prompt = torch.from_numpy(self._prompts[secrets[:, 0]])
         return self.mdp.hidden_reward(prompt, torch.from_numpy(tokens), torch.from_numpy(mask)).numpy()
+
+    def best_reward(self) -> float | None:
+        """Σ P(prompt) maxᵂ RM(W), exact: over all responses where they can be listed, else by dynamic programming over
+        the tokens that the hidden reward looks back on. None: it looks back too far."""
+        if (leaves := self._leaf_table) is not None:
+            return float(leaves[1].reshape(len(self._prompts), -1).max(1) @ self._probability)
+        return self._backwards(lambda values: values.max(1))
+
+    def random_reward(self) -> float | None:
+        """E[RM(W)] of the policy to which all tokens are equally likely, exact; computed as `best_reward` is."""
+        if (leaves := self._leaf_table) is not None:
+            length = (self.mdp.tree.leaves != PAD).sum(1).numpy()
+            return float(
+                leaves[1].reshape(len(self._prompts), -1) @ float(self.vocab_size) ** -length @ self._probability
+            )
+        return self._backwards(lambda values: values.mean(1))
+
+    def _backwards(self, choose: Callable[[np.ndarray], np.ndarray]) -> float | None:
+        """The value of the prompts where `choose` makes one value out of those (contexts, V) of all tokens."""
+        if self._markov_table is None:
+            return None
+        (order, table), width = self._markov_table, self.vocab_size + 1
+        context = np.arange(width**order)
+        after = (context[:, None] * width + np.arange(1, width)) % len(context)
+        rewards = table.reshape(self.horizon, 2, len(context), width)[..., 1:]
+        value = np.zeros(len(context))
+        for step in reversed(range(self.horizon)):
+            values = rewards[step, 1] if step == self.horizon - 1 else rewards[step, 0] + value[after]
+            if self.eos is not None:
+                values = np.where(np.arange(self.vocab_size) == self.eos, rewards[step, 1], values)
+            value = choose(values)
+        text = np.concatenate([np.full((len(self._prompts), order), PAD), self._prompts], axis=1) + 1
+        begin = text[:, text.shape[1] - order :] @ (width ** np.arange(order - 1, -1, -1))
+        return float(value[begin] @ self._probability)
 
     # RM(W) comes from the MDP in every case; where memory allows it is tabulated once, by response or by context, and
     # then looked up.
@@ -226,8 +261,9 @@ def optimum(task: TokenMDPTask) -> float:
             f"{type(task).__name__} has {leaves} responses, too many to list; make it with a smaller vocabulary or "
             f"horizon."
         )
-    rewards = task._leaf_table[1].reshape(len(task.mdp.prompts), -1)
-    return float(rewards.max(1) @ task._probability)
+    best = task.best_reward()
+    assert best is not None
+    return best
 
 
 def check_sizes(

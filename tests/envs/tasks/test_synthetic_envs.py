@@ -13,6 +13,8 @@ from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO
 from llm_mdp.exact.instances import InstanceError, random_instance
 from llm_mdp.exact.ngram_gradient import ngram_gradient
 from llm_mdp.exact.tree_gradient import exact_gradient
+from llm_mdp.mdp.hidden_rewards import NgramReward
+from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.moments import exact_moments
@@ -107,6 +109,30 @@ def test_the_optimum_is_the_best_responses_reward():
     assert optimum(task) == pytest.approx(float(best[0] / 3 + best[1] * 2 / 3))
     with pytest.raises(ValueError, match=r"Ngram has .* responses, too many to list"):
         optimum(Ngram())
+
+
+@pytest.mark.parametrize("eos", [None, 1])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_dynamic_programming_agrees_with_all_responses(order, eos):
+    """And, of the uniform policy, with the n-gram programme. The same task, without its table of responses, must say
+    the same; prompts count as what stands before."""
+    reward = NgramReward.random(3, order, torch.Generator().manual_seed(order))
+    prompts = (Prompt((2,), 0.25), Prompt((0, 1), 0.75))
+    mdp = TokenMDP(3, eos, 4, reward, 0.5, prompts)
+    listed, programmed = TokenMDPTask(mdp), TokenMDPTask(mdp)
+    programmed._leaf_table = None
+    assert programmed.best_reward() == pytest.approx(listed.best_reward()) == pytest.approx(optimum(listed))
+    uniform, _ = ngram_gradient(NgramPolicy(torch.zeros(1, 1, 3), 0), mdp)
+    assert programmed.random_reward() == pytest.approx(uniform) == pytest.approx(listed.random_reward())
+    assert listed.random_reward() < listed.best_reward()
+
+
+def test_best_and_random_rewards_of_the_diagnostics_by_hand():
+    assert [task.best_reward() for task in (Needle(), Credit(), LengthBias(), RareSuccess())] == [1, 1, 1, 1]
+    assert Forked(height=7.0).best_reward() == pytest.approx(7 + 3)
+    assert Needle(vocab_size=8).random_reward() == pytest.approx(1 / 8)
+    assert RareSuccess(vocab_size=4, horizon=5).random_reward() == pytest.approx(4**-5)
+    assert Forked(vocab_size=4, horizon=4, height=7.0).random_reward() == pytest.approx(7 / 2 + 3 / 4)
 
 
 def test_simulated_rewards_have_the_exact_mean():
