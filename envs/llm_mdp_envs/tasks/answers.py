@@ -150,7 +150,7 @@ def _says_something(gold: str, marked: bool) -> bool:
     if "####" in gold or re.search(r"\\f?box", gold) or "\n" in gold:
         return False
     prose = len(re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", "", wording))) > 1
-    return not prose or gold_number(gold) is not None or stated_number(gold) is not None
+    return not prose or gold_number(gold) is not None
 
 
 # --- the same? ---
@@ -165,9 +165,11 @@ UNCLEAR = re.compile(
 @lru_cache(maxsize=65536)
 def gold_number(gold: str) -> Number | None:
     """The number that a gold answer is: 18, x = 18, $18.50, 18 eggs, "She has 18 eggs"; None if it is a formula (2x,
-    18\\pi, \\sqrt{2}) or words (May 18)."""
+    18\\pi, \\sqrt{2}) or words (May 18; 2 apples, 3 pears)."""
     wording = plain(gold[: MOST_TEXT + 1])
     if UNCLEAR.search(wording) and not re.search(r"\\(?:text|math|degree|circ)", gold):
+        return None
+    if len(re.findall(r"\d\s+[^\W\d_]{3}", re.sub(r"\([^()]*\)", "", wording))) > 1 and "=" not in wording:
         return None
     if not re.match(r"[-+≈(]?\s*[.\d]", wording) and not re.search(r"=|\b(?:is|are|has|have|was|were)\b", wording):
         return None
@@ -203,23 +205,28 @@ def _squeezed(text: str) -> str:
     return re.sub(r"\$|\\left|\\right|\\[,;:!]|(?<!\w)\s+|\s+(?!\w)|\.$", "", text)
 
 
+IN_FORMULAS = re.compile(r"\d[A-Za-z](?![A-Za-z])|[A-Za-z]\d|_|\d\s?-|\b[A-Za-z]\s?-\s?\w|^-|\d\s+(?:or|and)\s+[-\d]")
+"""What words and numbers hold only where they are mathematics: 2x, x2, x-1, 1 or 2."""
+
+
 def _words(text: str) -> str:
-    """A text of words in small letters, without articles, punctuation and the parentheses around it; "" if it has
-    formulas in it."""
-    text = re.sub(r"\b([ap])\.m\.?(?=\W|$)", r"\1m", plain(text), flags=re.IGNORECASE).strip(" .!;")
-    text = re.sub(r"^\((.*)\)$", r"\1", text)
-    if not re.search(r"[^\W\d_]", text) or not re.fullmatch(r"[\w\s'.-]+|[\w\s'.-]*\d:\d\d[\w\s]*", text):
+    """A text of words in small letters, without articles, punctuation and the parentheses around it, the items of a
+    list in order; "" if it has formulas in it."""
+    text = re.sub(r"\b([ap])\.m\.?(?=\W|$)", r"\1m", plain(text), flags=re.IGNORECASE).strip(" .,!;")
+    text = re.sub(r"^\((.*)\)$", r"\1", text).lower()
+    if not re.fullmatch(r"(?:[\w\s'.,-]|(?<=\d):(?=\d\d))+", text) or IN_FORMULAS.search(text):
         return ""
-    if re.search(r"\d[A-Za-z](?![A-Za-z])|[A-Za-z]\d|_|\d\s?-|\b[A-Za-z]\s?-\s?\w|^-|\d\s+(?:or|and)\s", text):
+    if not re.search(r"[^\W\d_]{3}" if re.search(r",|\band\b", text) else r"[^\W\d_]", text):
         return ""
-    return " ".join(re.sub(r"\b(?:the|and|an?)\s+(?=\w)", "", text.lower()).split())
+    items = re.split(r",\s*(?:and\s+)?|\s+and\s+", re.sub(r"\b(?:the|an?)\s+(?=\w)", "", text))
+    return " ".join(" ".join(items if re.search(r"\d", text) else sorted(items)).split())
 
 
 def _sayings(answer: str) -> set[str]:
     """What an answer may be saying, as `_words` gives it."""
     text = plain(answer)[:MOST_TEXT]
     behind = re.split(r"(?i)\b(?:is|are|was|were|be|option|choice)\b|:(?!\d)", text)[-1].strip()
-    found = {text, behind, text.replace(",", " ")}
+    found = {text, behind}
     for whole in (text, behind):
         whole = whole.lstrip(" (")
         found |= {re.split(r"[,;()]|[.:](?!\d)|\s[-–]\s|\b(?:because|since)\b", whole, maxsplit=1)[0]}
