@@ -19,7 +19,9 @@ from llm_mdp_envs.tasks.programs import (
 )
 from llm_mdp_envs.text import Reply, TextTask, require
 
-CHAT_INSTRUCTION = "\nComplete this function. Answer with the whole function in one ```python block.\n"
+COMPLETE = "Complete this function. Answer with the whole function in a ```python block."
+ANSWER = "Answer with the whole function in a ```python block."
+"""What a chat is asked about a prompt that is the beginning of a program, and about one in words."""
 
 
 class Code(TextTask):
@@ -48,7 +50,7 @@ class Code(TextTask):
         workers: programs run at once, if the sandbox is made here.
         limits: for each program, if the sandbox is made here.
         unsupported_reward: what a program is worth that does not pass in a sandbox without all of Python.
-        instruction: what the question ends with; by default nothing with chat=False, and with chat=True what to do.
+        instruction: what the question ends with; None: nothing with chat=False, and with chat=True what to do.
         others: see `TextTask`.
 
     Raises:
@@ -92,7 +94,7 @@ class Code(TextTask):
         )
         self.reward = check_choice("reward", reward, ("fraction", "all"))
         check_text("instruction", instruction, optional=True)
-        self.instruction = instruction if instruction is not None else CHAT_INSTRUCTION if chat else ""
+        self.instruction = instruction
         self.unsupported_reward = (
             None if unsupported_reward is None else check_finite("unsupported_reward", unsupported_reward)
         )
@@ -113,8 +115,13 @@ class Code(TextTask):
 
     def asked(self, problem: CodingProblem) -> str:
         """The question in words."""
-        question = problem.prompt + self.instruction
-        return question if self.chat else question.rstrip()
+        if not self.chat:
+            return (problem.prompt + (self.instruction or "")).rstrip()
+        if self.instruction is not None:
+            return problem.prompt + self.instruction
+        if problem.prompt == problem.prefix:
+            return f"{COMPLETE}\n\n```python\n{problem.prompt.rstrip()}\n```"
+        return f"{problem.prompt.rstrip()}\n\n{ANSWER}"
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
         grades = self.grades(replies)

