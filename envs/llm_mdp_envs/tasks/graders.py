@@ -262,25 +262,26 @@ RELATIVE = 2e-6
 def compare_relatively() -> None:
     """Make math-verify, which rounds to six decimal places, tell 1.6e-19 from 9.1e-31."""
     from math_verify import grader
-    from sympy import MatrixBase
+    from sympy import Integer, MatrixBase, expand
 
     rounds = grader.sympy_numeric_eq
 
-    def size(expression: Any) -> complex | None:
-        try:
-            return complex(expression.evalf(20))
-        except (AttributeError, TypeError, ValueError, OverflowError):
-            return None
+    def near(one: Any, other: Any) -> bool:
+        sizes = complex(one.evalf(20)), complex(other.evalf(20))
+        return abs(sizes[0] - sizes[1]) <= RELATIVE * max(map(abs, sizes))
 
     def sympy_numeric_eq(a, b, float_rounding, numeric_precision):
         if not rounds(a, b, float_rounding, numeric_precision):
             return False
         if isinstance(a, MatrixBase):  # its elements came through here
             return True
-        sizes = [[size(one), size(grader.get_pct_val(one, one))] for one in (a, b)]
-        if None in sizes[0] or None in sizes[1]:
+        try:
+            if a.free_symbols or b.free_symbols:  # each coefficient for itself
+                terms = [expand(one.doit()).as_coefficients_dict() for one in (a, b)]
+                return all(near(*(Integer(0) + one[term] for one in terms)) for term in {*terms[0], *terms[1]})
+            return near(a, b) or near(grader.get_pct_val(a, a), grader.get_pct_val(b, b))
+        except (AttributeError, TypeError, ValueError, OverflowError):  # no numbers: infinities, sets, truths
             return True
-        return any(abs(one - other) <= RELATIVE * max(abs(one), abs(other)) for one, other in zip(*sizes))
 
     grader.sympy_numeric_eq = sympy_numeric_eq
 
