@@ -252,9 +252,12 @@ class TextTurns(JudgedTurns, TextTask):
         return response
 
 
+PLAIN, THOUGHTFUL = "aye", "<think>\nq\n</think>\n\naye"
+"""What the assistant says to find out what a template makes of it."""
+
+
 class Scaffold:
-    """What a chat template writes between two turns of the assistant, found by letting it write conversations of
-    single letters.
+    """What a chat template writes between two turns of the assistant, found by letting it write short conversations.
 
     Args:
         encode: messages -> tokens, with the header of the assistant's next turn at the end.
@@ -274,52 +277,68 @@ class Scaffold:
         roles: Sequence[str],
     ):
         self.encode, self.tokenizer = encode, tokenizer
-        self.dummy = [*beginning, {"role": "assistant", "content": "y"}]
+        self.added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
         try:
             opened = tuple(encode(list(beginning)))
-            written = {role: tuple(encode([*self.dummy, {"role": role, "content": "z"}])) for role in roles}
-            self.end_of_turn, self.start = self._closed(opened, next(iter(written.values())))
-            for role, tokens in written.items():
-                if self._closed(opened, tokens) != (self.end_of_turn, self.start):
-                    raise ValueError("it closes the assistant's turn in another way before every role")
-                self._check_appending(role, tokens)
+            self.begun, self.end_of_turn, self.start = self._closed(beginning, opened, roles)
+            second = PLAIN if self._text(opened).endswith("</think>") else THOUGHTFUL
+            for role in roles:
+                self._check_appending(role, second)
         except Exception as error:  # templates raise errors of many kinds
             raise ValueError(
                 f"the tokenizer's chat template cannot be appended to turn by turn with replies of the role "
                 f"{' or '.join(map(repr, roles))}: {str(error).strip().rstrip('.')}; set tokenizer.chat_template to "
-                f"one that only ever adds to what it wrote (for training, many models have such a variant)."
+                f"one that only ever adds to what it wrote (TRL's get_training_chat_template has some)."
             ) from error
 
     def encode_reply(self, messages: Sequence[dict]) -> tuple[int, ...]:
         """What follows the end token of the assistant's turn: these messages, and the header of the next turn."""
-        return tuple(self.encode([*self.dummy, *messages]))[self.start :]
+        return tuple(self.encode([*self.begun, *messages]))[self.start :]
 
-    def _closed(self, opened: tuple[int, ...], written: tuple[int, ...]) -> tuple[int, int]:
-        """The token that closes the assistant's turn "y", and the place after it."""
-        if written[: len(opened)] != opened:
-            raise ValueError("it writes the beginning of a conversation anew when turns follow")
-        added = {*self.tokenizer.get_added_vocab().values(), *self.tokenizer.all_special_ids}
-        place = next((place for place in range(len(opened), len(written)) if written[place] in added), None)
-        if place is None:
-            raise ValueError("it writes no end token after the assistant's turns")
-        if (said := self._text(written[len(opened) : place])) != "y":
-            raise ValueError(f"where the assistant says 'y' it writes {said + self._text(written[place:])!r:.60}")
-        if place + 1 == len(written):
-            raise ValueError("it writes nothing between two turns of the assistant")
-        return written[place], place + 1
+    def _closed(
+        self, beginning: Sequence[dict], opened: tuple[int, ...], roles: Sequence[str]
+    ) -> tuple[list[dict], int, int]:
+        """A conversation up to a first turn of the assistant, the token that closes this turn, and the place after it.
 
-    def _check_appending(self, role: str, written: tuple[int, ...]) -> None:
-        """A second turn, one with thoughts, leaves everything before it as it is, and is followed like the first."""
-        second, reply = "<think>\nq\n</think>\n\nw", {"role": role, "content": "z"}
-        whole = tuple(
-            self.encode([*self.dummy, reply, {"role": "assistant", "content": second}, {"role": role, "content": "v"}])
-        )
-        if whole[: len(written)] != written or self.end_of_turn not in whole[len(written) :]:
+        The turn is one with thoughts where the header has begun them already.
+        """
+        wrong = ""
+        for said in (PLAIN, THOUGHTFUL):
+            begun = [*beginning, {"role": "assistant", "content": said}]
+            written = [tuple(self.encode([*begun, {"role": role, "content": "z"}])) for role in roles]
+            if any(tokens[: len(opened)] != opened for tokens in written):
+                wrong = wrong or "it writes the header of the assistant's turn anew when the turn follows"
+                continue
+            places = {self._end(tokens, len(opened)) for tokens in written}
+            place = places.pop()
+            if place is None:
+                raise ValueError("it writes no end token after the assistant's turns")
+            if places or len({tokens[place] for tokens in written}) > 1:
+                raise ValueError("it closes the assistant's turn in another way before every role")
+            if any(place + 1 == len(tokens) for tokens in written):
+                raise ValueError("it writes nothing between two turns of the assistant")
+            return begun, written[0][place], place + 1
+        raise ValueError(wrong)
+
+    def _end(self, tokens: tuple[int, ...], start: int) -> int | None:
+        """Place of the first control token after what the assistant says from `start` on; None: there is none."""
+        ends = (place for place in range(start, len(tokens)) if tokens[place] in self.added)
+        return next((place for place in ends if self._text(tokens[start:place]).endswith(PLAIN)), None)
+
+    def _check_appending(self, role: str, second: str) -> None:
+        """A second turn leaves everything before it as it is, and is followed like the first."""
+        replies = [{"role": role, "content": text} for text in "zv"]
+        written = tuple(self.encode([*self.begun, replies[0]]))
+        spoken = {"role": "assistant", "content": second}
+        whole = tuple(self.encode([*self.begun, replies[0], spoken, replies[1]]))
+        place = self._end(whole, len(written))
+        if whole[: len(written)] != written or place is None:
             raise ValueError("it writes earlier turns anew when later ones follow")
-        place = whole.index(self.end_of_turn, len(written))
-        if (said := self._text(whole[len(written) : place])) != second:
+        said = self._text(whole[len(written) : place])
+        # What the header has begun is left out, and some templates put empty thoughts before plain words.
+        if ("q" in second and "q" not in said) or not (second.endswith(said) or said.endswith(second)):
             raise ValueError(f"it turns {second!r}, said earlier, into {said!r:.60}")
-        if whole[place + 1 :] != self.encode_reply([{"role": role, "content": "v"}]):
+        if whole[place] != self.end_of_turn or whole[place + 1 :] != self.encode_reply([replies[1]]):
             raise ValueError("what it writes between two turns depends on their number")
 
     def _text(self, tokens: Sequence[int]) -> str:

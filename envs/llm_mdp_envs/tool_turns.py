@@ -28,6 +28,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llm_mdp_envs.encoding import Encoder
 from llm_mdp_envs.task import Question
 from llm_mdp_envs.text import Asked
 from llm_mdp_envs.text_turns import Response, TextTurns
@@ -41,8 +42,9 @@ class ToolTurns(TextTurns):
     turn that calls none is the answer and ends the conversation.
 
     The chat template describes the tools where it has a place for them, and writes their results as messages of the
-    role "tool". For other templates the system message describes them, and results are messages of the user in
-    <tool_response>, as in Hermes and Qwen models. Which calls are understood: `tool_calls`.
+    role "tool". For other templates the system message (or the first one, where there are none) describes them, and
+    results are messages of the user in <tool_response>, as in Hermes and Qwen models. Which calls are understood:
+    `tool_calls`.
 
     Tools may hold a state: each conversation, and each replay of one, begins with new ones (`tools`). They are the
     user's code and run as they are, without a time limit.
@@ -103,7 +105,7 @@ class ToolTurns(TextTurns):
         if self.has_tool_section:
             prompt = self.encoder.messages(messages, [tool.schema for tool in tools.values()])
         else:
-            prompt = self.encoder.messages(_with_system(messages, described(tools)))
+            prompt = _described(self.encoder, messages, described(tools))
         return Question(prompt, Asked(question, secret))
 
     def respond(self, secret, said):
@@ -152,9 +154,13 @@ def has_tool_section(tokenizer: Any) -> bool:
     return "Describes itself." in text
 
 
-def _with_system(messages: Sequence[dict], words: str) -> list[dict]:
-    """The messages with these words in the system message."""
-    if messages[0]["role"] != "system":
-        return [{"role": "system", "content": words}, *messages]
+def _described(encoder: Encoder, messages: Sequence[dict], words: str) -> tuple[int, ...]:
+    """The prompt for these messages with these words in the system message, or in the first one where the template has
+    no system messages."""
     first, *others = messages
-    return [{**first, "content": f"{first['content']}\n\n{words}"}, *others]
+    if first["role"] == "system":
+        return encoder.messages([{**first, "content": f"{first['content']}\n\n{words}"}, *others])
+    try:
+        return encoder.messages([{"role": "system", "content": words}, *messages])
+    except ValueError:
+        return encoder.messages([{**first, "content": f"{words}\n\n{first['content']}"}, *others])

@@ -81,10 +81,15 @@ QWEN_3 = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 """As Qwen3 and others do: thoughts are taken out of earlier turns once the user speaks again."""
 
+_head, _header = QWEN_3.replace("loop.index0 < ns.last", "false").rsplit("assistant", 1)
+THINKING = f"{_head}assistant{_header.replace('n', 'n<think>@', 1).replace('@', chr(92) + 'n')}"
+"""Leaves earlier turns as they are, and begins the thoughts of the next one, as Qwen3.5's for training."""
+
 CONTROL = {
     SMOLLM2: ("<|im_end|>", "<|im_start|>"),
     QWEN: ("<|im_end|>", "<|im_start|>"),
     QWEN_3: ("<|im_end|>", "<|im_start|>"),
+    THINKING: ("<|im_end|>", "<|im_start|>"),
     LLAMA_3: ("<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>"),
     LLAMA_2: ("</s>", "<s>"),
 }

@@ -13,7 +13,7 @@ from llm_mdp_envs.episode import follow, replay
 from llm_mdp_envs.task import TaskError
 from llm_mdp_envs.text_turns import Response, TextTurns
 from llm_mdp_envs.turns import play, split_turns
-from tests.envs.chat_templates import LLAMA_2, LLAMA_3, QWEN, QWEN_3, SMOLLM2, tokenizer_with
+from tests.envs.chat_templates import LLAMA_2, LLAMA_3, QWEN, QWEN_3, SMOLLM2, THINKING, tokenizer_with
 
 SMOLLM2_FOLDER = Path.home() / ".cache/llm-mdp/smollm2-135m-instruct"
 TOKENIZERS = {
@@ -141,8 +141,16 @@ def test_every_end_token_of_the_model_hands_the_turn_over():
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
-    with pytest.raises(ValueError, match=r"cannot be appended to turn by turn.*said earlier, into 'w'"):
+    with pytest.raises(ValueError, match=r"cannot be appended to turn by turn.*said earlier, into 'aye'"):
         Riddle(tokenizer_with(QWEN_3))
+
+
+def test_a_template_that_begins_thoughts_is_appended_to():
+    task = Riddle(tokenizer_with(THINKING))
+    question = task.ask("Which?", 7)
+    tokens, _ = task.converse(question, ["hm\n</think>\n\n3", "7"])
+    assert task.decode(question.prompt).endswith("assistant\n<think>\n")
+    assert "No, 1 wrong.<|im_end|>\n<|im_start|>assistant\n<think>\n7" in task.decode(tokens)
 
 
 @pytest.mark.parametrize(
