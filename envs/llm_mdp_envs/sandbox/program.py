@@ -202,6 +202,11 @@ class PoolSandbox(Sandbox):
             outcome = worker.run(program, last_attempt=False)
             if outcome.verdict == "timeout" and outcome.cpu_seconds < 0.5 * self.limits.cpu_seconds:
                 outcome = worker.run(program, last_attempt=True)
+        except SandboxUnavailable as error:
+            raise SandboxUnavailable(
+                f"{self.name}: a worker died and could not be started again ({error}); this machine may be short of "
+                f"memory or of processes: use fewer workers."
+            ) from None
         finally:
             self._free.put(worker)
         return outcome

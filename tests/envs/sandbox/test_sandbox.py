@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501 (tables)
 import contextlib
+import functools
+import json
 import math
 import os
 import signal
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from llm_mdp_envs.sandbox import NO_OUTPUT, Case, Limits, Outcome, Program, SandboxUnavailable, grade, make_sandbox
 from llm_mdp_envs.sandbox.forkserver import judge
-from llm_mdp_envs.sandbox.grading import matches
+from llm_mdp_envs.sandbox.grading import COMPARISONS, matches
 from llm_mdp_envs.sandbox.inside import codec
 from llm_mdp_envs.sandbox.reports import outcome_of_lines
 from tests.envs.sandbox.processes import alive, descendants, names_of
@@ -531,6 +533,39 @@ def test_without_a_backend_nothing_is_run(monkeypatch, tmp_path):
         make_sandbox("auto")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["eval", "llm_mdp/Code-v0"], ["train", "rloo", "llm_mdp/Code-v0"]])
+def test_commands_say_in_one_sentence_that_there_is_no_sandbox(monkeypatch, tmp_path, capsys, command):
+    from llm_mdp.cli.__main__ import main
+    from llm_mdp_envs.sandbox import landlock
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pydantic_monty", None)
+    monkeypatch.setattr(landlock, "landlock_version", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["llm-mdp", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("llm-mdp: no backend keeps programs in on this machine") and "apt-get install" in said
+
+
+def test_a_worker_that_cannot_be_replaced_is_named_with_a_remedy(monkeypatch):
+    from llm_mdp_envs.sandbox import forkserver
+
+    try:
+        sandbox = make_sandbox("bwrap", workers=1, limits=LIMITS)
+    except SandboxUnavailable as error:
+        pytest.skip(f"bwrap does not work on this machine: {error}")
+    with sandbox:
+        monkeypatch.setattr(forkserver, "FIRST_TO_GO", ("/bin/sh", "-c", "echo no more processes >&2; exit 1"))
+        for pid in ours():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(SandboxUnavailable, match=r"bwrap: .*no more processes.*use fewer workers"):
+            run(sandbox, "def f(x):\n    return x")
+
+
 def test_bwrap_that_is_refused_says_what_it_was_told(monkeypatch, tmp_path):
     (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     (tmp_path / "bwrap").chmod(0o755)
@@ -643,6 +678,34 @@ def test_the_codec_refuses_what_it_did_not_write(text):
     assert outcome.verdict == "error" and outcome.outputs == (NO_OUTPUT,)
 
 
+PRIME = 2**61 - 1
+"""Its multiples all have the hash 0."""
+COLLISIONS = {
+    "numbers": {"set": [number * PRIME for number in range(40_000)]},
+    "tuples with a common beginning": {"set": [{"tuple": [0.5] * 120 + [number * PRIME]} for number in range(1900)]},
+    "frozensets with a common part": {
+        "set": [{"frozenset": [n * PRIME for n in (*range(100), number)]} for number in range(200, 500)]
+    },
+    "many sets": [{"set": [number * PRIME for number in range(700)]} for _ in range(60)],
+    "keys of a dict": {"dict": [[number * PRIME, 0] for number in range(35_000)]},
+    "in a list": [number * PRIME for number in range(40_000)],
+    "deep, to be sorted": [
+        functools.reduce(lambda x, _: [x], range(55), [0] * 300 + [number * 7919 % 1300]) for number in range(1300)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", COLLISIONS)
+def test_outputs_made_to_collide_cost_the_host_little(kind):
+    line = json.dumps({"output": COLLISIONS[kind]}, separators=(",", ":")).encode()
+    assert len(line) < Limits().output_bytes
+    begin = time.process_time()
+    outcome = outcome_of_lines([line], 1, 0.0)
+    for comparison in COMPARISONS:
+        grade(outcome, [Case((1,), [1], comparison)])
+    assert time.process_time() - begin < 4
+
+
 @settings(max_examples=300)
 @given(
     st.lists(
@@ -672,7 +735,7 @@ def test_how_a_process_ended_outweighs_what_it_said(ending, cpu, killed, expecte
     ("close", 0.5, [0.5, 0.5000001, 0.5 + 0j], [0.51, "0.5", None, math.nan, math.inf, [0.5]]),
     ("tuple", [1, 2], [[1, 2], (1, 2)], [[2, 1], 12, None]),
     ("sorted", [1, 2], [[2, 1], (1, 2)], [[1], [1, "a"], 3]),
-    ("set", [1, 2], [[2, 1, 1], {1, 2}], [[1], [[1]], 3]),
+    ("set", [1, 2], [[2, 1, 1], {1, 2}, [1, 2] * 5000], [[1], [[1]], 3]),
     ("root", 0.0, [1.0, 1 + 1e-6], [1.1, "1", None, math.nan, math.inf, 10**400, [1]]),
 ])  # fmt: skip
 def test_each_comparison_tells_right_from_wrong(comparison, expected, right, wrong):
@@ -680,6 +743,19 @@ def test_each_comparison_tells_right_from_wrong(comparison, expected, right, wro
     assert all(matches(output, case) for output in right)
     assert not any(matches(output, case) for output in wrong)
     assert not matches(NO_OUTPUT, case)
+
+
+def test_all_inputs_share_the_limit_of_elapsed_time(monkeypatch):
+    from llm_mdp_envs.sandbox import monty
+
+    monkeypatch.setattr(monty, "cpu_clock", lambda pid: lambda: 0.0)  # as when the process waits instead of working
+    try:
+        sandbox = make_sandbox("monty", workers=1, limits=Limits(cpu_seconds=0.5, wall_seconds=0.5))
+    except SandboxUnavailable as error:
+        pytest.skip(f"Monty does not work on this machine: {error}")
+    with sandbox:
+        outcome = run(sandbox, "def f(x):\n    for i in range(20_000):\n        x += i\n    return x", *[(1,)] * 1000)
+    assert outcome.verdict == "timeout" and outcome.outputs[-1] is NO_OUTPUT
 
 
 def test_a_forbidden_program_earns_nothing():
