@@ -1,4 +1,4 @@
-"""Situations that users of the field reported, as scripts: each says what it wanted, and exits 0 if it got all of it."""
+"""Situations that users of the field reported, as scripts: each says what it wanted, and exits 0 if it got it all."""
 
 import os
 import subprocess
