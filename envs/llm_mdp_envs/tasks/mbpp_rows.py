@@ -1,8 +1,9 @@
 """Rows in the format of MBPP (Austin et al. 2021): what is asked, what may be used, what tests it.
 
 A policy is asked for the function by its text and its signature, and sees no test. Classes that the tests need (of the
-set-up code, or of the reference solution) are shown to it and stand before its program, with the imports; nothing else
-of the set-up and of the solution does, for it may hold the answers.
+set-up code, or of the reference solution: those that they name, and those that it answers with objects of) are shown to
+it and stand before its program, with the imports; nothing else of the set-up and of the solution does, for it may hold
+the answers.
 """
 
 import ast
@@ -32,6 +33,7 @@ class Row:
         prefix: what stands before a completion: imports, classes, the signature.
         completion: the reference solution, as a reply.
         examined: the reference solution and its tests.
+        classes: names of the classes that are given.
     """
 
     task_id: str
@@ -39,14 +41,16 @@ class Row:
     prefix: str
     completion: str
     examined: Examined
+    classes: frozenset[str]
 
 
-def read_row(row: dict[str, Any], place: str) -> Row:
+def read_row(row: dict[str, Any], place: str, also: frozenset[str] = frozenset()) -> Row:
     """
     Args:
         row: `task_id`, `text` or `prompt`, `code`, `test_list`; perhaps `test_setup_code`, `test_imports`,
             `challenge_test_list`, `entry_point`.
         place: of the row, in words.
+        also: classes of the solution that are given though no test names them.
 
     Raises:
         ValueError: naming the place and what it lacks, or what is of another type.
@@ -63,7 +67,7 @@ def read_row(row: dict[str, Any], place: str) -> Row:
     for what, text in (("code", code), ("the set-up code", setup), *((f"the test {shown(one)}", one) for one in texts)):
         if not is_python(text):
             raise UnfitRow(f"{what} is not Python")
-    return _taken_apart(str(row["task_id"]), asked.strip(), code, setup, texts, entry_point)
+    return _taken_apart(str(row["task_id"]), asked.strip(), code, setup, texts, entry_point, also)
 
 
 def _text(row: dict, name: str, place: str) -> str:
@@ -80,7 +84,9 @@ def _texts(row: dict, name: str, place: str) -> list[str]:
     return [one.replace("\r\n", "\n").strip() for one in value]
 
 
-def _taken_apart(task_id: str, asked: str, code: str, setup: str, texts: list[str], entry_point: str) -> Row:
+def _taken_apart(
+    task_id: str, asked: str, code: str, setup: str, texts: list[str], entry_point: str, also: frozenset[str]
+) -> Row:
     definitions = _definitions(code)
     entry_point = entry_point or _called_first(texts, setup, definitions)
     if entry_point not in definitions:
@@ -88,7 +94,7 @@ def _taken_apart(task_id: str, asked: str, code: str, setup: str, texts: list[st
     own, helping = list(statements(code)), list(statements(setup))
     tests = _tests(texts, helping, entry_point)
     signature = f"def {entry_point}({ast.unparse(definitions[entry_point])}):"
-    named = {name for text in (setup, *texts) for name in free_names(text)[1]}
+    named = {name for text in (setup, *texts) for name in free_names(text)[1]} | also
     others = [unit for unit in own if entry_point not in unit.binds]
     classes = [unit for unit in (*_closure(named, others), *helping) if _is_class(unit)]
     needed = {name for unit in classes for name in unit.needs} | free_names(f"{signature} pass")[1]
@@ -101,7 +107,8 @@ def _taken_apart(task_id: str, asked: str, code: str, setup: str, texts: list[st
     private = "".join(unit.source for unit in helping if unit not in public)
     examined = Examined(entry_point, before + completion, private, tuple(tests))
     prompt = f"{asked}\n{shown_classes}{signature}\n"
-    return Row(task_id, prompt, f"{before}{signature}\n", completion, examined)
+    names = frozenset(name for unit in classes for name in unit.binds)
+    return Row(task_id, prompt, f"{before}{signature}\n", completion, examined, names)
 
 
 def _definitions(code: str) -> dict[str, ast.arguments]:

@@ -64,10 +64,12 @@ class Tests:
     Args:
         examined: the tests.
         calls: of each test, as `carrier.describe` writes them.
+        classes: names of the solution's own classes that its answers have objects of.
     """
 
     examined: Examined
     calls: tuple[tuple[Any, ...], ...]
+    classes: frozenset[str] = frozenset()
 
     def observer(self, source: str) -> Program:
         """The program, called as the tests call it; without the tests."""
@@ -254,7 +256,10 @@ def _tests_of(one: Examined, outcome: Outcome) -> Tests | str:
             return f"its own solution does not pass its test {text!r:.200} ({outcome.verdict}: {outcome.message})"
         if not calls:
             return f"its test {text!r:.200} never calls {one.name}"
-    return Tests(one, tuple(tuple(call for call, _ in calls) for calls in outcome.outputs))
+    answers = [answer for calls in outcome.outputs for _, answer in calls if answer[0] == "returned"]
+    made = {node[1] for answer in answers for node in answer[1] if node[0] in ("new", "made")}
+    calls = tuple(tuple(call for call, _ in calls) for calls in outcome.outputs)
+    return Tests(one, calls, frozenset(name for name in made if "." not in name))
 
 
 def _carried(answer: Any) -> Any:

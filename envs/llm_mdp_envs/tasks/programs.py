@@ -135,21 +135,31 @@ def problems_and_skipped(
     Raises:
         ValueError: naming the row and what it lacks; or if no row makes a problem.
     """
-    rows: list[tuple[str, Row]] = []
     skipped: list[tuple[str, str]] = []
+    rows: list[tuple[str, dict, Row]] = []
     for place, row in read_rows(source, split, name=name):
         try:
-            rows.append((place, read_row(row, place)))
+            rows.append((place, row, read_row(row, place)))
         except UnfitRow as error:
             skipped.append((place, str(error)))
+    found = examine([row.examined for _, _, row in rows], sandbox)
+    again = {
+        number: tests.classes
+        for number, (tests, (_, _, row)) in enumerate(zip(found, rows))
+        if isinstance(tests, Tests) and not tests.classes <= row.classes
+    }
+    for number, classes in again.items():
+        place, raw, _ = rows[number]
+        rows[number] = (place, raw, read_row(raw, place, classes))
+    for number, tests in zip(again, examine([rows[number][2].examined for number in again], sandbox)):
+        found[number] = tests
     problems = []
-    for (place, row), found in zip(rows, examine([row.examined for _, row in rows], sandbox)):
-        if isinstance(found, str):
-            skipped.append((place, found))
+    for (place, _, row), tests in zip(rows, found):
+        if isinstance(tests, str):
+            skipped.append((place, tests))
             continue
         problem = CodingProblem(row.task_id, row.prompt, row.prefix, row.examined.name, row.completion)
-        with_tests = replace(problem, tests=found) if isinstance(found, Tests) else replace(problem, cases=found)
-        problems.append(with_tests)
+        problems.append(replace(problem, tests=tests) if isinstance(tests, Tests) else replace(problem, cases=tests))
     if not problems:
         place, reason = skipped[0]
         raise ValueError(f"no row can be used; the first is {place}: {reason}.")

@@ -330,6 +330,12 @@ ROWS = {
         ["def f(it):\n    for x in it: return x"],
         ["def f(g): return 5"],
     ),
+    "unnamed class": t(
+        "class Bag:\n    def __init__(self):\n        self.kept = []\n    def put(self, x):\n        self.kept.append(x)\n        return self\n    def __len__(self):\n        return len(self.kept)\n\ndef f(n):\n    bag = Bag()\n    return bag.put(n)",
+        "b = f(3)\nassert len(b) == 1 and len(b.put(4)) == 2",
+        ["def f(n):\n    b = Bag()\n    b.put(n)\n    return b"],
+        ["def f(n): return Bag()", "def f(n): return [n]"],
+    ),
     "shadow": t(ADD, "assert add(1, b=2) == 3", "list = dict = str = isinstance = type = len = None\n" + ADD, BADADD),
 }
 SKIPPED = {
