@@ -285,11 +285,15 @@ class Consultation(TwoFaced):
         masks[ends.sum(1) % 2 == 1] = True  # the patient's turn
         return masks.astype(np.int8)
 
-    def best_reward(self) -> float:
-        """The expected reward of the best doctor, exact; see `consultation_optimum.best_doctor`."""
-        from llm_mdp_envs.tasks.consultation_optimum import best_doctor
+    def best_reward(self) -> float | None:
+        """The expected reward of the best doctor, exact; None where `consultation_optimum.best_doctor` does not find
+        one."""
+        from llm_mdp_envs.tasks.consultation_optimum import NotFound, best_doctor
 
-        return best_doctor(self).reward
+        try:
+            return best_doctor(self).reward
+        except NotFound:
+            return None
 
     def posterior(self, patient: Patient, asked: Sequence[int]) -> np.ndarray:
         """(D,): probability of every disease given the complaint and the patient's answers to these questions."""

@@ -34,6 +34,10 @@ Subset = tuple[int, ...]
 """Symptoms in ascending order."""
 
 
+class NotFound(ValueError):
+    """Why the best doctor is not found."""
+
+
 @dataclass(frozen=True)
 class BestDoctor:
     """A doctor of highest expected reward, and what it does on average."""
@@ -66,10 +70,10 @@ def best_doctor(task: "Consultation") -> BestDoctor:
     """The best doctor for a task, by dynamic programming.
 
     Raises:
-        ValueError: if there are more than `MOST_STATES` to look at, or no diagnosis fits into the horizon.
+        NotFound: if there are more than `MOST_STATES` to look at, or no diagnosis fits into the horizon.
     """
     if task.horizon < 2:
-        raise ValueError(f"horizon is {task.horizon}, into which no diagnosis fits; it takes 2 words.")
+        raise NotFound(f"horizon is {task.horizon}, into which no diagnosis fits; it takes 2 words.")
     base = task.knowledge_base
     joint = base.prior[:, None] * base.complaint
     solved = {complaint: _Solved(task, complaint) for complaint in np.flatnonzero(joint.sum(0) > 0).tolist()}
@@ -103,7 +107,7 @@ class _Solved:
         most = min(task.max_turns - 1, (task.horizon - 2) // 5, len(self.symptoms))
         states = sum(comb(len(self.symptoms), size) * 3**size for size in range(most + 1))
         if states > MOST_STATES:
-            raise ValueError(
+            raise NotFound(
                 f"after the complaint {base.symptoms[complaint]!r} there are {states:,} states of knowledge, and more "
                 f"than {MOST_STATES:,} are not looked at; give fewer max_turns, or a smaller knowledge base."
             )

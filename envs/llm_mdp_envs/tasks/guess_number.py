@@ -68,18 +68,16 @@ class GuessNumber(TwoFaced):
             return Outcome(None, {"found": 1.0, "turns": -len(earlier) / self.max_turns})
         return Outcome(self.encode("higher" if question.secret > guess else "lower"))
 
-    def best_reward(self) -> float:
+    def best_reward(self) -> float | None:
         """The expected reward of bisection, the best guesser: turn k finds at most 2^(k-1) numbers.
 
             (1/highest) Σₖ min(2^(k-1), numbers that are left) (1 - (k-1) / max_turns)
 
-        Raises:
-            ValueError: if the horizon cuts some of its games short.
+        None where the horizon would cut its longest game short.
         """
         turns, digits = min(self.max_turns, self.highest.bit_length()), len(str(self.highest))
-        needed = turns * (digits + 3) - 3
-        if self.horizon < needed:
-            raise ValueError(f"horizon is {self.horizon}; what the best guesser earns is known from {needed} on.")
+        if self.horizon < turns * (digits + 3) - 3:
+            return None
         found = [min(2**k, self.highest + 1 - 2**k) for k in range(turns)]
         return sum(count * (1 - k / self.max_turns) for k, count in enumerate(found)) / self.highest
 

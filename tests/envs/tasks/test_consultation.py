@@ -523,8 +523,10 @@ def test_asking_pays_by_default_even_for_those_who_do_not_know_what_to_ask():
     ],
 )
 def test_where_the_best_doctor_is_not_known(settings, message):
+    task = Consultation(**settings)
     with pytest.raises(ValueError, match=message):
-        best_doctor(Consultation(**settings))
+        best_doctor(task)
+    assert task.best_reward() is None
 
 
 @pytest.mark.parametrize("horizon, questions", [(2, 0), (6, 0), (7, 1), (11, 1), (12, 2)])
