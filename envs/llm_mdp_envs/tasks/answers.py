@@ -166,7 +166,7 @@ UNCLEAR = re.compile(
 def gold_number(gold: str) -> Number | None:
     """The number that a gold answer is: 18, x = 18, $18.50, 18 eggs, "She has 18 eggs"; None if it is a formula (2x,
     18\\pi, \\sqrt{2}) or words (May 18; 2 apples, 3 pears)."""
-    wording = plain(gold[: MOST_TEXT + 1])
+    wording = plain(gold[:MOST_TEXT])
     if UNCLEAR.search(wording) and not re.search(r"\\(?:text|math|degree|circ)", gold):
         return None
     if len(re.findall(r"\d\s+[^\W\d_]{3}", re.sub(r"\([^()]*\)", "", wording))) > 1 and "=" not in wording:
@@ -202,7 +202,7 @@ def same_answer(gold: str, answer: str) -> bool | None:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\$|\\left|\\right|\\[,;:!]|(?<!\w)\s+|\s+(?!\w)|\.$", "", text)
+    return re.sub(r"\$|\\left|\\right|(?<!\d)\\[,;:!]|\\[,;:!](?!\d)|(?<!\w)\s+|\s+(?!\w)|\.$", "", text)
 
 
 IN_FORMULAS = re.compile(r"\d[A-Za-z](?![A-Za-z])|[A-Za-z]\d|_|\d\s?-|\b[A-Za-z]\s?-\s?\w|^-|\d\s+(?:or|and)\s+[-\d]")

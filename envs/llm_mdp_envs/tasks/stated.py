@@ -91,7 +91,9 @@ def stated_number(text: str) -> Number | None:
     first one ("18 of 20", "18 in 3 days"), stands in a remark in parentheses, or is the same; "18 or 19", "18, 19",
     "18-20", "1 8" state none.
     """
-    text = _without_remarks(_spread_ranges(plain(text[: MOST_TEXT + 1])))
+    if len(text) > MOST_TEXT:
+        return None
+    text = _without_remarks(_spread_ranges(plain(text)))
     if len(text) > MOST_TEXT or text.count("(") > MOST_PARENTHESES:
         return None
     if MATHEMATICS.search(re.sub(r"!+(?=\s|$)", "", text)):
