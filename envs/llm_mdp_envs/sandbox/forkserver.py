@@ -316,4 +316,6 @@ def _child_pid(fd: int, seconds: float) -> int | None:
 
 
 def _readable(fd: int, seconds: float) -> bool:
-    return bool(select.select([fd], [], [], seconds)[0])
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))

@@ -391,6 +391,20 @@ def test_attack(sandbox, attack):
     )  # Monty's one, bwrap's two, the server, its child, a zombie's grace
 
 
+@pytest.mark.parametrize("backend", ["bwrap", "landlock"])
+def test_the_status_is_out_of_reach_even_where_the_host_has_many_files_open(backend):
+    with contextlib.ExitStack() as files:
+        for _ in range(300):
+            files.enter_context(open(os.devnull))
+        try:
+            sandbox = files.enter_context(make_sandbox(backend, workers=1, limits=LIMITS))
+        except SandboxUnavailable as error:
+            pytest.skip(f"the backend {backend} does not work on this machine: {error}")
+        write = SPOOF.replace("range(256)", "range(1024)") + "write(struct.pack('<qqd', 1, 0, 0.0))\n"
+        source = "import os, struct\n" + write + "def f(x):\n    while True: pass"
+        assert run(sandbox, source).verdict == "timeout"
+
+
 @pytest.mark.parametrize(
     "attack",
     ["fork bomb", "kill host", "ptrace", "raw system call", "write a file", "socket", "thread", "signal handler"],
