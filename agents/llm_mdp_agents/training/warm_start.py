@@ -11,6 +11,7 @@ from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.action_masks import mask_policy, task_mask
 from llm_mdp_envs.task import Task
+from llm_mdp_envs.turns import mask_of
 
 WARM_START = 200
 """Supervised batches for a small transformer from scratch, if nothing else is said."""
@@ -19,7 +20,7 @@ ROWS = 128
 
 
 def has_answers(task: Task) -> bool:
-    """Does the task know the right responses? (Arithmetic without a scratchpad does.)"""
+    """Does the task know the right responses? (Arithmetic without a scratchpad does, and conversations with tools.)"""
     return task.answers(task.questions(np.random.default_rng(0), 1)) is not None
 
 
@@ -66,13 +67,18 @@ def warm_up(policy: Policy, task: Task, model: str | None, batches: int | None, 
         warm_start(policy, task, batches, seed)
 
 
-def demonstrations(task: Task, generator: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
-    """Prompts (N, L) and right responses (N, T)."""
+def demonstrations(task: Task, generator: np.random.Generator, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts (N, L), right responses (N, T), and which of their tokens the policy wrote (N, T): what the environment
+    says in a conversation is nothing to learn."""
     questions = task.questions(generator, number)
     answers, right = np.full((number, task.horizon), PAD), task.answers(questions)
     assert right is not None
     answers[:, : right.shape[1]] = right
-    return pad_prompts([question.prompt for question in questions]), torch.from_numpy(answers)
+    mask = answers != PAD
+    if task.end_of_turn is not None:
+        for row, question in enumerate(questions):
+            mask[row, mask[row]] = mask_of(task, question, answers[row, mask[row]])
+    return pad_prompts([question.prompt for question in questions]), torch.from_numpy(answers), torch.from_numpy(mask)
 
 
 def warm_start(
@@ -94,14 +100,14 @@ def warm_start(
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
     generator = np.random.default_rng([seed, 2])
     for _ in range(batches):
-        prompt, tokens = demonstrations(task, generator, ROWS)
-        logp = policy(prompt, tokens, tokens != PAD)
+        prompt, tokens, mask = demonstrations(task, generator, ROWS)
+        logp = policy(prompt, tokens, mask)
         if (forbidden := tokens[logp == -torch.inf]).numel():
             raise ValueError(
                 f"an answer of {type(task).__name__} holds {task.decode([int(forbidden[0])])!r}, which the policy may "
                 f"not draw; allow it in token_subset, or leave the warm start out."
             )
-        loss = -logp.sum() / (tokens != PAD).sum()
+        loss = -logp.sum() / mask.sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
