@@ -127,8 +127,12 @@ class ToolTurns(TextTurns):
     def as_written(self, messages):
         if self.has_tool_section:
             return messages
-        tagged = [f"<tool_response>\n{message['content']}\n</tool_response>" for message in messages]
-        return [{"role": "user", "content": "\n".join(tagged)}]
+        return [{"role": "user", "content": in_tags(messages)}]
+
+
+def in_tags(messages: Sequence[dict]) -> str:
+    """Results of tools as one text, for models that read them in what the user says."""
+    return "\n".join(f"<tool_response>\n{message['content']}\n</tool_response>" for message in messages)
 
 
 def has_tool_section(tokenizer: Any) -> bool:
