@@ -17,6 +17,7 @@ from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts, take_rows
 from llm_mdp.sampling.policies import Critic, Policy, logp_of
 from llm_mdp.sampling.sampler import BatchSampler, kept_rows
 from llm_mdp_agents.action_masks import check_drawn, check_unchanging, mask_policy, task_mask
+from llm_mdp_agents.lm.conversations import Conversation, conversation
 from llm_mdp_agents.lm.engines import Engine, OwnEngine
 from llm_mdp_envs.episode import FINISH, Episode, advance, check_scores, follow
 from llm_mdp_envs.task import Question, Scores, Task
@@ -78,8 +79,9 @@ class TaskSampler(BatchSampler):
         asked = [self.task.question(self.question_generator) for _ in range(self.prompts_per_batch)]
         self.questions = tuple(question for question in asked for _ in range(group_size))
         prompt = pad_prompts([question.prompt for question in asked])
-        drawn = self.engine.sample(drawn_by, prompt, group_size, **self._options(temperature))
-        drawn = self._converse(drawn_by, self.questions, drawn, [Episode() for _ in self.questions], temperature)
+        talk = conversation(self.engine, drawn_by, self.task.max_turns)
+        drawn = talk.sample(prompt, group_size, **self._options(temperature))
+        drawn = self._converse(talk, self.questions, drawn, [Episode() for _ in self.questions], temperature)
         return self._checked(drawn_by, drawn, drawn.mask)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
@@ -90,12 +92,13 @@ class TaskSampler(BatchSampler):
         questions = [self.questions[r] for r, _ in places]
         options = self._options(temperature or 1.0) | {"greedy": temperature == 0}
         mask_policy(self.policy, self.mask)
-        drawn = self.engine.branch(self.policy, rollouts.prompt, rollouts.tokens, row, step, number, **options)
+        talk = conversation(self.engine, self.policy, self.task.max_turns)
+        drawn = talk.branch(rollouts.prompt, rollouts.tokens, row, step, number, **options)
         if self.task.end_of_turn is None:
             self.cost.tokens += int((drawn.mask.sum(-1) - step.repeat_interleave(number)).sum())
         else:
             starts = [follow(self.task, self.questions[r], rollouts.tokens[r, :t].tolist()) for r, t in places]
-            drawn = self._converse(self.policy, questions, drawn, starts, temperature or 1.0, temperature == 0)
+            drawn = self._converse(talk, questions, drawn, starts, temperature or 1.0, temperature == 0)
         after = torch.arange(drawn.tokens.shape[1]) >= step.repeat_interleave(number)[:, None]
         self._checked(self.policy, drawn, drawn.mask & after)
         reward = self._score(questions, drawn).reward if questions else np.zeros(0)
@@ -152,7 +155,7 @@ class TaskSampler(BatchSampler):
 
     def _converse(
         self,
-        policy: Policy,
+        talk: Conversation,
         questions: Sequence[Question],
         drawn: Rollouts,
         episode: list[Episode],
@@ -179,7 +182,7 @@ class TaskSampler(BatchSampler):
             if len(row):
                 options: dict[str, Any] = self._options(temperature) | {"greedy": greedy}
                 prompt = pad_prompts([questions[r].prompt for r in row.tolist()])
-                drawn = self.engine.sample(policy, prompt, 1, prefix=tokens[row], **options)
+                drawn = talk.go_on(row, prompt, tokens[row], **options)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for r, each in enumerate(episode):
             mask[r, : len(each.mask)] = torch.tensor(each.mask)

@@ -1,10 +1,12 @@
-"""Sampling from a language model with its keys and values kept: prompts are read once, whatever is drawn after them.
+"""Sampling from a language model with its keys and values kept: prompts are read once, whatever is drawn after them,
+and so are the turns of a conversation.
 
 The tokens are those of `PolicyModule.sample`, which reads everything anew for every token: same steps, same draws in
 the same order.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -60,6 +62,18 @@ class Reader(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What was read of some rows, for the next turn."""
+
+    row: Int[Tensor, " N"]
+    """Their numbers in the conversation."""
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values, (N, heads, S, width) each."""
+    seen: Bool[Tensor, "N S"]
+    """The columns that hold a token of the row."""
+
+
 SPARE = 64
 """Columns that a cache grows by, at least."""
 
@@ -101,6 +115,78 @@ def _empty_cache(policy: Reader) -> Cache:
     if policy.full_attention:
         return Cache(layer_class_to_replicate=GrowingLayer)
     return DynamicCache(config=policy.causal_lm.config)
+
+
+class Conversation:
+    """Several responses to several prompts, turn by turn; between the turns keys and values are kept. For models with
+    full attention.
+
+    First `sample` or `branch`, as of a policy; then `go_on`, as often as there are turns.
+    """
+
+    def __init__(self, policy: Reader):
+        self.policy = policy
+        self._kept: list[Kept] = []
+
+    def sample(self, prompt, n, **options) -> Rollouts:
+        """`Policy.sample`."""
+        return sample(self.policy, prompt, n, keep=self._kept, **options)
+
+    def branch(self, prompt, tokens, row, step, samples, **options) -> Rollouts:
+        """`branch_of`."""
+        return branch(self.policy, prompt, tokens, row, step, samples, keep=self._kept, **options)
+
+    def go_on(
+        self, row: Int[Tensor, " N"], prompt: Int[Tensor, "N L"], tokens: Int[Tensor, "N T"], **options: Any
+    ) -> Rollouts:
+        """`Policy.sample` of one response from each prefix `tokens`, reading only what is new of it.
+
+        Args:
+            row: which rows of the first draw these are, ascending; the others are forgotten.
+            prompt: theirs.
+            tokens: what the first draw had of them, and what came after it.
+        """
+        policy, kept = self.policy, self._kept
+        self._kept = []
+
+        def read(rows: Int[Tensor, " N"]) -> Read:
+            cache, seen = _together(policy, kept, row[rows])
+            kept.clear()
+            text = torch.cat([policy.lead(prompt[rows]), tokens[rows]], dim=1)
+            text = text.gather(1, (text == PAD).long().argsort(dim=1, stable=True)).to(policy.device)
+            old, whole = seen.sum(-1, keepdim=True), (text != PAD).sum(-1, keepdim=True)
+            # What is new of every row ends in the last column.
+            place = whole + torch.arange(-int((whole - old).max()), 0, device=policy.device)
+            new = place >= old
+            seen = torch.cat([seen, new], dim=1)
+            output = policy.model(
+                input_ids=text.gather(1, place.clamp(min=0)).clamp(min=0), attention_mask=seen.long(),
+                position_ids=_positions(seen)[:, -new.shape[1] :], past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+            return cache, seen, policy.scores(output.logits[:, -1])
+
+        return _complete(policy, prompt, tokens, read, keep=self._kept, names=row, **options)
+
+
+def _together(policy: Reader, kept: list[Kept], row: Int[Tensor, " N"]) -> tuple[Cache, Bool[Tensor, "N S"]]:
+    """One cache of these rows: of each its own columns, from the left."""
+    length = torch.zeros(len(row), dtype=torch.int64)
+    for part in kept:
+        length[torch.isin(row, part.row)] = part.seen.sum(-1).cpu()[torch.isin(part.row, row)]
+    columns, cache = int(length.max()), _empty_cache(policy)
+    for number in range(len(kept[0].layers)):
+        joined = [each.new_zeros(len(row), each.shape[1], columns, each.shape[3]) for each in kept[0].layers[number]]
+        for part in kept:
+            chosen = torch.isin(part.row, row).nonzero()[:, 0].to(policy.device)
+            to = torch.isin(row, part.row).nonzero()[:, 0].to(policy.device)
+            # Where a row has fewer columns, unseen ones follow.
+            order = (~part.seen[chosen]).long().argsort(dim=1, stable=True)[:, None, :columns, None]
+            for whole, own in zip(joined, part.layers[number]):
+                whole[to, :, : order.shape[2]] = own[chosen].take_along_dim(order, dim=2)
+        keys, values = joined
+        cache.update(keys, values, number)
+    return cache, torch.arange(columns, device=policy.device) < length.to(policy.device)[:, None]
 
 
 def sample(policy: Reader, prompt, n, *, prefix=None, horizon, **options) -> Rollouts:
@@ -179,9 +265,16 @@ def _complete(
     temperature: float = 1.0,
     greedy: bool = False,
     stop: tuple[int, ...] = (),
+    keep: list[Kept] | None = None,
+    names: Int[Tensor, " R"] | None = None,
 ) -> Rollouts:
     """Draw tokens after every beginning (PAD on the right) until all rows have ended; `read` is asked for the rows that
-    go on."""
+    go on.
+
+    Args:
+        keep: gets what was read, by the rows' names (None: their numbers); last tokens have not been read.
+    """
+    names = torch.arange(len(prompt)) if names is None else names
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
     length = (beginning != PAD).sum(-1)
@@ -212,6 +305,11 @@ def _complete(
         if going == 0:
             break
         if 2 * going < len(batch):
+            if keep is not None:
+                left = (~alive[batch]).nonzero()[:, 0]
+                there = left.to(policy.device)
+                layers = [(keys[there], values[there]) for keys, values in _layers(cache)]
+                keep.append(Kept(names[batch[left]], layers, seen[there]))
             kept = alive[batch].nonzero()[:, 0]
             batch, kept = batch[kept], kept.to(policy.device)
             cache.batch_select_indices(kept)
@@ -228,4 +326,11 @@ def _complete(
             use_cache=True,
         )
         logits = policy.scores(output.logits[:, -1])
+    if keep is not None:
+        keep.append(Kept(names[batch], _layers(cache), seen))
     return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
+
+
+def _layers(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    layers: Any = cache.layers
+    return [(layer.keys, layer.values) for layer in layers]

@@ -206,6 +206,10 @@ class LanguageModelPolicy(PolicyModule):
             return generation.branch(self, prompt, tokens, row, step, samples, **options)
         return self.sample(prompt[row], samples, prefix=prefixes_of(tokens, row, step), **options)
 
+    def conversation(self) -> generation.Conversation | None:
+        """Drawing turn by turn, with what was read kept between the turns; None: every turn is read anew."""
+        return generation.Conversation(self) if self.full_attention and self.linear_head else None
+
 
 SHARED, UNUSED = -1, -2
 """Owners of columns that belong to no single response."""
