@@ -360,9 +360,8 @@ def test_posterior_and_correctness_have_the_same_mean_and_the_posterior_less_var
 # --- the best doctor --------------------------------------------------------------------------------------------------
 
 
-def best_by_trying_all(task: Consultation) -> float:
-    """The highest expected reward, by trying every well-formed turn after every conversation, with patients who have
-    every disease and every set of answers; all that is asked of the task is what a turn is answered and worth."""
+def all_patients(task: Consultation) -> list[tuple[float, Question]]:
+    """Patients with every disease, complaint and set of answers, and how probable they are."""
     base = task.knowledge_base
     patients = []
     for disease, complaint in product(range(len(base.diseases)), range(len(base.symptoms))):
@@ -381,6 +380,13 @@ def best_by_trying_all(task: Consultation) -> float:
             if chance > 0:
                 prompt = task.encode(f"have {base.symptoms[complaint]} .")
                 patients.append((float(chance), Question(prompt, Patient(disease, complaint, answers))))
+    return patients
+
+
+def best_by_trying_all(task: Consultation) -> float:
+    """The highest expected reward, by trying every well-formed turn after every conversation with all patients; all
+    that is asked of the task is what a turn is answered and worth."""
+    base = task.knowledge_base
     sayings = [f"ask {symptom}" for symptom in base.symptoms] + [f"diagnose {disease}" for disease in base.diseases]
     turns = [task.encode(saying) for saying in sayings]
 
@@ -399,7 +405,7 @@ def best_by_trying_all(task: Consultation) -> float:
         return max(worths)
 
     by_prompt = {}
-    for chance, question in patients:
+    for chance, question in all_patients(task):
         by_prompt.setdefault(question.prompt, []).append((chance, question))
     return sum(after([], heard) for heard in by_prompt.values())
 
@@ -442,9 +448,9 @@ def best_by_default() -> BestDoctor:
     return best_doctor(Consultation())
 
 
-def best_one(task: Consultation) -> Doctor:
-    """The best doctor of the default arguments, who hears what the patient says and no more."""
-    best, base = best_by_default(), task.knowledge_base
+def best_one(task: Consultation, best: BestDoctor) -> Doctor:
+    """The best doctor, who hears what the patient says and no more."""
+    base = task.knowledge_base
 
     def doctor(task, question, turns):
         heard = play(task, question, turns)[0].tolist()
@@ -460,10 +466,40 @@ def best_one(task: Consultation) -> Doctor:
     return doctor
 
 
+def once_relevant() -> Consultation:
+    """b rules out flu; then a, which comes before e, tells nothing, and e does."""
+    base = KnowledgeBase(
+        ("flu", "pox", "gout"),
+        ("b", "a", "e", "pain"),
+        np.array([0.4, 0.35, 0.25]),
+        np.array([[0, 0, 0, 1.0]] * 3),
+        np.array([[0.0, 0.9, 0.5, 1.0], [1.0, 0.2, 0.9, 1.0], [1.0, 0.2, 0.1, 1.0]]),
+        0.1,
+    )
+    return Consultation(base, max_turns=4)
+
+
+@pytest.mark.parametrize("make", [tiny_task, once_relevant], ids=["two diseases", "once relevant"])
+def test_following_the_best_doctor_earns_exactly_what_is_said(make):
+    task = make()
+    best = best_doctor(task)
+    doctor, total, asked, useful = best_one(task, best), 0.0, 0.0, 0.0
+    for chance, question in all_patients(task):
+        turns: list[tuple[int, ...]] = []
+        while not turns or task.diagnosed_disease(turns[-1]) is None:
+            turns.append(doctor(task, question, turns))
+        tokens, mask = play(task, question, turns)
+        total += chance * task.score([question], tokens[None], mask[None]).reward[0]
+        faults = [worth.keys() & {"duplicate", "irrelevant"} for _, worth in task.judged(question, tokens, mask)]
+        asked += chance * (len(turns) - 1)
+        useful += chance * sum(not fault for fault in faults[:-1])
+    assert (best.reward, best.questions, best.useful_questions) == pytest.approx((total, asked, useful), abs=1e-12)
+
+
 def test_the_best_doctor_earns_what_is_said_and_beats_the_expert():
     task, n = Consultation(), 200
     best = best_by_default()
-    questions, tokens, mask = consult(task, best_one(task), n, 4)
+    questions, tokens, mask = consult(task, best_one(task, best), n, 4)
     scores = task.score(questions, tokens, mask)
     assert abs(scores.reward.mean() - best.reward) < 4 * scores.reward.std() / np.sqrt(n)
     asked = (tokens == task.encode("ask")[0]).sum(1)
