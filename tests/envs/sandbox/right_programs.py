@@ -1198,6 +1198,37 @@ def f(n):
         coroutine.send(None)
     except StopIteration as stop:
         return stop.value
+## asyncio, many at once: [(3,)]
+import asyncio
+async def work(i, log):
+    await asyncio.sleep(0.01 * (3 - i))
+    log.append(i)
+    return i * i
+async def main(n):
+    log = []
+    return await asyncio.gather(*(work(i, log) for i in range(n))), log
+def f(n):
+    return asyncio.run(main(n)), asyncio.run(main(1))
+## asyncio, a queue and a time limit: [([1, 2, 3],)]
+import asyncio
+async def main(xs):
+    queue, got = asyncio.Queue(maxsize=1), []
+    async def producer():
+        for x in xs:
+            await queue.put(x)
+        await queue.put(None)
+    task = asyncio.create_task(producer())
+    async with asyncio.Lock():
+        while (x := await queue.get()) is not None:
+            got.append(x)
+    await task
+    try:
+        await asyncio.wait_for(asyncio.Event().wait(), timeout=0.01)
+    except asyncio.TimeoutError:
+        got.append("late")
+    return got
+def f(xs):
+    return asyncio.run(main(xs)), asyncio.new_event_loop().run_until_complete(asyncio.sleep(0, "slept"))
 ## async generators: [(3,)]
 def f(n):
     async def count():

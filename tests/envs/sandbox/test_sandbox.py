@@ -114,6 +114,14 @@ def test_sleeping_takes_no_time(sandbox):
     assert run(sandbox, "import time\ndef f(x):\n    time.sleep(10**6)\n    return x").outputs == (1,)
 
 
+def test_tasks_that_all_wait_are_an_error_and_take_no_time(sandbox):
+    if not sandbox.full:
+        pytest.skip("Monty has its own loop")
+    source = "import asyncio\nasync def main(x):\n    await asyncio.sleep(10**6)\n    await asyncio.Event().wait()\n"
+    outcome = run(sandbox, source + "def f(x):\n    return asyncio.run(main(x))")
+    assert outcome.verdict == "error" and "every task waits" in outcome.message
+
+
 def test_subclasses_cross_as_their_base(sandbox):
     if sandbox.name == "monty":
         pytest.skip("Monty has no inheritance")
