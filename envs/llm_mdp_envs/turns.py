@@ -232,17 +232,3 @@ def check_words(words: Sequence[str], place: str) -> None:
             raise ValueError(f"{place} has the word {word!r}; a word is a string without white space, one token each.")
         if list(words).count(word) > 1:
             raise ValueError(f"{place} has the word {word!r} twice; every word must be another token.")
-
-
-def check_at_least(minimum: int, **values: object) -> None:
-    """Raise ValueError if one of these arguments is not a whole number of at least `minimum`."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {minimum}.")
-
-
-def check_penalties(**values: object) -> None:
-    """Raise ValueError if one of these arguments is not a finite number of at least 0."""
-    for name, value in values.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < np.inf:
-            raise ValueError(f"{name} is {value!r}; a penalty is a finite number of at least 0 (it is subtracted).")
