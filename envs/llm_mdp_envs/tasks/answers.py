@@ -262,10 +262,11 @@ def formula(answer: str) -> str:
     text = characters(answer).strip()
     for pattern, by in SYMBOLS:
         text = re.sub(pattern, by, text)
-    spans = re.findall(r"\$([^$]+)\$|\\\((.+?)\\\)", text)
-    if len(spans) == 1:
-        return (spans[0][0] or spans[0][1]).strip()
+    spans = re.findall(r"\$([^$]+)\$|\\\(((?:(?!\\[()]).)+)\\\)", text)
+    if len(spans) == 1 and "".join(spans[0]).strip():
+        return "".join(spans[0]).strip()
     text = re.sub(r"^[^\\$]*(?:\b(?:is|are|equals)\b:?|[A-Za-z]{2,}\s?:)\s+(?=\S)", "", text)
     text = re.sub(r"\\?[$]|\\[()]", "", text).strip()
     text = re.sub(r"\s*(?:\\text\s?\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)\s*", ", ", text.rstrip(" .;"))
-    return re.sub(rf"(?<=[\w}})\]])(?:\s+(?:{LENGTH}|[A-Za-z]{{3,20}})){{1,4}}$", "", text)
+    shorter = re.sub(rf"(?<=[\w}})\]])(?:\s+(?:{LENGTH}|[A-Za-z]{{3,20}})){{1,4}}$", "", text)
+    return shorter.strip() or answer.strip()

@@ -188,13 +188,30 @@ def test_naming_several_numbers_is_no_answer(numbers, joint):
 
 def test_what_math_verify_reads():
     assert formula("The area is $3\\sqrt{2}$ cm^2.") == "3\\sqrt{2}" and formula("**√2** metres.") == "\\sqrt{2}"
+    assert formula("the answer is $ $") and formula("x is \\(")  # never empty
     assert formula("x = 1 or x = 2") == "x = 1, x = 2" and formula("2π") == "2\\pi"
 
 
 HOSTILE = [
     *["1+", "1 ", "\\boxed{", "\\boxed ", "####", "#### ", "#### \n", "1", "{", "- ", "1,", "(", "1(", "*", "_", "$"],
     *["<think>", "</think>", "<answer>", "answer ", "answer: ", "answer is 1. ", "½", "１", "²", "1–", "1-2 ", "1. A"],
-    *["√(", "^{", "1:", "1/", "1'", "one ", "=", " ", "\n", "####\n1. A\n", "\\frac{1}{", "\\text{a", "0.3", "1 or "],
+    *[
+        "√(",
+        "^{",
+        "1:",
+        "1/",
+        "1'",
+        "one ",
+        "=",
+        " ",
+        "\n",
+        "####\n1. A\n",
+        "\\frac{1}{",
+        "\\text{a",
+        "0.3",
+        "1 or ",
+        "\\(",
+    ],
 ]
 
 
