@@ -7,8 +7,8 @@ from typing import Any
 
 MOST_SHOWN = 80
 """Characters of a wrong value that a message shows."""
-MOST_TOKENS = 2**24
-"""Of a prompt or a response: more than any model reads, and no more than what arrays can be made for."""
+MOST_TOKENS = 2**20
+"""Of a prompt or a response: as much as models read, and no more than what arrays can be made for."""
 MOST_SEED = 2**63
 """Every generator here takes seeds below it, torch's included."""
 

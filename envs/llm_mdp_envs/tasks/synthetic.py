@@ -5,6 +5,7 @@ measured against them.
 takes.
 """
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
@@ -126,6 +127,8 @@ class TokenMDPTask(ArrayTask):
         """What each token adds to the leaf index, flat (T · (V+1),) with padding first, and RM of all leaves, flat (P ·
         leaves,)."""
         tree, n_prompts = self.mdp.tree, len(self.mdp.prompts)
+        if (self.horizon - 1) * math.log(tree.branching) > math.log(LARGEST_TABLE):  # too many to count
+            return None
         if tree.n_leaves * self.horizon * n_prompts > LARGEST_TABLE:
             return None
         offset = np.pad(tree.first_leaf_by_token.numpy(), ((0, 0), (1, 0))).reshape(-1)
@@ -226,7 +229,7 @@ class Ngram(TokenMDPTask):
         if order > MOST_ORDER or (vocab_size + 1) ** order * vocab_size > LARGEST_TABLE:
             raise ValueError(
                 f"order is {shown(order)}, which over {vocab_size} tokens makes too large a table of rewards; use a "
-                f"lower one."
+                f"lower one, or a smaller vocab_size."
             )
         reward = NgramReward.random(vocab_size, order, torch.Generator().manual_seed(seed))
         super().__init__(TokenMDP(vocab_size, eos, horizon, reward, gamma, (Prompt(),)))
