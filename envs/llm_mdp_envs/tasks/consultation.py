@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from llm_mdp_envs.arguments import check_choice, check_finite, check_flag, check_whole, shown
+from llm_mdp_envs.arguments import MOST_TOKENS, MOST_TURNS, check_choice, check_finite, check_flag, check_whole, shown
 from llm_mdp_envs.task import Question
 from llm_mdp_envs.turns import Outcome, TwoFaced, check_words
 
@@ -184,7 +184,9 @@ class Consultation(TwoFaced):
         free_questions: at least 0.
         excess_penalty, duplicate_penalty, irrelevant_penalty, malformed_penalty: at least 0.
         information_weight: w, in [0, 1].
-        restricted: let the action mask allow nothing but questions and diagnoses.
+        restricted: let the action mask allow nothing but questions and diagnoses. A policy that begins from nothing
+            learns to ask only with it: all three words of a turn right by chance are too rare, and once a first
+            diagnosis was found, training repeats it.
         horizon: most tokens of a response, replies included; None: 5 a turn, what well-formed ones take.
         text: the same consultation in words, for language models: a `ConsultationText`, with the arguments of it.
 
@@ -217,8 +219,9 @@ class Consultation(TwoFaced):
         horizon: int | None = None,
         text: bool = False,
     ):
+        check_flag("text", text)
         self.reward: DiagnosisReward = check_choice("reward", reward, get_args(DiagnosisReward))
-        self.max_turns = check_whole("max_turns", max_turns, 1)
+        self.max_turns = check_whole("max_turns", max_turns, 1, MOST_TURNS)
         self.free_questions = check_whole("free_questions", free_questions)
         self.penalty = {
             "excess": check_finite("excess_penalty", excess_penalty, 0),
@@ -228,7 +231,7 @@ class Consultation(TwoFaced):
         }
         self.information_weight = check_finite("information_weight", information_weight, 0, 1)
         self.restricted = check_flag("restricted", restricted)
-        self.horizon = 5 * self.max_turns if horizon is None else check_whole("horizon", horizon, 1)
+        self.horizon = 5 * self.max_turns if horizon is None else check_whole("horizon", horizon, 1, MOST_TOKENS)
         if not (knowledge_base is None or isinstance(knowledge_base, KnowledgeBase)):
             raise ValueError(
                 f"knowledge_base is {shown(knowledge_base)}; it must be a KnowledgeBase, such as read_knowledge_base "
