@@ -1,11 +1,14 @@
 """Sampling with keys and values kept draws what sampling without them draws: same tokens, same log-probabilities."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.policies import PolicyModule, logp_of, prefixes_of
+from llm_mdp_agents.sampler import TaskSampler
+from llm_mdp_envs.task import Question, Scores, Task
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
 loading = pytest.importorskip("llm_mdp_agents.lm.loading")
@@ -16,6 +19,10 @@ EXACT = {"rtol": 0, "atol": 1e-10}
 
 def gpt2():
     return lm.tiny_transformer(V, 20, width=8, layers=2, seed=3)
+
+
+def gpt2_long():
+    return lm.tiny_transformer(V, 60, width=8, layers=2, seed=3)
 
 
 def llama(**options):
@@ -204,3 +211,75 @@ def test_no_global_generator_is_touched():
     policy, state = llama(), torch.get_rng_state()
     policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+class Talk(Task):
+    """Replies of 0 to 6 tokens, which depend on what was said; prompts of different lengths. Nobody ends at once;
+    now and then it is hand over or say 2."""
+
+    vocab_size, eos, end_of_turn, horizon, prompt_length = V, 0, 1, 32, 4
+    max_turns = 5
+
+    def question(self, generator):
+        return Question(tuple(generator.integers(2, V, size=int(generator.integers(0, 5))).tolist()))
+
+    def reply(self, question, tokens):
+        said = sum(tokens) + len(question.prompt)
+        return tuple(2 + (said + place) % (V - 2) for place in range(said % 7)) if said % 11 else None
+
+    def action_mask(self, question, tokens):
+        often = [self.end_of_turn, 2] if len(tokens) % 4 == 3 else range(V)
+        return np.isin(np.arange(V), often) & ((np.arange(V) != self.eos) | (len(tokens) > 14))
+
+    def score(self, questions, tokens, mask):
+        return Scores((mask & (tokens == 3)).sum(1).astype(np.float64))
+
+
+def talk(policy, task, *, anew: bool, monkeypatch, temperature=1.0):
+    """Responses and greedy branches of conversations, with and without keys and values kept."""
+    with monkeypatch.context() as patch:
+        if anew:
+            patch.setattr(lm.LanguageModelPolicy, "conversation", lambda self: None)
+        source = TaskSampler(policy, task, seed(4), np.random.default_rng(5), prompts_per_batch=5)
+        drawn = source.rollouts(4, temperature)
+        boundary = drawn.mask & (torch.arange(task.horizon) % 9 == 0)
+        return drawn, [source.branches(drawn, boundary, each) for each in ((1.0, 1.0), (0.0,))], source
+
+
+@pytest.mark.parametrize(("build", "temperature", "spare"), [(gpt2_long, 1.0, 64), (llama, 0.8, 1)])
+def test_turns_with_keys_and_values_kept_are_those_of_reading_everything_anew(build, temperature, spare, monkeypatch):
+    monkeypatch.setattr("llm_mdp_agents.lm.generation.SPARE", spare)
+    policy, task = build(), Talk()
+    kept, anew = (
+        talk(policy, task, anew=each, monkeypatch=monkeypatch, temperature=temperature) for each in (False, True)
+    )
+    check_same(kept[0], anew[0])
+    for one, other in zip(kept[1], anew[1]):
+        assert torch.equal(one.reward, other.reward) and torch.equal(one.step, other.step)
+    turns = (kept[0].mask & (kept[0].tokens == task.end_of_turn)).sum(-1)
+    ends = kept[0].finish.unique().tolist()
+    assert int(turns.max()) >= 3 and int(turns.min()) <= 1 and len(ends) >= 2, "long and short ones, of several ends"
+    assert vars(kept[2].cost) == vars(anew[2].cost)
+    scored = logp_of(policy, kept[0].prompt, kept[0].tokens, kept[0].mask, temperature)
+    torch.testing.assert_close(scored.detach(), kept[0].logp, **EXACT)
+
+
+def test_a_turn_reads_what_is_new():
+    """Of every turn the last token of the one before and the reply: no prompt is read twice."""
+    policy, task, read = llama(), Talk(), []
+    policy.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].shape[1])
+    )
+    drawn = TaskSampler(policy, task, seed(4), np.random.default_rng(5), prompts_per_batch=6).rollouts(4)
+    assert read[0] <= task.prompt_length + 1 and int((~drawn.mask & (drawn.tokens != PAD)).sum()) > 100
+    assert 3 < max(read[1:]) <= 7
+
+
+def test_models_with_windows_read_every_turn_anew(monkeypatch):
+    policy, task = mistral(), Talk()
+    assert policy.conversation() is None and llama().conversation() is not None
+    kept, anew = (talk(policy, task, anew=each, monkeypatch=monkeypatch)[0] for each in (False, True))
+    check_same(kept, anew)
