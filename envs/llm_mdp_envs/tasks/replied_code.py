@@ -53,10 +53,13 @@ def program_of(reply: str, prefix: str, entry_point: str) -> str:
     text = without_thoughts(reply.replace("\r\n", "\n").replace("\r", "\n"))
     if len(text) > LONGEST:
         return prefix + text
-    found = _program(text, prefix, entry_point)
-    if is_python(found) or (legible := mended(text)) == text:
-        return found
-    again = _program(legible, prefix, entry_point)
+    try:
+        found = _program(text, prefix, entry_point)
+        if is_python(found) or (legible := mended(text)) == text:
+            return found
+        again = _program(legible, prefix, entry_point)
+    except (RecursionError, MemoryError):  # Python compiles deeper expressions than it makes trees of
+        return prefix + text
     return again if is_python(again) else found
 
 

@@ -367,3 +367,17 @@ def test_is_python_survives_what_python_refuses():
     ):
         assert not is_python(text)
     assert is_python("'\\d'") and is_python("")
+
+
+@pytest.mark.parametrize("terms", [200, 900, 2900, 5800])
+def test_a_deep_expression_stops_nothing(terms):
+    for expression in ("a" + "+b" * terms, "-" * terms + "a", "a" + ".b" * terms, "not " * terms + "a"):
+        assert "return" in program_of(f"Hi\n```\ndef add(a, b):\n    return {expression}\n```", PROMPT, "add")
+
+
+def test_python_may_refuse_to_make_a_tree(monkeypatch):
+    def refuses(*_):
+        raise RecursionError
+
+    monkeypatch.setattr("llm_mdp_envs.tasks.replied_code.statements", refuses)
+    assert program_of(R, "import math\n", "add") == f"import math\n{R}"
