@@ -8,8 +8,9 @@ outside (`grade`). A program can say whatever it wants about itself: it does not
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
+from llm_mdp_envs.arguments import check_choice, shown
 from llm_mdp_envs.sandbox.grading import Case, Comparison, Grade, grade
 from llm_mdp_envs.sandbox.program import (
     NO_OUTPUT,
@@ -55,11 +56,11 @@ def make_sandbox(backend: Backend = "auto", *, workers: int = 2, limits: Limits 
         SandboxUnavailable: no such backend works here; why, and what to install. Nothing is ever run without one.
     """
     check_workers(workers)
+    if limits is not None and not isinstance(limits, Limits):
+        raise ValueError(f"limits is {shown(limits)}; it must be Limits(…), or None.")
     limits = limits or Limits()
-    if backend == "auto":
+    if check_choice("backend", backend, get_args(Backend)) == "auto":
         return _first_that_starts(workers, limits)
-    if backend not in ("monty", "bwrap", "landlock"):
-        raise ValueError(f"backend is {backend!r}; it must be one of auto, monty, bwrap, landlock.")
     return _start(backend, workers, limits)
 
 

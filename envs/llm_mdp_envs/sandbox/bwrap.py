@@ -5,7 +5,7 @@ import os
 import shutil
 from functools import partial
 
-from llm_mdp_envs.sandbox.forkserver import INSIDE, Launch, runtime, server_arguments, start_workers
+from llm_mdp_envs.sandbox.forkserver import INSIDE, TIME_ZONES, Launch, runtime, server_arguments, start_workers
 from llm_mdp_envs.sandbox.program import Limits, PoolSandbox, SandboxUnavailable
 
 INSTALL = "apt-get install -y bubblewrap (or your distribution's package of that name)"
@@ -34,7 +34,7 @@ def bwrap_command(program: str, options: list[str], config: str) -> list[str]:
             command += ["--ro-bind", folder, folder]
     for path in (*python.libraries, python.stdlib, python.executable, str(INSIDE)):
         command += ["--ro-bind", path, path]
-    for path in ("/usr/lib64", "/etc/ld.so.cache"):
+    for path in ("/usr/lib64", "/etc/ld.so.cache", TIME_ZONES):
         command += ["--ro-bind-try", path, path]
     for folder in python.packages:
         command += ["--tmpfs", folder, "--remount-ro", folder]

@@ -21,6 +21,7 @@ from llm_mdp_envs.sandbox.program import NO_OUTPUT, Limits, Outcome, Program, Sa
 from llm_mdp_envs.sandbox.reports import outcome_of_lines
 
 INSIDE = Path(__file__).parent / "inside"
+TIME_ZONES = "/usr/share/zoneinfo"
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8"}
 """All of it: nothing of the host's environment enters. The fixed hash seed makes runs repeatable."""
 START_SECONDS = 60.0

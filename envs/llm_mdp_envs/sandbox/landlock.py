@@ -7,7 +7,7 @@ read nothing, but it can still ask whether a path exists and how large it is.
 import os
 from pathlib import Path
 
-from llm_mdp_envs.sandbox.forkserver import Launch, runtime, server_arguments, start_workers
+from llm_mdp_envs.sandbox.forkserver import TIME_ZONES, Launch, runtime, server_arguments, start_workers
 from llm_mdp_envs.sandbox.inside.lockdown import landlock_version
 from llm_mdp_envs.sandbox.program import Limits, PoolSandbox, SandboxUnavailable
 
@@ -29,11 +29,12 @@ def landlock_sandbox(workers: int, limits: Limits) -> PoolSandbox:
 
 
 def readable_paths() -> tuple[str, ...]:
-    """What the interpreter reads: the standard library without installed packages, and shared libraries."""
+    """What the interpreter reads: the standard library without installed packages, shared libraries, time zones."""
     python = runtime()
     entries = [os.path.join(python.stdlib, name) for name in sorted(os.listdir(python.stdlib))]
     libraries = [path for folder in python.libraries for path in _library_files(folder, python.packages)]
-    return (*(path for path in entries if path not in python.packages), *libraries)
+    zones = [TIME_ZONES] if os.path.isdir(TIME_ZONES) else []
+    return (*(path for path in entries if path not in python.packages), *libraries, *zones)
 
 
 def _library_files(folder: str, packages: tuple[str, ...]) -> list[str]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
+from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.sandbox.inside.codec import encode_plain_data
 
 Verdict = Literal["finished", "error", "timeout", "memory", "forbidden"]
@@ -219,7 +220,7 @@ def request_size(program: Program) -> int:
 
 def check_workers(workers: int) -> None:
     if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= 1024:
-        raise ValueError(f"workers is {workers!r}; it must be a whole number from 1 to 1024.")
+        raise ValueError(f"workers is {shown(workers)}; it must be a whole number from 1 to 1024.")
 
 
 def printable(text: str, characters: int = 500) -> str:
