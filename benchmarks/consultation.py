@@ -7,8 +7,8 @@ Two policies, trained with RLOO from the first word on, without demonstrations, 
 - chart: a small network of what a doctor would have on the chart, the complaint and the answers so far; the logits of
   all words are made of these alone;
 - transformer: the "small" model of `llm-mdp train`, which reads the conversation. In its few updates it learns to ask
-  (1.0, 2.3 and 2.4 useful questions), but not yet to use the answers: it is paid for the information, and right no more often
-  than a silent doctor.
+  (1.0, 2.3 and 2.4 useful questions), but not yet to use the answers: it is paid for the information, and right no more
+  often than a silent doctor.
 
 Two kinds of reward: the default of the task, and what it was before, when irrelevant and repeated questions and
 malformed turns cost 0.1 each and only the diagnosis was paid (the turn limit is the default's in both). Every figure of
