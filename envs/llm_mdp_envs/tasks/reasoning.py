@@ -1,19 +1,24 @@
 """Any reasoning-gym data set, or a mix of them: over a hundred kinds of puzzle with a score for every answer."""
 
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
 
 from llm_mdp.own import did_you_mean
+from llm_mdp_envs.arguments import check_finite, check_seed, check_whole, shown
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.tasks.answers import answer_in_tags
 from llm_mdp_envs.tasks.graders import Grader
 from llm_mdp_envs.tasks.numbers import last_number
 from llm_mdp_envs.text import Reply, TextTask, require
 
+MOST_QUESTIONS = 10**9
+"""Of one data set; they are made when they are asked."""
 INSTRUCTIONS = {
     "tags": "\nGive the final answer between <answer> and </answer>.",
     "number": "\nGive the final number at the end.",
@@ -24,9 +29,10 @@ INSTRUCTIONS = {
 class ReasoningGym(TextTask):
     """Puzzles of reasoning-gym, graded by its own `score_answer`.
 
-    The answer is taken out of the reply first: reasoning-gym compares whole strings. Some of its scorers evaluate the
-    answer as Python; here they run in a process of their own with a time limit, and evaluate arithmetic only
-    (`llm_mdp_envs.tasks.graders`).
+    The answer is taken out of the reply first: reasoning-gym compares whole strings. Where the right answer is a
+    number, "18 eggs" and "**18**" are 18, and another number is worth 0, though reasoning-gym pays a part of the reward
+    for 42 where 2 is right. Some of its scorers evaluate the answer as Python; here they run in a process of their own
+    with a time limit, and evaluate arithmetic only (`llm_mdp_envs.tasks.graders`).
 
     Args:
         dataset: the name of a data set ("chain_sum"); a mix, as reasoning-gym writes it: [{"name": "chain_sum",
@@ -68,8 +74,14 @@ class ReasoningGym(TextTask):
     ):
         super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=chat, system=system)
         require("reasoning_gym", "reasoning", "ReasoningGym")
-        if not callable(extract) and extract not in EXTRACTIONS:
-            raise ValueError(f"extract is {extract!r}; choose {', '.join(map(repr, EXTRACTIONS))} or give a function.")
+        if isinstance(extract, type) or not (
+            callable(extract) or (isinstance(extract, str) and extract in EXTRACTIONS)
+        ):
+            known = ", ".join(map(repr, EXTRACTIONS))
+            raise ValueError(f"extract is {shown(extract)}; choose {known} or give a function.")
+        if instruction is not None and not isinstance(instruction, str):
+            raise ValueError(f"instruction is {shown(instruction)}; it must be a text or None.")
+        size, seed = check_whole("size", size, 1, MOST_QUESTIONS), check_seed(seed)
         self.extract = extract if callable(extract) else EXTRACTIONS[extract]
         self.instruction = (
             instruction if instruction is not None else ("" if callable(extract) else INSTRUCTIONS[extract])
@@ -77,13 +89,29 @@ class ReasoningGym(TextTask):
         self.dataset, self._recipe = make_dataset(dataset, settings, size=size, seed=seed)
         self._grader = Grader("reasoning", seconds=seconds)
 
+    def best_reward(self) -> float:
+        """1, what reasoning-gym's own `score_answer` gives a right answer."""
+        return 1.0
+
     def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
         entry = self.dataset[int(generator.integers(len(self.dataset)))]
         return entry["question"] + self.instruction, entry
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
-        scores = [self._grader(self._recipe, self.extract(reply.text), reply.secret) for reply in replies]
-        return Scores(np.array([score or 0.0 for score in scores], dtype=np.float64))
+        return Scores(np.array([self._grade_one(reply) for reply in replies], dtype=np.float64))
+
+    def _grade_one(self, reply: Reply) -> float:
+        answer, right = self.extract(reply.text), reply.secret["answer"]
+        if isinstance(answer, str) and isinstance(right, str) and NUMBER.fullmatch(right.strip()):
+            numbers = NUMBER.findall(answer.replace(",", ""))
+            if len(numbers) == 1 and (read := last_number(answer)) is not None:
+                if Fraction(read) != Fraction(right.strip()):
+                    return 0.0
+                answer = right
+        return self._grader(self._recipe, answer, reply.secret) or 0.0
+
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 
 
 def make_dataset(dataset: Any, settings: Mapping[str, Any] | None, *, size: int, seed: int) -> tuple[Any, bytes]:
@@ -93,22 +121,26 @@ def make_dataset(dataset: Any, settings: Mapping[str, Any] | None, *, size: int,
     from reasoning_gym.composite import DatasetSpec
     from reasoning_gym.dataset import ProceduralDataset
 
+    if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
+        raise ValueError(f"settings is {shown(settings)}; it must be a dict of settings' names and values, or None.")
     if isinstance(dataset, str):
         return _create(dataset, {**(settings or {}), "size": size, "seed": seed})
     if settings is not None:
         raise ValueError("settings belong to a data set given by its name; in a mix each entry has its own `config`.")
     if isinstance(dataset, ProceduralDataset):
         return dataset, _pickle(dataset)
-    if not isinstance(dataset, Sequence) or not dataset:
+    if not isinstance(dataset, list | tuple) or not dataset:
         raise ValueError(
-            f'dataset is {dataset!r}; give a name, a list of {{"name": …, "weight": …, "config": …}}, or a data set.'
+            f'dataset is {shown(dataset)}; give a name, a list of {{"name": …, "weight": …, "config": …}}, or a data '
+            f"set."
         )
     specs = []
     for number, part in enumerate(dataset):
         if not isinstance(part, Mapping) or not {"name"} <= set(part) <= {"name", "weight", "config"}:
-            raise ValueError(f'dataset[{number}] is {part!r}; it must have "name" and may have "weight" and "config".')
-        if not part.get("weight", 1) > 0:
-            raise ValueError(f"dataset[{number}] ({part['name']}) has weight {part['weight']!r}; it must be above 0.")
+            raise ValueError(
+                f'dataset[{number}] is {shown(part)}; it must have "name" and may have "weight" and "config".'
+            )
+        check_finite(f"the weight of dataset[{number}]", part.get("weight", 1), above=0)
         _create(part["name"], {**part.get("config", {}), "size": size, "seed": seed})  # so that errors name the part
         specs.append(DatasetSpec(part["name"], float(part.get("weight", 1)), dict(part.get("config", {}))))
     return _create("composite", {"datasets": specs, "size": size, "seed": seed})
@@ -118,13 +150,15 @@ def _create(name: str, settings: dict[str, Any]) -> tuple[Any, bytes]:
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    if name not in DATASETS:
-        hint = did_you_mean(name, DATASETS, "reasoning_gym.factory.DATASETS holds all names.")
-        raise ValueError(f"reasoning-gym has no data set {name!r}; {hint}")
+    if not isinstance(name, str) or name not in DATASETS:
+        hint = did_you_mean(str(name), DATASETS, "reasoning_gym.factory.DATASETS holds all names.")
+        raise ValueError(f"dataset: reasoning-gym has no data set {shown(name)}; {hint}")
     known = [field.name for field in fields(DATASETS[name][1])]
     for setting in settings:
         if setting not in known:
-            raise ValueError(f"the data set {name!r} has no setting {setting!r}; it has {', '.join(known)}.")
+            raise ValueError(
+                f"settings: the data set {name!r} has no setting {shown(setting)}; it has {', '.join(known)}."
+            )
     try:
         return reasoning_gym.create_dataset(name, **settings), pickle.dumps((name, settings))
     except (AssertionError, TypeError, ValueError) as error:

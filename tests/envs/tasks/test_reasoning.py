@@ -10,7 +10,7 @@ reasoning_gym = pytest.importorskip("reasoning_gym", reason='needs reasoning-gym
 
 from llm_mdp_envs import TokenEnv  # noqa: E402
 from llm_mdp_envs.tasks.graders import CALLABLE, Grader, check_expression  # noqa: E402
-from llm_mdp_envs.tasks.reasoning import ReasoningGym, answer_in_tags  # noqa: E402
+from llm_mdp_envs.tasks.reasoning import NUMBER, ReasoningGym, answer_in_tags  # noqa: E402
 
 
 def score(task: ReasoningGym, question, text: str) -> float:
@@ -40,7 +40,9 @@ def test_scores_are_reasoning_gyms_own(name, grader):
     for question in questions(task, 5):
         entry = question.secret.secret
         assert entry["question"] in task.decode(question.prompt)
-        for answer in (entry["answer"], "0", "seven", f"{entry['answer']} or so"):
+        # "18 or so" is 18, whatever reasoning-gym says.
+        others = () if NUMBER.fullmatch(entry["answer"]) else ("0", f"{entry['answer']} or so")
+        for answer in (entry["answer"], "seven", *others):
             assert score(task, question, f"I think <answer>{answer}</answer>.") == own.score_answer(
                 answer.strip(), entry
             )
@@ -216,3 +218,17 @@ def test_a_data_set_that_cannot_travel():
     dataset.function = lambda: None
     with pytest.raises(ValueError, match="Faulty cannot be pickled"):
         ReasoningGym(dataset)
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [("2", 1), ("2 eggs", 1), ("**2**", 1), ("$2.00", 1), ("x = 2", 1), ("42", 0), ("-2", 0), ("20", 0), ("42 eggs", 0),
+     ("2.5", 0), ("44 - 42", None), ("2 or 3", None)],
+)  # fmt: skip
+def test_a_number_is_right_or_it_is_not(answer, wanted, grader):
+    """Seen among SmolLM2's replies: 42 earned 0.5 where 2 was right."""
+    task = ReasoningGym("chain_sum", size=5)
+    task._grader = grader
+    question = task.ask("44 - 42 =", {**task.dataset[0], "answer": "2"})
+    given = score(task, question, f"<answer>{answer}</answer>")
+    assert given == wanted if wanted is not None else given < 1
