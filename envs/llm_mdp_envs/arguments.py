@@ -9,6 +9,8 @@ MOST_SHOWN = 80
 """Characters of a wrong value that a message shows."""
 MOST_TOKENS = 2**20
 """Of a prompt or a response: as much as models read, and no more than what arrays can be made for."""
+MOST_TURNS = 1_000
+"""Of a conversation: what is said in each is read again with every turn after it."""
 MOST_SEED = 2**63
 """Every generator here takes seeds below it, torch's included."""
 

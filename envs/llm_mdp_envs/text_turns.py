@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llm_mdp_envs.arguments import check_whole
+from llm_mdp_envs.arguments import MOST_TOKENS, MOST_TURNS, check_whole
 from llm_mdp_envs.task import PAD, Question, Scores, TaskError
 from llm_mdp_envs.text import TextTask
 from llm_mdp_envs.turns import JudgedTurns, Turn, mask_of, play, split_turns
@@ -90,8 +90,8 @@ class TextTurns(JudgedTurns, TextTask):
         prompt_length: int = 1024,
         system: str | None = None,
     ):
-        self.max_turns = check_whole("max_turns", max_turns, 1)
-        self.reply_length = check_whole("reply_length", reply_length, LEAST_REPLY)
+        self.max_turns = check_whole("max_turns", max_turns, 1, MOST_TURNS)
+        self.reply_length = check_whole("reply_length", reply_length, LEAST_REPLY, MOST_TOKENS)
         if not getattr(self, "part_names", ()):
             raise TaskError(f'{type(self).__name__} names no reward parts; set part_names, such as ("right",).')
         super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=True, system=system)
@@ -157,6 +157,10 @@ class TextTurns(JudgedTurns, TextTask):
                 lines.append(f"{self.speakers[0 if mask[start] else 1]}: {self.decode(tokens[start:stop])}")
         return "\n".join(lines)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is remembered by ids, which mean nothing elsewhere."""
+        return {**self.__dict__, "_remembered": {}}
+
     # --- turn by turn ---
 
     def _said(self, question: Question, tokens: Sequence[int]) -> tuple[str, ...]:
@@ -183,9 +187,9 @@ class TextTurns(JudgedTurns, TextTask):
 
     def _outcome(self, question: Question, said: tuple[str, ...]) -> tuple[Response, tuple[int, ...] | None]:
         """What the latest turn leads to, and the reply as tokens."""
+        # A question that is remembered here stays, so that no other gets its id.
         remembered, key = self._remembered, (id(question), said)
-        # Ids are used again once a question is gone (or comes from a pickle), so the question itself is compared too.
-        if key not in remembered or remembered[key][0] is not question:
+        if key not in remembered:
             response = self._checked(self.respond(question.secret.secret, list(said)))
             if len(remembered) >= MOST_REMEMBERED:
                 del remembered[next(iter(remembered))]

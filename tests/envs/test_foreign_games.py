@@ -85,6 +85,18 @@ def test_games_that_go_on_in_turns_do_not_disturb_each_other():
     assert branch == alone.converse(again, ["more", "something else", "stop"])[0].tolist()
 
 
+def test_a_game_goes_as_it_would_by_itself():
+    """Its generators go on from turn to turn, whatever happens in between."""
+    task, game = TextGame(Dice), Dice()
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    alone = [game.start(5), *(game.say("more")[0] for _ in range(4))]
+    question = task.ask(alone[0], 5)
+    tokens, mask = task.converse(question, ["more"] * 4)
+    told = re.findall(r"Now \d+", task.decode(tokens[~mask]))
+    assert told == alone[1:] and len(set(told)) > 1
+
+
 def test_a_game_that_does_not_keep_to_its_seed_is_found():
     with pytest.raises(TaskError, match="same seed"):
         check_task(TextGame(Forgetful))

@@ -206,12 +206,13 @@ def test_arguments(argument, value):
 
 
 def test_what_is_remembered_belongs_to_one_question():
-    """Two questions with the same prompt and other secrets, and copies out of a pickle, whose ids are new."""
+    """Two questions with the same prompt and other secrets; copies out of a pickle, where ids mean nothing."""
     task = Riddle()
     first, second = task.ask("Which?", 7), task.ask("Which?", 3)
-    row = np.array([task.encode_response("3")])
+    row, before = np.array([task.encode_response("3")]), len(pickle.dumps(task))
     wrong, _ = task.converse(first, ["3"])
     assert replay(task, [second], row).parts["right"].tolist() == [1.0]
+    assert len(pickle.dumps(task)) == before
     copy, again = pickle.loads(pickle.dumps((task, first)))
     assert copy.converse(again, ["3"])[0].tolist() == wrong.tolist()
     for _ in range(10):  # these take ids of questions that are gone

@@ -129,7 +129,7 @@ class TextGame(TextTurns):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the games that stand: many cannot be pickled, and all can be replayed."""
-        return {**self.__dict__, "_live": {}}
+        return {**super().__getstate__(), "_live": {}}
 
 
 def gem_game(id: str, **options: Any) -> Callable[[], Game]:
