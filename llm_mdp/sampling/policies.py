@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from llm_mdp.mdp.tree import PAD, PrefixTree, context, context_code, gather_levels, prompt_index
 from llm_mdp.sampling.evidence import Finish, Rollouts
-from llm_mdp.sampling.token_masks import TokenMask, both
+from llm_mdp.sampling.token_masks import TokenMask, both, check_some
 
 PolicyKind = Literal["tabular", "ngram", "transformer"]
 """The kinds of policy that commands make."""
@@ -189,16 +189,9 @@ class PolicyModule(nn.Module):
         Raises:
             ValueError: if no token is allowed somewhere.
         """
-        allowed = self.allowed(prompt, tokens, row, step)
-        if allowed is None:
+        if (allowed := self.allowed(prompt, tokens, row, step)) is None:
             return logits
-        if not bool((some := allowed.any(-1)).all()):
-            place = int((~some).nonzero()[0])
-            before = [token for token in tokens[row[place], : step[place]].tolist() if token != PAD]
-            raise ValueError(
-                f"no token is allowed after {before!s:.60}: the model's token_subset and the task's action mask "
-                f"must leave at least one."
-            )
+        check_some(allowed, tokens, row, step)
         return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
     def logits(self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"]) -> Float[Tensor, "*batch T V"]:

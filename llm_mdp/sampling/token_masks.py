@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from llm_mdp.mdp.tree import PAD
+
 
 class TokenMask(Protocol):
     """The tokens that may come next, a function of what a policy sees: the prompt and the response so far."""
@@ -53,6 +55,19 @@ def both(
     if len(masks) == 2:
         return masks[0] & masks[1]
     return masks[0] if masks else None
+
+
+def check_some(
+    allowed: Bool[Tensor, "N V"], tokens: Int[Tensor, "B T"], row: Int[Tensor, " N"], step: Int[Tensor, " N"]
+) -> None:
+    """Raise ValueError if no token is allowed at some (row, step) of the responses."""
+    if not bool((some := allowed.any(-1)).all()):
+        place = int((~some).nonzero()[0])
+        before = [token for token in tokens[row[place], : step[place]].tolist() if token != PAD]
+        raise ValueError(
+            f"no token is allowed after {before!s:.60}: the model's token_subset and the task's action mask must leave "
+            f"at least one."
+        )
 
 
 def _of_width(mask: Bool[Tensor, "N W"], vocab_size: int) -> Bool[Tensor, "N V"]:
