@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mdp_envs.arguments import MOST_TOKENS, check_flag, check_text, check_whole, shown
 from llm_mdp_envs.encoding import Encoder
 from llm_mdp_envs.task import Question, Scores, Task
 from llm_mdp_envs.tokenizers import added_text, end_ids, load_tokenizer, plain_decode
@@ -86,11 +87,15 @@ class TextTask(Task):
         answer_prefix: str | Callable[[Any], str] = "",
         template_options: Mapping[str, Any] | None = None,
     ):
-        for name, value in (("horizon", horizon), ("prompt_length", prompt_length)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of tokens, at least 1.")
-        if not isinstance(answer_prefix, str) and not callable(answer_prefix):
-            raise ValueError(f"answer_prefix is {answer_prefix!r}; give a text, or a function of the question.")
+        horizon = check_whole("horizon", horizon, 1, MOST_TOKENS)
+        prompt_length = check_whole("prompt_length", prompt_length, 1, MOST_TOKENS)
+        chat, system = check_flag("chat", chat), check_text("system", system, optional=True)
+        if not isinstance(answer_prefix, str) and (not callable(answer_prefix) or isinstance(answer_prefix, type)):
+            raise ValueError(f"answer_prefix is {shown(answer_prefix)}; give a text, or a function of the question.")
+        if template_options is not None and not (
+            isinstance(template_options, Mapping) and all(isinstance(key, str) for key in template_options)
+        ):
+            raise ValueError(f"template_options is {shown(template_options)}; it must be a dict with names, or None.")
         self.tokenizer = load_tokenizer(tokenizer)
         if chat and not self.tokenizer.chat_template:
             raise ValueError(
@@ -98,7 +103,7 @@ class TextTask(Task):
                 "to a Jinja template."
             )
         if system is not None and not chat:
-            raise ValueError(f"system is {system!r}, but chat=False writes no messages; use chat=True.")
+            raise ValueError(f"system is {shown(system)}, but chat=False writes no messages; use chat=True.")
         self.chat, self.system, self.answer_prefix = chat, system, answer_prefix
         self.encoder = Encoder(self.tokenizer, template_options)
         self.horizon, self.prompt_length, self.vocab_size = horizon, prompt_length, len(self.tokenizer)

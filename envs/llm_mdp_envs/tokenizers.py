@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from llm_mdp_envs.arguments import check_text, shown
+
 LEAST_WINDOW = 4
 """Tokens of a prompt that a response is decoded with, at least: a character of UTF-8 that the prompt leaves unfinished
 has at most three bytes there."""
@@ -44,18 +46,20 @@ def load_tokenizer(tokenizer: Any = None) -> Any:
     if tokenizer is None:
         return byte_tokenizer()
     if not isinstance(tokenizer, str | Path):
-        if not all(hasattr(tokenizer, name) for name in ("encode", "decode", "eos_token_id")):
+        if isinstance(tokenizer, type) or not all(
+            hasattr(tokenizer, name) for name in ("encode", "decode", "eos_token_id")
+        ):
             raise ValueError(
-                f"tokenizer is {tokenizer!r}; give a Hugging Face tokenizer, its name, its folder, or None."
+                f"tokenizer is {shown(tokenizer)}; give a Hugging Face tokenizer, its name, its folder, or None."
             )
         return tokenizer
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(check_text("tokenizer", str(tokenizer)))
+    except Exception as error:  # of many kinds, for names that can be no folder or no repository
         raise ValueError(
-            f"no tokenizer could be loaded from {str(tokenizer)!r}; give a folder with one, or None for bytes."
+            f"no tokenizer could be loaded from {shown(str(tokenizer))}; give a folder with one, or None for bytes."
         ) from error
 
 

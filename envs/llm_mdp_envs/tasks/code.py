@@ -109,6 +109,10 @@ class Code(TextTask):
                 self.sandbox.close()
             raise
 
+    def best_reward(self) -> float:
+        """1, what a program earns that passes all its cases, whether `reward` is "fraction" or "all"."""
+        return 1.0
+
     def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
         problem = self.problems[int(generator.integers(len(self.problems)))]
         return self.asked(problem), problem

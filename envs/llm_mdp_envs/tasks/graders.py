@@ -30,6 +30,9 @@ import threading
 import weakref
 from typing import Any
 
+MOST_SECONDS = 86_400
+"""A day for one answer; beyond it, there is no limit to speak of."""
+
 
 class GradingError(RuntimeError):
     """The grader itself failed: a library is missing or a problem is faulty. Never the fault of the answer."""
@@ -52,8 +55,9 @@ class Grader:
     """
 
     def __init__(self, function: str, *, seconds: float = 5.0, memory: int = 4 << 30):
-        if not seconds > 0:
-            raise ValueError(f"the time limit for grading is {seconds!r} seconds; it must be above 0.")
+        from llm_mdp_envs.arguments import check_finite  # not at the top: the grading process reads this file alone
+
+        seconds = check_finite("seconds, the time limit for grading", seconds, above=0, most=MOST_SECONDS)
         if not hasattr(os, "fork"):
             raise OSError(
                 "grading in a process of its own needs Linux or macOS: this system cannot fork. On Windows, use WSL."

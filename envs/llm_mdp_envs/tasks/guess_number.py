@@ -4,12 +4,12 @@ Separates estimators by turn-level credit with a known optimum: bisection needs 
 early bad guess shows only in when the number is found.
 """
 
-from llm_mdp_envs.arguments import check_finite, check_whole
+from llm_mdp_envs.arguments import MOST_TOKENS, MOST_TURNS, check_finite, check_flag, check_whole
 from llm_mdp_envs.task import Question
 from llm_mdp_envs.turns import Outcome, TwoFaced
 
 DIGITS = tuple("0123456789")
-MOST_NUMBERS, MOST_TURNS = 10**18, 10_000
+MOST_NUMBERS = 10**18
 
 
 class GuessNumber(TwoFaced):
@@ -49,11 +49,14 @@ class GuessNumber(TwoFaced):
         horizon: int | None = None,
         text: bool = False,
     ):
+        check_flag("text", text)
         self.highest = check_whole("highest", highest, 1, MOST_NUMBERS)
         self.max_turns = check_whole("max_turns", max_turns, 1, MOST_TURNS)
         self.malformed_penalty = check_finite("malformed_penalty", malformed_penalty, 0)
         digits = len(str(self.highest))
-        self.horizon = self.max_turns * (digits + 3) if horizon is None else check_whole("horizon", horizon, 1)
+        self.horizon = (
+            self.max_turns * (digits + 3) if horizon is None else check_whole("horizon", horizon, 1, MOST_TOKENS)
+        )
         self.prompt_length = digits + 1
 
     def question(self, generator):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llm_mdp_envs.arguments import shown
+from llm_mdp_envs.arguments import check_choice, check_finite, check_text, shown
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.tasks.answers import find_answer, formula, read_gold, same_answer
 from llm_mdp_envs.tasks.graders import Grader
@@ -99,15 +99,19 @@ class Math(TextTask):
     ):
         super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=chat, system=system)
         require("math_verify", "math", "Math")
-        if convention not in CONVENTIONS:
-            raise ValueError(f"convention is {convention!r}; choose {' or '.join(map(repr, CONVENTIONS))}.")
-        style = CONVENTIONS[convention]
+        style = CONVENTIONS[check_choice("convention", convention, CONVENTIONS)]
+        check_text("question_column", question_column, optional=True)
+        check_text("solution_column", solution_column, optional=True)
         self.convention, self.instruction = convention, style.instruction
         self.weights = check_weights(weights)
         rows = read_rows(OWN_PROBLEMS if problems is None else problems, split, name="problems")
         columns = question_column or style.question, solution_column or style.solution
         self.problems = [_problem(row, place, *columns) for place, row in rows]
         self._grader = Grader("math", seconds=seconds)
+
+    def best_reward(self) -> float:
+        """What a right answer in the format asked for earns with true steps before it: Σ of the weights above 0."""
+        return sum(max(weight, 0.0) for weight in self.weights.values())
 
     def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
         question, gold = self.problems[int(generator.integers(len(self.problems)))]
@@ -179,12 +183,13 @@ ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     """Weights of all parts. Raises ValueError, in words."""
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ValueError(f"weights is {shown(weights)}; it must be a dict of parts and their weights, or None.")
     given = dict(DEFAULT_WEIGHTS if weights is None else weights)
     for part, weight in given.items():
         if part not in DEFAULT_WEIGHTS:
-            raise ValueError(f"weights has {part!r}; the parts are {', '.join(map(repr, DEFAULT_WEIGHTS))}.")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not np.isfinite(weight):
-            raise ValueError(f"weights[{part!r}] is {weight!r}; it must be a finite number.")
+            raise ValueError(f"weights has {shown(part)}; the parts are {', '.join(map(repr, DEFAULT_WEIGHTS))}.")
+        check_finite(f"weights[{part!r}]", weight)
     return {part: float(given.get(part, 0.0)) for part in DEFAULT_WEIGHTS}
 
 
@@ -194,7 +199,10 @@ DEFAULT_WEIGHTS = {"answer": 1.0, "format": 0.1, "steps": 0.1}
 def _problem(row: Mapping[str, Any], place: str, question: str, solution: str) -> tuple[str, str]:
     for column in (question, solution):
         if column not in row:
-            raise ValueError(f"{place} has no column {column!r}, only {', '.join(map(repr, row))}; name the columns.")
+            raise ValueError(
+                f"{place} has no column {shown(column)}, only {', '.join(map(repr, row))}; name the columns with "
+                f"question_column and solution_column."
+            )
     asked = row[question]
     if not isinstance(asked, str) or not asked.strip():
         raise ValueError(f"{place} has the question {shown(asked)}; it must be a text.")

@@ -140,7 +140,9 @@ def make_dataset(dataset: Any, settings: Mapping[str, Any] | None, *, size: int,
             raise ValueError(
                 f'dataset[{number}] is {shown(part)}; it must have "name" and may have "weight" and "config".'
             )
-        check_finite(f"the weight of dataset[{number}]", part.get("weight", 1), above=0)
+        weight = check_finite(f"the weight of dataset[{number}]", part.get("weight", 1))
+        if weight <= 0:
+            raise ValueError(f"dataset[{number}] ({part['name']}) has weight {part['weight']!r}; it must be above 0.")
         _create(part["name"], {**part.get("config", {}), "size": size, "seed": seed})  # so that errors name the part
         specs.append(DatasetSpec(part["name"], float(part.get("weight", 1)), dict(part.get("config", {}))))
     return _create("composite", {"datasets": specs, "size": size, "seed": seed})

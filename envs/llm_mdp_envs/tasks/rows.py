@@ -251,13 +251,13 @@ def _one_split(splits: Mapping[str, Any], split: str | None, name: str) -> Any:
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))
     if split is None or split not in splits:
-        raise ValueError(f"split is {split!r}; {name} has {known}.")
+        raise ValueError(f"split is {shown(split)}; {name} has {known}.")
     return splits[split]
 
 
 def _refuse_split(split: str | None, name: str) -> None:
     if split is not None:
-        raise ValueError(f"split is {split!r}, but {name} has no splits; leave it out.")
+        raise ValueError(f"split is {shown(split)}, but {name} has no splits; leave it out.")
 
 
 # --- tables ---
