@@ -88,7 +88,7 @@ async def _given(result: Any) -> Any:
 def _checked_row(row: dict[str, Any], place: str, needed: tuple[str, ...]) -> dict[str, Any]:
     for column in needed:
         if column not in row:
-            raise ValueError(f"{place} has no {column!r}, only {', '.join(map(repr, row))}.")
+            raise ValueError(f"{place} has no {column!r}, only {', '.join(map(repr, row)) or 'nothing'}.")
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return row

@@ -51,7 +51,9 @@ class TRLReward(RowTask):
         functions = [functions] if callable(functions) else list(functions)
         for number, function in enumerate(functions):
             check_callable(f"functions[{number}]", function)
-        if weights is not None and not isinstance(weights, list | tuple | np.ndarray):
+        if weights is not None and (
+            not isinstance(weights, list | tuple | np.ndarray) or getattr(weights, "ndim", 1) == 0
+        ):
             raise ValueError(f"weights is {shown(weights)}; it must be a list of numbers, one a function, or None.")
         weights = [1.0] * len(functions) if weights is None else list(weights)
         if not functions or len(weights) != len(functions):
