@@ -72,4 +72,6 @@ $(BASE): pyproject.toml constraints.txt
 $(DEV): $(BASE)
 	@echo "Installing what tests and benchmarks need beside: 1 to 4 minutes, 1.2 GB more, once."
 	$(PIP) -e ".[dev]"
+	@# A foreign game for the tests. What it asks for would put an older reasoning-gym in place of ours.
+	$(PIP) --no-deps gem-llm==0.1.0
 	touch $@

@@ -6,7 +6,7 @@
 
 Replies stand beside their grades in benchmarks/results/language_model_tasks/TASK.jsonl; `read.json` there says what a
 person found wrong on reading them all; the shares go to benchmarks/results/language_model_tasks.json. The model is
-asked greedily, in its chat template (HumanEval also raw).
+asked greedily, in its chat template (HumanEval also raw); in the game at temperature 1, as it repeats itself there.
 """
 
 import argparse
@@ -26,8 +26,10 @@ from smollm2 import smollm2
 
 from llm_mdp.mdp.tree import pad_prompts
 from llm_mdp_agents.lm.loading import load_policy, tokenizer_of
+from llm_mdp_envs.episode import Episode, advance, as_rows
 from llm_mdp_envs.task import Question
 from llm_mdp_envs.tasks.code import Code
+from llm_mdp_envs.tasks.guess_number_text import GuessNumberText
 from llm_mdp_envs.tasks.math_problems import Math
 from llm_mdp_envs.tasks.reasoning import ReasoningGym
 from llm_mdp_envs.turns import mask_of
@@ -40,11 +42,12 @@ TOGETHER = 64
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task and how many of its questions are asked; `in_order`: its data set from the first problem on."""
+    """A task, how many of its questions are asked, and how; `in_order`: its data set from the first problem on."""
 
     make: Callable[..., Any]
     prompts: int = 128
     in_order: bool = True
+    greedy: bool = True
 
 
 TASKS = {
@@ -53,6 +56,7 @@ TASKS = {
     "humaneval_raw": Benchmark(partial(Code, "humaneval", "all", horizon=160), 164),
     "humaneval_chat": Benchmark(partial(Code, "humaneval", "all", horizon=256, chat=True), 164),
     "mbpp": Benchmark(partial(Code, HERE / "data" / "mbpp_format.jsonl", "all", horizon=160, chat=True)),
+    "guess_number": Benchmark(partial(GuessNumberText, highest=100, horizon=512), in_order=False, greedy=False),
 }
 
 
@@ -78,17 +82,27 @@ def draw(name: str, folder: Path) -> None:
     asked, rows, start = questions_of(task, TASKS[name]), [], time.monotonic()
     for first in range(0, len(asked), TOGETHER):
         some = asked[first : first + TOGETHER]
-        rows += [_row(task, question, tokens) for question, tokens in zip(some, greedy(policy, task, some))]
+        rows += [
+            _row(task, question, tokens)
+            for question, tokens in zip(some, responses(policy, task, some, TASKS[name].greedy))
+        ]
         print(f"{name}: {len(rows)} of {len(asked)} after {time.monotonic() - start:.0f} s", flush=True)
     _write(name, task, asked, rows)
 
 
-def greedy(policy: Any, task: Any, questions: list[Question]) -> list[list[int]]:
-    """The most probable responses."""
-    prompt = pad_prompts([question.prompt for question in questions])
-    options: dict[str, Any] = {"horizon": task.horizon, "generator": torch.Generator().manual_seed(0)}
-    drawn = policy.sample(prompt, 1, eos=task.ends, greedy=True, **options)
-    return [row[row >= 0].tolist() for row in drawn.tokens]
+def responses(policy: Any, task: Any, questions: list[Question], greedy: bool) -> list[list[int]]:
+    """Responses, what the environment says between their turns included."""
+    episode, generator = [Episode()] * len(questions), torch.Generator().manual_seed(0)
+    while rows := [number for number, each in enumerate(episode) if each.finish is None]:
+        prompt = pad_prompts([questions[row].prompt for row in rows])
+        prefix, _ = as_rows([episode[row] for row in rows], task.horizon)
+        options: dict[str, Any] = {"horizon": task.horizon, "generator": generator, "greedy": greedy}
+        drawn = policy.sample(prompt, 1, eos=task.ends, stop=task.turn_ends, prefix=torch.from_numpy(prefix), **options)
+        for row, tokens in zip(rows, drawn.tokens.tolist()):
+            for token in tokens[len(episode[row].tokens) :]:
+                if token >= 0 and episode[row].finish is None:
+                    episode[row] = advance(task, questions[row], episode[row], token)
+    return [list(each.tokens) for each in episode]
 
 
 def _row(task: Any, question: Question, tokens: list[int]) -> dict[str, Any]:
