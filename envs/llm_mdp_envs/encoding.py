@@ -51,7 +51,7 @@ class Encoder:
             token.content
             for token in added_tokens(self.tokenizer).values()
             # An added token of letters or of spaces is a word like any other, wherever the template has it.
-            if token.special or (token.content in written and not token.content.strip().replace("_", "").isalnum())
+            if token.special or (token.content in written and re.search(r"[^\w\s]", token.content))
         }
         return _longest_first({*contents, *getattr(self.tokenizer, "all_special_tokens", ())})
 
