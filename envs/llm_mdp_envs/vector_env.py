@@ -56,7 +56,8 @@ class _Rows:
         else:
             self.secrets[where] = secrets
         drawn = self.task.prompts(secrets)
-        self.prompts[where] = drawn
+        if self.prompts.size:
+            self.prompts[where] = drawn
         return drawn
 
     def put(self, questions: Sequence[Question]) -> np.ndarray:
