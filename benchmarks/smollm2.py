@@ -33,6 +33,11 @@ CACHE = Path(os.environ.get("LLM_MDP_CACHE", Path.home() / ".cache" / "llm-mdp")
 RESULTS = Path(__file__).parent / "results"
 
 
+def begun_sum(question: str) -> str:
+    a, b = re.findall(r"\d+", question)
+    return f"{a} + {b} ="
+
+
 class Sums(TextTask):
     """ "What is 47 + 8?", the reply begun with "47 + 8 ="; 1 if its first number is right, else 0."""
 
@@ -42,12 +47,11 @@ class Sums(TextTask):
         a, b = generator.integers(10, 100, size=2).tolist()
         return f"What is {a} + {b}?", (a, b)
 
-    def encode_question(self, question):
-        a, b = re.findall(r"\d+", question)
-        return (*super().encode_question(question), *self.tokenizer.encode(f"{a} + {b} =", add_special_tokens=False))
+    def __init__(self, tokenizer, **options):
+        super().__init__(tokenizer, answer_prefix=begun_sum, **options)
 
     def grade(self, replies):
-        found = [re.search(r"\d+", reply.text) for reply in replies]
+        found = [re.search(r"\d+", reply.text.partition("=")[2]) for reply in replies]
         return Scores(
             np.array(
                 [float(number is not None and int(number[0]) == sum(r.secret)) for number, r in zip(found, replies)]

@@ -1,6 +1,5 @@
 """From what a person writes (names, ids, options) to agents, tasks and policies."""
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,7 +11,7 @@ import torch
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.entry import Entry, Given
-from llm_mdp.own import did_you_mean, is_own, load_module
+from llm_mdp.own import did_you_mean, is_own, load
 from llm_mdp.sampling.policies import NgramPolicy, Policy, PolicyModule, TabularPolicy
 from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp.verify.check import check_estimator, load_estimator
@@ -20,8 +19,9 @@ from llm_mdp_agents.action_masks import tokens_written_with
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.check import check_task
-from llm_mdp_envs.registry import ENTRIES, face_of, make_task, task_class
+from llm_mdp_envs.registry import ENTRIES, make_task
 from llm_mdp_envs.task import Task
+from llm_mdp_envs.tokenizers import default_tokenizer
 
 LARGEST_TABLE = 1_000_000
 """Most logits of a table that "auto" chooses."""
@@ -136,7 +136,8 @@ def build_agent(agent: str | AgentConfig | Estimator, policy: Policy, task: Task
 
 
 def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: ModelConfig | None = None) -> Task:
-    """A task by the id of its environment, or FILE.py:CLASS. Tasks in words get the tokenizer of the model.
+    """A task by the id of its environment, or FILE.py:CLASS. Tasks in words that name no tokenizer get that of the
+    model, whatever their constructors look like.
 
     Raises:
         ValueError: if there is no such environment, it has no such argument, or the task is wrong (`check_task`).
@@ -144,27 +145,27 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
     if not isinstance(env, str):
         check_task(env)
         return env
-    name, factory, make = _own_task(env) if ".py:" in env else _registered_task(env)
-    arguments = dict(arguments or {})
-    if (
-        model
-        and is_named(model.model)
-        and "tokenizer" not in arguments
-        and "tokenizer" in inspect.signature(face_of(factory, arguments)).parameters
-    ):
-        from llm_mdp_agents.lm.loading import tokenizer_of
-
-        arguments["tokenizer"] = tokenizer_of(model.model)
-    try:
-        task = make(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}") from error
+    name, make = _own_task(env) if ".py:" in env else _registered_task(env)
+    with default_tokenizer(partial(_tokenizer_with, model)):
+        try:
+            task = make(**(arguments or {}))
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from error
     check_task(task)
     return task
 
 
-def _registered_task(env: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
-    """Id, class, and the class with the arguments of the entry, of an environment in the registry."""
+def _tokenizer_with(model: ModelConfig | None) -> Any:
+    """The tokenizer that tasks in words get with a model; None for bytes."""
+    if model is None or not is_named(model.model):
+        return None
+    from llm_mdp_agents.lm.vocabulary import tokenizer_for_words
+
+    return tokenizer_for_words(model.model)
+
+
+def _registered_task(env: str) -> tuple[str, Callable[..., Task]]:
+    """Id, and the class with the arguments of the entry, of an environment in the registry."""
     entries = {entry.id: entry for entry in ENTRIES} | {
         entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES
     }
@@ -172,16 +173,12 @@ def _registered_task(env: str) -> tuple[str, Callable[..., Task], Callable[..., 
         hint = did_you_mean(env, entries, "`llm-mdp envs` lists them.")
         raise ValueError(f"there is no environment {env!r}; {hint}")
     entry = entries[env]
-    return entry.id, task_class(entry.task), partial(make_task, entry.task, **entry.kwargs)
+    return entry.id, partial(make_task, entry.task, **entry.kwargs)
 
 
-def _own_task(name: str) -> tuple[str, Callable[..., Task], Callable[..., Task]]:
+def _own_task(name: str) -> tuple[str, Callable[..., Task]]:
     """The same of FILE.py:CLASS."""
-    place, _, attribute = name.rpartition(":")
-    factory = getattr(load_module(place), attribute, None)
-    if factory is None:
-        raise ValueError(f"{place} has no {attribute!r}; name a class of it that is a task (llm_mdp_envs.task.Task).")
-    return name, factory, factory
+    return name, load(name)
 
 
 def is_named(model: str) -> bool:
@@ -255,6 +252,7 @@ def device_of(name: str) -> str:
 
 def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> PolicyModule:
     from llm_mdp_agents.lm.loading import LoRAOptions, load_policy, small_transformer
+    from llm_mdp_agents.lm.vocabulary import adopt_ends, check_size, check_words
 
     device = device_of(config.device)
     if kind == "small":
@@ -264,16 +262,15 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
         )
         policy.temperature = config.temperature
         return policy.to(device)
+    check_words(task, kind)
     lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
     policy = load_policy(
         kind, tokenizer=task.tokenizer, dtype=config.dtype, device=device, lora=lora,
         gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature, seed=seed,
     )  # fmt: skip
-    if policy.vocab_size < task.vocab_size:
-        raise ValueError(
-            f"{kind} has {policy.vocab_size} tokens and {type(task).__name__} {task.vocab_size}; give the task the "
-            f"model's tokenizer."
-        )
+    check_size(task, policy, kind)
+    if not kind.endswith(".json"):
+        adopt_ends(task, policy)
     return policy
 
 

@@ -81,6 +81,11 @@ def load_policy(
         enable({"use_reentrant": False})
     own = getattr(causal_lm.config, OWN, {})
     rows = causal_lm.get_input_embeddings().weight.shape[0]
+    if tokenizer is not None and len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer):,} tokens and the model {str(model)!s:.200} {rows:,}; use the model's "
+            f"own tokenizer, or give the model rows for new tokens (resize_token_embeddings) and save it."
+        )
     vocab_size = own.get("vocab_size", rows) if tokenizer is None else len(tokenizer)
     policy = LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature)
     if (subset := own.get("token_subset") if token_subset is None else token_subset) is not None:
@@ -119,7 +124,7 @@ def tokenizer_of(model: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     if (path := Path(model)).suffix == ".gguf":
-        return AutoTokenizer.from_pretrained(_existing(path).parent, gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(existing(path).parent, gguf_file=path.name)
     return AutoTokenizer.from_pretrained(model)
 
 
@@ -143,7 +148,7 @@ def _causal_lm(model: str | Path | dict) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(model, dict) or Path(model).suffix == ".json":
-        config = model if isinstance(model, dict) else json.loads(_existing(Path(model)).read_text())
+        config = model if isinstance(model, dict) else json.loads(existing(Path(model)).read_text())
         if "model_type" not in config:
             raise ValueError(
                 'the config of the model has no "model_type"; name the architecture there, for example "llama".'
@@ -152,10 +157,10 @@ def _causal_lm(model: str | Path | dict) -> Any:
     path = Path(model)
     if path.suffix == ".gguf":
         return _clean(
-            AutoModelForCausalLM.from_pretrained(_existing(path).parent, gguf_file=path.name, dtype=torch.float32)
+            AutoModelForCausalLM.from_pretrained(existing(path).parent, gguf_file=path.name, dtype=torch.float32)
         )
     if path.is_absolute() or str(model).startswith("."):
-        _existing(path)
+        existing(path)
     if (path / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
@@ -187,7 +192,8 @@ def _adapted(model: Any, lora: LoRAOptions) -> Any:
     return get_peft_model(model, options)
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path; ValueError if there is nothing."""
     if not path.exists():
         raise ValueError(f"there is no {path}; give a Hugging Face name, an existing folder or file, or a config.")
     return path

@@ -189,7 +189,9 @@ def _prompt_for_trl(task: Task, question: Question) -> str | list[dict]:
     if not isinstance(task, TextTask):
         return task.decode(question.prompt)
     asked = question.secret.text
-    return task.messages(asked) if task.chat or not isinstance(asked, str) else asked
+    if task.chat or not isinstance(asked, str):
+        return task.messages(asked)
+    return asked + question.secret.beginning
 
 
 def _ignore(*arguments: Any) -> None:

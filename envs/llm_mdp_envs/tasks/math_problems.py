@@ -3,7 +3,7 @@
 import ast
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -96,8 +96,18 @@ class Math(TextTask):
         prompt_length: int = 1024,
         chat: bool = False,
         system: str | None = None,
+        answer_prefix: str | Callable[[Any], str] = "",
+        template_options: Mapping[str, Any] | None = None,
     ):
-        super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=chat, system=system)
+        super().__init__(
+            tokenizer,
+            horizon=horizon,
+            prompt_length=prompt_length,
+            chat=chat,
+            system=system,
+            answer_prefix=answer_prefix,
+            template_options=template_options,
+        )
         require("math_verify", "math", "Math")
         style = CONVENTIONS[check_choice("convention", convention, CONVENTIONS)]
         check_text("question_column", question_column, optional=True)

@@ -71,8 +71,18 @@ class ReasoningGym(TextTask):
         prompt_length: int = 1024,
         chat: bool = False,
         system: str | None = None,
+        answer_prefix: str | Callable[[Any], str] = "",
+        template_options: Mapping[str, Any] | None = None,
     ):
-        super().__init__(tokenizer, horizon=horizon, prompt_length=prompt_length, chat=chat, system=system)
+        super().__init__(
+            tokenizer,
+            horizon=horizon,
+            prompt_length=prompt_length,
+            chat=chat,
+            system=system,
+            answer_prefix=answer_prefix,
+            template_options=template_options,
+        )
         require("reasoning_gym", "reasoning", "ReasoningGym")
         if isinstance(extract, type) or not (
             callable(extract) or (isinstance(extract, str) and extract in EXTRACTIONS)
