@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llm_mdp_envs.adapters.verifiers import verifiers_classes
+from llm_mdp_envs.adapters.verifiers_in import verifiers_task
 from llm_mdp_envs.episode import replay
 from llm_mdp_envs.tasks.calculator import Calculator
 from llm_mdp_envs.tasks.guess_number_text import GuessNumberText
@@ -105,3 +106,5 @@ def test_verifiers_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "verifiers.v1", None)
     with pytest.raises(ImportError, match="pip install verifiers"):
         verifiers_classes(GuessNumberText(), 1)
+    with pytest.raises(ImportError, match="pip install verifiers"):
+        verifiers_task("anything")

@@ -32,6 +32,29 @@ class Game(Protocol):
         ...
 
 
+@contextmanager
+def own_randomness(seed: int, state: Any = None) -> Iterator[list[Any]]:
+    """Within it the global generators of `random` and numpy are seeded, or in the state that an earlier use left;
+    afterwards they are as they were before.
+
+    Yields:
+        a list that holds their state when it is over.
+    """
+    before, after = (random.getstate(), np.random.get_state()), []  # noqa: NPY002 - what games draw from
+    try:
+        if state is None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+        else:
+            random.setstate(state[0])
+            np.random.set_state(state[1])  # noqa: NPY002
+        yield after
+    finally:
+        after.extend((random.getstate(), np.random.get_state()))  # noqa: NPY002
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+
+
 @dataclass
 class _Live:
     """A game as it stands, with its own state of the global generators, which many games draw from."""
@@ -41,19 +64,12 @@ class _Live:
 
     @contextmanager
     def randomness(self, seed: int) -> Iterator[None]:
-        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what games draw from
+        after = []
         try:
-            if self.state is None:
-                random.seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002
-            else:
-                random.setstate(self.state[0])
-                np.random.set_state(self.state[1])  # noqa: NPY002
-            yield
+            with own_randomness(seed, self.state) as after:
+                yield
         finally:
-            self.state = random.getstate(), np.random.get_state()  # noqa: NPY002
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
+            self.state = after or self.state
 
 
 class TextGame(TextTurns):
