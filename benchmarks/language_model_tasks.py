@@ -90,9 +90,9 @@ def draw(name: str, folder: Path) -> None:
     _write(name, task, asked, rows)
 
 
-def responses(policy: Any, task: Any, questions: list[Question], greedy: bool) -> list[list[int]]:
+def responses(policy: Any, task: Any, questions: list[Question], greedy: bool, seed: int) -> list[list[int]]:
     """Responses, what the environment says between their turns included."""
-    episode, generator = [Episode()] * len(questions), torch.Generator().manual_seed(0)
+    episode, generator = [Episode()] * len(questions), torch.Generator().manual_seed(seed)
     while rows := [number for number, each in enumerate(episode) if each.finish is None]:
         prompt = pad_prompts([questions[row].prompt for row in rows])
         prefix, _ = as_rows([episode[row] for row in rows], task.horizon)

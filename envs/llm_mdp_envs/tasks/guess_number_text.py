@@ -10,6 +10,8 @@ from llm_mdp_envs.tool_calls import without_thoughts
 
 SAID = re.compile(r"(?<!\w)[-−]?\d[\d.,]*(?!\w)")
 NUMBER = re.compile(r"\d+|\d{1,3}(,\d{3})+")
+MOST_WORDS = 12
+"""Of a guess. Models chat: a longer turn that happens to hold a number is none."""
 
 
 class GuessNumberText(TextTurns):
@@ -17,8 +19,8 @@ class GuessNumberText(TextTurns):
 
         RM(W) = [found at turn k] (1 - (k - 1) / max_turns) - malformed_penalty × malformed turns
 
-    A turn guesses a number if that is the only one that it says, in digits; thoughts in <think> do not count. Any other
-    turn is malformed: it is told so, and uses up a turn.
+    A turn of at most 12 words guesses a number if that is the only one that it says, in digits; thoughts in <think> do
+    not count. Any other turn is malformed: it is told so, and uses up a turn.
 
     Args:
         tokenizer, horizon, reply_length, prompt_length, system: as in `TextTurns`.
@@ -73,8 +75,11 @@ class GuessNumberText(TextTurns):
 
     def words(self, text: str) -> tuple[int, ...]:
         """What a turn says in the words of the game: the digits of the one number in it; none if it says no number, or
-        several."""
-        said = {found.rstrip(".,") for found in SAID.findall(without_thoughts(text))}
+        several, or more than a guess."""
+        text = without_thoughts(text)
+        if len(text.split()) > MOST_WORDS:
+            return ()
+        said = {found.rstrip(".,") for found in SAID.findall(text)}
         number = said.pop() if len(said) == 1 else ""
         digits = number.replace(",", "").lstrip("0") if NUMBER.fullmatch(number) else ""
         return tuple(int(digit) for digit in digits)

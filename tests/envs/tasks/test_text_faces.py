@@ -38,6 +38,8 @@ def doctor() -> ConsultationText:
         ("<think>between 1 and 100, so 50</think>50", "50"),
         ("50! Yes, 50.", "50"),
         ("My 2nd guess: 75", "75"),
+        # as SmolLM2 wrote it, and was told "higher"
+        ("I'll start by using your 10 guesses, so I can keep questioning you. Now I wonder.", ""),
         ("1,000", "1000"),
         ("007", "7"),
         ("50 or 51", ""),
