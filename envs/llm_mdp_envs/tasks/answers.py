@@ -24,6 +24,9 @@ LABEL = re.compile(
 )
 ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
 """The beginning of a list's item; its number is no answer."""
+BOX = r"(?:\\f?box(?:ed)?|\bboxed|\x08oxed)"
+"""Some models forget the backslash, and some libraries read \\b as a backspace."""
+BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|(?:,\s*)?(?:and|or|\\text\s?\{\s*(?:and|or)\s*\}))[\s$]*")
 ANSWER_IS = re.compile(r"(?i)\banswer\b[^.\n:=]{0,80}?(?:\bis\b|:|=)[\s*_:]*(?P<answer>[^\s*_:][^\n]*)")
 
 
@@ -60,14 +63,22 @@ def after_hashes(text: str) -> str | None:
 
 
 def in_box(text: str) -> str | None:
-    """What the last complete \\boxed{…} or \\fbox{…} holds, braces balanced; None if there is none or it is empty."""
-    open_braces, last = [], (-1, -1)
-    for brace in re.finditer(r"\\[{}]|(?P<box>\\f?box(?:ed)?\s*+)?(?P<open>\{)|(?P<close>\})", text):
+    """What the last complete \\boxed{…} or \\fbox{…} holds, braces balanced, after those that it ends a list of
+    (\\boxed{1}, \\boxed{2}); None if there is none or it is empty."""
+    open_braces, boxes = [], []
+    for brace in re.finditer(rf"\\[{{}}]|(?P<box>{BOX}\s*+)?(?P<open>\{{)|(?P<close>\}})", text):
         if brace["open"]:
-            open_braces.append(brace.end() if brace["box"] else None)
-        elif brace["close"] and open_braces and (start := open_braces.pop()) is not None:
-            last = max(last, (start, brace.start()))
-    return text[last[0] : last[1]].strip() or None if last[0] >= 0 else None
+            open_braces.append((brace.end(), brace.start()) if brace["box"] else None)
+        elif brace["close"] and open_braces and (opened := open_braces.pop()) is not None:
+            boxes.append((*opened, brace.start()))
+    found: list[str] = []
+    following = None
+    for start, command, end in sorted(boxes, reverse=True):
+        if following is not None and not BETWEEN_BOXES.fullmatch(text[end + 1 : following]):
+            break
+        found.insert(0, text[start:end].strip())
+        following = command
+    return ", ".join(dict.fromkeys(found)) or None
 
 
 def answer_in_tags(reply: str) -> str | None:
@@ -198,7 +209,12 @@ def same_answer(gold: str, answer: str) -> bool | None:
         r"[a-zK-Z]|[b-df-hj-np-tv-z]{2,3}", plain(gold)
     ):  # x and xy are formulas, C is a choice
         return None
-    return words in _sayings(answer)
+    said = _sayings(answer)
+    return words in said and not any(len(said & choices) > 1 for choices in CHOICES)
+
+
+CHOICES = (frozenset("abcdefghij"), frozenset(["yes", "no"]), frozenset(["true", "false"]))
+"""Who says two of these has not chosen."""
 
 
 def _squeezed(text: str) -> str:
@@ -213,6 +229,7 @@ def _words(text: str) -> str:
     """A text of words in small letters, without articles, punctuation and the parentheses around it, the items of a
     list in order; "" if it has formulas in it."""
     text = re.sub(r"\b([ap])\.m\.?(?=\W|$)", r"\1m", plain(text), flags=re.IGNORECASE).strip(" .,!;")
+    text = re.sub(r"(\d)(?:st|nd|rd|th)\b", r"\1", text)
     text = re.sub(r"^\((.*)\)$", r"\1", text).lower()
     if not re.fullmatch(r"(?:[\w\s'.,-]|(?<=\d):(?=\d\d))+", text) or IN_FORMULAS.search(text):
         return ""
@@ -222,6 +239,12 @@ def _words(text: str) -> str:
     return " ".join(" ".join(items if re.search(r"\d", text) else sorted(items)).split())
 
 
+LISTED = re.compile(
+    r"(?i)\s*(?:(?:and|or)\b.*|\(?[^\W\d_]+\)?(?:\s*(?:[,;/()]+\s*(?:and|or)?|\b(?:and|or)\b)[\s(]*[^\W\d_]+\)?)*)[\s.!)]*"
+)
+"""What follows the first of several answers."""
+
+
 def _sayings(answer: str) -> set[str]:
     """What an answer may be saying, as `_words` gives it."""
     text = plain(answer)[:MOST_TEXT]
@@ -229,7 +252,9 @@ def _sayings(answer: str) -> set[str]:
     found = {text, behind}
     for whole in (text, behind):
         whole = whole.lstrip(" (")
-        found |= {re.split(r"[,;()]|[.:](?!\d)|\s[-–]\s|\b(?:because|since)\b", whole, maxsplit=1)[0]}
+        first, *rest = re.split(r"[,;()]+|[.:](?!\d)|\s[-–]\s|\b(?:because|since)\b", whole, maxsplit=1)
+        if not rest or not LISTED.fullmatch(rest[0]):
+            found.add(first)
     return {_words(one) for one in found} - {""}
 
 
@@ -249,8 +274,24 @@ SYMBOLS = (
     ("∩", r"\\cap "),
     ("∈", r"\\in "),
     (r"(?<=[\w)}])\*\*(?=[-\w({\\])", "^"),
+    (r"\\langle(?![A-Za-z])", "("),
+    (r"\\rangle(?![A-Za-z])", ")"),
+    (r"\\(?:mathrm|text)\s?\{\s*i\s*\}|(?<=\d)\s+i\b", "i"),
+    (r"(?<=\d)\s*(?:\\text\s?\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
     (r"\*\*|`+|</?[A-Za-z|][\w|]{0,40}/?>", ""),
 )
+
+
+RAYS = re.compile(r"([a-z])\s*(<|>|\\[lg]eq?)\s*([^,<>]+?)\s*,\s*\1\s*(<|>|\\[lg]eq?)\s*([^,<>]+)")
+"""x < 2, x > 3."""
+
+
+def _ray(sign: str, end: str) -> str:
+    """The interval of the numbers that are less, or greater, than one."""
+    low = sign == ">" or sign.startswith("\\g")
+    if low:
+        return f"{'(' if sign == '>' else '['}{end}, \\infty)"
+    return f"(-\\infty, {end}{')' if sign == '<' else ']'}"
 
 
 LENGTH = r"(?:[mck]?m|in|ft|yd|mi|units?)\s?(?:\^\{?[23]\}?)?"
@@ -267,6 +308,8 @@ def formula(answer: str) -> str:
         return "".join(spans[0]).strip()
     text = re.sub(r"^[^\\$]*(?:\b(?:is|are|equals)\b:?|[A-Za-z]{2,}\s?:)\s+(?=\S)", "", text)
     text = re.sub(r"\\?[$]|\\[()]", "", text).strip()
-    text = re.sub(r"\s*(?:\\text\s?\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)\s*", ", ", text.rstrip(" .;"))
+    text = re.sub(r",?\s*(?:\\text\s?\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)\s*", ", ", text.rstrip(" .;"))
+    if rays := RAYS.fullmatch(text):
+        return "\\cup ".join(_ray(*side) for side in ((rays[2], rays[3]), (rays[4], rays[5])))
     shorter = re.sub(rf"(?<=[\w}})\]])(?:\s+(?:{LENGTH}|[A-Za-z]{{3,20}})){{1,4}}$", "", text)
     return shorter.strip() or answer.strip()

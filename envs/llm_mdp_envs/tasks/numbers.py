@@ -194,6 +194,15 @@ def _recurring(found: re.Match[str]) -> str:
     return f" {value.numerator}/{value.denominator} "
 
 
+PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+COUNTS = {"one": 1, "a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5}
+
+
+def _parts(found: re.Match[str]) -> str:
+    """Two thirds as 2/3."""
+    return f"{COUNTS[found[1].lower()]}/{PARTS[found[2].lower()]}"
+
+
 RECURRING = (
     r"(?<!\d)(?P<whole>\d{0,20})\.(?P<first>\d{0,20}?)"
     r"(?:\\(?:overline|bar)\s?\{(?P<digits>\d{1,20})\}|(?P<digit>\d)(?P=digit){1,20}(?:\.{3}|…|\\l?dots\b))"
@@ -205,7 +214,10 @@ LATEX = (
     (r"\\!", ""),
     (r"\\[,;:> ]|~|\\q?quad\b", " "),
     (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])|\\[()\[\]]", ""),
-    (r"\\(?:text|math|operatorname|emph|[mh]box|bm|boldsymbol)[a-z]{0,6}\s?\{([^{}\\]*)\}", r" \1 "),
+    (r"([\^_])\{(-?\d{1,9})\}", r"\1\2"),
+    (r"_\{?\\text\s?\{\s*(?:base\s*)?(\d{1,2})\s*\}\}?", r"_\1"),
+    (r"\\(?:text)?color\s?\{\w{1,40}\}", ""),
+    (r"\\(?:text|math|underline|operatorname|emph|[mh]box|bm|boldsymbol)[a-z]{0,6}\s?\{([^{}\\]*)\}", r" \1 "),
     (r"\\([%$#&_])", r"\1"),
     (r"\\(?:times|cdot|ast)(?![A-Za-z])", " * "),
     (r"\\div(?![A-Za-z])", " / "),
@@ -216,12 +228,14 @@ LATEX = (
     (r"\^\s?\{?\s?\\circ\s?\}?|\\degree(?![A-Za-z])|°", " degrees "),
     (r"\\(?:pounds|euro|textdollar)(?![A-Za-z])", ""),
     (r"(?<!\^)\\[dtc]?frac\s?(?:\{\s?(-?[\d.]{1,99})\s?\}|(\d))\s?(?:\{\s?([\d.]{1,99})\s?\}|(\d))", r" \1\2/\3\4 "),
-    (r"([\^_])\{(-?\d{1,9})\}", r"\1\2"),
     (r"\{(-?[\d.,]{1,99})\}", r"\1"),
+    (r"(?<![\w)])\(?(\d{1,99})\)?\s?_(?=\d)", r"\1_"),
 )
 EMPHASIS = (
     (r"(?<=\d)\x20?\*\*\x20?(?=[-\d])", "^"),
     (r"\*\*|__|`+", ""),
+    (r"<<[^<>]{0,200}>>\s?(?=[-.\d])", ""),
+    (r"<<([^<>]{0,200})>>", r"\1"),
     (r"(?<![\w*])[*_](?=\S)([^*_\n]{0,999})(?<=\S)[*_](?![\w*])", r"\1"),
     (r"</?[A-Za-z|][\w|]{0,40}/?>", " "),
 )
@@ -237,6 +251,7 @@ WORDS = (
     (r"(?<![\w)])–(?=[.\d])", "-"),
     (r"\b(?:equals? to|(?:amounts?|comes?|adds? up|sums? up) to|(?:a )?(?:grand )?total of)\b", "equals"),
     (r"(\d) and (?:a|one) half\b", r"\1 1/2"),
+    (r"\b(one|an?|two|three|four|five)[ -](half|third|quarter|fourth|fifth|sixth|eighth|tenth)s?\b(?! of \d)", _parts),
     (r"(\d) (?:dollars?|euros?|pounds?),?(?: and)? (\d\d) (?:cents?|pence)\b", r"\1.\2 dollars"),
 )
 PLAIN = tuple((re.compile(pattern), by) for pattern, by in (*LATEX, *EMPHASIS, *CURRENCY, *WORDS))

@@ -32,7 +32,10 @@ CIRCUMSTANCE = _words(
     "using than into across among day days' step part question problem week month year case round option section"
 )
 """Before a number that tells about another one."""
-CUE = _words("is are was were be equals equal make makes give gives total totals get gets have has leaves costs = ≈ :")
+CUE = _words(
+    "is are was were be equals equal make makes made give gives earn earns earned total totals get gets have has "
+    "leaves costs = ≈ :"
+)
 """Before the number that a sentence is about."""
 CONCLUSION = _words("so therefore thus hence consequently")
 FILLER = _words(
@@ -98,7 +101,7 @@ def stated_number(text: str) -> Number | None:
         return None
     if MATHEMATICS.search(re.sub(r"!+(?=\s|$)", "", text)):
         return None
-    side = _last_side(_calculated(tokens(_first_sentence(text))))
+    side = _last_side(_conclusion(_calculated(tokens(_first_sentence(text)))))
     return _chosen(side) if side is not None else None
 
 
@@ -234,6 +237,14 @@ def _apply(sign: str, one: Fraction, other: Fraction) -> Fraction | None:
 # --- the choice ---
 
 
+def _conclusion(given: list[Token]) -> list[Token]:
+    """What follows "so" and the like, if there is a number in it."""
+    for at, token in enumerate(given):
+        if token.text in CONCLUSION and any(later.number for later in given[at:]):
+            return given[at + 1 :]
+    return given
+
+
 def _last_side(given: list[Token]) -> list[Token] | None:
     """What stands behind the last "=" that has a number, if this is one chain of equations; None for several ("x = 1,
     y = 2", "x = 1 or x = 2"), and for one that is still to be solved ("2x = 36")."""
@@ -260,10 +271,6 @@ def _names_another(rest: list[Token]) -> bool:
 
 
 def _chosen(side: list[Token]) -> Number | None:
-    for at, token in enumerate(side):
-        if token.text in CONCLUSION and any(later.number for later in side[at:]):
-            side = side[at + 1 :]
-            break
     places = [at for at, token in enumerate(side) if token.number is not None]
     if not places:
         return number_in_words(side)
@@ -276,8 +283,16 @@ def _chosen(side: list[Token]) -> Number | None:
     changed = before in CHANGED or after.text in CHANGES | STANDING | {"^", "_", "("}
     if changed or (after.glued and after.text in VARIABLES) or _in_a_formula(side, at):
         return None
-    beside = [(one, other) for one, other in itertools.pairwise(places) if at in (one, other)]
-    return None if any(_rivals(side, *pair) for pair in beside) else number
+    others = [one for one in places if one == at or side[one].number != number]
+    beside = [(one, other) for one, other in itertools.pairwise(others) if at in (one, other)]
+    if any(_rivals(side, *pair) for pair in beside) or _or_in_words(side):
+        return None
+    return number
+
+
+def _or_in_words(side: list[Token]) -> bool:
+    """18 or nineteen."""
+    return any(one.text == "or" and two.text.split("-")[0] in COUNTED for one, two in itertools.pairwise(side))
 
 
 def _in_a_formula(side: list[Token], at: int) -> bool:
@@ -316,7 +331,12 @@ def _rivals(side: list[Token], one: int, other: int) -> bool:
     nouns = [_noun(side, one), _noun(side, other)]
     if any(word in OR for word in between):
         return "or" not in between or nouns[0] == nouns[1] or not MEASURES.issuperset(nouns)  # 2 hours or 120 minutes
+    leads = all(token.kind == "sign" for token in side[:one])
+    if {"least", "most"} & set(between) or (leads and CUE.union(FILLER, ",;").issuperset(between)):
+        return True
     if _word_before(side, other) in CIRCUMSTANCE | CUE | NOT:
+        return False
+    if nouns[0] is not None and _word_before(side, one) in CIRCUMSTANCE - {"between", "from"}:
         return False
     if not any(word in CONNECTS | {",", ";", ".", "("} for word in between) or nouns[0] is None:
         return True
