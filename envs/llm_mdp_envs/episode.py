@@ -98,6 +98,11 @@ def replay(task: Task, questions: Sequence[Question], token_rows: np.ndarray) ->
         ValueError, TypeError: naming the first response that is unfinished, goes on after its end, or contradicts the
         environment.
     """
+    for number, question in enumerate(sequence_of_tokens(questions, "questions", "Questions, one a response")):
+        if not isinstance(question, Question):
+            raise TypeError(
+                f"questions[{number}] is {shown(question)}; it must be a Question of {type(task).__name__}."
+            )
     rows, n = np.asarray(token_rows), len(questions)
     if rows.ndim != 2 or len(rows) != n or rows.shape[1] > task.horizon:
         raise ValueError(f"token_rows have shape {rows.shape}; for {n} questions it is ({n}, at most {task.horizon}).")

@@ -17,10 +17,12 @@ if TYPE_CHECKING:  # commands that need no agents do not wait for them
     from llm_mdp_agents.resolve import ModelConfig
 
 FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
 def env_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """`digits=1 reward=outcome` as arguments.
+    """`digits=1 reward=outcome text=true` as arguments: values as in Python, or true, false and null as in JSON; any
+    other is a text.
 
     Raises:
         UsageError: naming what is no NAME=VALUE.
@@ -31,7 +33,7 @@ def env_arguments(words: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UsageError(f"--env-args has {word!r}; write NAME=VALUE, such as digits=1.")
         try:
-            arguments[name] = ast.literal_eval(value)
+            arguments[name] = JSON_WORDS[value] if value in JSON_WORDS else ast.literal_eval(value)
         except (ValueError, SyntaxError):
             arguments[name] = value
     return arguments

@@ -275,6 +275,18 @@ def test_bad_replays(rows, error, message):
         replay(Rising(), [Question((1,))], np.array(rows))
 
 
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        ([3], r"questions\[0\] is 3; it must be a Question of Tabular"),
+        (None, "questions is None; it must be a sequence"),
+    ],
+)
+def test_bad_questions_to_replay(questions, message):
+    with pytest.raises(TypeError, match=message):
+        replay(Tabular(), questions, np.array([[0]]))
+
+
 def test_bad_replayed_conversations():
     for row, message in [
         ([2, 1, 3], "where the environment writes 2"),
