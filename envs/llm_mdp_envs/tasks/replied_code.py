@@ -305,10 +305,13 @@ def _calls(node: ast.AST, names: Iterable[str]) -> bool:
 
 
 def _is_usage(unit: Unit, entry: Unit) -> bool:
-    """Does it only try the program, or ask for its input?"""
+    """Does it only try the program, ask for its input, or is it a word such as "python" above it?"""
     return bool(unit.nodes) and all(
         isinstance(node, ast.Assert)
-        or (isinstance(node, ast.Expr) and _calls(node.value, ("print", *entry.binds)))
+        or (
+            isinstance(node, ast.Expr)
+            and (isinstance(node.value, ast.Name) or _calls(node.value, ("print", *entry.binds)))
+        )
         or (
             not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
             and any(_calls(inner, ("input",)) for inner in ast.walk(node))

@@ -42,6 +42,8 @@ REPLIES = [
     ("body with two-space indent", "  total = a + b\n  return total\n", "passed"),
     ("whole", R, "passed"),
     ("whole, wrong", W, "failed"),
+    ("whole after a bare word", f"python\n{R}", "passed"),
+    ("whole between bare words", f"BEGIN\n{R}\nEND", "passed"),
     ("whole indented", "    def add(a, b):\n        return a + b\n", "passed"),
     ("nested of the same name", "    def add(x, y):\n        return x + y\n    return add(a, b)\n", "passed"),
     ("one space before", " def add(a, b):\n    return a + b\n", "passed"),
