@@ -132,11 +132,20 @@ def added_text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> 
             break
         window *= 2
     whole, cut = plain_decode(tokenizer, [*before, *tokens]), 0
+    if text.endswith(BROKEN):
+        # The whole characters of the prompt, should the response complete the last one: some decoders write a run of
+        # bytes as broken altogether.
+        shorter = (plain_decode(tokenizer, before[:-left]) for left in range(1, min(LEAST_WINDOW, len(before) + 1)))
+        text = next((each for each in shorter if _completed(each, whole)), text)
     while cut < min(len(text), len(whole)) and text[cut] == whole[cut]:
         cut += 1
     added = whole[cut:]
     spaced = bool(before) and added.startswith(" ") and before[-1] in special_ids(tokenizer)
     return added[1:] if spaced and _writes_space_after(tokenizer, before[-1]) else added
+
+
+def _completed(text: str, whole: str) -> bool:
+    return not text.endswith(BROKEN) and whole.startswith(text) and not whole[len(text) :].startswith(BROKEN)
 
 
 def _writes_space_after(tokenizer: Any, token: int) -> bool:
