@@ -1,10 +1,12 @@
 """Tasksets and environments of verifiers as tasks: toys that are written as its documentation writes them, a game of
 GEM, and our own conversations, sent there and brought back."""
 
+import asyncio
 import importlib.util
 import pickle
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -320,6 +322,41 @@ def test_our_conversations_there_and_back():
             assert worth(back, number, said) == pytest.approx(worth_of(ours, question, said))
 
 
+@pytest.mark.parametrize(("number", "said"), [(4, ["4", "7", "5"]), (4, ["1", "2"]), (0, ["1"])])
+def test_verifiers_itself_gives_the_same_reward(number, said, monkeypatch):
+    """An episode as verifiers runs it, its servers included, by an agent that says the same."""
+    from verifiers.v1.clients import EvalClientConfig, ModelContext
+    from verifiers.v1.utils.loaders import load_environment, resolve_env_config
+
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    harness = {"id": "verifiers_scripted", "said": said}
+    player = {"harness": harness, "runtime": {"type": "subprocess"}}
+    env = load_environment(resolve_env_config({"taskset": {"id": "verifiers_scripted"}, "player": player}))
+
+    async def episode():
+        async with env.serving():
+            context = ModelContext(model="scripted", client=EvalClientConfig())
+            return await env.run_episode(list(env.taskset)[number], context)
+
+    (trace,) = asyncio.run(episode()).traces
+    assert trace.ok and len(trace.rewards) == 4
+    assert worth(verifiers_task("verifiers_scripted"), number, said) == pytest.approx(trace.reward)
+
+
+def halving(task, form: str, highest: int, seed: int) -> float:
+    """The reward of a player that halves what is left, reading the game's own words."""
+    env, low, high, reward, over = TokenEnv(task), 1, highest, 0.0, False
+    observation, _ = env.reset(seed=seed)
+    while not over:
+        middle = (low + high) // 2
+        for token in task.encode_response(form % middle):
+            observation, reward, over, _, _ = env.step(token)
+        told = task.decode([token for token in observation if token >= 0])
+        hints = re.findall(r"\b(higher|lower)\b(?! or)", told)
+        low, high = (middle + 1, high) if hints and hints[-1] == "higher" else (low, middle - 1)
+    return float(reward)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("gem") is None, reason="gem is missing: pip install --no-deps gem-llm")
 def test_a_game_of_gem_in_an_environment_of_verifiers():
     import gem
@@ -352,19 +389,23 @@ def test_a_game_of_gem_in_an_environment_of_verifiers():
 
     task = verifiers_task(Games(vf.TasksetConfig()), env=GameEnv, prompt_length=2048)
     check_task(task)
-    env = TokenEnv(task)
-    for seed in range(4):
-        observation, _ = env.reset(seed=seed)
-        low, high, reward, over = 1, 10, 0.0, False
-        while not over:
-            middle = (low + high) // 2
-            for token in task.encode_response(f"I guess \\boxed{{{middle}}}."):
-                observation, reward, over, _, _ = env.step(token)
-            hints = re.findall(
-                r"\b(higher|lower)\b(?! or)", task.decode([token for token in observation if token >= 0])
-            )
-            low, high = (middle + 1, high) if hints and hints[-1] == "higher" else (low, middle - 1)
-        assert reward == pytest.approx(1.0)
+    assert [halving(task, "I guess \\boxed{%d}.", 10, seed) for seed in range(4)] == pytest.approx([1.0] * 4)
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("textarena", "nltk"))),
+    reason="textarena or nltk is missing: pip install textarena==0.7.4",
+)
+def test_the_environment_that_verifiers_has_for_textarena():
+    from verifiers.v1.tasksets.textarena import TextArenaData, TextArenaEnv, TextArenaTask
+
+    asked = "I think of a number from 1 to 20. Guess it, as [n]."
+    games = [{"game": "GuessTheNumber-v0", "seed": seed} for seed in range(4)]
+    task = verifiers_task(
+        [TextArenaTask(TextArenaData(prompt=asked, info=game)) for game in games], env=TextArenaEnv, max_turns=6
+    )
+    check_task(task)
+    assert [halving(task, "[%d]", 20, seed) for seed in range(4)] == [1.0] * 4
 
 
 # --- what is found by its id, and what is refused ---

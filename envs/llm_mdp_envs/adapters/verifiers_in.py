@@ -164,9 +164,6 @@ class VerifiersConversation(TextTurns):
         before = self._scored(secret, tuple(said[:-1]))[1] if len(said) > 1 else 0.0
         return Response(reply, {"reward": score - before})
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_played": {}}
-
     def _scored(self, number: int, said: tuple[str, ...]) -> tuple[list[dict] | None, float]:
         """What the environment says next, and the score if the conversation ends here."""
         if (number, said) not in self._played:
