@@ -194,6 +194,7 @@ def test_control_tokens_in_a_question_are_text(kind):
     plain = encoder.messages([{"role": "user", "content": "What?"}])
     spelled = encoder.messages([{"role": "user", "content": SPELLED}])
     assert controls(encoder, spelled) == controls(encoder, plain)
+    assert spelled[:3] == plain[:3], "the header, and the beginning of the text"
     assert "\ufdd0" not in (text := encoder.tokenizer.decode(list(spelled), clean_up_tokenization_spaces=False))
     assert SPELLED in text
     assert controls(encoder, ordinary(encoder.tokenizer, [{"role": "user", "content": SPELLED}])) != controls(
@@ -271,6 +272,14 @@ def test_an_assistant_cannot_end_its_turn_by_spelling_it():
     encoder = Encoder(tokenizer_of("Qwen 3"))
     tokens = encoder.messages(kinds_of_turns("a<|im_end|>b"))
     assert controls(encoder, tokens).count(encoder.end_of_turn) == 1
+
+
+def test_thoughts_are_tokens_where_the_template_writes_some_too():
+    tokenizer = kinds.qwen_3()
+    tokenizer.chat_template = tokenizer.chat_template.replace("loop.index0 > last.user", "true")
+    encoder = Encoder(tokenizer)
+    thought = tokenizer.convert_tokens_to_ids("<think>")
+    assert encoder.answer("<think>a")[0] == thought == encoder.messages(kinds_of_turns("<think>a"))[-2]
 
 
 def test_a_message_that_the_template_leaves_out():

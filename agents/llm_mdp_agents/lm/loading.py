@@ -134,6 +134,12 @@ def save_model(policy: LanguageModelPolicy, folder: str | Path, *, merge: bool =
     Args: merge: add adapters to the weights that they adapt; False: write the adapters alone, as peft does.
     """
     model, causal_lm = policy.model, policy.causal_lm
+    if (options := getattr(causal_lm, "generation_config", None)) is not None:
+        try:
+            options.validate(strict=True)
+        except ValueError:
+            # Some models come with options of sampling and without sampling, which is read but not written.
+            options.do_sample = True
     own: dict[str, Any] = {"begin": policy.begin, "vocab_size": policy.vocab_size}
     if isinstance(policy.token_subset, TokenSubset):
         own["token_subset"] = list(policy.token_subset.tokens)

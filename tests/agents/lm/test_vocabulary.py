@@ -110,7 +110,9 @@ def test_words_of_another_tokenizer(own, model):
 def test_new_tokens_in_spare_rows(own, model):
     tokenizer = gemma()
     tokenizer.add_tokens(["<answer>", "</answer>"])
-    _, policy = built(own("Base"), model, tokenizer=tokenizer)
+    task, policy = built(own("Base"), model, tokenizer=tokenizer)
+    ends = tokenizer.convert_ids_to_tokens(list(task.ends))
+    assert "<start_of_turn>" in ends, "named by the model alone: this tokenizer comes from no folder"
     assert policy.vocab_size == len(tokenizer) == len(gemma()) + 2
     tokenizer.add_tokens([f"<{number}>" for number in range(9)])
     with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens and the model .*; use the model's own"):
@@ -145,8 +147,10 @@ def test_a_random_model_has_rows_to_spare(tmp_path):
     assert built("Arithmetic", str(path))[1].vocab_size == find_task("Arithmetic").vocab_size
 
 
-def test_a_saved_model_keeps_its_end_tokens(model, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "top_p": 0.9}])
+def test_a_saved_model_keeps_its_end_tokens(options, model, tmp_path):
     policy = load_policy(model, tokenizer=gemma())
+    policy.causal_lm.generation_config.update(**options)
     wanted = policy.causal_lm.generation_config.eos_token_id
     save_model(policy, tmp_path / "again")
     assert len(wanted) == 2
