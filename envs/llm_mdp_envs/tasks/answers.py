@@ -76,9 +76,9 @@ def in_box(text: str) -> str | None:
     for start, command, end in sorted(boxes, reverse=True):
         if following is not None and not BETWEEN_BOXES.fullmatch(text[end + 1 : following]):
             break
-        found.insert(0, text[start:end].strip())
+        found.append(text[start:end].strip())
         following = command
-    return ", ".join(dict.fromkeys(found)) or None
+    return ", ".join(dict.fromkeys(reversed(found))) or None
 
 
 def answer_in_tags(reply: str) -> str | None:
@@ -239,10 +239,14 @@ def _words(text: str) -> str:
     return " ".join(" ".join(items if re.search(r"\d", text) else sorted(items)).split())
 
 
-LISTED = re.compile(
-    r"(?i)\s*(?:(?:and|or)\b.*|\(?[^\W\d_]+\)?(?:\s*(?:[,;/()]+\s*(?:and|or)?|\b(?:and|or)\b)[\s(]*[^\W\d_]+\)?)*)[\s.!)]*"
-)
-"""What follows the first of several answers."""
+def _is_listed(first: str, separator: str, rest: str) -> bool:
+    """Whether another answer follows the first one: A, B; yes, no; Ann, Bob."""
+    items = [item.strip(" .!\"'").lower() for item in re.split(r"[,;/().]|\band\b|\bor\b", rest)]
+    items = [item for item in items if item]
+    choices = next((choices for choices in CHOICES if first.strip().lower() in choices), None)
+    if choices is not None:
+        return any(item in choices and item != first.strip().lower() for item in items)
+    return separator in (",", ";") and bool(items) and all(re.fullmatch(r"[^\W\d_]+", item) for item in items)
 
 
 def _sayings(answer: str) -> set[str]:
@@ -252,9 +256,9 @@ def _sayings(answer: str) -> set[str]:
     found = {text, behind}
     for whole in (text, behind):
         whole = whole.lstrip(" (")
-        first, *rest = re.split(r"[,;()]+|[.:](?!\d)|\s[-–]\s|\b(?:because|since)\b", whole, maxsplit=1)
-        if not rest or not LISTED.fullmatch(rest[0]):
-            found.add(first)
+        parts = re.split(r"([,;()]|[.:](?!\d)|\s[-–]\s|\b(?:because|since)\b)", whole, maxsplit=1)
+        if len(parts) == 1 or not _is_listed(*parts):
+            found.add(parts[0])
     return {_words(one) for one in found} - {""}
 
 
