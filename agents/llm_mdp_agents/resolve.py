@@ -200,6 +200,21 @@ def build_policy(config: ModelConfig, task: Task, seed: int) -> Policy:
     return policy
 
 
+def own_policy(policy: Policy, task: Task) -> Policy:
+    """A policy that a program gives, as it is.
+
+    Raises:
+        ValueError: if it has not as many tokens as the task.
+    """
+    size = getattr(policy, "vocab_size", task.vocab_size)
+    if size != task.vocab_size:
+        raise ValueError(
+            f"the policy has {size:,} tokens and {type(task).__name__} {task.vocab_size:,}, so they do not belong "
+            f"together; for a language model: load_policy(…, tokenizer=task.tokenizer)."
+        )
+    return policy
+
+
 def _unlimited_policy(config: ModelConfig, task: Task, seed: int) -> PolicyModule:
     """The policy that may draw every token."""
     mdp, kind = task.mdp, config.model

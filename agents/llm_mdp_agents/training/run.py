@@ -18,7 +18,7 @@ from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.base import Agent, AgentConfig
 from llm_mdp_agents.lm.engines import Engine, make_engine
 from llm_mdp_agents.models import scored
-from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task
+from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task, own_policy
 from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.evaluation import samples
 from llm_mdp_agents.training.parallel import Parallel, parallel_from_environment
@@ -205,7 +205,7 @@ def assemble(config: RunConfig, own: Policy | None) -> Parts:
     parallel = parallel_from_environment(config.shard, device_of(config.model.device) if own is None else "cpu")
     seed = config.train.seed
     plain_task = find_task(config.env, config.env_arguments, config.model)
-    policy = own if own is not None else build_policy(config.model, plain_task, seed)
+    policy = own_policy(own, plain_task) if own is not None else build_policy(config.model, plain_task, seed)
     task = scored(plain_task, policy, seed, config.model.scored_by)
     batches = batches_of(config.warm_start, task, config.model.model if own is None else None)
     found = find_agent(config.agent)

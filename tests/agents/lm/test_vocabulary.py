@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_mdp_agents.lm.loading import load_policy, save_model, small_transformer
 from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
+from llm_mdp_agents.training.run import train
 from llm_mdp_envs.text import byte_tokenizer
 from tests.envs.kinds_of_tokenizers import gemma
 
@@ -132,6 +133,11 @@ def test_models_made_here_fit_their_own_alphabet_only(own, tmp_path):
     save_model(small_transformer(261, 40, width=16, layers=1, heads=2), words)
     task, policy = built(own("Base"), words)
     assert policy.vocab_size == task.vocab_size == len(byte_tokenizer()) and task.ends == (256,)
+
+
+def test_a_policy_of_ones_own(tmp_path):
+    with pytest.raises(ValueError, match="the policy has 17 tokens and Arithmetic 16, so they do not belong together"):
+        train("rloo", "Arithmetic", policy=small_transformer(17, 40, width=16, layers=1, heads=2), folder=None, steps=1)
 
 
 def test_a_model_without_a_tokenizer(own, model, tmp_path):
