@@ -84,7 +84,7 @@ def draw(name: str, folder: Path) -> None:
         some = asked[first : first + TOGETHER]
         rows += [
             _row(task, question, tokens)
-            for question, tokens in zip(some, responses(policy, task, some, TASKS[name].greedy))
+            for question, tokens in zip(some, responses(policy, task, some, TASKS[name].greedy, first))
         ]
         print(f"{name}: {len(rows)} of {len(asked)} after {time.monotonic() - start:.0f} s", flush=True)
     _write(name, task, asked, rows)

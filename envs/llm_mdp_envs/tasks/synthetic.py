@@ -24,6 +24,8 @@ from llm_mdp_envs.task import Question, Scores
 
 LARGEST_TABLE = 10_000_000
 """Most numbers that a table of rewards may take to make."""
+MOST_PROMPTS = 1_000
+"""Of a random token MDP; the memory to make one grows with their square."""
 MOST_ORDER = 16
 """Even two tokens make too large a table beyond it; checked before the table's size is computed."""
 
@@ -196,7 +198,7 @@ class Tabular(TokenMDPTask):
         seed: int = 0,
     ):
         vocab_size, eos, horizon, gamma = check_sizes(vocab_size, eos, horizon, gamma)
-        n_prompts, seed = check_whole("n_prompts", n_prompts, 1, LARGEST_TABLE), check_seed(seed)
+        n_prompts, seed = check_whole("n_prompts", n_prompts, 1, MOST_PROMPTS), check_seed(seed)
         super().__init__(random_instance(vocab_size, horizon, eos=eos, gamma=gamma, n_prompts=n_prompts, seed=seed).mdp)
 
 
