@@ -563,7 +563,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES)
 def test_what_is_described_is_rebuilt(value):
     def plain(item):
         if isinstance(item, Own):
@@ -583,7 +583,7 @@ def test_shared_and_circular_references_are_kept():
     assert copied[0] is copied[1] is copied[0].x[1] and copied[0] is not own
 
 
-@pytest.mark.parametrize("value", [ast, print, lambda: 1, Own(1).__init__, Own(lambda: 1), open], ids=str)
+@pytest.mark.parametrize("value", [ast, print, lambda: 1, Own(1).__init__, Own(lambda: 1), open])
 def test_what_is_no_data_is_refused(value):
     if value is print or value is open:
         assert carrier.describe(value, {}) == [["builtin", value.__name__]]

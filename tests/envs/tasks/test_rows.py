@@ -94,7 +94,7 @@ def test_places_name_file_and_line(tmp_path):
         (b'{"a": ' + b"9" * 5000 + b"}", "line 1 is .*integer string conversion"),
         (b"[" * 100_000, "is .*recursion"),
         (b"\x1f\x8b\x08garbage", "is packed and broken"),
-        (gzip.compress(JSONL)[:-9], "is packed and broken"),
+        (gzip.compress(JSONL, mtime=0)[:-9], "is packed and broken"),
         (b"PAR1 and no more", "is a Parquet file and broken"),
         (b"PK\x03\x04", "is a zip archive, not JSON or Parquet; unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
