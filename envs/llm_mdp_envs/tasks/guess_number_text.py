@@ -84,6 +84,6 @@ class GuessNumberText(TextTurns):
         digits = number.replace(",", "").lstrip("0") if NUMBER.fullmatch(number) else ""
         return tuple(int(digit) for digit in digits)
 
-    def best_reward(self) -> float:
-        """The expected reward of bisection, the best guesser."""
+    def best_reward(self) -> float | None:
+        """The expected reward of bisection, the best guesser; None where the horizon of the game may cut it short."""
         return self.game.best_reward()
