@@ -90,7 +90,9 @@ class TextTask(Task):
         horizon = check_whole("horizon", horizon, 1, MOST_TOKENS)
         prompt_length = check_whole("prompt_length", prompt_length, 1, MOST_TOKENS)
         chat = check_flag("chat", chat)
-        if system != "":  # an empty system message takes the place of a template's own
+        if not (
+            isinstance(system, str) and system == ""
+        ):  # an empty system message takes the place of a template's own
             check_text("system", system, optional=True)
         if not isinstance(answer_prefix, str) and (not callable(answer_prefix) or isinstance(answer_prefix, type)):
             raise ValueError(f"answer_prefix is {shown(answer_prefix)}; give a text, or a function of the question.")
