@@ -1206,7 +1206,7 @@ async def work(i, log):
     return i * i
 async def main(n):
     log = []
-    return await asyncio.gather(*(work(i, log) for i in range(n))), log
+    return await asyncio.gather(*(work(i, log) for i in range(n))), sorted(log)
 def f(n):
     return asyncio.run(main(n)), asyncio.run(main(1))
 ## asyncio, a queue and a time limit: [([1, 2, 3],)]
