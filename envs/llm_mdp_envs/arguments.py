@@ -52,6 +52,10 @@ def check_seed(value: Any, name: str = "seed") -> int:
     return seed
 
 
+MOST_PENALTY = 1e100
+"""Larger ones overflow where several are added up."""
+
+
 def check_finite(
     name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf
 ) -> float:
