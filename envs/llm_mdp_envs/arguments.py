@@ -52,8 +52,8 @@ def check_seed(value: Any, name: str = "seed") -> int:
     return seed
 
 
-MOST_PENALTY = 1e100
-"""Larger ones overflow where several are added up."""
+LARGEST = 1e100
+"""Most, in size, of rewards, penalties and weights: larger ones overflow where several are added up."""
 
 
 def check_finite(
@@ -65,7 +65,8 @@ def check_finite(
         above: the value must be larger than this.
 
     Raises:
-        ValueError: it is no finite number in least … most, above `above`; True and False are none.
+        ValueError: it is no finite number in least … most, above `above`, of at most `LARGEST` in size; True and False
+        are none.
     """
     try:
         number = (
@@ -73,10 +74,11 @@ def check_finite(
         )
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (math.isfinite(number) and least <= number <= most and number > above):
+    if not (abs(number) <= LARGEST and least <= number <= most and number > above):
         bounds = [f"of at least {least:g}"] if math.isfinite(least) else []
         bounds += [f"above {above:g}"] if math.isfinite(above) else []
         bounds += [f"of at most {most:g}"] if math.isfinite(most) else []
+        bounds += [f"of at most {LARGEST:g} in size"] if LARGEST < abs(number) < math.inf else []
         raise ValueError(
             f"{name} is {shown(value)}; it must be a finite number{' ' if bounds else ''}{' and '.join(bounds)}."
         )

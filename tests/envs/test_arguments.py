@@ -283,6 +283,21 @@ def test_what_environments_are_made_of(name, make):
 # --- the checks themselves ---
 
 
+@pytest.mark.parametrize(
+    ("id", "argument"),
+    [
+        ("llm_mdp/GuessNumber-v0", "malformed_penalty"),
+        ("llm_mdp/Consultation-v0", "excess_penalty"),
+        ("llm_mdp/Calculator-v0", "fault_penalty"),
+        ("llm_mdp/Documents-v0", "source_reward"),
+        ("llm_mdp/Forked-v0", "height"),
+    ],
+)
+def test_what_overflows_when_it_is_added_up_is_refused(id, argument):
+    with pytest.raises(ValueError, match=rf"{argument} is 1e\+307; .*at most 1e\+100 in size"):
+        gym.make(id, **{argument: 1e307})
+
+
 def test_checks_give_plain_values():
     assert check_whole("n", np.int64(3)) == 3 and type(check_whole("n", np.int64(3))) is int
     assert check_finite("x", np.float32(0.5), 0, 1) == 0.5 and type(check_finite("x", 2)) is float

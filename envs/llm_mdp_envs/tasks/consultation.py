@@ -13,16 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from llm_mdp_envs.arguments import (
-    MOST_PENALTY,
-    MOST_TOKENS,
-    MOST_TURNS,
-    check_choice,
-    check_finite,
-    check_flag,
-    check_whole,
-    shown,
-)
+from llm_mdp_envs.arguments import MOST_TOKENS, MOST_TURNS, check_choice, check_finite, check_flag, check_whole, shown
 from llm_mdp_envs.task import Question
 from llm_mdp_envs.turns import Outcome, TwoFaced, check_words
 
@@ -233,10 +224,10 @@ class Consultation(TwoFaced):
         self.max_turns = check_whole("max_turns", max_turns, 1, MOST_TURNS)
         self.free_questions = check_whole("free_questions", free_questions)
         self.penalty = {
-            "excess": check_finite("excess_penalty", excess_penalty, 0, MOST_PENALTY),
-            "duplicate": check_finite("duplicate_penalty", duplicate_penalty, 0, MOST_PENALTY),
-            "irrelevant": check_finite("irrelevant_penalty", irrelevant_penalty, 0, MOST_PENALTY),
-            "malformed": check_finite("malformed_penalty", malformed_penalty, 0, MOST_PENALTY),
+            "excess": check_finite("excess_penalty", excess_penalty, 0),
+            "duplicate": check_finite("duplicate_penalty", duplicate_penalty, 0),
+            "irrelevant": check_finite("irrelevant_penalty", irrelevant_penalty, 0),
+            "malformed": check_finite("malformed_penalty", malformed_penalty, 0),
         }
         self.information_weight = check_finite("information_weight", information_weight, 0, 1)
         self.restricted = check_flag("restricted", restricted)

@@ -4,7 +4,7 @@ Separates estimators by turn-level credit with a known optimum: bisection needs 
 early bad guess shows only in when the number is found.
 """
 
-from llm_mdp_envs.arguments import MOST_PENALTY, MOST_TOKENS, MOST_TURNS, check_finite, check_flag, check_whole
+from llm_mdp_envs.arguments import MOST_TOKENS, MOST_TURNS, check_finite, check_flag, check_whole
 from llm_mdp_envs.task import Question
 from llm_mdp_envs.turns import Outcome, TwoFaced
 
@@ -52,7 +52,7 @@ class GuessNumber(TwoFaced):
         check_flag("text", text)
         self.highest = check_whole("highest", highest, 1, MOST_NUMBERS)
         self.max_turns = check_whole("max_turns", max_turns, 1, MOST_TURNS)
-        self.malformed_penalty = check_finite("malformed_penalty", malformed_penalty, 0, MOST_PENALTY)
+        self.malformed_penalty = check_finite("malformed_penalty", malformed_penalty, 0)
         digits = len(str(self.highest))
         self.horizon = (
             self.max_turns * (digits + 3) if horizon is None else check_whole("horizon", horizon, 1, MOST_TOKENS)
