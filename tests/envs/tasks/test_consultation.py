@@ -577,12 +577,15 @@ def test_the_horizon_limits_the_questions_of_the_best_doctor(horizon, questions)
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**32 - 1), st.lists(st.lists(st.integers(0, 36).filter(lambda word: word not in (7, 8)))))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.lists(st.integers(0, 36).filter(lambda word: word not in (7, 8)), max_size=20), max_size=3),
+)
 def test_the_mask_of_a_restricted_consultation_allows_well_formed_turns_only(seed, said):
     """After any beginning that ends a turn, even a malformed one: a verb, one of its nouns, the end of the turn."""
-    task = Consultation(restricted=True, max_turns=8)
+    task = Consultation(restricted=True, max_turns=8, horizon=100)  # room for three such turns and two words more
     question = task.question(np.random.default_rng(seed))
-    tokens = play(task, question, said[:3])[0].tolist()
+    tokens = play(task, question, said)[0].tolist()
     episode = follow(task, question, tokens)
     base = task.knowledge_base
     nouns = {"ask": base.symptoms, "diagnose": base.diseases}
