@@ -39,7 +39,8 @@ from torch.nn.functional import one_hot, pad
 from llm_mdp.sampling.policies import Policy, PolicyModule
 from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
 from llm_mdp_agents.sampler import TaskSampler
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo.rloo import RLOOAgent
 from llm_mdp_envs.task import PAD
 from llm_mdp_envs.tasks.consultation import CONTROL_WORDS, NO, UNKNOWN, YES, Consultation

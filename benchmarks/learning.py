@@ -33,7 +33,8 @@ from llm_mdp_agents.base import AgentConfig
 from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
 from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_agents.training.evaluation import evaluate
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.training.warm_start import warm_start
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.tasks.arithmetic import Arithmetic

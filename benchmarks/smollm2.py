@@ -23,7 +23,8 @@ from machine import write_results
 from llm_mdp_agents.lm.loading import load_policy, save_model, tokenizer_of
 from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
 from llm_mdp_agents.training.evaluation import evaluate, samples
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo.rloo import RLOOAgent
 from llm_mdp_agents.zoo.trepo import TRePOAgent
 from llm_mdp_envs.task import Scores

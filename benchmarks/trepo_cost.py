@@ -126,7 +126,8 @@ def train(name: str) -> dict[str, Any]:
     import torch
 
     from llm_mdp_agents.lm.loading import small_transformer
-    from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+    from llm_mdp_agents.training.train_config import TrainConfig
+    from llm_mdp_agents.training.trainer import Trainer
     from llm_mdp_agents.zoo.grpo import GRPOAgent, GRPOConfig
     from llm_mdp_agents.zoo.ppo import PPOAgent, PPOConfig
     from llm_mdp_agents.zoo.trepo import TRePOAgent, TRePOConfig

@@ -65,7 +65,8 @@ class SteadyRLOOAgent(Agent[SteadyConfig]):
 if __name__ == "__main__":
     from llm_mdp_agents.check import check_agent
     from llm_mdp_agents.resolve import ModelConfig, build_policy
-    from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+    from llm_mdp_agents.training.train_config import TrainConfig
+    from llm_mdp_agents.training.trainer import Trainer
     from llm_mdp_envs.tasks.synthetic import Tabular
 
     check_agent(SteadyRLOOAgent)

@@ -22,7 +22,8 @@ from setting import (
 )
 
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo.grpo import GRPOAgent
 from llm_mdp_agents.zoo.rloo import RLOOAgent
 from llm_mdp_envs.task import Question, Scores, Task

@@ -16,7 +16,8 @@ from llm_mdp.estimators.catalogue import CATALOGUE, describe
 from llm_mdp.estimators.entry import Given
 from llm_mdp.own import UsageError
 from llm_mdp_agents.resolve import ModelConfig, agent_class, is_plain
-from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import NonFinite
 from llm_mdp_agents.zoo import AGENTS
 
 C = TypeVar("C")

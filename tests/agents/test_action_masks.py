@@ -35,8 +35,9 @@ from llm_mdp_agents.models import ScoredTask, frozen, scorer
 from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_agents.training.evaluation import evaluate
+from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import load_policy_of_run
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.training.warm_start import warm_start
 from llm_mdp_envs.check import check_task
 from llm_mdp_envs.registry import ENTRIES

@@ -17,7 +17,8 @@ from llm_mdp.sampling.sampler import PolicySampler
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.problem import Problem
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_agents.zoo.grpo import GRPOAgent, GRPOConfig
 from llm_mdp_envs.task import Task

@@ -30,7 +30,8 @@ from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import edges, flatten_gradients
 from llm_mdp_agents.base import Agent, Plain
 from llm_mdp_agents.lm.policy import tiny_transformer
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.tasks.synthetic import TokenMDPTask
 

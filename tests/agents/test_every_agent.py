@@ -17,7 +17,8 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.optima import regularised_optimum
 from llm_mdp.sampling.policies import Policy, TabularPolicy
 from llm_mdp_agents.training.evaluation import expected_reward
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.tasks.synthetic import Tabular, optimum
 

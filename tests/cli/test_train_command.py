@@ -20,7 +20,7 @@ from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.progress_line import SHOWN, figures_within
 from llm_mdp_agents.training.records import load_metrics
 from llm_mdp_agents.training.run_config import RunConfig, read_run_config
-from llm_mdp_agents.training.trainer import TrainConfig
+from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.text import byte_tokenizer
 

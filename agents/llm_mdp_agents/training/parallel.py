@@ -74,6 +74,10 @@ class Parallel:
         """A gradient or parameter with the parts that other processes hold."""
         return tensor
 
+    def part(self, whole: Tensor, like: Tensor) -> Tensor:
+        """This process's part of a tensor of `whole`, split like another."""
+        return whole
+
     def clip(self, parameters: list[nn.Parameter], most: float) -> float:
         """Shorten the gradient to `most`; returns its length before."""
         return float(self.whole(nn.utils.clip_grad_norm_(parameters, most)))
@@ -195,6 +199,11 @@ class Sharded(Replicated):
 
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
+    def part(self, whole: Tensor, like: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
+
     def whole_state(self, policy: Any) -> dict[str, Tensor]:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -223,15 +232,9 @@ class Sharded(Replicated):
         return state | {"state": kept}
 
     def load_whole_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        from torch.distributed.tensor import distribute_tensor
-
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-        def part(tensor: Tensor, parameter: Any) -> Tensor:
-            return distribute_tensor(tensor, parameter.device_mesh, parameter.placements) if tensor.dim() else tensor
-
         own = {
-            number: {name: part(each, parameters[number]) for name, each in kept.items()}
+            number: {name: self.part(each, parameters[number]) if each.dim() else each for name, each in kept.items()}
             for number, kept in state["state"].items()
         }
         optimizer.load_state_dict(state | {"state": own})

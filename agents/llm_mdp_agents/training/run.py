@@ -26,8 +26,9 @@ from llm_mdp_agents.training.progress_line import Show, progress_line
 from llm_mdp_agents.training.records import CONFIG, Records, check_loggers, load_config, load_metrics
 from llm_mdp_agents.training.run_config import RunConfig, given, run_config_of
 from llm_mdp_agents.training.run_report import write_report
+from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import save_policy
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.training.warm_start import batches_of, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require

@@ -8,7 +8,7 @@ from llm_mdp.estimators.entry import Entry
 from llm_mdp.own import is_own
 from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_plain, plain
 from llm_mdp_agents.training.records import load_config
-from llm_mdp_agents.training.trainer import TrainConfig
+from llm_mdp_agents.training.train_config import TrainConfig
 
 GIVEN = " (given)"
 """Ends the name of an object that a Python program gave; a config cannot hold it."""

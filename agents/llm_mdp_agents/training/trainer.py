@@ -9,9 +9,9 @@ without weight need not be read at all.
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,61 +25,14 @@ from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp_agents.base import Agent
 from llm_mdp_agents.lm.engines import Engine
 from llm_mdp_agents.models import is_large
+from llm_mdp_agents.optimizers import OptimizerWithMasters
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.evaluation import evaluate
+from llm_mdp_agents.training.first_ratio import check_first_ratio, is_half
 from llm_mdp_agents.training.parallel import Parallel
+from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_envs.task import Task
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train, whatever the agent."""
-
-    steps: int = 500
-    """Batches."""
-    prompts_per_step: int | None = None
-    """Prompts of a batch, over all processes; None: 128 for tables and small models, 8 for large ones."""
-    epochs: int = 1
-    """Updates on each batch; from the second on the clipped surrogate is biased (claim ppo-second-epoch)."""
-    micro_batch: int | None = None
-    """Most responses that go through the model at once; None: all. Never changes the gradient."""
-    learning_rate: float | None = None
-    """Of AdamW; None: 0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate, after the warm-up."""
-    warm_up_steps: int = 0
-    """Steps over which the learning rate rises from 0."""
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    """Longer gradients are shortened to this."""
-    eval_every: int = 20
-    """Steps between evaluations; the first comes before training and one after it."""
-    eval_prompts: int = 256
-    """Prompts of an evaluation, the same ones every time."""
-    signal_every: int = 10
-    """Steps between measurements of the gradient's signal-to-noise ratio; 0: never."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints, where there is a folder for them."""
-    keep: int = 2
-    """Checkpoints that stay."""
-    seed: int = 0
-    """Of prompts, responses and auxiliary models."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "eval_every", "eval_prompts", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("prompts_per_step", "micro_batch"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
-        for name in ("warm_up_steps", "signal_every", "seed", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")
 
 
 class NonFinite(RuntimeError):
@@ -114,10 +67,12 @@ class Trainer:
             )
         self.number = 0
         self.scorer = self.parallel.prepare(policy)
-        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        check_trainable(policy)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         rate = config.learning_rate or default_learning_rate(policy)
-        self.optimizer = torch.optim.AdamW(self.parameters, rate, weight_decay=config.weight_decay)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.optimizer = OptimizerWithMasters([(trained, rate)], config.optimizer, config.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer.torch, self._rate)
+        self.half, self.ratio_checked = is_half(policy), False
         self.generator, self.questions = streams([config.seed, self.parallel.rank])
         self.sampler = TaskSampler(
             agent.behaviour,
@@ -164,7 +119,8 @@ class Trainer:
             self.scheduler.step()
             return {"skipped": 1.0, "groups_with_signal": 0.0}
         self._check(whole, "reward", whole.response_reward)
-        metrics = describe(whole, self.agent.group_size)
+        whole, rounding = self._scored_as_trained(whole, own)
+        metrics = describe(whole, self.agent.group_size) | rounding
         for epoch in range(self.config.epochs):
             weights, loss = self._weights(whole, own, drawn_now=epoch == 0 and self.agent.behaviour is self.policy)
             measured = epoch == 0 and self.config.signal_every > 0 and self.number % self.config.signal_every == 0
@@ -190,15 +146,41 @@ class Trainer:
         except NothingKept:
             return None
 
+    def _scored_as_trained(self, whole: Evidence, own: range) -> tuple[Evidence, dict[str, float]]:
+        """The batch with the log-probabilities that training scores: those that were drawn, except in 16 bits, where
+        drawing and scoring round apart. The first batch is scored again in any precision, to see that they agree.
+
+        Raises:
+            FirstRatio: if they do not.
+        """
+        drawn, behaviour = whole.rollouts.logp, self.agent.behaviour
+        if not self.ratio_checked:
+            check_first_ratio(
+                whole,
+                lambda rollouts: self.parallel.on_whole_model(
+                    self.policy, lambda: self.sampler.logp(behaviour, rollouts)
+                ),
+                self.half,
+                drawn,
+            )
+            self.ratio_checked = True
+        if not self.half:
+            return whole, {}
+        logp, mask = self._score(behaviour, whole, own), whole.rollouts.mask
+        difference = float((logp - drawn)[mask].abs().mean()) if mask.any() else 0.0
+        return replace(whole, rollouts=replace(whole.rollouts, logp=logp)), {"rounding": difference}
+
+    def _score(self, policy: Policy, whole: Evidence, own: range) -> Float[Tensor, "B T"]:
+        """Log-probabilities of the whole batch, of which every process scores its own rows."""
+        rollouts = take_rows(whole, torch.tensor(own, dtype=torch.int64)).rollouts
+        mine = self.parallel.on_whole_model(
+            self.policy, lambda: self.sampler.logp(policy, rollouts) if own else rollouts.logp
+        )
+        return self.parallel.gather_rows(mine)
+
     def _weights(self, whole: Evidence, own: range, drawn_now: bool) -> tuple[Float[Tensor, "B T"], float]:
         """∂loss/∂logp of every token of the batch. The policy that drew it has the log-probabilities already."""
-        logp = whole.rollouts.logp
-        if not drawn_now:
-            rollouts = take_rows(whole, torch.tensor(own, dtype=torch.int64)).rollouts
-            mine = self.parallel.on_whole_model(
-                self.policy, lambda: self.sampler.logp(self.policy, rollouts) if own else logp[:0]
-            )
-            logp = self.parallel.gather_rows(mine)
+        logp = whole.rollouts.logp if drawn_now else self._score(self.policy, whole, own)
         logp = logp.clone().requires_grad_()
         loss = self.agent.loss(logp, whole)
         (weights,) = torch.autograd.grad(loss, logp)
@@ -210,20 +192,23 @@ class Trainer:
     def _update(self, whole: Evidence, weights: Float[Tensor, "B T"], own: range, measured: bool) -> dict[str, float]:
         """One step along Σ weight ∇log π."""
         self.optimizer.zero_grad()
-        halves = []
+        first_half: list[Tensor | None] | None = None
+        metrics = {}
         for rows, last in self._parts(weights, own, measured):
             self._backward(whole.rollouts, weights, rows, last)
-            if measured and last:
-                halves.append(self._gradient())
-        norm = self.parallel.clip(self.parameters, self.config.max_grad_norm)
+            # What a process has before the last part is not yet averaged over all of them.
+            if last or self.parallel.size == 1:
+                self.optimizer.take_gradients()
+            if measured and last and first_half is None:
+                first_half = [None if each.grad is None else each.grad.clone() for each in self.optimizer.parameters]
+            elif first_half is not None and last:
+                metrics["signal_to_noise"] = self._signal_to_noise(first_half)
+        norm = self.parallel.clip(self.optimizer.parameters, self.config.max_grad_norm)
         self._check(whole, "gradient norm", torch.tensor(norm))
-        metrics = {"gradient_norm": norm}
-        if measured:
-            half, rest = halves[0], halves[1] - halves[0]
-            noise = float((half - rest).square().sum())
-            metrics["signal_to_noise"] = float(4 * half @ rest) / noise if noise else 0.0
         self.optimizer.step()
-        return metrics
+        # Not kept while the next batch is drawn.
+        self.optimizer.zero_grad()
+        return {"gradient_norm": norm, **metrics}
 
     def _parts(self, weights: Tensor, own: range, measured: bool) -> Iterator[tuple[Tensor, bool]]:
         """This process's rows with weight, in parts of at most micro_batch, and whether a part is the last: of the
@@ -248,12 +233,16 @@ class Trainer:
             weight = weights[here].to(logp) if len(rows) else torch.zeros_like(logp)
             (self.parallel.size * weight * logp).sum().backward()
 
-    def _gradient(self) -> Tensor:
-        parts = [
-            torch.zeros(p.numel()) if p.grad is None else self.parallel.whole(p.grad).flatten().float().cpu()
-            for p in self.parameters
-        ]
-        return torch.cat(parts)
+    def _signal_to_noise(self, first_half: list[Tensor | None]) -> float:
+        """4 a·b / |a - b|² of the gradients a and b of either half, where they are; in float64, a tensor at a time."""
+        signal = noise = 0.0
+        for parameter, half in zip(self.optimizer.parameters, first_half):
+            if parameter.grad is not None:
+                both = self.parallel.whole(parameter.grad).double()
+                half = torch.zeros_like(both) if half is None else self.parallel.whole(half).double()
+                rest = both - half
+                signal, noise = signal + (half * rest).sum(), noise + (half - rest).square().sum()
+        return 4 * float(signal) / float(noise) if float(noise) else 0.0
 
     def _check(self, whole: Evidence, name: str, value: Tensor) -> None:
         if torch.isfinite(value).all():
@@ -285,7 +274,8 @@ class Trainer:
         everything = {
             "number": self.number,
             "policy": dict(self.parallel.whole_state(self.policy)),
-            "optimizer": self.parallel.whole_optimizer_state(self.optimizer),
+            "optimizer": self.parallel.whole_optimizer_state(self.optimizer.torch),
+            "masters": [self.parallel.whole(each) for each in self.optimizer.masters.state()],
             "scheduler": self.scheduler.state_dict(),
             "processes": self.parallel.everyone(
                 {
@@ -320,7 +310,9 @@ class Trainer:
         own = processes[self.parallel.rank]
         self.number = everything["number"]
         self.parallel.load_whole_state(self.policy, everything["policy"])
-        self.parallel.load_whole_optimizer_state(self.optimizer, everything["optimizer"])
+        self.parallel.load_whole_optimizer_state(self.optimizer.torch, everything["optimizer"])
+        masters = self.optimizer.masters
+        masters.load_state(list(map(self.parallel.part, everything["masters"], masters.state())))
         self.scheduler.load_state_dict(everything["scheduler"])
         self.generator.set_state(own["generator"])
         self.questions.bit_generator.state = own["questions"]
@@ -333,6 +325,15 @@ class Trainer:
         agent.generator.set_state(everything["agent"]["generator"])
         agent.estimator = agent.make_estimator()
         self._take_prompts()
+
+
+def check_trainable(policy: Policy) -> None:
+    """Raise ValueError if training would be wrong in the policy's precision."""
+    if isinstance(policy, nn.Module) and any(each.dtype == torch.float16 for each in policy.parameters()):
+        raise ValueError(
+            "the policy has float16 weights, whose gradients vanish below 6e-8; train in bfloat16 (--dtype bfloat16) "
+            "or float32."
+        )
 
 
 def default_learning_rate(policy: Policy) -> float:

@@ -16,7 +16,8 @@ from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp_agents.lm.loading import LoRAOptions, load_policy, save_model
 from llm_mdp_agents.lm.policy import LanguageModelPolicy, tiny_transformer
 from llm_mdp_agents.training.parallel import Parallel, Replicated, Sharded, parallel_from_environment
-from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.tasks.synthetic import Tabular
 

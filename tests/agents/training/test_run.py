@@ -23,8 +23,9 @@ from llm_mdp_agents.lm.policy import tiny_transformer
 from llm_mdp_agents.resolve import ModelConfig, find_task
 from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.records import load_metrics, load_samples
+from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import load_policy_of_run
-from llm_mdp_agents.training.trainer import NonFinite, TrainConfig
+from llm_mdp_agents.training.trainer import NonFinite
 from llm_mdp_agents.training.warm_start import batches_of
 from llm_mdp_agents.zoo import grpo, ppo, rloo, trepo
 from llm_mdp_envs.task import Question, Scores, Task

@@ -9,8 +9,8 @@ from llm_mdp_agents import resume, train
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.records import load_metrics
 from llm_mdp_agents.training.run_config import RunConfig, read_run_config
+from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import load_policy_of_run
-from llm_mdp_agents.training.trainer import TrainConfig
 from llm_mdp_agents.zoo.trepo import TRePOConfig
 
 OF_0_1 = """{

@@ -1,0 +1,60 @@
+"""How to train, whatever the agent."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_mdp_agents.optimizers import check_optimizer
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train, whatever the agent."""
+
+    steps: int = 500
+    """Batches."""
+    prompts_per_step: int | None = None
+    """Prompts of a batch, over all processes; None: 128 for tables and small models, 8 for large ones."""
+    epochs: int = 1
+    """Updates on each batch; from the second on the clipped surrogate is biased (claim ppo-second-epoch)."""
+    micro_batch: int | None = None
+    """Most responses that go through the model at once; None: all. Never changes the gradient."""
+    learning_rate: float | None = None
+    """None: 0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
+    optimizer: str = "AdamW"
+    """A name in `torch.optim`; weights of 16 bits are trained by copies in float32."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the learning rate, after the warm-up."""
+    warm_up_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this."""
+    eval_every: int = 20
+    """Steps between evaluations; the first comes before training and one after it."""
+    eval_prompts: int = 256
+    """Prompts of an evaluation, the same ones every time."""
+    signal_every: int = 10
+    """Steps between measurements of the gradient's signal-to-noise ratio; 0: never."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints, where there is a folder for them."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    seed: int = 0
+    """Of prompts, responses and auxiliary models."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "eval_every", "eval_prompts", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("prompts_per_step", "micro_batch"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        for name in ("warm_up_steps", "signal_every", "seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        check_optimizer(self.optimizer)
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")
