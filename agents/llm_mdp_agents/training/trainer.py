@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.evaluation import evaluate
 from llm_mdp_agents.training.first_ratio import check_first_ratio, is_half
 from llm_mdp_agents.training.parallel import Parallel
+from llm_mdp_agents.training.state import fingerprint, frozen_names, restore, state_of
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_envs.task import Task
 
@@ -268,62 +270,24 @@ class Trainer:
             config.schedule
         ]
 
+    @cached_property
+    def base(self) -> str | None:
+        """Fingerprint of what is frozen in the policy; None: nothing is. All processes ask for it together."""
+        frozen = frozen_names(self.policy)
+        whole = self.parallel.whole_state(self.policy) if frozen else {}
+        return fingerprint({name: each for name, each in whole.items() if name in frozen})
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that decides how training goes on, as tensors and JSON. All processes ask for it together."""
-        agent = self.agent
-        everything = {
-            "number": self.number,
-            "policy": dict(self.parallel.whole_state(self.policy)),
-            "optimizer": self.parallel.whole_optimizer_state(self.optimizer.torch),
-            "masters": [self.parallel.whole(each) for each in self.optimizer.masters.state()],
-            "scheduler": self.scheduler.state_dict(),
-            "processes": self.parallel.everyone(
-                {
-                    "generator": self.generator.get_state(),
-                    "questions": self.questions.bit_generator.state,
-                    "cost": dict(vars(self.sampler.cost)),
-                }
-            ),
-            "agent": {
-                "models": {name: dict(model.state_dict()) for name, model in agent.models.items()},
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()},
-                "numbers": agent.numbers,
-                "generator": agent.generator.get_state(),
-            },
-        }
-        tensors, packed = checkpoint.pack(everything, "trainer")
-        return tensors, {"trainer": packed}
+        return state_of(self)
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from what `state` gave.
 
         Raises:
-            ValueError: if another number of processes wrote it.
+            ValueError: if another number of processes wrote it, or it is of another model, or of one with another base.
         """
-        everything, agent = checkpoint.unpack(tensors, state["trainer"]), self.agent
-        processes, size = everything["processes"], self.parallel.size
-        if len(processes) != size:
-            raise ValueError(
-                f"the checkpoint is of a group of {len(processes)}, each with draws of its own, but this is one of "
-                f"{size}."
-            )
-        own = processes[self.parallel.rank]
-        self.number = everything["number"]
-        self.parallel.load_whole_state(self.policy, everything["policy"])
-        self.parallel.load_whole_optimizer_state(self.optimizer.torch, everything["optimizer"])
-        masters = self.optimizer.masters
-        masters.load_state(list(map(self.parallel.part, everything["masters"], masters.state())))
-        self.scheduler.load_state_dict(everything["scheduler"])
-        self.generator.set_state(own["generator"])
-        self.questions.bit_generator.state = own["questions"]
-        self.sampler.cost.__dict__.update(own["cost"])
-        for name, model in agent.models.items():
-            model.load_state_dict(everything["agent"]["models"][name])
-        for name, optimizer in agent.optimizers.items():
-            optimizer.load_state_dict(everything["agent"]["optimizers"][name])
-        agent.numbers = everything["agent"]["numbers"]
-        agent.generator.set_state(everything["agent"]["generator"])
-        agent.estimator = agent.make_estimator()
+        restore(self, tensors, state)
         self._take_prompts()
 
 

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any], TrainConfig]] = {
     "recomputed": ("grpo", {"group_size": 4}, CONFIG),
 }
 """Agent, its options, and how it is trained."""
-RESUMED = ("branches", "critic")
+RESUMED = ("branches", "critic", "adapters")
 """Cases that are also resumed from a checkpoint, and evaluated."""
 SAVED = ("branches", "adapters")
 """Cases whose model is also written, to FOLDER/<case> <whether it was in shards>."""
