@@ -202,7 +202,7 @@ def scores_of(policy: Policy, mdp: TokenMDP) -> Float[Tensor, "E parameters"]:
         flat = [
             torch.zeros(len(chosen), p.numel(), dtype=torch.float64)
             if g is None
-            else g.reshape(len(chosen), -1).to(torch.float64)
+            else g.reshape(len(chosen), -1).to("cpu", torch.float64)
             for g, p in zip(gradients, parameters)
         ]
         rows.append(torch.cat(flat, dim=1))

@@ -68,13 +68,19 @@ def node_logits(policy: Policy, mdp: TokenMDP) -> list[Float[Tensor, "P V N"]]:
         forbidden: these have -inf.
 
     Raises:
-        ValueError: if the tree is too large for memory, or the policy is a table over another tree or other prompts.
+        ValueError: if the tree is too large for memory, or the policy is a table over another tree or other prompts, or
+        not on the CPU.
     """
     tree, replies = mdp.tree, {} if mdp.environment is None else mdp.environment.logits
     if isinstance(policy, TabularPolicy):
         if policy.tree != tree or not torch.equal(policy.prompts, mdp.prompt_tokens):
             raise ValueError(
                 f"This table was made for {policy.tree} and its prompts, not for those of {mdp}; make a new one."
+            )
+        if any(level.device.type != "cpu" for level in policy.levels):
+            raise ValueError(
+                f"This table is on {policy.levels[0].device}, and exact figures are computed on the CPU: move it there, "
+                f"policy.cpu()."
             )
         if not policy.is_masked:
             return [replies.get(number, level) for number, level in enumerate(policy.levels)]
@@ -88,7 +94,7 @@ def _level_logits(policy: Policy, mdp: TokenMDP, level: int) -> Float[Tensor, "P
     prefixes, prompts = mdp.tree.level_prefixes(level), mdp.prompt_tokens
     tokens = nn.functional.pad(prefixes, (0, 1), value=mdp.tree.continuing[0])
     logits = policy.logits(prompts.repeat_interleave(len(prefixes), dim=0), tokens.repeat(len(prompts), 1))[:, -1]
-    return logits.to(torch.float64).reshape(len(prompts), len(prefixes), mdp.vocab_size).transpose(1, 2)
+    return logits.to("cpu", torch.float64).reshape(len(prompts), len(prefixes), mdp.vocab_size).transpose(1, 2)
 
 
 @torch.no_grad()

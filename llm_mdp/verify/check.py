@@ -250,6 +250,12 @@ def check_policy(policy: Policy, mdp: TokenMDP, seed: int = 0) -> None:
             )
     generator = torch.Generator().manual_seed(seed)
     prompt = mdp.prompt_tokens
+    answer = policy.logits(prompt, mdp.tree.leaves[:1].expand(len(prompt), -1))
+    if isinstance(answer, Tensor) and answer.device.type != "cpu":
+        raise PolicyError(
+            f"{name}.logits answers on {answer.device}; its model may be there, but what comes out of a policy is on "
+            f"the CPU: return logits.cpu()."
+        )
     drawn = policy.sample(prompt, 8, eos=mdp.eos, horizon=mdp.horizon, generator=generator)
     rows = prompt.repeat_interleave(8, dim=0)
     logits = policy.logits(rows, drawn.tokens)

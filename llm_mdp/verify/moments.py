@@ -247,7 +247,7 @@ def displaced_gradients(
             assert displacement is not None
             steps = displacement.split([parameter.numel() for parameter in start.values()])
             updated = {
-                name: (parameter + step.view_as(parameter).to(parameter.dtype)).requires_grad_()
+                name: (parameter + step.view_as(parameter).to(parameter)).requires_grad_()
                 for (name, parameter), step in zip(start.items(), steps)
             }
             here = take_world(evidence, world)

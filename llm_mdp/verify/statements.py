@@ -83,7 +83,7 @@ def second_epoch_at_its_policy(problem: Problem) -> dict[str, Any]:
             score = e.scores[e.edge[prompt, leaf, e.mask[leaf]]].sum(0)
             step = estimator.displacement(e.response_reward[prompt, leaf] * score)
             assert step is not None
-            vector_to_parameters(start + step.to(start.dtype), policy.parameters())
+            vector_to_parameters(start + step.to(start), policy.parameters())
             target += chance * _gradient_of(policy, e)
     certificate = judge(moments, target, problem.magnitude("reward"))
     return {name: getattr(certificate, name) for name in FIGURES} | {"holds": True, "certificate": str(certificate)}

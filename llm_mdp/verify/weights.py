@@ -88,7 +88,7 @@ def flatten_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[T
     """One vector, in the order of the parameters; None stands for zeros."""
     return torch.cat(
         [
-            torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().double()
+            torch.zeros(p.numel(), dtype=torch.float64) if g is None else g.flatten().to("cpu", torch.float64)
             for g, p in zip(gradients, parameters)
         ]
     )
