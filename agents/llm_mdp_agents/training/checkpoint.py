@@ -1,10 +1,11 @@
 """Checkpoints that a kill cannot tear: a step folder is complete or it does not exist.
 
     folder/step-000040/tensors.safetensors    every tensor, bit for bit
-    folder/step-000040/state.json             format, step, everything that is not a tensor, and the checksum of the
-    tensors
+    folder/step-000040/state.json             format, step, everything that is not a tensor, a checksum of the tensors,
+                                              and one of its own bytes, taken with zeros in its place
 
 A checkpoint is written into a hidden folder, flushed to the disk and renamed; nothing is ever changed in place.
+Version 1 of the format had no checksum of `state.json`; it is still read.
 `pack` turns what torch and numpy keep (states of optimizers, schedulers, generators) into tensors and JSON, `unpack`
 back.
 """
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,16 @@ import torch
 from torch import Tensor
 
 FORMAT = "llm-mdp checkpoint"
-VERSION = 1
+VERSION = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
 HIDDEN = ".step-"
 """How the names of unfinished and of discarded folders begin."""
 PLAIN = (bool, int, float, str)
+BLANK = "0" * 64
+"""Stands in `state.json` where its checksum will be, while the checksum is taken."""
+PARTS = {1: {"format", "version", "step", "tensors", "aliases", "state"}}
+PARTS[2] = PARTS[1] | {"checksum"}
+"""What `state.json` holds, by version."""
 
 
 class CheckpointError(ValueError):
@@ -78,9 +85,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         hidden.rename(path)
         _flush(folder)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be written: {error}; {_instead(_good_before(folder, step))}."
-        ) from error
+        raise CheckpointError(f"{path} could not be written: {error}; {instead(path)}.") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)  # renamed by now, unless something went wrong
     earlier = [each for each in _complete(folder) if _step_of(each) < step]
@@ -90,7 +95,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
 
 
 def load(folder: Path, step: int | None = None) -> Checkpoint:
-    """Read a checkpoint and check every byte of its tensors.
+    """Read a checkpoint and check every byte of it.
 
     Args:
         folder: where `save` put its step folders, or one of them.
@@ -100,7 +105,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
         it.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.is_dir() and not (_is_step(folder) and folder.exists()):
         raise CheckpointError(
             f"{folder} is not a folder; give the folder of the checkpoints or one of its folders step-…."
         )
@@ -202,12 +207,14 @@ def _write(hidden: Path, step: int, tensors: dict[str, Tensor], state: dict[str,
     document = {
         "format": FORMAT,
         "version": VERSION,
+        "checksum": BLANK,
         "step": step,
         "tensors": about,
         "aliases": aliases,
         "state": state,
     }
-    (hidden / STATE).write_text(json.dumps(document), encoding="utf-8")
+    blank = json.dumps(document).encode()
+    (hidden / STATE).write_bytes(blank.replace(BLANK.encode(), _checksum(blank), 1))
     shutil.copymode(hidden / STATE, hidden / TENSORS)  # safetensors would let only the owner read
     _flush(hidden / STATE)
     _flush(hidden)
@@ -241,48 +248,85 @@ def _separate(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 def _read(path: Path) -> Checkpoint:
     """The checkpoint of one step folder, or CheckpointError with the way out."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     wrong = _wrong(path) or _wrong_bytes(path)
-    if wrong:
-        raise CheckpointError(f"{wrong}; {_instead(_good_before(path.parent, _step_of(path)))}.")
-    document = _document(path)
-    tensors = load_file(path / TENSORS)
-    tensors |= {name: tensors[stored] for name, stored in document["aliases"].items()}
-    return Checkpoint(document["step"], tensors, document["state"], path)
+    try:
+        if not wrong:
+            document = _document(path)
+            tensors = load_file(path / TENSORS)
+            tensors |= {name: tensors[stored] for name, stored in document["aliases"].items()}
+            return Checkpoint(document["step"], tensors, document["state"], path)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        wrong = f"{path / TENSORS} cannot be read ({error})"
+    raise CheckpointError(f"{wrong}; {instead(path)}.")
 
 
 def _document(path: Path) -> dict[str, Any]:
-    return json.loads((path / STATE).read_text(encoding="utf-8"))
+    return json.loads((path / STATE).read_bytes().decode("utf-8"))
 
 
 def _wrong(path: Path) -> str | None:
     """What one sees is wrong without reading the tensors; None: nothing."""
+    if not path.is_dir():
+        return f"{path} is not a folder, so it is no checkpoint of LLM-MDP"
     for file in (path / STATE, path / TENSORS):
         if not file.is_file():
             return f"{file} is missing, so {path.name} is torn or not a checkpoint of LLM-MDP"
     try:
-        document = _document(path)
-    except ValueError:
+        document, raw, size = _document(path), (path / STATE).read_bytes(), (path / TENSORS).stat().st_size
+    except OSError as error:
+        return f"{path / STATE} cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):
         return f"{path / STATE} is not JSON, so {path.name} is torn"
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         return f"{path / STATE} is not of a checkpoint of LLM-MDP (its format is not {FORMAT!r})"
-    if document.get("version") != VERSION:
-        return f"{path / STATE} has format version {document.get('version')}, and this LLM-MDP reads version {VERSION}"
-    if set(document) != {"format", "version", "step", "tensors", "aliases", "state"}:
-        return f"{path / STATE} lacks a part of format version {VERSION}"
+    version = document.get("version")
+    if not isinstance(version, int) or version not in PARTS:
+        return f"{path / STATE} has format version {version!r}, and this LLM-MDP reads up to version {VERSION}"
+    if set(document) != PARTS[version] or not _has_kinds(document):
+        return f"{path / STATE} lacks a part of format version {version}"
+    if version > 1 and not _is_sealed(raw, document["checksum"]):
+        return f"{path / STATE} has another checksum than it says, so its bytes were changed"
     if document["step"] != _step_of(path):
         return f"{path / STATE} is of step {document['step']}, so {path.name} was renamed"
-    size = (path / TENSORS).stat().st_size
-    if size != document["tensors"]["bytes"]:
-        return f"{path / TENSORS} has {size} bytes instead of {document['tensors']['bytes']}, so {path.name} is torn"
+    if size != (bytes_then := document["tensors"]["bytes"]):
+        return f"{path / TENSORS} has {size} bytes instead of {bytes_then}, so {path.name} is torn"
     return None
+
+
+def _has_kinds(document: dict[str, Any]) -> bool:
+    return all(isinstance(document[name], dict) for name in ("tensors", "aliases", "state")) and (
+        set(document["tensors"]) == {"file", "bytes", "sha256"}
+    )
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _is_sealed(raw: bytes, checksum: Any) -> bool:
+    """Are these the bytes that the checksum in them was taken of?"""
+    said = str(checksum).encode()
+    return len(said) == len(BLANK) and _checksum(raw.replace(said, BLANK.encode(), 1)) == said
 
 
 def _wrong_bytes(path: Path) -> str | None:
-    if _sha256(path / TENSORS) != _document(path)["tensors"]["sha256"]:
-        return f"{path / TENSORS} has another checksum than {STATE} says, so its bytes were changed"
+    try:
+        if _sha256(path / TENSORS) != _document(path)["tensors"]["sha256"]:
+            return f"{path / TENSORS} has another checksum than {STATE} says, so its bytes were changed"
+    except OSError as error:
+        return f"{path / TENSORS} cannot be read ({error.strerror})"
     return None
+
+
+def instead(path: Path) -> str:
+    """Where to go on instead of from this step folder, as the end of a sentence: the newest good one before it."""
+    before = _good_before(path.parent, _step_of(path))
+    if before is None:
+        return "there is no good checkpoint before it"
+    return f"resume from step {_step_of(before)} with --resume {shlex.quote(str(before))}"
 
 
 def _good_before(folder: Path, step: int) -> Path | None:
@@ -290,19 +334,13 @@ def _good_before(folder: Path, step: int) -> Path | None:
     return next((path for path in reversed(earlier) if not _wrong_bytes(path)), None)
 
 
-def _instead(path: Path | None) -> str:
-    if path is None:
-        return "there is no good checkpoint before it"
-    return f"resume from step {_step_of(path)} with --resume {path}"
-
-
 def _complete(folder: Path) -> list[Path]:
     return [path for path in _step_folders(folder) if not _wrong(path)]
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    """Every step folder, torn ones included, by step."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir() and _is_step(path)), key=_step_of)
+    """Everything that is named like a step folder, torn ones included, by step."""
+    return sorted((path for path in folder.glob("step-*") if _is_step(path)), key=_step_of)
 
 
 def _is_step(path: Path) -> bool:
@@ -317,12 +355,19 @@ def _discard(path: Path) -> None:
     """Remove a step folder; hidden first, so that a kill half-way leaves no torn one."""
     hidden = path.with_name(f"{HIDDEN}discarded.{path.name}.{os.getpid()}")
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    _remove(hidden)
 
 
 def _remove_hidden(folder: Path) -> None:
     for path in folder.glob(f"{HIDDEN}*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sha256(file: Path) -> str:

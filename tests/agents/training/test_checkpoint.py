@@ -1,11 +1,14 @@
 """Checkpoints: what comes back is what went in, bit for bit; a kill or a full disk leaves the newest complete one."""
 
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -265,6 +268,21 @@ def change(**values):
     return edit
 
 
+def rename(path: Path) -> None:
+    for file in (STATE, TENSORS):
+        (path / file).write_bytes((path.with_name("step-000020") / file).read_bytes())
+
+
+def by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def by_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
 TORN = {
     "no tensors": (lambda path: (path / TENSORS).unlink(), r"tensors\.safetensors is missing, so step-000030 is torn"),
     "no state": (lambda path: (path / STATE).unlink(), r"state\.json is missing, so step-000030 is torn"),
@@ -277,9 +295,17 @@ TORN = {
     ),
     "another format": (change(format="pickle"), r"state\.json is not of a checkpoint of LLM-MDP"),
     "a list": (lambda path: (path / STATE).write_text("[1]"), r"state\.json is not of a checkpoint of LLM-MDP"),
-    "a later version": (change(version=2), r"state\.json has format version 2, and this LLM-MDP reads version 1"),
+    "a later version": (change(version=3), r"state\.json has format version 3, and this LLM-MDP reads up to version 2"),
+    "no version": (change(version="2"), r"state\.json has format version '2'"),
+    "an earlier version": (change(version=1), r"state\.json lacks a part of format version 1"),
     "no aliases": (change(aliases="gone"), r"state\.json lacks a part"),
-    "renamed": (change(step=29), r"state\.json is of step 29, so step-000030 was renamed"),
+    "renamed": (rename, r"state\.json is of step 20, so step-000030 was renamed"),
+    "empty object": (lambda path: (path / STATE).write_text("{}"), r"state\.json is not of a checkpoint of LLM-MDP"),
+    "empty state": (lambda path: (path / STATE).write_text(""), r"state\.json is not JSON, so step-000030 is torn"),
+    "too deep": (lambda path: (path / STATE).write_text("[" * 10**5), r"state\.json is not JSON"),
+    "a folder for the state": (lambda path: by_folder(path / STATE), r"state\.json is missing, so step-000030 is torn"),
+    "a folder for the tensors": (lambda path: by_folder(path / TENSORS), r"tensors\.safetensors is missing"),
+    "a file for the folder": (by_file, r"step-000030 is not a folder, so it is no checkpoint"),
 }
 
 
@@ -300,6 +326,74 @@ def test_a_torn_or_foreign_checkpoint_is_refused_and_the_one_before_offered(tmp_
     truncate(paths[0])
     with pytest.raises(CheckpointError, match=r"; there is no good checkpoint before it\.$"):
         load(tmp_path)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), flipped=st.integers(1, 255), file=st.sampled_from([STATE, TENSORS]))
+def test_every_byte_counts(tmp_path, place, flipped, file):
+    generator = torch.Generator().manual_seed(0)
+    tensors, state = {"w": torch.randn(3, generator=generator)}, {"seen": 30, "rate": 1e-5, "name": "π"}
+    path = save(Path(tempfile.mkdtemp(dir=tmp_path)), 30, tensors, state, keep=1)
+    content = bytearray((path / file).read_bytes())
+    content[int(place * len(content))] ^= flipped
+    (path / file).write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+def test_every_digit_of_the_state_counts(tmp_path):
+    path = save(tmp_path, 30, {"w": torch.ones(3)}, {"seen": 30, "rates": [1e-5, 0.25]}, keep=1)
+    text = (path / STATE).read_text()
+    for place in [k for k, each in enumerate(text) if each.isdigit()]:
+        (path / STATE).write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        with pytest.raises(CheckpointError):
+            load(path)
+    (path / STATE).write_text(text)
+    assert load(path).state == {"seen": 30, "rates": [1e-5, 0.25]}
+
+
+def first_version(path: Path) -> dict:
+    """Write `state.json` as it was before it had a checksum of its own."""
+    document = json.loads((path / STATE).read_text()) | {"version": 1}
+    del document["checksum"]
+    (path / STATE).write_text(json.dumps(document))
+    return document
+
+
+def test_the_first_version_of_the_format_is_read_and_checked_as_it_was(tmp_path):
+    paths = three(tmp_path)
+    document = first_version(paths[2])
+    assert load(tmp_path).state == {"seen": 30} and load(tmp_path).tensors["w"].tolist() == [30.0] * 4
+    foreign = [{"tensors": 3}, {"tensors": {}}, {"aliases": 3}, {"state": []}, {"checksum": "0" * 64}]
+    for other in [*foreign, {"aliases": {"v": "nowhere"}}, {"aliases": {"v": []}}]:
+        (paths[2] / STATE).write_text(json.dumps(document | other))
+        with pytest.raises(CheckpointError, match=r"step-000030.*; resume from step 20 "):
+            load(tmp_path)
+    first_version(paths[1])
+    flip(paths[2])
+    with pytest.raises(CheckpointError, match="resume from step 20 "):
+        load(tmp_path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
+    paths = three(tmp_path)
+    real = Path.read_bytes
+
+    def refusing(path: Path) -> bytes:
+        if path.parent.name == "step-000030":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read \(Permission denied\); resume from step 20"):
+        load(paths[2])
+
+
+def test_a_way_with_a_space_is_quoted(tmp_path):
+    paths = three(tmp_path / "my runs")
+    flip(paths[2])
+    with pytest.raises(CheckpointError, match=f"--resume '{paths[1]}'"):
+        load(tmp_path / "my runs")
 
 
 def test_where_there_is_no_checkpoint_the_sentence_says_so(tmp_path):
