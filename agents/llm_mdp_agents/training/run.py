@@ -28,7 +28,7 @@ from llm_mdp_agents.training.run_config import RunConfig, given, run_config_of
 from llm_mdp_agents.training.run_report import write_report
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import save_policy
-from llm_mdp_agents.training.trainer import Trainer
+from llm_mdp_agents.training.trainer import Trainer, check_trainable
 from llm_mdp_agents.training.warm_start import batches_of, warm_start
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require
@@ -207,6 +207,7 @@ def assemble(config: RunConfig, own: Policy | None) -> Parts:
     seed = config.train.seed
     plain_task = find_task(config.env, config.env_arguments, config.model)
     policy = own_policy(own, plain_task) if own is not None else build_policy(config.model, plain_task, seed)
+    check_trainable(policy)
     task = scored(plain_task, policy, seed, config.model.scored_by)
     batches = batches_of(config.warm_start, task, config.model.model if own is None else None)
     found = find_agent(config.agent)

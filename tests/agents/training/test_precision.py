@@ -26,7 +26,8 @@ def model(dtype: str, task: Task = SUMS, seed: int = 0):
 
 def trainer(policy: Any, name: str = "rloo", task: Task = SUMS, options: dict[str, Any] | None = None, **config):
     agent = AGENTS[name](AGENTS[name].Config(**(options or {})), policy, task, 0)
-    return Trainer(agent, task, policy, TrainConfig(**{"steps": 9, "prompts_per_step": 4, "seed": 1} | config))
+    chosen: dict[str, Any] = {"steps": 9, "prompts_per_step": 4, "seed": 1} | config
+    return Trainer(agent, task, policy, TrainConfig(**chosen))
 
 
 # --- 16 bits ----------------------------------------------------------------------------------------------------------
@@ -55,13 +56,13 @@ def test_in_16_bits_responses_are_scored_as_they_are_trained():
         return loss(logp, evidence)
 
     half.agent.loss = spy
-    scored = half.policy.logp
-    before = {name: each.detach().clone() for name, each in half.policy.named_parameters()}
+    policy: Any = half.policy
+    before = {name: each.detach().clone() for name, each in policy.named_parameters()}
     metrics = half.step()
-    half.policy.load_state_dict(before)
+    policy.load_state_dict(before)
     rollouts = seen["evidence"].rollouts
     with torch.no_grad():
-        again = scored(rollouts.prompt, rollouts.tokens, rollouts.mask).double()
+        again = policy.logp(rollouts.prompt, rollouts.tokens, rollouts.mask).double()
     assert torch.equal(again, rollouts.logp)
     assert 0 <= metrics["rounding"] < 0.06
 
