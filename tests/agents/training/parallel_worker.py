@@ -87,8 +87,17 @@ def make_trainer(case: str, parallel: Parallel) -> Trainer:
     return Trainer(agent, task, policy, config, parallel)
 
 
-def gradient(trainer: Trainer) -> list[torch.Tensor]:
-    return [trainer.parallel.whole(parameter.grad).clone() for parameter in trainer.parameters]
+def gradients_of(parallel: Parallel) -> list[tuple[list[torch.Tensor], bool]]:
+    """A list that gets the gradient of every update, and whether it was in shards; training keeps none."""
+    kept, clip = [], parallel.clip
+
+    def clip_and_keep(parameters, most):
+        norm, in_shards = clip(parameters, most), all(isinstance(each.grad, DTensor) for each in parameters)
+        kept.append(([parallel.whole(each.grad).clone() for each in parameters], in_shards))
+        return norm
+
+    parallel.clip = clip_and_keep
+    return kept
 
 
 def run(case: str, shard: bool, folder: Path) -> dict[str, Any]:
@@ -103,12 +112,12 @@ def run(case: str, shard: bool, folder: Path) -> dict[str, Any]:
         batches.append(whole)
         return whole, own
 
-    parallel.gather = gather_and_keep
+    parallel.gather, kept = gather_and_keep, gradients_of(parallel)
     trainer.prepare()
     metrics, gradients = [], []
     for _ in range(STEPS):
         metrics.append(trainer.step())
-        gradients.append(gradient(trainer))
+        gradients.append(kept[-1][0])
     tensors, state = trainer.state()
     parameters = list(trainer.policy.parameters())
     result = {
@@ -118,8 +127,7 @@ def run(case: str, shard: bool, folder: Path) -> dict[str, Any]:
         "checkpoint": (tensors, state),
         "weights": {name: tensor.clone() for name, tensor in parallel.whole_state(trainer.policy).items()},
         "models": {name: model.state_dict() for name, model in trainer.agent.models.items()},
-        "sharded": all(isinstance(each, DTensor) for each in parameters)
-        and all(isinstance(p.grad, DTensor) for p in trainer.parameters),
+        "sharded": all(isinstance(each, DTensor) for each in parameters) and kept[-1][1],
         "share": sum(each.to_local().numel() if shard else each.numel() for each in parameters)
         / sum(each.numel() for each in parameters),
     }
