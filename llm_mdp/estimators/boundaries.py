@@ -2,7 +2,7 @@
 
 A boundary is a *stopping rule* when whether step t begins a segment is decided by the prefix before t alone. Only then
 are segment advantages unbiased (`trepo-segment`); rules that look at the finished response are kept as named
-counter-examples.
+counter-examples. `words` says for people where segments begin.
 """
 
 from dataclasses import dataclass
@@ -34,21 +34,46 @@ class EveryNTokens:
         if self.n < 1:
             raise ValueError(f"n is {self.n}; a segment has at least 1 token.")
 
+    @property
+    def words(self) -> str:
+        return "every token" if self.n == 1 else f"every {self.n} tokens"
+
     def __call__(self, rollouts):
         return rollouts.mask & (_position(rollouts.mask) % self.n == 0)
 
 
 @dataclass(frozen=True)
 class AfterTokens:
-    """A segment begins after each of these tokens (full stop, line break, "Step"), and at the first token."""
+    """A segment begins after each of these tokens (full stop, line break, "Step") by which the one before has `least`
+    policy tokens or more, and at the first token."""
 
     separators: tuple[int, ...]
+    least: int = 1
+    """Fewest policy tokens of a segment, the last one aside, so that they are at most ⌈length / least⌉."""
     stopping_rule: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ValueError(f"least is {self.least}; a segment has at least 1 token.")
+
+    @property
+    def words(self) -> str:
+        number = len(self.separators)
+        after = f"after token {self.separators[0]}" if number == 1 else f"after any of {number:,} tokens"
+        return after if self.least == 1 else f"{after}, {self.least} tokens apart or more"
+
     def __call__(self, rollouts):
+        mask = rollouts.mask
         separator = torch.isin(rollouts.tokens, torch.tensor(self.separators, dtype=torch.int64))
         after = torch.cat([torch.zeros_like(separator[..., :1]), separator[..., :-1]], dim=-1)
-        return rollouts.mask & (after | (_position(rollouts.mask) == 0))
+        begins = mask & (after | (_position(mask) == 0))
+        if self.least == 1:
+            return begins
+        length = torch.full(mask.shape[:-1], self.least)
+        for step in range(mask.shape[-1]):
+            begins[..., step] &= length >= self.least
+            length = torch.where(begins[..., step], 0, length) + mask[..., step]
+        return begins
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,10 @@ class EveryTurn:
     environment replies belongs to the segment before it. Claim: `turn-credit-values`, unbiased."""
 
     stopping_rule: ClassVar[bool] = True
+
+    @property
+    def words(self) -> str:
+        return "every turn"
 
     def __call__(self, rollouts):
         mask = rollouts.mask
@@ -69,6 +98,10 @@ class AtSteps:
 
     steps: tuple[int, ...]
     stopping_rule: ClassVar[bool] = True
+
+    @property
+    def words(self) -> str:
+        return f"before token {', '.join(str(step + 1) for step in sorted({0, *self.steps}))}"
 
     def __call__(self, rollouts):
         return rollouts.mask & torch.isin(_position(rollouts.mask), torch.tensor((0, *self.steps), dtype=torch.int64))
@@ -85,6 +118,10 @@ class FractionsOfLength:
     def __post_init__(self) -> None:
         if self.parts < 1:
             raise ValueError(f"parts is {self.parts}; a response has at least 1 part.")
+
+    @property
+    def words(self) -> str:
+        return f"{self.parts} parts of the response's own length"
 
     def __call__(self, rollouts):
         length, position = rollouts.length[..., None], _position(rollouts.mask)

@@ -50,6 +50,7 @@ def describe(estimator: Estimator, name: str, given: Given) -> str:
     for each in fields(estimator):
         value = getattr(estimator, each.name)
         usual = getattr(named, each.name, each.default)
+        value, usual = (getattr(one, "words", one) for one in (value, usual))
         plain = isinstance(value, bool | int | float | str | tuple) and each.name not in (
             "horizon",
             "reduction_constant",
