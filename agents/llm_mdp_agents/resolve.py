@@ -53,6 +53,15 @@ class ModelConfig:
     """Train low-rank adapters of this rank instead of all weights; 0: all weights."""
     lora_alpha: float = 32.0
     """Scale of the adapters."""
+    lora_targets: str = "all-linear"
+    """Which layers get adapters: the last parts of their names with commas between them, such as "q_proj,v_proj";
+    "all-linear": every linear layer but the head."""
+    merge: bool = False
+    """Save the trained model with its adapters added to the weights; else the adapters alone, with the name of the
+    model below them (one from a .gguf file or a config.json has none, and is merged)."""
+    attention: str = "auto"
+    """Kernel of the attention: sdpa, eager, flash_attention_2 and what else transformers knows; "auto": its own choice
+    for the model."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     temperature: float = 1.0
@@ -66,11 +75,21 @@ class ModelConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, or 0 to train all weights.")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0.")
+        if not all(name.strip() for name in self.lora_targets.split(",")):
+            raise ValueError(
+                f"lora_targets is {self.lora_targets!r}; give names of layers with commas between them, such as "
+                f"q_proj,v_proj, or all-linear."
+            )
+        for name in ("lora_alpha", "lora_targets"):
+            if not self.lora_rank and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name} is {getattr(self, name)}, but lora_rank is 0: there are no adapters.")
+        for name in ("lora_alpha", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
 
 
-SHAPE, ADAPTERS = ("width", "layers", "heads"), ("lora_rank", "lora_alpha", "gradient_checkpointing")
+SHAPE = ("width", "layers", "heads")
+ADAPTERS = ("lora_rank", "lora_alpha", "lora_targets", "merge", "attention", "gradient_checkpointing")
 WITHOUT_MODEL = (*SHAPE, *ADAPTERS, "dtype", "temperature")
 NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS}
 """Options that change nothing about a kind of policy; SHAPE, for a model that has a name."""
@@ -278,9 +297,13 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
         policy.temperature = config.temperature
         return policy.to(device)
     check_words(task, kind)
-    lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
+    lora = None
+    if config.lora_rank:
+        names = tuple(name.strip() for name in config.lora_targets.split(","))
+        targets = names[0] if names == ("all-linear",) else names
+        lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets)
     policy = load_policy(
-        kind, tokenizer=task.tokenizer, dtype=config.dtype, device=device, lora=lora,
+        kind, tokenizer=task.tokenizer, dtype=config.dtype, device=device, lora=lora, attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature, seed=seed,
     )  # fmt: skip
     check_size(task, policy, kind)
