@@ -3,7 +3,7 @@
 `llm_mdp.exact.worlds.ExactSampler` is the one of verification; an agent's `collect` cannot tell them apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class TaskSampler(BatchSampler):
         questions: of the task's questions.
         rows_at_once: most rows that a model scores in one pass; None: all.
         engine: who draws for the policy; None: the policy itself.
+        ask: the next n questions; None: draws of the task.
 
     Raises:
         ValueError: no prompts; an action mask that the policy or the engine cannot obey.
@@ -58,12 +59,14 @@ class TaskSampler(BatchSampler):
         prompts_per_batch: int = 1,
         rows_at_once: int | None = None,
         engine: Engine | None = None,
+        ask: Callable[[np.random.Generator, int], list[Question]] | None = None,
     ):
         if prompts_per_batch < 1:
             raise ValueError(f"prompts_per_batch is {prompts_per_batch}; a batch has at least 1 prompt.")
         self.policy, self.task, self.generator, self.question_generator = policy, task, generator, questions
         self.prompts_per_batch, self.rows_at_once = prompts_per_batch, rows_at_once
         self.engine = engine or OwnEngine()
+        self.ask = ask or (lambda generator, n: [task.question(generator) for _ in range(n)])
         self.mask = task_mask(task)
         """The task's action mask; None: everything is allowed."""
         mask_policy(policy, self.mask)
@@ -72,11 +75,13 @@ class TaskSampler(BatchSampler):
         self.cost = Cost()
         self.questions: tuple[Question, ...] = ()
         """One a row of the latest rollouts."""
+        self.scores: list[Scores] = []
+        """Of rollouts that were scored, for whoever wants to know more than the reward and empties it."""
 
     def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Policy | None = None) -> Rollouts:
         drawn_by = self.policy if behaviour is None else behaviour
         mask_policy(drawn_by, self.mask)
-        asked = [self.task.question(self.question_generator) for _ in range(self.prompts_per_batch)]
+        asked = self.ask(self.question_generator, self.prompts_per_batch)
         self.questions = tuple(question for question in asked for _ in range(group_size))
         prompt = pad_prompts([question.prompt for question in asked])
         talk = conversation(self.engine, drawn_by, self.task.max_turns)
@@ -85,7 +90,8 @@ class TaskSampler(BatchSampler):
         return self._checked(drawn_by, drawn, drawn.mask)
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
-        return torch.from_numpy(self._score(self.questions, rollouts).reward.astype(np.float64))
+        self.scores.append(self._score(self.questions, rollouts))
+        return torch.from_numpy(self.scores[-1].reward.astype(np.float64))
 
     def draw(self, rollouts, row, step, number, temperature):
         places = [(r, t) for r, t in zip(row.tolist(), step.tolist()) for _ in range(number)]

@@ -75,6 +75,10 @@ class Task(ABC):
     """The token MDP that this task is, for verifiers and exact values, with its hidden rewards; None: it is none."""
     tokenizer: Any = None
     """A Hugging Face tokenizer between words and tokens; None: the task has an alphabet of its own."""
+    reward_range: tuple[float, float] | None = None
+    """The smallest and the largest reward that a response may have, for intervals that keep within; None: not known."""
+    listed_by: ClassVar[str | None] = None
+    """The constructor's argument that brings the list of questions, where there is one: `listed` says how many."""
     reveals_token_rewards: bool = False
     """Every step pays its own token, for comparison runs against agents that see the end only. It takes
     `token_rewards` whose sum is the reward, that look back only, of unfinished responses too."""
@@ -142,6 +146,15 @@ class Task(ABC):
     def questions(self, generator: np.random.Generator, n: int) -> list[Question]:
         """Draw n questions; a task that draws many at once faster than one by one does it here."""
         return [self.question(generator) for _ in range(n)]
+
+    def listed(self) -> int:
+        """How many questions there are, where they are a list such as the rows of a file: training asks each of them
+        once an epoch. 0: questions are drawn."""
+        return 0
+
+    def question_at(self, number: int) -> Question:
+        """One of the listed questions, 0 … listed() - 1, however long its prompt is."""
+        raise IndexError(f"{type(self).__name__} has no list of questions.")
 
     def from_prompt(self, tokens: tuple[int, ...]) -> Question | None:
         """The question with this prompt, for `reset(options={"prompt": tokens})`; ValueError if the task asks no such

@@ -147,6 +147,13 @@ class TextTask(Task):
             f"with {length}; raise prompt_length or use a tokenizer with a larger vocabulary."
         )
 
+    def draw_at(self, number: int) -> tuple[str | list[dict], Any]:
+        """One of the listed questions, as `draw` gives it; for tasks over a list (`listed`)."""
+        raise IndexError(f"{type(self).__name__} has no list of questions.")
+
+    def question_at(self, number: int) -> Question:
+        return self.ask(*self.draw_at(number))
+
     def ask(self, question: str | list[dict], secret: Any = None) -> Question:
         """A question of your own, for `reset(options={"question": …})`; `secret` is what `grade` needs to know, as from
         `draw`."""

@@ -43,12 +43,13 @@ def mean_interval(values: Sequence[float] | np.ndarray, bounds: Interval | None 
             return student(x)
         bounds = (0.0, 1.0)
     low, high = bounds
-    if not low <= x.min() <= x.max() <= high:
+    rounding = 1e-9 * (high - low)
+    if not low - rounding <= x.min() <= x.max() <= high + rounding:
         raise ValueError(f"values go from {x.min()} to {x.max()}, but the bounds are {low} and {high}.")
     if low == high:
         return low, high
-    share = (x - low) / (high - low)
-    inner = clopper_pearson(int(share.sum()), len(x)) if np.isin(share, (0.0, 1.0)).all() else betting(share)
+    share = ((x - low) / (high - low)).clip(0, 1)
+    inner = clopper_pearson(round(share.sum()), len(x)) if np.isin(share, (0.0, 1.0)).all() else betting(share)
     # A wider interval holds E x as well, and a reader looks for the mean inside.
     edges = min(inner[0], float(share.mean())), max(inner[1], float(share.mean()))
     return low + (high - low) * edges[0], low + (high - low) * edges[1]
@@ -92,12 +93,14 @@ def betting(x: np.ndarray) -> Interval:
 
 
 def student(x: np.ndarray) -> Interval | None:
-    """Mean ± t · standard error, where there is one; the quantile by its expansion in 1/(n-1) (Cornish and Fisher)."""
+    """Mean ± t · standard error, where there is one; t is the 0.975 quantile for n - 1 degrees of freedom, to 1 % by its
+    expansion in 1 / (n - 1) (Fisher and Cornish 1960)."""
     n, deviation = len(x), float(x.std(ddof=1)) if len(x) > 1 else 0.0
     if deviation == 0.0:
         return None
     z, f = 1.959963984540054, n - 1
-    t = z + (z**3 + z) / (4 * f) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * f**2)
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    t = {1: 12.706, 2: 4.303}.get(f, z + sum(term / f**power for power, term in enumerate(terms, start=1)))
     return float(x.mean()) - t * deviation / n**0.5, float(x.mean()) + t * deviation / n**0.5
 
 

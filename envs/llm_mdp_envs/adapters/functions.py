@@ -23,7 +23,7 @@ class CallableReward(RowTask):
         ValueError: naming the argument, or the response and what it was given for a reward.
     """
 
-    argument = "prompts"
+    argument = listed_by = "prompts"
 
     def __init__(self, function: Callable[[str, str], float], prompts: Sequence[str], **text_options: Any):
         self.function = check_callable("function", function)

@@ -29,7 +29,7 @@ class RowTask(TextTask):
     """
 
     needed: tuple[str, ...] = ("prompt",)
-    argument = "rows"
+    argument = listed_by = "rows"
     """What a class calls its rows, for messages."""
 
     def __init__(self, rows: Any, *, split: str | None = None, **text_options: Any):
@@ -38,9 +38,15 @@ class RowTask(TextTask):
         self.rows = [_checked_row(row, place, self.needed) for place, row in placed]
         self.places = [place for place, _ in placed]
 
-    def draw(self, generator: np.random.Generator) -> tuple[str | list[dict], Any]:
-        row = self.rows[int(generator.integers(len(self.rows)))]
+    def listed(self) -> int:
+        return len(self.rows)
+
+    def draw_at(self, number: int) -> tuple[str | list[dict], Any]:
+        row = self.rows[number]
         return row["prompt"], row
+
+    def draw(self, generator: np.random.Generator) -> tuple[str | list[dict], Any]:
+        return self.draw_at(int(generator.integers(len(self.rows))))
 
 
 def name_of(function: Callable) -> str:

@@ -75,8 +75,13 @@ class VerifiersTask(TextTask):
                 raise ValueError(f"{_place(task, number)} has no rewards (@vf.reward), so nothing could be learned.")
         super().__init__(tokenizer, **{"chat": True, **text_options})
 
+    def listed(self):
+        return len(self.tasks)
+
     def draw(self, generator):
-        number = int(generator.integers(len(self.tasks)))
+        return self.draw_at(int(generator.integers(len(self.tasks))))
+
+    def draw_at(self, number):
         opening = in_words(opening_of(self.tasks[number]))
         alone = not self.chat and len(opening) == 1 and opening[0]["role"] == "user"
         return opening[0]["content"] if alone else opening, number
@@ -146,8 +151,13 @@ class VerifiersConversation(TextTurns):
         super().__init__(tokenizer, max_turns=limit or 20 if max_turns is None else max_turns, **text_options)
         _outcome(self, 0, [])
 
+    def listed(self):
+        return len(self.tasks)
+
     def draw(self, generator):
-        number = int(generator.integers(len(self.tasks)))
+        return self.draw_at(int(generator.integers(len(self.tasks))))
+
+    def draw_at(self, number):
         played, error = _outcome(self, number, [])
         if not played.opening:
             raise TaskError(

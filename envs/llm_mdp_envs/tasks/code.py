@@ -60,6 +60,7 @@ class Code(TextTask):
         ValueError: naming the argument, or the file and line, and the remedy.
     """
 
+    listed_by = "problems"
     separates: ClassVar[str] = (
         "programming: whether a language model learns from programs that ran; partial against all-or-nothing credit"
     )
@@ -113,9 +114,15 @@ class Code(TextTask):
         """1, what a program earns that passes all its cases, whether `reward` is "fraction" or "all"."""
         return 1.0
 
-    def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
-        problem = self.problems[int(generator.integers(len(self.problems)))]
+    def listed(self) -> int:
+        return len(self.problems)
+
+    def draw_at(self, number: int) -> tuple[str, Any]:
+        problem = self.problems[number]
         return self.asked(problem), problem
+
+    def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
+        return self.draw_at(int(generator.integers(len(self.problems))))
 
     def asked(self, problem: CodingProblem) -> str:
         """The question in words."""

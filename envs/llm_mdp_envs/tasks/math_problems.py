@@ -77,6 +77,7 @@ class Math(TextTask):
             there is no answer.
     """
 
+    listed_by = "problems"
     separates: ClassVar[str] = (
         "mathematics: whether a language model learns to reason to one verifiable answer; graded parts"
     )
@@ -114,6 +115,8 @@ class Math(TextTask):
         check_text("solution_column", solution_column, optional=True)
         self.convention, self.instruction = convention, style.instruction
         self.weights = check_weights(weights)
+        least = sum(min(weight, 0.0) for weight in self.weights.values())
+        self.reward_range = least, self.best_reward()
         rows = read_rows(OWN_PROBLEMS if problems is None else problems, split, name="problems")
         columns = question_column or style.question, solution_column or style.solution
         self.problems = [_problem(row, place, *columns) for place, row in rows]
@@ -123,9 +126,15 @@ class Math(TextTask):
         """What a right answer in the format asked for earns with true steps before it: Σ of the weights above 0."""
         return sum(max(weight, 0.0) for weight in self.weights.values())
 
-    def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
-        question, gold = self.problems[int(generator.integers(len(self.problems)))]
+    def listed(self) -> int:
+        return len(self.problems)
+
+    def draw_at(self, number: int) -> tuple[str, Any]:
+        question, gold = self.problems[number]
         return question + self.instruction, gold
+
+    def draw(self, generator: np.random.Generator) -> tuple[str, Any]:
+        return self.draw_at(int(generator.integers(len(self.problems))))
 
     def grade(self, replies: Sequence[Reply]) -> Scores:
         parts = {part: np.zeros(len(replies)) for part in self.weights}
