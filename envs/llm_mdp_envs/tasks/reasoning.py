@@ -16,6 +16,7 @@ from llm_mdp_envs.tasks.answers import answer_in_tags
 from llm_mdp_envs.tasks.graders import Grader
 from llm_mdp_envs.tasks.numbers import last_number
 from llm_mdp_envs.text import Reply, TextTask, require
+from llm_mdp_envs.tokenizers import load_tokenizer
 
 MOST_QUESTIONS = 10**9
 """Of one data set; they are made when they are asked."""
@@ -24,6 +25,19 @@ INSTRUCTIONS = {
     "number": "\nGive the final number at the end.",
     "raw": "\nGive the answer and nothing else.",
 }
+TWO_NUMBERS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
+"""Settings of chain_sum that a small model can begin with."""
+
+
+def begun_sum(question: str) -> str:
+    """How the answer to "… arithmetic problem: 47 + 18 =" begins: 47 + 18 =."""
+    return question.rpartition(": ")[2]
+
+
+def after_the_sum(reply: str) -> str | None:
+    """The last number behind the first "=", which `begun_sum` wrote; None if there is none. Without a number of its own
+    a reply gives none, though its beginning has two."""
+    return last_number(reply.partition("=")[2])
 
 
 class ReasoningGym(TextTask):
@@ -34,17 +48,27 @@ class ReasoningGym(TextTask):
     for 42 where 2 is right. Some of its scorers evaluate the answer as Python; here they run in a process of their own
     with a time limit, and evaluate arithmetic only (`llm_mdp_envs.tasks.graders`).
 
+    With nothing said, it asks what a model of a hundred million parameters can begin with: `47 + 18 =`, in the chat
+    template, the answer begun with these words, so that the next number decides within 16 tokens.
+
     Args:
-        dataset: the name of a data set ("chain_sum"); a mix, as reasoning-gym writes it: [{"name": "chain_sum",
-            "weight": 2, "config": {"max_terms": 3}}, …], weight 1 and config {} if left out; or a data set object (its
-            class importable, not from a script).
-        settings: what `reasoning_gym.create_dataset` takes besides name, size and seed. For a single name only.
+        dataset: None: sums and differences of two numbers of two digits (`chain_sum` with the settings `TWO_NUMBERS`);
+            the name of a data set ("chain_sum"), as reasoning-gym has it; a mix, as it writes one: [{"name":
+            "chain_sum", "weight": 2, "config": {"max_terms": 3}}, …], weight 1 and config {} if left out; or a data
+            set object (its class importable, not from a script).
+        settings: what `reasoning_gym.create_dataset` takes besides name, size and seed. For a single name, or for
+            chain_sum where no data set is named.
         size: how many different puzzles there are. They are made when asked.
         seed: of the data set. The environment's own seed chooses among its puzzles.
         extract: how the answer is found: "tags" (in the last <answer>…</answer>), "number" (the last one), "raw" (all
             of the reply, spaces around it removed), or a function from the reply to the answer or None. A reply without
-            one is worth what reasoning-gym gives for None.
+            one is worth what reasoning-gym gives for None. None: the last number behind the sum that began the answer,
+            where neither a data set nor a beginning of one's own is given (with the latter, "number"); else "tags".
         instruction: what the question ends with; None: a sentence that fits `extract`.
+        horizon: most response tokens; None: 16 where the answer is begun, else 256.
+        chat: put the question into the tokenizer's chat template; None: if it has one.
+        answer_prefix: see `TextTask`; None: the sum itself ("47 + 18 =") where neither data set nor `extract` is given,
+            else nothing.
         seconds: most CPU time for scoring one reply. A reply beyond it is worth 0, as is one on which the scorer raises
             an exception.
         others: see `TextTask`.
@@ -58,31 +82,37 @@ class ReasoningGym(TextTask):
 
     def __init__(
         self,
-        dataset: Any = "chain_sum",
+        dataset: Any = None,
         settings: Mapping[str, Any] | None = None,
         *,
         size: int = 10_000,
         seed: int = 0,
-        extract: str | Callable[[str], str | None] = "tags",
+        extract: str | Callable[[str], str | None] | None = None,
         instruction: str | None = None,
         seconds: float = 5.0,
         tokenizer: Any = None,
-        horizon: int = 256,
+        horizon: int | None = None,
         prompt_length: int = 1024,
-        chat: bool = False,
+        chat: bool | None = None,
         system: str | None = None,
-        answer_prefix: str | Callable[[Any], str] = "",
+        answer_prefix: str | Callable[[Any], str] | None = None,
         template_options: Mapping[str, Any] | None = None,
     ):
+        begun = dataset is None and extract is None
+        tokenizer = load_tokenizer(tokenizer)
         super().__init__(
             tokenizer,
-            horizon=horizon,
+            horizon=(16 if begun else 256) if horizon is None else horizon,
             prompt_length=prompt_length,
-            chat=chat,
+            chat=bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat,
             system=system,
-            answer_prefix=answer_prefix,
+            answer_prefix=(begun_sum if begun else "") if answer_prefix is None else answer_prefix,
             template_options=template_options,
         )
+        if dataset is None:
+            dataset, settings = "chain_sum", TWO_NUMBERS if settings is None else settings
+        if extract is None:
+            extract = (after_the_sum if answer_prefix is None else "number") if begun else "tags"
         require("reasoning_gym", "reasoning", "ReasoningGym")
         if isinstance(extract, type) or not (
             callable(extract) or (isinstance(extract, str) and extract in EXTRACTIONS)

@@ -1,6 +1,7 @@
 """reasoning-gym as a task: its own scores, safe and in time on any answer."""
 
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,7 @@ reasoning_gym = pytest.importorskip("reasoning_gym", reason='needs reasoning-gym
 from llm_mdp_envs import TokenEnv  # noqa: E402
 from llm_mdp_envs.tasks.graders import CALLABLE, Grader, check_expression  # noqa: E402
 from llm_mdp_envs.tasks.reasoning import NUMBER, ReasoningGym, answer_in_tags  # noqa: E402
+from llm_mdp_envs.text import byte_tokenizer  # noqa: E402
 
 
 def score(task: ReasoningGym, question, text: str) -> float:
@@ -232,3 +234,71 @@ def test_a_number_is_right_or_it_is_not(answer, wanted, grader):
     question = task.ask("44 - 42 =", {**task.dataset[0], "answer": "2"})
     given = score(task, question, f"<answer>{answer}</answer>")
     assert given == wanted if wanted is not None else given < 1
+
+
+# --- nothing said: what a small model can begin with ---
+
+
+def test_with_nothing_said_it_asks_sums_of_two_numbers_and_begins_the_answer(grader):
+    task = ReasoningGym(size=50)
+    task._grader = grader
+    for question in questions(task, 20):
+        found = re.search(
+            r"problem: (\d\d) ([+-]) (\d\d) =\S*\s<\|assistant\|>\s(\1 \2 \3 =)$", task.decode(question.prompt)
+        )
+        assert found, "two numbers of two digits, the question in the chat template, and the answer begun with the sum"
+        right = int(found[1]) + int(f"{found[2]}{found[3]}")
+        assert len(task.encode_response(f" {right}.")) <= task.horizon
+        for reply in (f" {right}", f" {right}.", f" {found[1]} {found[2]} {found[3]} = {right}"):
+            assert score(task, question, reply) == 1.0
+        for reply in (f" {right}1", f" {right + 1}", f" {-right}" if right else " 1", f" {right} or {right + 1}"):
+            assert score(task, question, reply) == 0.0
+
+
+@pytest.mark.parametrize("reply", ["", " ", " I do not know", ".", "="])
+def test_the_begun_sum_states_no_answer_by_itself(reply, grader):
+    """Its last number would be right where 90 - 45 is asked, its calculation always."""
+    task = ReasoningGym(size=5)
+    task._grader = grader
+    question = task.ask("State the final answer: 90 - 45 =", {**task.dataset[0], "answer": "45"})
+    assert task.beginning(question.secret.text) == "90 - 45 ="
+    assert score(task, question, reply) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begun", "terms"),
+    [
+        ({}, True, {3}),
+        ({"settings": {"min_terms": 3, "max_terms": 3, "max_digits": 1}}, True, {5}),
+        ({"extract": "tags"}, False, {3}),
+        ({"answer_prefix": "It is"}, True, {3}),
+        ({"dataset": "chain_sum"}, False, {3, 5, 7, 9, 11}),
+    ],
+)
+def test_what_is_said_is_done(arguments, begun, terms):
+    """A data set that is named is asked as reasoning-gym has it, and an extraction of one's own with its own words."""
+    task = ReasoningGym(**arguments)
+    asked = questions(task, 60)
+    said = [question.secret.text for question in asked]
+    assert {len(text.split("\n")[0].split(": ")[1].split(" =")[0].split()) for text in said} == terms
+    assert all(("<answer>" in text) is not begun for text in said)
+    begins = {question.secret.beginning for question in asked}
+    if "answer_prefix" in arguments:
+        assert begins == {"It is"} and score(task, asked[0], f" {asked[0].secret.secret['answer']}.") == 1.0
+    else:
+        assert all(each.endswith(" =") is begun for each in begins)
+    assert task.horizon == (16 if begun else 256)
+    task.close()
+
+
+@pytest.mark.parametrize("named", [{}, {"dataset": "chain_sum"}])
+def test_the_chat_template_is_used_where_there_is_one(named):
+    with_template, without = byte_tokenizer(), byte_tokenizer()
+    without.chat_template = None
+    for tokenizer, chat in ((with_template, None), (without, None), (with_template, False)):
+        task = ReasoningGym(**named, tokenizer=tokenizer, chat=chat)
+        (question,) = questions(task, 1)
+        assert ("<|user|>" in task.decode(question.prompt)) is (tokenizer is with_template and chat is None)
+        task.close()
+    with pytest.raises(ValueError, match="has no chat template"):
+        ReasoningGym(**named, tokenizer=without, chat=True)
