@@ -1,6 +1,7 @@
 """What all agents share: an estimator of the core, verified as it stands, and the models that are trained beside the
 policy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -10,15 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, Boundary, EveryNTokens
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.objectives import KL
-from llm_mdp.estimators.practices import KLLoss, KLReward
-from llm_mdp.sampling.evidence import Evidence
-from llm_mdp.sampling.policies import Policy
+from llm_mdp.estimators.practices import EntropyReward, KLLoss, KLReward
+from llm_mdp.sampling.evidence import Evidence, Rollouts
+from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import BatchSampler, Sampler
 from llm_mdp_agents.action_masks import mask_policy, task_mask
-from llm_mdp_agents.models import SequenceScorer, frozen, scorer
+from llm_mdp_agents.models import frozen, parameter_groups
+from llm_mdp_agents.optimizers import OptimizerWithMasters
+from llm_mdp_agents.penalties import Schedule, check_coefficients, controlled, left, measured_kl, without_reference
 from llm_mdp_envs.task import Task
 
 
@@ -42,6 +44,16 @@ class AgentConfig:
     """Where the penalty acts. Only k1 in the reward has the gradient of the divergence (claims kl-*)."""
     kl_estimator: KL = "k1"
     """Which estimate of the divergence, see `llm_mdp.estimators.objectives.kl_estimate`."""
+    kl_target: float | None = None
+    """KL(π ‖ reference) of a response, in nats, that β is steered to from `kl` on (Ziegler et al. 2019); None: β stays
+    what it is, or follows `kl_schedule`."""
+    kl_schedule: Schedule = "constant"
+    """Of β over the steps of the run: linear and cosine fall to 0."""
+    entropy: float = 0.0
+    """β of the bonus β H(π) for the entropy of the response, by its exact gradient (claim entropy-reward); 0: no
+    bonus."""
+    entropy_schedule: Schedule = "constant"
+    """Of the bonus, as `kl_schedule`."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -58,8 +70,7 @@ class AgentConfig:
         for name in ("clip_low", "clip_high"):
             if (clip := getattr(self, name)) is not None and not clip > 0:
                 raise ValueError(f"{name} is {clip}; it must be above 0, or None for no clipping.")
-        if self.kl < 0:
-            raise ValueError(f"kl is {self.kl}; the weight of the penalty is at least 0.")
+        check_coefficients(self.kl, self.kl_target, self.kl_schedule, self.entropy, self.entropy_schedule)
         if self.kl and self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 'kl_estimator "k1" in the loss has no gradient (claim kl-k1-loss); put it into the reward, or take k2 '
@@ -67,84 +78,14 @@ class AgentConfig:
             )
 
 
-@dataclass(frozen=True)
-class CriticConfig(AgentConfig):
-    """Options of agents with a learned critic."""
-
-    critic: str | None = None
-    """A sequence classifier with one label to start from; None: the policy's own body with a new head (tables: a small
-    transformer)."""
-    critic_learning_rate: float = 1e-3
-    critic_epochs: int = 1
-    """Passes over each batch."""
-    critic_warm_up: int = 10
-    """Batches on which the critic is trained before the policy's first update."""
-    lam: float = 0.95
-    """λ of GAE. With a learned critic only 1 is unbiased (claims gae-wrong-*)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lam is {self.lam}; it must be in [0, 1].")
-
-
-@dataclass(frozen=True)
-class SegmentConfig(AgentConfig):
-    """Options of agents that cut responses into segments, always by a stopping rule (claim trepo-own-length is why)."""
-
-    boundary: Literal["every", "separators", "random"] = "every"
-    """A segment begins: every n tokens, after certain tokens, or at random steps drawn before the responses."""
-    every: int = 1
-    """n of "every"."""
-    separators: tuple[int, ...] = ()
-    """Token ids of "separators": the next segment begins after one of them."""
-    positions: int = 4
-    """|D| of "random": steps drawn anew for each batch, uniform over the horizon, the first step besides."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.boundary == "separators" and not self.separators:
-            raise ValueError('boundary is "separators", but there are none; give token ids in `separators`.')
-        if self.positions < 1:
-            raise ValueError(f"positions is {self.positions}; draw at least 1.")
-
-
-@dataclass(frozen=True)
-class BranchConfig(SegmentConfig):
-    """Options of agents whose values are means of fresh responses."""
-
-    samples: int = 2
-    """M, branches from each boundary."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; a value needs at least 1 branch.")
-
-
-@dataclass(frozen=True)
-class RewardModelConfig(AgentConfig):
-    """Options of agents that look into a reward model."""
-
-    reward_model: str | None = None
-    """A trained sequence classifier with one label, left as it is; None: a new one, fitted to the rewards as they
-    come."""
-    reward_model_learning_rate: float = 1e-3
-    reward_model_warm_up: int = 10
-    """Batches on which a new one is fitted before the policy's first update."""
-
-
 Options = TypeVar("Options", bound=AgentConfig)
-CriticOptions = TypeVar("CriticOptions", bound=CriticConfig)
-SegmentOptions = TypeVar("SegmentOptions", bound=SegmentConfig)
-RewardModelOptions = TypeVar("RewardModelOptions", bound=RewardModelConfig)
 
 
 class Agent(Generic[Options]):
     """An algorithm at work.
 
-    `collect`, `advantages` and `loss` are those of a core estimator, plus the KL penalty if there is one;
-    `exact_certificate(agent, …)` takes an agent as the trainer runs it. Subclasses make the estimator
+    `collect`, `advantages` and `loss` are those of a core estimator, plus KL penalty and entropy bonus if there are
+    any; `exact_certificate(agent, …)` takes an agent as the trainer runs it. Subclasses make the estimator
     (`make_estimator`) and train what else they need (`prepare`, `fit`).
 
     Args:
@@ -178,12 +119,28 @@ class Agent(Generic[Options]):
         self.generator = torch.Generator().manual_seed(seed)
         self.models: dict[str, Any] = {}
         """Every `nn.Module` that is kept or trained beside the policy."""
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.optimizers: dict[str, OptimizerWithMasters] = {}
         self.numbers: dict[str, float] = {}
         """What else is learned: running means and the like."""
+        self.notes: list[str] = []
+        """What was chosen where nobody said, a sentence each, for people."""
+        self.steps: int | None = None
+        """Steps of the run, and below those that are done; the trainer says so. None: there is no trainer."""
+        self.steps_done = 0
+        self.report: Callable[[str, int, int], None] = lambda stage, done, total: None
+        """Told how far `prepare` is: (what it does, how much of it is done, of how much)."""
+        self.rows_at_once: int | None = None
+        """Most rows that go through an auxiliary model at once, set by the trainer (`micro_batch`); None: all."""
+        self.told: dict[str, float] = {}
+        """Figures of the latest batch that `collect` alone knows."""
         if config.kl:
             self.models["reference"] = frozen(policy)
         self.build()
+        if config.entropy and self.behaviour is not policy:
+            raise ValueError(
+                f"entropy is {config.entropy}, but {self.name} draws from another policy than the one that trains, so "
+                f"its responses do not say how varied that one is; leave entropy at 0."
+            )
         self.estimator = self.make_estimator()
 
     def build(self) -> None:
@@ -230,12 +187,25 @@ class Agent(Generic[Options]):
         return self.estimator.advantages(evidence)
 
     def loss(self, logp: Float[Tensor, "*worlds B T"], evidence: Evidence) -> Float[Tensor, "*worlds"]:
-        """What is minimised: the estimator's loss + β KL(π ‖ reference). No sampling, no model."""
+        """What is minimised: the estimator's loss + β KL(π ‖ reference) - β' H(π). No sampling, no model."""
         loss, config = self.estimator.loss(logp, evidence), self.config
         if config.kl:
             penalty = KLReward if config.kl_in == "reward" else KLLoss
-            loss = loss + config.kl * penalty(**self.common(), kind=config.kl_estimator).loss(logp, evidence)
+            loss = loss + self.kl * penalty(**self.common(), kind=config.kl_estimator).loss(logp, evidence)
+        if config.entropy:
+            bonus = EntropyReward(**self.common()).loss(logp, without_reference(evidence))
+            loss = loss + self.entropy * bonus
         return loss
+
+    @property
+    def kl(self) -> float:
+        """β of the KL penalty at this step."""
+        return self.numbers.get("kl", self.config.kl) * left(self.config.kl_schedule, self.steps_done, self.steps)
+
+    @property
+    def entropy(self) -> float:
+        """β of the entropy bonus at this step."""
+        return self.config.entropy * left(self.config.entropy_schedule, self.steps_done, self.steps)
 
     def displacement(self, first_update: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"] | None:
         """See `Estimator.displacement`."""
@@ -248,83 +218,84 @@ class Agent(Generic[Options]):
         """Train the auxiliary models on a batch after its advantages were taken; returns metrics."""
         return {}
 
-    def optimize(self, name: str, loss: Tensor) -> float:
-        """One step of an auxiliary model's optimizer."""
+    def finish_batch(self, evidence: Evidence) -> dict[str, float]:
+        """What comes after a batch's updates and `fit` in every agent: the KL penalty is steered to its target. Returns
+        metrics: coefficients that change, branches, and what `collect` told."""
+        config, metrics = self.config, dict(self.told)
+        if config.kl_target is not None or config.kl_schedule != "constant":
+            metrics["kl_coefficient"] = self.kl
+        if config.entropy:
+            metrics["entropy_coefficient"] = self.entropy
+        if config.kl_target is not None:
+            self.numbers["kl"] = controlled(self.kl, measured_kl(evidence), config.kl_target)
+        if evidence.branches is not None:
+            metrics["branches"] = float(len(evidence.branches.row))
+        return metrics
+
+    def optimize(
+        self, name: str, outputs: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor], rows: int
+    ) -> tuple[float, Tensor]:
+        """One step of an auxiliary model's optimizer; returns the loss before it and all outputs.
+
+        No more than `rows_at_once` rows go through the model together. The loss may be any function of all outputs (a
+        mean over tokens, pairs of rows): its derivative by them is taken first, as the trainer does it, so that parts
+        never change the gradient. They cost one more forward pass.
+
+        Args:
+            outputs: what the model says of some rows, given their numbers: (n, …), differentiable.
+            loss: of the outputs of all rows, on which alone it depends.
+            rows: how many there are.
+
+        Raises:
+            ValueError: if the loss or the gradient is not finite; the model stays as it was.
+        """
         optimizer = self.optimizers[name]
         optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.models[name].parameters(), 1.0)
+        parts = torch.arange(rows).split(self.rows_at_once or max(rows, 1))
+        with torch.set_grad_enabled(len(parts) == 1):
+            everything = torch.cat([outputs(part) for part in parts])
+        if len(parts) > 1:
+            everything.requires_grad_()
+        value = loss(everything)
+        if len(parts) == 1:
+            value.backward()
+        else:
+            (weights,) = torch.autograd.grad(value, everything)
+            for part in parts:
+                (outputs(part) * weights[part]).sum().backward()
+                optimizer.take_gradients()
+        optimizer.take_gradients()
+        norm = nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
+        if not (torch.isfinite(value) and torch.isfinite(norm)):
+            optimizer.zero_grad()
+            raise ValueError(
+                f"the loss of the {name} is {float(value)} and its gradient has length {float(norm)}; lower its "
+                f"learning rate, or look for a reward without bounds."
+            )
         optimizer.step()
-        return float(loss.detach())
+        optimizer.zero_grad()
+        return float(value.detach()), everything.detach()
 
-    def add_model(self, name: str, model: nn.Module | Policy, learning_rate: float) -> None:
-        """Train this model beside the policy."""
+    def optimize_policy(
+        self, name: str, rollouts: Rollouts, loss: Callable[[Float[Tensor, "B T"]], Float[Tensor, ""]]
+    ) -> float:
+        """`optimize` for a model that is a policy: the loss is one of the log-probabilities (float64, 0 where the
+        policy wrote nothing) that it gives to these responses. Returns the loss before the step."""
+        model = self.models[name]
+
+        def outputs(rows: Tensor) -> Tensor:
+            return logp_of(model, rollouts.prompt[rows], rollouts.tokens[rows], rollouts.mask[rows]).double()
+
+        return self.optimize(name, outputs, loss, len(rollouts.tokens))[0]
+
+    def add_model(self, name: str, model: nn.Module | Policy, learning_rate: float | None = None) -> None:
+        """Train this model beside the policy.
+
+        Args: learning_rate: None: by kind and size (`models.default_learning_rate`); a new head learns faster.
+        """
         assert isinstance(model, nn.Module)
         self.models[name] = model
-        self.optimizers[name] = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0)
-
-
-class WithCritic(Agent[CriticOptions]):
-    """Base of agents with a learned value of every prefix: regression on RM(W), the return of the zero-reward
-    reading."""
-
-    def build(self) -> None:
-        model = scorer(self.policy, self.task, self.seed, self.config.critic)
-        self.add_model("critic", model, self.config.critic_learning_rate)
-
-    def prepare(self, sampler: BatchSampler) -> None:
-        for _ in range(self.config.critic_warm_up):
-            self.fit(self.collect(sampler))
-
-    def fit(self, evidence: Evidence) -> dict[str, float]:
-        critic, rollouts = self.models["critic"], evidence.rollouts
-        losses = []
-        for _ in range(self.config.critic_epochs):
-            value = critic(rollouts.prompt, rollouts.tokens, rollouts.mask)[..., :-1]
-            error = torch.where(rollouts.mask, value - evidence.response_reward[:, None], 0.0)
-            losses.append(self.optimize("critic", (error**2).sum() / rollouts.mask.sum()))
-        return {"critic/loss": losses[0]} if losses else {}
-
-
-class WithSegments(Agent[SegmentOptions]):
-    """Base of agents that cut responses into segments."""
-
-    drawn: AtSteps | None = None
-
-    @property
-    def boundary(self) -> Boundary:
-        if self.config.boundary == "separators":
-            return AfterTokens(self.config.separators)
-        if self.config.boundary == "random":
-            return self.drawn or AtSteps(())
-        return EveryNTokens(self.config.every)
-
-    def collect(self, sampler: Sampler) -> Evidence:
-        if self.config.boundary == "random":
-            steps = torch.randperm(self.task.horizon, generator=self.generator)[: self.config.positions]
-            self.drawn = AtSteps(tuple(steps.tolist()))
-            self.estimator = self.make_estimator()
-        return super().collect(sampler)
-
-
-class WithRewardModel(Agent[RewardModelOptions]):
-    """Base of agents with a model of RM(W), fitted to the environment's rewards of whole responses."""
-
-    def build(self) -> None:
-        model = scorer(self.policy, self.task, self.seed, self.config.reward_model)
-        self.add_model("reward_model", model, self.config.reward_model_learning_rate)
-
-    def prepare(self, sampler: BatchSampler) -> None:
-        for _ in range(0 if self.config.reward_model else self.config.reward_model_warm_up):
-            self.fit(self.collect(sampler))
-
-    def fit(self, evidence: Evidence) -> dict[str, float]:
-        if self.config.reward_model:
-            return {}
-        model, rollouts = self.models["reward_model"], evidence.rollouts
-        assert isinstance(model, SequenceScorer)
-        error = model.final(rollouts.prompt, rollouts.tokens) - evidence.response_reward
-        return {"reward_model/loss": self.optimize("reward_model", (error**2).mean())}
+        self.optimizers[name] = OptimizerWithMasters(parameter_groups(model, learning_rate))
 
 
 class Plain(Agent[AgentConfig]):

@@ -1,38 +1,53 @@
-"""The models that agents train beside the policy: critics and reward models, both `AutoModelForSequenceClassification`
-with one label."""
+"""The models that agents train beside the policy: critics, reward models and copies of the policy.
+
+What is frozen in the policy (the weights under LoRA adapters) is not copied: a reference, a DPO model, a critic's body
+hold the same tensors, and adapters of their own. Under several processes every one of them trains these models on the
+whole batch by itself: they stay equal as long as equal numbers give equal sums, which is certain on CPUs of one kind;
+where kernels add up in any order (CUDA), the trainer sends those of the first process to all.
+"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.policies import Policy
+from llm_mdp_agents.optimizers import HALF
 from llm_mdp_envs.task import Question, Scores, Task
+
+LARGE = 20_000_000
+"""Parameters from which a model is large."""
+NEW_HEAD = 10.0
+"""How many times faster a new head learns than the trained body under it."""
 
 
 class SequenceScorer(nn.Module):
-    """A number for every prefix of a response, from one pass of a causal sequence classifier whose head is read at
-    every token.
+    """A number for every prefix of a response, from one pass of a causal model whose head is read at every token.
 
     As a critic it is the value of the prefix, as a reward model the score of a partial response (R3HF), and its last
     layer's attention says which tokens the score of the whole response looked at (ABC).
 
     Args:
-        model: `AutoModelForSequenceClassification` with num_labels 1 over a causal body.
+        model: `AutoModelForSequenceClassification` with num_labels 1 over a causal body; with `head`, the body alone.
         begin: token put before the prompt, so that even an empty prompt has a first state; None: prompts are never
             empty.
+        head: a new one on a body that is trained already.
     """
 
-    model: Any
+    body: Any
 
-    def __init__(self, model: Any, begin: int | None):
+    def __init__(self, model: Any, begin: int | None, head: nn.Module | None = None):
         super().__init__()
-        self.model, self.begin = model.eval(), begin
+        self.body = (model if head is not None else getattr(model, model.base_model_prefix)).eval()
+        self.head = model.score if head is None else head
+        self.begin, self.has_new_head = begin, head is not None
 
     def forward(
         self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
@@ -43,9 +58,15 @@ class SequenceScorer(nn.Module):
         return torch.cat([torch.where(mask, score[:, :-1], 0.0), torch.zeros_like(score[:, :1])], dim=-1)
 
     def score(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T1"]:
-        """The score of the prefix before step t, the environment's tokens included; anything after the end."""
-        hidden = self._body(prompt, tokens).last_hidden_state[:, -tokens.shape[1] - 1 :]
-        return self.model.score(hidden)[..., 0].to("cpu", torch.float64)
+        """The score of the prefix before step t, the environment's tokens included; anything after the end.
+
+        Raises:
+            ValueError: if a prompt is empty and there is no `begin`.
+        """
+        text, state = self._text(prompt, tokens)
+        hidden = self._read(text).last_hidden_state
+        hidden = hidden[torch.arange(len(text))[:, None], state.to(hidden.device)]
+        return self.head(hidden.to(next(self.head.parameters()).dtype))[..., 0].to("cpu", torch.float64)
 
     def final(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """The score of the whole response."""
@@ -58,90 +79,168 @@ class SequenceScorer(nn.Module):
     ) -> Float[Tensor, "B T1"]:
         """How much the score of the whole response attends to each of its tokens: last layer, mean over heads (ABC, Eq.
         42)."""
-        weights = self._body(prompt, tokens, output_attentions=True).attentions[-1].mean(1)
-        last = weights.shape[-1] - tokens.shape[1] - 1 + (tokens != PAD).sum(-1)
-        row = weights[torch.arange(len(tokens)), last.to(weights.device)][:, -tokens.shape[1] :].to(
-            "cpu", torch.float64
-        )
+        text, state = self._text(prompt, tokens)
+        with _showing_attention(self.body):
+            weights = self._read(text, output_attentions=True).attentions[-1].mean(1).to("cpu", torch.float64)
+        last = state.gather(1, (tokens != PAD).sum(-1, keepdim=True))[:, 0]
+        row = weights[torch.arange(len(text)), last].gather(1, state[:, 1:])
         return torch.cat([torch.where(mask, row, 0.0), torch.zeros_like(row[:, :1])], dim=-1)
 
-    def _body(self, prompt: Tensor, tokens: Tensor, **options: Any) -> Any:
-        lead = prompt
+    def _text(self, prompt: Tensor, tokens: Tensor) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B T1"]]:
+        """Prompt and response from the left, padding after them, where no token sees it; and the column of the state
+        before every step."""
+        text = torch.cat([prompt, tokens], dim=1)
+        real = text != PAD
+        # Stable: the order of the tokens stays.
+        order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
+        text = text.gather(1, order)[:, : max(int(real.sum(1).max()), 1)].clamp(min=0)
+        begun = (prompt != PAD).sum(1)
         if self.begin is not None:
-            lead = nn.functional.pad(prompt, (1, 0), value=PAD)
-            begins = (lead == PAD) & (nn.functional.pad(lead[:, 1:], (0, 1)) != PAD)
-            lead = torch.where(begins, self.begin, lead)
-        device = next(self.parameters()).device
-        text = torch.cat([lead, tokens], dim=1).to(device)
-        attention = text != PAD
-        position = (attention.cumsum(-1) - 1).clamp(min=0)
-        body = getattr(self.model, self.model.base_model_prefix)
-        return body(
-            input_ids=text.clamp(min=0),
-            attention_mask=attention.long(),
-            position_ids=position,
-            use_cache=False,
-            **options,
-        )
+            text, begun = pad(text, (1, 0), value=self.begin), begun + 1
+        elif not begun.all():
+            raise ValueError(
+                "a prompt is empty, and the critic or reward model has no token that begins a text; give the task "
+                "prompts of at least one token."
+            )
+        state = begun[:, None] - 1 + torch.arange(tokens.shape[1] + 1)
+        return text, state.clamp(max=text.shape[1] - 1)
+
+    def _read(self, text: Tensor, **options: Any) -> Any:
+        from llm_mdp_agents.lm.policy import _recomputing
+
+        with _recomputing(self.body):
+            return self.body(input_ids=text.to(next(self.body.parameters()).device), use_cache=False, **options)
 
 
-def scorer(policy: Policy, task: Task, seed: int, path: str | None = None) -> SequenceScorer:
-    """A critic or reward model for a policy's tokens.
+@contextmanager
+def _showing_attention(body: Any) -> Iterator[None]:
+    """Only the eager kernel has its weights to show."""
+    before = body.config._attn_implementation
+    body.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        body.set_attn_implementation(before)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """New weights by this seed, made on the CPU; no global generator is moved, those of other devices neither."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def scorer(
+    policy: Policy, task: Task, seed: int, path: str | None = None, *, trained: bool = True, what: str = "critic"
+) -> SequenceScorer:
+    """A critic or reward model for a policy's tokens, on its device.
 
     Args:
-        path: an `AutoModelForSequenceClassification` with one label; None: the policy's own body with a new head if the
-            policy is a language model, else a small transformer from scratch.
-        seed: of what is new; the global generator is left as it was.
+        path: an `AutoModelForSequenceClassification` with one label; None: the policy's own body, as it is now, with a
+            new head that says 0 if the policy is a language model, else a small transformer from scratch.
+        seed: of what is new; the global generators are left as they were.
+        trained: whether it will be trained: it then has the policy's precision, and may come without a head; otherwise
+            its own precision.
+        what: the option that named it, for errors.
 
     Raises:
-        ValueError: if there is no such model.
+        ValueError: if there is no such model, or it cannot be read token by token.
     """
+    assert isinstance(policy, nn.Module)
+    like = next(policy.parameters())
+    if path is not None:
+        model = _named(path, task, seed, trained, what)
+        return model.to(like.device, like.dtype if trained else None)
+    causal_lm = getattr(policy, "causal_lm", None)
+    if causal_lm is None:
+        # In the policy's precision: rounding must not tell responses with the same prefix apart.
+        return _small_scorer(task, seed).to(like)
+    if causal_lm.base_model is causal_lm:
+        raise ValueError(
+            f"{type(causal_lm).__name__} has no body apart from its head, so no {what} can be made of it; name one "
+            f"({what}=FOLDER)."
+        )
+    width = causal_lm.get_output_embeddings().weight.shape[-1]
+    body = copy.deepcopy(causal_lm.base_model, _shared(policy))
+    return SequenceScorer(body, getattr(policy, "begin", None), _new_head(width, like))
+
+
+def _named(path: str, task: Task, seed: int, trained: bool, what: str) -> SequenceScorer:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with _seeded(seed):
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no reward model or critic could be loaded from {path!r}; name a model or its folder."
+        ) from error
+    if not hasattr(model, "score"):
+        raise ValueError(
+            f"{what} is {path!r}, a {type(model).__name__}, which reads a text as a whole; name a sequence classifier "
+            f"over a causal language model, whose head can be read at every token."
+        )
+    headless = any(name.startswith("score") for name in found["missing_keys"]) or found["mismatched_keys"]
+    if headless and not trained:
+        raise ValueError(
+            f"{what} is {path!r}, which has no head with one label, so that its scores would be random numbers; name a "
+            f"trained reward model."
+        )
+    body = getattr(model, model.base_model_prefix)
+    if (rows := body.get_input_embeddings().weight.shape[0]) < task.vocab_size:
+        raise ValueError(
+            f"{what} is {path!r}, which knows {rows:,} tokens, but {type(task).__name__} has {task.vocab_size:,}; name "
+            f"a model with the policy's tokenizer."
+        )
+    if not headless:
+        return SequenceScorer(model, None)
+    return SequenceScorer(body, None, _new_head(model.score.weight.shape[-1], next(body.parameters())))
+
+
+def _small_scorer(task: Task, seed: int) -> SequenceScorer:
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-    options = {"num_labels": 1, "attn_implementation": "eager"}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if path is not None:
-            try:
-                return SequenceScorer(AutoModelForSequenceClassification.from_pretrained(path, **options), None)
-            except OSError as error:
-                raise ValueError(
-                    f"no reward model or critic could be loaded from {path!r}; name a model or its folder."
-                ) from error
-        source = getattr(policy, "model", None)
-        if source is None:
-            config = LlamaConfig(
-                vocab_size=task.vocab_size + 1,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=task.prompt_length + task.horizon + 1,
-                pad_token_id=None,
-                **options,
-            )
-            assert isinstance(policy, nn.Module)
-            # In the policy's precision: rounding must not tell responses with the same prefix apart.
-            model = AutoModelForSequenceClassification.from_config(config).to(next(policy.parameters()))
-            return SequenceScorer(model, task.vocab_size)
-        config = copy.deepcopy(source.config)
-        config.num_labels, config.pad_token_id, config._attn_implementation = 1, None, "eager"
-        model = AutoModelForSequenceClassification.from_config(config)
-        # LoRA or not, a critic starts from the body as the policy found it.
-        body = source.get_base_model() if hasattr(source, "get_base_model") else source
-        body = getattr(body, body.base_model_prefix)
-        state = {
-            name.replace(".base_layer", ""): tensor for name, tensor in body.state_dict().items() if "lora_" not in name
-        }
-        getattr(model, model.base_model_prefix).load_state_dict(state)
-        return SequenceScorer(model.to(next(source.parameters())), getattr(policy, "begin", None))
+    options: dict[str, Any] = {"num_labels": 1}
+    config = LlamaConfig(
+        vocab_size=task.vocab_size + 1,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=task.prompt_length + task.horizon + 1,
+        pad_token_id=None,
+        **options,
+    )
+    with _seeded(seed):
+        return SequenceScorer(AutoModelForSequenceClassification.from_config(config), task.vocab_size)
+
+
+def _new_head(width: int, like: Tensor) -> nn.Linear:
+    """It says 0 of everything: a value that nobody has learned yet should not move the policy."""
+    head = nn.Linear(
+        width, 1, bias=False, device=like.device, dtype=torch.float32 if like.dtype in HALF else like.dtype
+    )
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def _shared(policy: nn.Module) -> dict[int, Any]:
+    """What `copy.deepcopy` is to take for copied already: the parameters that are frozen."""
+    return {id(each): each for each in policy.parameters() if not each.requires_grad}
+
+
+def trainable_copy(policy: Policy) -> Any:
+    """A copy of the policy as it is now, to be trained apart from it. What is frozen in the policy is shared."""
+    assert isinstance(policy, nn.Module)
+    return copy.deepcopy(policy, _shared(policy))
 
 
 def frozen(policy: Policy) -> Any:
-    """A copy of the policy as it is now, never trained: a reference."""
-    other = copy.deepcopy(policy)
-    assert isinstance(other, nn.Module)
-    return other.requires_grad_(False)
+    """A copy of the policy as it is now, never trained: a reference. What is frozen in the policy is shared."""
+    return trainable_copy(policy).requires_grad_(False)
 
 
 class ScoredTask(Task):
@@ -152,6 +251,8 @@ class ScoredTask(Task):
 
     def __init__(self, task: Task, model: SequenceScorer):
         self._task, self._model = task, model
+        self.rows_at_once: int | None = None
+        """Most responses that the model scores in one pass; None: all."""
         self.vocab_size, self.horizon, self.prompt_length = task.vocab_size, task.horizon, task.prompt_length
         self.eos, self.end_of_turn, self.max_turns = task.eos, task.end_of_turn, task.max_turns
         self.also_ends = task.also_ends
@@ -183,16 +284,44 @@ class ScoredTask(Task):
 
     @torch.no_grad()
     def score(self, questions: Sequence[Question], tokens: np.ndarray, mask: np.ndarray) -> Scores:
-        prompt = pad_prompts([question.prompt for question in questions])
-        return Scores(self._model.final(prompt, torch.from_numpy(tokens)).numpy())
+        prompt, response = pad_prompts([question.prompt for question in questions]), torch.from_numpy(tokens)
+        size = self.rows_at_once or max(len(response), 1)
+        parts = [self._model.final(*part) for part in zip(prompt.split(size), response.split(size))]
+        return Scores(torch.cat(parts).numpy())
 
 
 def scored(task: Task, policy: Policy, seed: int, name: str | None) -> Task:
     """The task with the scores of the reward model of this name as rewards; as it is if no name is given."""
-    return task if name is None else ScoredTask(task, scorer(policy, task, seed, name))
+    if name is None:
+        return task
+    return ScoredTask(task, scorer(policy, task, seed, name, trained=False, what="scored_by"))
 
 
-def is_large(policy: Policy) -> bool:
+def is_large(model: Policy | nn.Module) -> bool:
     """20 million parameters or more."""
-    assert isinstance(policy, nn.Module)
-    return sum(parameter.numel() for parameter in policy.parameters()) >= 20_000_000
+    assert isinstance(model, nn.Module)
+    return sum(parameter.numel() for parameter in model.parameters()) >= LARGE
+
+
+def default_learning_rate(model: Policy | nn.Module) -> float:
+    """Of AdamW, by kind and size: of tables 0.05; of small language models 5e-4, of small critics and reward models
+    1e-3; of LoRA 1e-4; of other large models 1e-5."""
+    assert isinstance(model, nn.Module)
+    critic = isinstance(model, SequenceScorer)
+    if not critic and not hasattr(model, "model"):
+        return 0.05
+    if not is_large(model):
+        return 1e-3 if critic else 5e-4
+    return 1e-4 if any("lora_" in name for name, _ in model.named_parameters()) else 1e-5
+
+
+def parameter_groups(model: nn.Module, learning_rate: float | None) -> list[tuple[list[nn.Parameter], float]]:
+    """What is trained of a model, and how fast: a new head on a large body `NEW_HEAD` times as fast as the body.
+
+    Args: learning_rate: of AdamW; None: `default_learning_rate`.
+    """
+    rate = default_learning_rate(model) if learning_rate is None else learning_rate
+    if not (isinstance(model, SequenceScorer) and model.has_new_head and is_large(model)):
+        return [([each for each in model.parameters() if each.requires_grad], rate)]
+    body = [each for each in model.body.parameters() if each.requires_grad]
+    return [(body, rate), (list(model.head.parameters()), NEW_HEAD * rate)]

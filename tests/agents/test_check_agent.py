@@ -14,8 +14,9 @@ from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.verify.check import check_estimator
 from llm_mdp.verify.weights import EstimatorError
-from llm_mdp_agents.base import Agent, AgentConfig, Plain, SegmentConfig, WithSegments
+from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.check import AgentError, check_agent
+from llm_mdp_agents.segments import SegmentConfig, WithSegments
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_agents.zoo.rloo import RLOOAgent, RLOOConfig
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
@@ -100,7 +101,7 @@ def test_an_agent_and_its_policy_stay_as_they_were():
     check_agent(agent)
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.models["critic"].state_dict().items())
     assert all(torch.equal(level, old) for level, old in zip(agent.policy.levels, policy))
-    assert not agent.optimizers["critic"].state and torch.equal(agent.generator.get_state(), state)
+    assert not agent.optimizers["critic"].torch.state and torch.equal(agent.generator.get_state(), state)
 
 
 # --- agents that are not ----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from llm_mdp.sampling.policies import Policy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp_agents.base import Agent
 from llm_mdp_agents.lm.engines import Engine
-from llm_mdp_agents.models import is_large
+from llm_mdp_agents.models import ScoredTask, default_learning_rate, is_large
 from llm_mdp_agents.optimizers import OptimizerWithMasters
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_agents.training import checkpoint
@@ -56,6 +56,9 @@ class Trainer:
     ):  # fmt: skip
         assert isinstance(policy, nn.Module)
         self.agent, self.task, self.policy, self.config, self.folder = agent, task, policy, config, folder
+        agent.rows_at_once, agent.steps = config.micro_batch, config.steps
+        if isinstance(task, ScoredTask):
+            task.rows_at_once = config.micro_batch
         self.parallel = parallel or Parallel()
         self.prompts = config.prompts_per_step or (8 if is_large(policy) else 128)
         if config.prompts_per_step is not None and getattr(agent.config, "budget", None) is not None:
@@ -115,6 +118,7 @@ class Trainer:
             NonFinite: before anything is updated; the batch is in the folder `failed`.
         """
         start, tokens = time.perf_counter(), self.sampler.cost.tokens
+        self.agent.steps_done = self.number
         self.number += 1
         whole, own = self.parallel.gather(self.parallel.on_whole_model(self.policy, self._collect))
         if whole is None:
@@ -131,6 +135,7 @@ class Trainer:
                 metrics |= {"loss": loss, **update}
         self.scheduler.step()
         metrics |= self.parallel.on_whole_model(self.policy, lambda: self.agent.fit(whole))
+        metrics |= self.agent.finish_batch(whole)
         seconds, drawn = time.perf_counter() - start, (self.sampler.cost.tokens - tokens) * self.parallel.size
         metrics |= {"seconds": seconds, "tokens": drawn, "tokens_per_second": drawn / seconds}
         return metrics | {"learning_rate": float(self.scheduler.get_last_lr()[0])}
@@ -298,16 +303,6 @@ def check_trainable(policy: Policy) -> None:
             "the policy has float16 weights, whose gradients vanish below 6e-8; train in bfloat16 (--dtype bfloat16) "
             "or float32."
         )
-
-
-def default_learning_rate(policy: Policy) -> float:
-    """By kind and size of the policy, see `TrainConfig.learning_rate`."""
-    assert isinstance(policy, nn.Module)
-    if not hasattr(policy, "model"):
-        return 0.05
-    if not is_large(policy):
-        return 5e-4
-    return 1e-4 if any("lora_" in name for name, _ in policy.named_parameters()) else 1e-5
 
 
 def describe(evidence: Evidence, group_size: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ other responses.
 from dataclasses import dataclass
 
 from llm_mdp.estimators import learned_credit as estimators
-from llm_mdp_agents.base import RewardModelConfig, WithRewardModel
+from llm_mdp_agents.auxiliary import RewardModelConfig, WithRewardModel
 
 
 @dataclass(frozen=True)

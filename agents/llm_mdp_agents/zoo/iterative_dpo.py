@@ -58,5 +58,7 @@ class IterativeDPOAgent(DPOAgent[IterativeDPOConfig]):
         if self.numbers["batches"] % self.config.refresh == 0:
             for name in ("drawing", "reference") if self.config.reference == "moves" else ("drawing",):
                 for mine, theirs in zip(self.models[name].parameters(), self.policy.parameters()):
-                    mine.copy_(theirs)
+                    # What is frozen in the policy is the same tensor in both.
+                    if mine is not theirs:
+                        mine.copy_(theirs)
         return {}

@@ -7,18 +7,21 @@ perplexity, which look ahead and are no stopping rules.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_mdp.estimators import algorithms as estimators
-from llm_mdp_agents.base import CriticConfig, SegmentConfig, WithCritic, WithSegments
+from llm_mdp_agents.auxiliary import CriticConfig, WithCritic
+from llm_mdp_agents.segments import SegmentConfig, WithSegments
 
 
 @dataclass(frozen=True)
 class MARLHFConfig(CriticConfig, SegmentConfig):
     """Options of MA-RLHF."""
 
+    shortest: ClassVar[int] = 2
+
     group_size: int = 1
     clip_low: float | None = 0.2
-    every: int = 2
 
 
 class MARLHFAgent(WithSegments[MARLHFConfig], WithCritic[MARLHFConfig]):

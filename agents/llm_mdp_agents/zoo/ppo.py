@@ -10,7 +10,7 @@ of advantages (claim `remark-4-whitening`: it biases), γ < 1 (claim `gae-discou
 from dataclasses import dataclass
 
 from llm_mdp.estimators import algorithms as estimators
-from llm_mdp_agents.base import CriticConfig, WithCritic
+from llm_mdp_agents.auxiliary import CriticConfig, WithCritic
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ knows its own outcome (the original updates first). Claim `prime`: reported, for
 original's filter for prompts of middling accuracy.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_mdp.estimators import learned_credit as estimators
 from llm_mdp.estimators.objectives import outcome_cross_entropy
-from llm_mdp.sampling.policies import logp_of
+from llm_mdp_agents.auxiliary import check_rate
 from llm_mdp_agents.base import Agent, AgentConfig
-from llm_mdp_agents.models import frozen
+from llm_mdp_agents.models import frozen, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,23 @@ class PRIMEConfig(AgentConfig):
     """A response succeeds if its reward is above."""
     outcome_weight: float = 1.0
     """w of the outcome."""
-    process_learning_rate: float = 1e-3
+    process_learning_rate: float | None = None
+    """Of AdamW; None: as for a policy of its kind and size (0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5
+    for other large models)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; it must be above 0.")
+        check_rate("process_learning_rate", self.process_learning_rate)
 
 
 class PRIMEAgent(Agent[PRIMEConfig]):
-    """Implicit process rewards, learned online, and the outcome."""
+    """Implicit process rewards, learned online, and the outcome.
+
+    Metrics, of a batch before φ learned from it: `process_model/loss`, the cross-entropy of a response in nats, and
+    `process_model/accuracy`, the share of outcomes that the sign of Σ q says.
+    """
 
     name, paper = "prime", "Cui et al. 2025; Eq. 44-45"
     why_the_default = "it follows successes and a model of them, as published, not the reward itself"
@@ -49,17 +55,23 @@ class PRIMEAgent(Agent[PRIMEConfig]):
 
     def build(self):
         self.models["reference"] = frozen(self.policy)
-        self.add_model("process_model", copy.deepcopy(self.policy), self.config.process_learning_rate)
+        self.add_model("process_model", trainable_copy(self.policy), self.config.process_learning_rate)
 
     def fit(self, evidence):
-        config, rollouts, model = self.config, evidence.rollouts, self.models["process_model"]
+        config, implicit = self.config, evidence.token_reward
+        assert implicit is not None
         outcome = (evidence.response_reward > config.threshold).double()
-        assert evidence.token_reward is not None
-        logp = logp_of(model, rollouts.prompt, rollouts.tokens, rollouts.mask).double()
-        # token_reward is β log(φ_before/ref): its reference part is what the loss needs.
-        reference_logp = logp.detach() - evidence.token_reward / config.beta
-        loss = outcome_cross_entropy((logp - reference_logp).sum(-1), outcome, config.beta).mean()
-        return {"process_model/loss": self.optimize("process_model", loss)}
+
+        def loss(logp):
+            # The implicit reward is β log(φ_before/ref): its reference part is what the loss needs.
+            reference_logp = logp.detach() - implicit / config.beta
+            return outcome_cross_entropy((logp - reference_logp).sum(-1), outcome, config.beta).mean()
+
+        right = ((implicit.sum(-1) > 0) == (outcome > 0)).double().mean()
+        return {
+            "process_model/loss": self.optimize_policy("process_model", evidence.rollouts, loss),
+            "process_model/accuracy": float(right),
+        }
 
     def make_estimator(self):
         models, config = self.models, self.config

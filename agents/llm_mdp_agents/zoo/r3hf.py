@@ -11,7 +11,7 @@ responses as they come, unless one is given. Left out: the original's PPO undern
 from dataclasses import dataclass
 
 from llm_mdp.estimators import learned_credit as estimators
-from llm_mdp_agents.base import RewardModelConfig, WithRewardModel
+from llm_mdp_agents.auxiliary import RewardModelConfig, WithRewardModel
 
 
 @dataclass(frozen=True)

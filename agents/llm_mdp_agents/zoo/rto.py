@@ -9,13 +9,13 @@ short of it has other rewards. `paper=True` is the ratio as printed (claim `rto-
 extra reward on the last token and its clipping of rₜ to ±0.05, which also biases.
 """
 
-import copy
 from dataclasses import dataclass
+from functools import partial
 
 from llm_mdp.estimators import learned_credit as estimators
-from llm_mdp.sampling.policies import logp_of
+from llm_mdp_agents.auxiliary import check_counts, check_rate, ranked_alike
 from llm_mdp_agents.base import Agent, AgentConfig
-from llm_mdp_agents.models import frozen
+from llm_mdp_agents.models import frozen, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class RTOConfig(AgentConfig):
     """β of DPO and of the rewards; with the preferences' temperature 1 the rewards then have the size of RM."""
     dpo_batches: int = 300
     """Batches of pairs that the DPO model is trained on."""
-    dpo_learning_rate: float = 1e-2
+    dpo_learning_rate: float | None = None
+    """Of AdamW; None: as for a policy of its kind and size (0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5
+    for other large models)."""
     paper: bool = False
     """Eq. 41 as printed."""
 
@@ -34,10 +36,16 @@ class RTOConfig(AgentConfig):
         super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; it must be above 0.")
+        check_rate("dpo_learning_rate", self.dpo_learning_rate)
+        check_counts(dpo_batches=self.dpo_batches)
 
 
 class RTOAgent(Agent[RTOConfig]):
-    """Implicit rewards of a model trained by DPO."""
+    """Implicit rewards of a model trained by DPO.
+
+    Metrics: `dpo/nats_per_token`, the mean of log(π_DPO / π_ref) over the policy's tokens, and `dpo/accuracy`, the
+    share of pairs of responses to one prompt that Σ r ranks as RM does, where the batch has such pairs.
+    """
 
     name, paper = "rto", "Zhong et al. 2024; Eq. 41"
     why_the_default = "its rewards come from a DPO model that is fitted, not solved for; dpo_batches lessen the bias"
@@ -45,15 +53,23 @@ class RTOAgent(Agent[RTOConfig]):
 
     def build(self):
         self.models["reference"] = frozen(self.policy)
-        self.add_model("dpo", copy.deepcopy(self.policy), self.config.dpo_learning_rate)
+        self.add_model("dpo", trainable_copy(self.policy), self.config.dpo_learning_rate)
 
     def prepare(self, sampler):
         dpo = estimators.DPO(group_size=2, beta=self.config.beta)
-        for _ in range(self.config.dpo_batches):
+        for number in range(self.config.dpo_batches):
             evidence = dpo.collect(sampler)
-            rollouts = evidence.rollouts
-            logp = logp_of(self.models["dpo"], rollouts.prompt, rollouts.tokens, rollouts.mask)
-            self.optimize("dpo", dpo.loss(logp.double(), evidence))
+            self.optimize_policy("dpo", evidence.rollouts, partial(dpo.loss, evidence=evidence))
+            self.report("DPO model", number + 1, self.config.dpo_batches)
+
+    def fit(self, evidence):
+        reward = evidence.token_reward
+        assert reward is not None
+        metrics = {}
+        if not self.config.paper:
+            metrics["dpo/nats_per_token"] = float(reward.sum() / evidence.rollouts.mask.sum()) / self.config.beta
+        right = ranked_alike(reward.sum(-1), evidence.response_reward, self.group_size)
+        return metrics if right is None else metrics | {"dpo/accuracy": right}
 
     def make_estimator(self):
         models, config = self.models, self.config

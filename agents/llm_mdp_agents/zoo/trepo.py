@@ -20,9 +20,9 @@ from typing import Literal
 from llm_mdp.estimators import algorithms as estimators
 from llm_mdp.sampling.sampler import BatchSampler
 from llm_mdp.variance.allocation import Split
-from llm_mdp_agents.base import BranchConfig, WithSegments
 from llm_mdp_agents.measuring import pilot_allocation
 from llm_mdp_agents.models import is_large
+from llm_mdp_agents.segments import BranchConfig, WithSegments
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class TRePOAgent(WithSegments[TRePOConfig]):
 
     def make_estimator(self):
         config = self.config
-        if self.numbers:
+        if "prompts" in self.numbers:
             steps = tuple(int(step) for name, step in self.numbers.items() if name.startswith("cut "))
             split = Split(int(self.numbers["group_size"]), steps, self.numbers["lam"])
             return replace(

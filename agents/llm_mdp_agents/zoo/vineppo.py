@@ -8,18 +8,20 @@ as if it were none.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_mdp.estimators import algorithms as estimators
-from llm_mdp_agents.base import BranchConfig, WithSegments
+from llm_mdp_agents.segments import BranchConfig, WithSegments
 
 
 @dataclass(frozen=True)
 class VinePPOConfig(BranchConfig):
     """Options of VinePPO."""
 
+    shortest: ClassVar[int] = 2
+
     group_size: int = 1
     clip_low: float | None = 0.2
-    every: int = 2
     samples: int = 9
 
 
