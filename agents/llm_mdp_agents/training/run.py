@@ -320,7 +320,7 @@ class Session:
         if self.recorded:
             whole = parts.parallel.whole_policy(parts.policy)
             if self.folder:
-                save_policy(whole, self.folder)
+                save_policy(whole, self.folder, parts.agent, parts.task)
                 write_report(self.folder)
         parts.engine.close()
         parts.task.close()

@@ -1,37 +1,52 @@
 """The policy that a run trained, in its folder `model`: written at the end, read by every command with --run."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from llm_mdp.sampling.policies import Policy
+from llm_mdp_agents.base import Agent
 from llm_mdp_agents.models import scored
 from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
+from llm_mdp_agents.training.records import load_config
 from llm_mdp_agents.training.run_config import run_config_of
 from llm_mdp_envs.task import Task
 
 MODEL, TABLE = "model", "table.safetensors"
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Into the folder of a run: language models in Hugging Face's format, tables as tensors."""
+def save_policy(policy: Policy, folder: Path, agent: Agent, task: Task) -> None:
+    """Into the folder of a run: language models as whoever loads such models expects them, with a card that says what
+    trained them; tables as tensors. A kill leaves what was there before, or all of it."""
+    place, new = folder / MODEL, folder / f".{MODEL}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
     if hasattr(policy, "model"):
-        from transformers.utils import logging
+        _save_language_model(policy, folder, new, agent, task)
+    else:
+        from safetensors.torch import save_file
 
-        from llm_mdp_agents.lm.loading import save_model
-        from llm_mdp_agents.lm.policy import LanguageModelPolicy
+        assert isinstance(policy, nn.Module)
+        tensors = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
+        save_file(tensors, new / TABLE)
+    shutil.rmtree(place, ignore_errors=True)
+    new.rename(place)
 
-        assert isinstance(policy, LanguageModelPolicy)
-        logging.disable_progress_bar()
-        save_model(policy, folder / MODEL)
-        return
-    from safetensors.torch import save_file
 
-    assert isinstance(policy, nn.Module)
-    (folder / MODEL).mkdir(exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
-    save_file(tensors, folder / MODEL / TABLE)
+def _save_language_model(policy: Policy, run: Path, folder: Path, agent: Agent, task: Task) -> None:
+    from transformers.utils import logging
+
+    from llm_mdp_agents.lm.loading import save_model
+    from llm_mdp_agents.lm.policy import LanguageModelPolicy
+    from llm_mdp_agents.training.model_card import write_model_card
+
+    assert isinstance(policy, LanguageModelPolicy)
+    logging.disable_progress_bar()
+    merge, ends = load_config(run).get("model", {}).get("merge", False), (*task.ends, *task.turn_ends)
+    save_model(policy, folder, merge=merge, tokenizer=task.tokenizer, ends=ends)
+    write_model_card(run, folder, policy, agent, task)
 
 
 def load_policy_of_run(
@@ -54,9 +69,8 @@ def load_policy_of_run(
     task = find_task(env or config.env, env_arguments if env else config.env_arguments | env_arguments, config.model)
     if (trained / TABLE).exists():
         return _load_table(trained / TABLE, build_policy(config.model, task, seed), config.env, task), task
-    as_trained = ModelConfig(
-        str(trained), dtype=config.model.dtype, device=config.model.device, temperature=config.model.temperature
-    )
+    kept = {name: getattr(config.model, name) for name in ("dtype", "device", "attention", "temperature")}
+    as_trained = ModelConfig(str(trained), **kept)
     return build_policy(as_trained, task, seed), task
 
 
