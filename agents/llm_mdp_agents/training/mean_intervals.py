@@ -93,10 +93,10 @@ def betting(x: np.ndarray) -> Interval:
 
 
 def student(x: np.ndarray) -> Interval | None:
-    """Mean ± t · standard error, where there is one; t is the 0.975 quantile for n - 1 degrees of freedom, to 1 % by its
-    expansion in 1 / (n - 1) (Fisher and Cornish 1960)."""
+    """Mean ± t · standard error, where there is one; t is the 0.975 quantile for n - 1 degrees of freedom, to 1 % by
+    its expansion in 1 / (n - 1) (Fisher and Cornish 1960)."""
     n, deviation = len(x), float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    if deviation == 0.0:
+    if deviation <= 1e-12 * np.abs(x).max():  # alike but for rounding
         return None
     z, f = 1.959963984540054, n - 1
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

@@ -7,6 +7,7 @@ task is in no words, the same prompt. What is kept for evaluation is found by wh
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,12 +55,14 @@ class EvalQuestions:
         asked = content(question)
         return asked in self.kept or place(asked) < self.kept_share
 
-    def once(self) -> list[int]:
-        """Of questions that stand there twice, where the first one is."""
+    def once(self) -> dict[int, int]:
+        """Where each different question stands first -> how often it stands there."""
         first: dict[str, int] = {}
-        for number, question in enumerate(self.questions):
+        places = [
             first.setdefault(content(question) + repr(question.secret), number)
-        return list(first.values())
+            for number, question in enumerate(self.questions)
+        ]
+        return dict(Counter(places))
 
 
 def content(question: Question) -> str:

@@ -37,6 +37,7 @@ def state_of(trainer: "Trainer") -> tuple[dict[str, Tensor], dict[str, Any]]:
             {
                 "generator": trainer.generator.get_state(),
                 "questions": trainer.questions.bit_generator.state,
+                "position": trainer.ask.position,
                 "cost": dict(vars(trainer.sampler.cost)),
             }
         ),
@@ -87,6 +88,7 @@ def restore(trainer: "Trainer", tensors: dict[str, Tensor], state: dict[str, Any
     trainer.scheduler.load_state_dict(everything["scheduler"])
     trainer.generator.set_state(own["generator"])
     trainer.questions.bit_generator.state = own["questions"]
+    trainer.ask.position = own["position"]
     trainer.sampler.cost.__dict__.update(own["cost"])
     for name, model in agent.models.items():
         model.load_state_dict(models[name])

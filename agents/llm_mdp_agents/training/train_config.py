@@ -33,7 +33,19 @@ class TrainConfig:
     eval_every: int = 20
     """Steps between evaluations; the first comes before training and one after it."""
     eval_prompts: int = 256
-    """Prompts of an evaluation, the same ones every time."""
+    """Most questions of an evaluation, the same ones every time. Training never asks them, unless it would lose more
+    than a quarter of its own."""
+    eval_split: float | None = None
+    """Share of the questions that is kept for evaluation, chosen by what they ask; 0: evaluate on those of the
+    training; None: `eval_prompts` of them."""
+    eval_problems: str | None = None
+    """Evaluate on the problems of this file instead, for tasks over a list of problems."""
+    best_by: str = "eval/reward"
+    """The metric of the evaluations by which the best checkpoint is kept: the larger the better."""
+    save: Literal["last", "best"] = "last"
+    """Which weights the run leaves in its folder `model`."""
+    stop_after: int | None = None
+    """Stop after this many evaluations in a row without a better `best_by`; None: never."""
     signal_every: int = 10
     """Steps between measurements of the gradient's signal-to-noise ratio; 0: never."""
     checkpoint_every: int = 50
@@ -47,7 +59,7 @@ class TrainConfig:
         for name in ("steps", "epochs", "eval_every", "eval_prompts", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("prompts_per_step", "micro_batch"):
+        for name in ("prompts_per_step", "micro_batch", "stop_after"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; it must be at least 1.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -55,6 +67,12 @@ class TrainConfig:
         for name in ("warm_up_steps", "signal_every", "seed", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        if self.eval_split is not None and not 0 <= self.eval_split < 1:
+            raise ValueError(f"eval_split is {self.eval_split}; it is a share, at least 0 and below 1.")
+        if self.eval_split is not None and self.eval_problems is not None:
+            raise ValueError(
+                f"eval_split is {self.eval_split} and eval_problems {self.eval_problems!r}; choose one of them."
+            )
         check_optimizer(self.optimizer)
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")

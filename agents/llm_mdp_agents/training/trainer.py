@@ -29,9 +29,11 @@ from llm_mdp_agents.models import ScoredTask, default_learning_rate, is_large
 from llm_mdp_agents.optimizers import OptimizerWithMasters
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_agents.training import checkpoint
-from llm_mdp_agents.training.evaluation import evaluate
+from llm_mdp_agents.training.evaluation import Evaluation, evaluation
 from llm_mdp_agents.training.first_ratio import check_first_ratio, is_half
+from llm_mdp_agents.training.graded import columns, graded, joined
 from llm_mdp_agents.training.parallel import Parallel
+from llm_mdp_agents.training.questions import EvalQuestions, TrainQuestions, eval_questions
 from llm_mdp_agents.training.state import fingerprint, frozen_names, restore, state_of
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_envs.task import Task
@@ -48,11 +50,12 @@ class Trainer:
         parallel: the group of processes; by default this one alone.
         engine: who draws the responses; by default the policy itself.
         folder: where a batch goes that could not be used; None: nowhere.
+        asked: what the evaluations ask; None: see `eval_questions`.
     """
 
     def __init__(
         self, agent: Agent, task: Task, policy: Policy, config: TrainConfig, parallel: Parallel | None = None,
-        folder: Path | None = None, engine: Engine | None = None,
+        folder: Path | None = None, engine: Engine | None = None, asked: EvalQuestions | None = None,
     ):  # fmt: skip
         assert isinstance(policy, nn.Module)
         self.agent, self.task, self.policy, self.config, self.folder = agent, task, policy, config, folder
@@ -79,6 +82,8 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer.torch, self._rate)
         self.half, self.ratio_checked = is_half(policy), False
         self.generator, self.questions = streams([config.seed, self.parallel.rank])
+        self.asked = asked or eval_questions(task, config.eval_prompts, config.seed, config.eval_split)
+        self.ask = TrainQuestions(task, self.asked, [config.seed], self.parallel.rank, self.parallel.size)
         self.sampler = TaskSampler(
             agent.behaviour,
             task,
@@ -87,6 +92,7 @@ class Trainer:
             self.prompts // self.parallel.size,
             config.micro_batch,
             engine,
+            self.ask,
         )
 
     def prepare(self) -> None:
@@ -100,6 +106,7 @@ class Trainer:
             self.prompts,
             config.micro_batch,
             self.sampler.engine,
+            TrainQuestions(self.task, self.asked, [config.seed, 1]),
         )
         sampler.cost = self.sampler.cost
         self.parallel.on_whole_model(self.policy, lambda: self.agent.prepare(sampler))
@@ -120,13 +127,14 @@ class Trainer:
         start, tokens = time.perf_counter(), self.sampler.cost.tokens
         self.agent.steps_done = self.number
         self.number += 1
+        self.sampler.scores.clear()
         whole, own = self.parallel.gather(self.parallel.on_whole_model(self.policy, self._collect))
         if whole is None:
             self.scheduler.step()
             return {"skipped": 1.0, "groups_with_signal": 0.0}
         self._check(whole, "reward", whole.response_reward)
         whole, rounding = self._scored_as_trained(whole, own)
-        metrics = describe(whole, self.agent.group_size) | rounding
+        metrics = describe(whole, self.agent.group_size) | self._graded() | rounding
         for epoch in range(self.config.epochs):
             weights, loss = self._weights(whole, own, drawn_now=epoch == 0 and self.agent.behaviour is self.policy)
             measured = epoch == 0 and self.config.signal_every > 0 and self.number % self.config.signal_every == 0
@@ -141,11 +149,18 @@ class Trainer:
         return metrics | {"learning_rate": float(self.scheduler.get_last_lr()[0])}
 
     def evaluate(self) -> dict[str, float]:
-        """Rewards of the policy as it is, on prompts that are the same every time."""
-        config = self.config
+        """The figures of `evaluation`."""
+        return self.evaluation().figures
+
+    def evaluation(self, shown: int = 0) -> Evaluation:
+        """The policy as it is, on questions that are the same every time; so many responses in words."""
         return self.parallel.on_whole_model(
-            self.policy, lambda: evaluate(self.policy, self.task, config.eval_prompts, config.seed)
+            self.policy, lambda: evaluation(self.policy, self.asked, self.config.seed, shown)
         )
+
+    def _graded(self) -> dict[str, float]:
+        """What the task says of all responses of this batch that any process scored."""
+        return graded(joined(self.parallel.everyone(columns(self.sampler.scores))))
 
     def _collect(self) -> Evidence | None:
         try:
