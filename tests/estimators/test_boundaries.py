@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, Boundary, EveryNTokens, FractionsOfLength
+from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, Boundary, EveryNTokens, EveryTurn, FractionsOfLength
 from llm_mdp.mdp.tree import PAD, PrefixTree
 from llm_mdp.sampling.evidence import Rollouts
 
@@ -16,6 +16,8 @@ RULES: list[Boundary] = [
     EveryNTokens(3),
     AfterTokens((1,)),
     AfterTokens((0, 2)),
+    AfterTokens((0, 2), 2),
+    AfterTokens((1,), 3),
     AfterTokens(()),
     AtSteps((2,)),
     AtSteps(()),
@@ -125,3 +127,34 @@ def test_worlds_and_rows_do_not_meet(rule):
 def test_segments_have_at_least_one_token(n):
     with pytest.raises(ValueError, match=rf"n is {n}; a segment has at least 1 token"):
         EveryNTokens(n)
+
+
+def test_separators_count_only_once_a_segment_is_long_enough():
+    """Every second token is a separator; somebody else's tokens end segments too but do not make them longer."""
+    text = [1, 1, 1, 1, 1, 2, 1, 1]
+    assert begins(AfterTokens((1,)), text) == [0, 1, 2, 3, 4, 5, 7]
+    assert begins(AfterTokens((1,), 2), text) == [0, 2, 4, 7]
+    assert begins(AfterTokens((1,), 3), text) == [0, 3, 7]
+    assert begins(AfterTokens((1,), 99), text) == [0]
+    assert begins(AfterTokens((1,), 2), text, [1, 0, 0, 1, 1, 1, 1, 1]) == [0, 4, 7]
+
+
+def test_a_segment_of_separators_has_a_token():
+    with pytest.raises(ValueError, match=r"least is 0; a segment has at least 1 token\."):
+        AfterTokens((1,), 0)
+
+
+@pytest.mark.parametrize(
+    "rule, words",
+    [
+        (EveryNTokens(), "every token"),
+        (EveryNTokens(8), "every 8 tokens"),
+        (AfterTokens((7,)), "after token 7"),
+        (AfterTokens(tuple(range(1203)), 32), "after any of 1,203 tokens, 32 tokens apart or more"),
+        (AtSteps((5, 2)), "before token 1, 3, 6"),
+        (FractionsOfLength(2), "2 parts of the response's own length"),
+        (EveryTurn(), "every turn"),
+    ],
+)
+def test_boundaries_say_where_segments_begin(rule, words):
+    assert rule.words == words

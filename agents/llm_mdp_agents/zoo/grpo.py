@@ -9,10 +9,20 @@
 | dapo | yes | token_mean | 0.2 / 0.28 | left out | punished |
 
 Any other option that is given overrides the variant's. Claims: `grpo` biased by the std, `grpo-length` and `token-mean`
-by the reduction, `dr-grpo` proportional, `zero-std-filtered` reported, `masked-truncated` biased. Left out: DAPO draws
-again until a batch is full of groups with signal; here such groups just leave the batch.
+by the reduction, `dr-grpo` proportional, `zero-std-filtered` reported, `masked-truncated` biased.
+
+Groups that leave the batch (`dynamic_sampling`) are made up for by further prompts, in at most `refill` more rounds;
+every process of a group fills its own part. The batch is then the first groups with signal of a stream of independent
+ones, and how many are drawn hangs on which have signal and on nothing else. So, whether a batch gets full or not, the
+mean over its groups estimates what one round does,
+
+    E[g | signal] = E[g] / P(signal),   for a group whose rewards are all equal has g = 0
+
+which is the direction without filtering (`token_mean` aside, whose denominator is the batch's): more rounds change the
+noise alone.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -21,8 +31,10 @@ import torch
 from llm_mdp.estimators import algorithms as estimators
 from llm_mdp.estimators.objectives import Reduction
 from llm_mdp.estimators.values import has_signal
-from llm_mdp.sampling.evidence import Finish
+from llm_mdp.sampling.evidence import Evidence, Finish, join, take_rows
+from llm_mdp.sampling.sampler import BatchSampler, NothingKept
 from llm_mdp_agents.base import Agent, AgentConfig
+from llm_mdp_agents.sampler import TaskSampler
 
 Overlong = Literal["keep", "mask", "punish"]
 
@@ -40,12 +52,20 @@ class GRPOConfig(AgentConfig):
     reduction: Reduction | None = None
     """How tokens become one loss, see `llm_mdp.estimators.objectives.reduce`; "constant" divides by the horizon."""
     dynamic_sampling: bool | None = None
-    """Leave out groups whose rewards are all equal."""
+    """Leave out groups whose rewards are all equal, and draw further prompts in their place."""
+    refill: int = 4
+    """Most further rounds of drawing for a batch; 0: what leaves is not made up for."""
     overlong: Overlong | None = None
     """Responses that the horizon cuts: keep, mask (no advantage) or punish (-1 at the horizon, less over the last
     tokens before it)."""
     overlong_tokens: int = 4
     """How many tokens before the horizon the punishment begins."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("refill", "overlong_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
 
     @property
     def filled(self) -> "GRPOConfig":
@@ -106,6 +126,47 @@ class GRPOAgent(Agent[GRPOConfig]):
 
     def __init__(self, config, policy, task, seed=0):
         super().__init__(config.filled, policy, task, seed)
+
+    def collect(self, sampler):
+        """A batch of as many groups with signal as prompts were asked, where `dynamic_sampling` and the rounds allow
+        it; `told` says what that took."""
+        if not (self.config.dynamic_sampling and isinstance(sampler, BatchSampler)):
+            return super().collect(sampler)
+        wanted, size = sampler.prompts_per_batch, self.group_size
+        parts: list[Evidence] = []
+        questions, asked, found, refills = (), 0, 0, 0
+        try:
+            while True:
+                asked += sampler.prompts_per_batch
+                try:
+                    parts.append(super().collect(sampler))
+                    questions += sampler.questions if isinstance(sampler, TaskSampler) else ()
+                except NothingKept:
+                    pass
+                found = sum(len(part.response_reward) for part in parts) // size
+                if found >= wanted or refills == self.config.refill:
+                    break
+                refills += 1
+                # As many as are likely to hold what is missing.
+                likely = math.ceil((wanted - found) * asked / found) if found else wanted
+                sampler.prompts_per_batch = min(wanted, likely)
+        finally:
+            sampler.prompts_per_batch = wanted
+        self.told = {
+            "refills": float(refills),
+            "groups_with_signal": found / asked,
+            "groups_missing": float(max(wanted - found, 0)),
+            "groups_left_over": float(max(found - wanted, 0)),
+        }
+        if not parts:
+            raise NothingKept(
+                f"none of {asked} groups, in {refills + 1} rounds, has two different rewards; take an easier task or a "
+                f"larger group, or keep groups without signal (--dynamic-sampling False)."
+            )
+        rows = min(found, wanted) * size
+        if isinstance(sampler, TaskSampler):
+            sampler.questions = questions[:rows]
+        return take_rows(join(parts), torch.arange(rows))
 
     def common(self):
         config = self.config
