@@ -67,7 +67,7 @@ def token_logp(
 ) -> Float[Tensor, "*batch T"]:
     """log-probabilities of given tokens, 0 where mask is False. The temperature divides the logits, as it does when
     sampling."""
-    logp = (logits / temperature).log_softmax(-1)
+    logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
     return torch.where(mask, logp.gather(-1, tokens.clamp(min=0)[..., None])[..., 0], 0.0)
 
 
@@ -112,7 +112,12 @@ def prefixes_of(tokens: Int[Tensor, "B T"], row: Int[Tensor, " F"], step: Int[Te
 def draw_tokens(logp: Float[Tensor, "N V"], generator: torch.Generator) -> Int[Tensor, " N"]:
     """One token a row by the inverse of its cumulative distribution, from one uniform number a row that is drawn on the
     CPU: the same seed gives the same tokens on every device."""
-    uniform = torch.rand(len(logp), 1, generator=generator, dtype=torch.float64).to(logp.device)
+    uniform = torch.rand(len(logp), 1, generator=generator, dtype=torch.float64)
+    return token_at(logp, uniform.to(logp.device, non_blocking=True))
+
+
+def token_at(logp: Float[Tensor, "N V"], uniform: Float[Tensor, "N 1"]) -> Int[Tensor, " N"]:
+    """The token of every row at which its cumulative distribution passes the uniform number."""
     cumulative = logp.double().exp().cumsum(-1)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
 

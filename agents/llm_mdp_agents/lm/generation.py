@@ -2,22 +2,29 @@
 and so are the turns of a conversation.
 
 The tokens are those of `PolicyModule.sample`, which reads everything anew for every token: same steps, same draws in
-the same order.
+the same order, on every device. Rows that together would keep more than `CACHE_BYTES`, or rows of several lengths where
+a model keeps rows of one length only, are drawn in parts, one after the other: the same parts for the same rows, but
+other tokens than if they were drawn at once.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache
 
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Rollouts
-from llm_mdp.sampling.policies import Ends, as_tensor, draw_tokens, finish_of, is_end, prefixes_of
+from llm_mdp.sampling.policies import Ends, as_tensor, finish_of, is_end, prefixes_of
+from llm_mdp_agents.lm.architecture import Abilities, arguments_of, empty_cache, forward, positions
+from llm_mdp_agents.lm.drawing import Drawing
+
+CACHE_BYTES, SHARE_OF_DEVICE = 2 * 2**30, 1 / 4
+"""Most memory of keys and values of rows that are drawn at once, on the CPU, and as a share of an accelerator's."""
 
 Read = tuple[Cache, Bool[Tensor, "N S"], Float[Tensor, "N V"]]
 """What was read: keys and values, which of their columns each row may see, and the logits of each row's next token."""
@@ -38,12 +45,26 @@ class Reader(Protocol):
         ...
 
     @property
+    def abilities(self) -> Abilities:
+        """What the model was seen to do."""
+        ...
+
+    @property
     def full_attention(self) -> bool:
         """Does every layer attend to all that the mask lets through?"""
         ...
 
     def lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:
         """What is read before the response."""
+        ...
+
+    @property
+    def is_masked(self) -> bool:
+        """Is anything forbidden anywhere?"""
+        ...
+
+    def check_length(self, length: int) -> None:
+        """ValueError for texts of more tokens than the model reads."""
         ...
 
     def scores(self, logits: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
@@ -72,49 +93,6 @@ class Kept:
     """Keys and values, (N, heads, S, width) each."""
     seen: Bool[Tensor, "N S"]
     """The columns that hold a token of the row."""
-
-
-SPARE = 64
-"""Columns that a cache grows by, at least."""
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values with room for more, so that a new token does not copy all that came before it."""
-
-    room: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        keys, values = self.room if self.room is not None else (key_states[..., :0, :], value_states[..., :0, :])
-        if end > keys.shape[-2]:
-            columns = end + max(SPARE, end // 4)
-            keys, values = _wider(keys, start, columns), _wider(values, start, columns)
-        keys[..., start:end, :], values[..., start:end, :] = key_states, value_states
-        self.room = (keys, values)
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Int[Tensor, " N"]) -> None:
-        assert self.room is not None
-        end, (keys, values) = self.get_seq_length(), (part.index_select(0, indices) for part in self.room)
-        self.room = (keys, values)
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-
-
-def _wider(part: Tensor, used: int, columns: int) -> Tensor:
-    """The first `used` columns, with room for more after them."""
-    wider = part.new_empty(*part.shape[:-2], columns, part.shape[-1])
-    wider[..., :used, :] = part[..., :used, :]
-    return wider
-
-
-def _empty_cache(policy: Reader) -> Cache:
-    if policy.full_attention:
-        return Cache(layer_class_to_replicate=GrowingLayer)
-    return DynamicCache(config=policy.causal_lm.config)
 
 
 class Conversation:
@@ -159,12 +137,7 @@ class Conversation:
             place = whole + torch.arange(-int((whole - old).max()), 0, device=policy.device)
             new = place >= old
             seen = torch.cat([seen, new], dim=1)
-            output = policy.model(
-                input_ids=text.gather(1, place.clamp(min=0)).clamp(min=0), attention_mask=seen.long(),
-                position_ids=_positions(seen)[:, -new.shape[1] :], past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            )  # fmt: skip
-            return cache, seen, policy.scores(output.logits[:, -1])
+            return cache, seen, _read(policy, text.gather(1, place.clamp(min=0)), seen, cache)
 
         return _complete(policy, prompt, tokens, read, keep=self._kept, names=row, **options)
 
@@ -174,7 +147,7 @@ def _together(policy: Reader, kept: list[Kept], row: Int[Tensor, " N"]) -> tuple
     length = torch.zeros(len(row), dtype=torch.int64)
     for part in kept:
         length[torch.isin(row, part.row)] = part.seen.sum(-1).cpu()[torch.isin(part.row, row)]
-    columns, cache = int(length.max()), _empty_cache(policy)
+    columns, cache = int(length.max()), empty_cache(policy.causal_lm, packs=True)
     for number in range(len(kept[0].layers)):
         joined = [each.new_zeros(len(row), each.shape[1], columns, each.shape[3]) for each in kept[0].layers[number]]
         for part in kept:
@@ -198,15 +171,12 @@ def sample(policy: Reader, prompt, n, *, prefix=None, horizon, **options) -> Rol
         # Columns without a token move to the left, so that every row's last token is in the last column.
         text = text.gather(1, (text != PAD).long().argsort(dim=1, stable=True))
         distinct, which = text[rows // n].unique(dim=0, return_inverse=True)
-        distinct = distinct[:, (distinct != PAD).any(0)].to(policy.device)
-        seen = distinct != PAD
-        output = policy.model(
-            input_ids=distinct.clamp(min=0), attention_mask=seen.long(), position_ids=_positions(seen),
-            past_key_values=_empty_cache(policy), use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        cache, which = output.past_key_values, which.to(policy.device)
-        cache.batch_select_indices(which)
-        return cache, seen[which], policy.scores(output.logits[:, -1])[which]
+        distinct = distinct[:, (distinct != PAD).any(0)].to(policy.device, non_blocking=True)
+        seen, which = distinct != PAD, which.to(policy.device, non_blocking=True)
+        cache = empty_cache(policy.causal_lm, policy.full_attention)
+        logits = _read(policy, distinct, seen, cache)
+        cache.reorder_cache(which)
+        return cache, seen[which], logits[which]
 
     return _complete(
         policy,
@@ -228,18 +198,14 @@ def branch(policy: Reader, prompt, tokens, row, step, samples, *, horizon, **opt
         source, cut = row[rows // samples], step[rows // samples]
         needed, which = source.unique(return_inverse=True)
         lead = policy.lead(prompt[needed])
-        text = torch.cat([lead, tokens[needed][:, : int(cut.max())]], dim=1).to(policy.device)
-        real, which, last = text != PAD, which.to(policy.device), (lead.shape[1] + cut - 1).to(policy.device)
-        output = policy.causal_lm.base_model(
-            input_ids=text.clamp(min=0),
-            attention_mask=real.long(),
-            position_ids=_positions(real),
-            past_key_values=_empty_cache(policy),
-            use_cache=True,
+        text = torch.cat([lead, tokens[needed][:, : int(cut.max())]], dim=1)
+        text, which, last = (
+            part.to(policy.device, non_blocking=True) for part in (text, which, lead.shape[1] + cut - 1)
         )
-        logits = policy.scores(policy.causal_lm.get_output_embeddings()(output.last_hidden_state[which, last]))
-        cache = output.past_key_values
-        cache.batch_select_indices(which)
+        real, cache, body = text != PAD, empty_cache(policy.causal_lm, packs=True), policy.causal_lm.base_model
+        hidden = forward(body, arguments_of(body), text, mask=real.long(), position=positions(real), cache=cache)[0]
+        logits = policy.scores(policy.causal_lm.get_output_embeddings()(hidden[which, last]))
+        cache.reorder_cache(which)
         return cache, real[which] & (torch.arange(text.shape[1], device=policy.device) <= last[:, None]), logits
 
     beginning = prefixes_of(tokens, row, step)
@@ -247,9 +213,18 @@ def branch(policy: Reader, prompt, tokens, row, step, samples, *, horizon, **opt
     return _complete(policy, prompt_of, beginning.repeat_interleave(samples, dim=0), read, horizon=horizon, **options)
 
 
-def _positions(real: Bool[Tensor, "N S"]) -> Int[Tensor, "N S"]:
-    """Positions count real tokens only."""
-    return (real.cumsum(-1) - 1).clamp(min=0)
+def _read(policy: Reader, text: Int[Tensor, "N s"], seen: Bool[Tensor, "N S"], cache: Cache) -> Float[Tensor, "N V"]:
+    """Read the newest columns, the last s of S; the scores after the last."""
+    model, takes = policy.causal_lm, arguments_of(policy.causal_lm)
+    if policy.abilities.keeps == "even":
+        return policy.scores(forward(model, takes, text, cache=cache, last=True).logits[:, -1])
+    mask, step = seen.long(), text.shape[1] == 1
+    if step and policy.full_attention and policy.device.type != "cpu" and model.config._attn_implementation == "sdpa":
+        # What has every dimension is taken as it is; otherwise the model waits to learn whether all is seen.
+        mask = seen[:, None, None, :]
+    position = seen.sum(-1, keepdim=True) - 1 if step else positions(seen)[:, -text.shape[1] :]
+    output = forward(model, takes, text, mask=mask, position=position, cache=cache, last=True)
+    return policy.scores(output.logits[:, -1])
 
 
 @torch.no_grad()
@@ -274,7 +249,6 @@ def _complete(
     Args:
         keep: gets what was read, by the rows' names (None: their numbers); last tokens have not been read.
     """
-    names = torch.arange(len(prompt)) if names is None else names
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}; it must be above 0 (greedy=True instead of 0).")
     length = (beginning != PAD).sum(-1)
@@ -283,52 +257,44 @@ def _complete(
     tokens = torch.full((len(prompt), horizon), PAD)
     width = min(horizon, beginning.shape[-1])
     tokens[:, :width] = beginning[:, :width]
-    logp = torch.zeros(tokens.shape, dtype=torch.float64)
-    ends = as_tensor(eos, stop)
     alive = (length < horizon) & ~is_end(tokens, eos).any(-1)
-    if not alive.any():
-        return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
-    batch = alive.nonzero()[:, 0]
-    cache, seen, logits = read(batch)
-    while alive.any():
-        drawn = alive[batch].nonzero()[:, 0]
-        row = batch[drawn]
-        allowed = policy.constrained(logits[drawn.to(logits.device)], prompt, tokens, row, length[row])
-        step_logp = (allowed / temperature).log_softmax(-1)
-        token = step_logp.argmax(-1) if greedy else draw_tokens(step_logp, generator)
-        chosen = step_logp.gather(-1, token[:, None])[:, 0]
-        tokens[row, length[row]] = token.cpu()
-        logp[row, length[row]] = chosen.to("cpu", torch.float64)
-        length[row] += 1
-        alive[row] = ~torch.isin(tokens[row, length[row] - 1], ends) & (length[row] < horizon)
-        going = int(alive.sum())
-        if going == 0:
-            break
-        if 2 * going < len(batch):
-            if keep is not None:
-                left = (~alive[batch]).nonzero()[:, 0]
-                there = left.to(policy.device)
-                layers = [(keys[there], values[there]) for keys, values in _layers(cache)]
-                keep.append(Kept(names[batch[left]], layers, seen[there]))
-            kept = alive[batch].nonzero()[:, 0]
-            batch, kept = batch[kept], kept.to(policy.device)
-            cache.batch_select_indices(kept)
-            seen = seen[kept]
-        newest = tokens[batch, length[batch] - 1].to(policy.device)[:, None]
-        # A row that has ended reads its last token again and again until it leaves the batch; nobody looks at what
-        # comes out.
-        seen = torch.cat([seen, alive[batch].to(policy.device)[:, None]], dim=1)
-        output = policy.model(
-            input_ids=newest,
-            attention_mask=seen.long(),
-            position_ids=seen.sum(-1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = policy.scores(output.logits[:, -1])
-    if keep is not None:
-        keep.append(Kept(names[batch], _layers(cache), seen))
+    rows = alive.nonzero()[:, 0]
+    before = (policy.lead(prompt[rows]) != PAD).sum(-1)
+    policy.check_length(max(before.tolist(), default=1) + horizon - 1)
+    drawing = Drawing(
+        policy, prompt, *(each.to(policy.device) for each in (tokens, length, alive, as_tensor(eos, stop))), generator,
+        temperature, greedy,
+    )  # fmt: skip
+
+    def left(rows: Int[Tensor, " n"], place: Int[Tensor, " n"], cache: Cache, seen: Bool[Tensor, "N S"]) -> None:
+        if keep is not None:
+            layers = [(keys[place], values[place]) for keys, values in _layers(cache)]
+            keep.append(Kept(rows if names is None else names[rows], layers, seen[place]))
+
+    # What is kept for the next turn is there together in any case.
+    parts = [rows] if keep is not None else _parts(policy, rows, before + length[rows], horizon)
+    for batch in parts:
+        if len(batch):
+            drawing.run(batch, int((horizon - length[batch]).max()), read(batch), partial(_read, policy), left)
+    tokens, logp = drawing.tokens.cpu(), drawing.logp.cpu()
     return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
+
+
+def _parts(policy: Reader, rows: Int[Tensor, " N"], text: Int[Tensor, " N"], horizon: int) -> list[Int[Tensor, " n"]]:
+    """The rows that are drawn at once: as many as the cache may hold, of one length where the model keeps such alone.
+
+    Args: text: tokens of each row that have been read when its first token is drawn.
+    """
+    abilities, limit = policy.abilities, CACHE_BYTES
+    if policy.device.type == "cuda":
+        limit = int(SHARE_OF_DEVICE * torch.cuda.get_device_properties(policy.device).total_memory)
+    alike = [rows[text == each] for each in text.unique()] if abilities.keeps == "even" else [rows]
+    parts = []
+    for group in alike:
+        columns = max(text.tolist(), default=0) + horizon
+        most = max(1, limit // max(1, abilities.column_bytes * columns))
+        parts += group.tensor_split(max(1, -(-len(group) // most)))
+    return parts
 
 
 def _layers(cache: Cache) -> list[tuple[Tensor, Tensor]]:

@@ -3,14 +3,13 @@ else.
 
 `logits` is the plain way, kept for exact verification. `logp` is what training differentiates: a prompt that several
 responses share is read once, only policy tokens go through the head, and the head goes in chunks. `sample` and `branch`
-keep the keys and values of what was read (generation.py). All tensors that come and go are on the CPU, wherever the
-model is.
+keep what the model remembers of a text (generation.py). What a model can do of this it is tried on (architecture.py);
+what it cannot, it does the plain way. All tensors that come and go are on the CPU, wherever the model is.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -25,10 +24,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.policies import PolicyModule, prefixes_of, token_logp
 from llm_mdp_agents.lm import generation
+from llm_mdp_agents.lm.architecture import (
+    Abilities,
+    arguments_of,
+    attends_to_all,
+    forward,
+    longest_text,
+    mask_of,
+    positions,
+    try_out,
+)
 
-LOGIT_BYTES = 64 * 2**20
-"""Most memory of logits that `logp` keeps for the backward pass; beyond it they are computed again there, chunk by
-chunk."""
+LOGIT_BYTES, ACCELERATOR_LOGIT_BYTES = 64 * 2**20, 2**30
+"""Most memory of logits that `logp` keeps for the backward pass, on the CPU and elsewhere; beyond it they are computed
+again there, chunk by chunk."""
 
 
 class LanguageModelPolicy(PolicyModule):
@@ -74,32 +83,43 @@ class LanguageModelPolicy(PolicyModule):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @cached_property
+    def abilities(self) -> Abilities:
+        """What the model was seen to do when it was first asked for (`architecture.try_out`).
+
+        Raises:
+            ValueError: if its tokens see later ones, or it reads no plain text.
+        """
+        return try_out(self.causal_lm, self.vocab_size, self.device)
+
+    @property
     def linear_head(self) -> bool:
-        """Is head(body(x)) all that the model does? (Some scale or cap their logits afterwards.) Tried on two tokens,
-        bit by bit."""
-        head = self.causal_lm.get_output_embeddings()
-        if head is None or self.causal_lm.base_model is self.causal_lm:
-            return False
-        with torch.no_grad():
-            text = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-            hidden = self.causal_lm.base_model(input_ids=text, use_cache=False)[0]
-            return torch.equal(head(hidden), self.model(input_ids=text, use_cache=False).logits)
+        """Is head(body(x)) all that the model does? (Some scale or cap their logits afterwards.)"""
+        return self.abilities.linear_head
 
     @property
     def full_attention(self) -> bool:
-        """Does every layer attend to all that the mask lets through, at the positions it is told? False for sliding
-        windows, recurrent layers, biases by distance and attention kernels without masks: these models read everything
-        anew."""
-        config = self.causal_lm.config.get_text_config(decoder=True)
-        kinds = getattr(config, "layer_types", None) or ["full_attention"]
-        return (
-            set(kinds) == {"full_attention"}
-            and getattr(config, "sliding_window", None) is None
-            and getattr(config, "attention_chunk_size", None) is None
-            and config._attn_implementation in ("eager", "sdpa")
-            and getattr(self.causal_lm, "_supports_attention_backend", False)
-            and "position_ids" in inspect.signature(self.causal_lm.forward).parameters
-        )
+        """Does every layer attend to all that the mask lets through, at the positions it is told? Others read
+        everything anew for a branch or a turn."""
+        return self.abilities.packs and attends_to_all(self.causal_lm)
+
+    @cached_property
+    def _longest(self) -> tuple[float, str]:
+        return longest_text(self.causal_lm)
+
+    def check_length(self, length: int) -> None:
+        """Can texts of this many tokens be read, whatever is beside them?
+
+        Args: length: of a prompt (with `begin`, if there is one) and its response together.
+
+        Raises:
+            ValueError: beyond what the model has positions for, or where they begin to depend on the whole text.
+        """
+        longest, why = self._longest
+        if length > longest:
+            raise ValueError(
+                f"a prompt and its response have up to {length:,} tokens and {type(self.causal_lm).__name__} reads "
+                f"{int(longest):,}: {why}; shorten the prompts or the horizon, or use another model."
+            )
 
     def lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:
         """What is read before the response: the prompt with `begin` right before it, so that the state before step 0 is
@@ -115,19 +135,21 @@ class LanguageModelPolicy(PolicyModule):
     def scores(self, logits: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
         """The model's logits as this policy's: of its tokens only, at its temperature, at least in float32."""
         logits = logits[..., : self.vocab_size]
-        return (logits if logits.dtype == torch.float64 else logits.float()) / self.temperature
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def logits(self, prompt, tokens):
         shape = tokens.shape
-        lead = self.lead(prompt.expand(*shape[:-1], prompt.shape[-1]).flatten(0, -2))
-        # Positions count real tokens, and no real token attends to padding.
-        text = torch.cat([lead, tokens.reshape(-1, shape[-1])[:, :-1]], dim=1).to(self.device)
-        attention = text != PAD
-        position = (attention.cumsum(-1) - 1).clamp(min=0)
-        output = self.model(
-            input_ids=text.clamp(min=0), attention_mask=attention.long(), position_ids=position, use_cache=False
+        prompt = prompt.expand(*shape[:-1], prompt.shape[-1]).flatten(0, -2)
+        tokens = tokens.reshape(-1, shape[-1])
+        states, head = self._states(self.lead(prompt), tokens, torch.ones_like(tokens, dtype=torch.bool), packed=False)
+        return self.scores(head(states)).reshape(*shape, self.vocab_size).cpu()
+
+    def next_logits(self, prompt, tokens, row, step):
+        states, head = self._states(
+            self.lead(prompt[row]), tokens[row], torch.arange(tokens.shape[1]) == step[:, None], packed=False
         )
-        return self.scores(output.logits[:, -shape[-1] :]).reshape(*shape, self.vocab_size).cpu()
+        return self.scores(head(states))
 
     def logp(
         self,
@@ -144,9 +166,11 @@ class LanguageModelPolicy(PolicyModule):
         prompt = prompt.expand(*shape[:-1], prompt.shape[-1]).reshape(len(tokens), prompt.shape[-1])
         lead = self.lead(prompt)
         places = mask.nonzero()
-        chosen = tokens[mask].to(self.device)
+        chosen = tokens[mask].to(self.device, non_blocking=True)
+        # Before layers are set to recompute: then they keep nothing of what they read.
+        abilities = self.abilities
         with _recomputing(self.causal_lm):
-            states, head = self._states(lead, tokens, mask)
+            states, head = self._states(lead, tokens, mask, packed=abilities.packs)
 
         def score(
             states: Float[Tensor, "N H"], chosen: Int[Tensor, " N"], places: Int[Tensor, "N 2"]
@@ -154,7 +178,8 @@ class LanguageModelPolicy(PolicyModule):
             logits = self.constrained(self.scores(head(states)), prompt, tokens, *places.unbind(1))
             return token_logp(logits, chosen, torch.ones_like(chosen, dtype=torch.bool), temperature)
 
-        chunk = max(1, LOGIT_BYTES // (self.vocab_size * max(4, states.element_size())))
+        most = LOGIT_BYTES if states.device.type == "cpu" else ACCELERATOR_LOGIT_BYTES
+        chunk = max(1, most // (self.vocab_size * max(4, states.element_size())))
         if len(states) > chunk:
             parts = zip(states.split(chunk), chosen.split(chunk), places.split(chunk))
             logp = torch.cat(
@@ -165,39 +190,41 @@ class LanguageModelPolicy(PolicyModule):
         return torch.zeros(mask.shape, dtype=logp.dtype).masked_scatter(mask, logp.cpu()).reshape(shape)
 
     def _states(
-        self, lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+        self, lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], packed: bool = True
     ) -> tuple[Float[Tensor, "N H"], Callable[[Tensor], Tensor]]:
         """What the model knows before every policy token, and what makes logits of it: for models whose head is more
-        than a linear layer these are the logits already."""
-        reading = plain_reading(lead, tokens, mask)
-        if self.full_attention:
+        than a linear layer these are the logits already.
+
+        Args: packed: may responses share a row?
+        """
+        abilities, reading = self.abilities, plain_reading(lead, tokens, mask)
+        self.check_length(reading.text.shape[1])
+        if packed and self.full_attention:
             width = self.causal_lm.config.get_text_config(decoder=True).hidden_size
             reading = min(reading, packed_reading(lead, tokens, mask), key=lambda reading: reading.cost(width))
-        body = self.causal_lm.base_model if self.linear_head else self.causal_lm
-        text, position = reading.text.to(self.device), reading.position.to(self.device)
-        attention = reading.attention().to(self.device)
-        if attention.dim() == 4:
-            attention = torch.zeros(attention.shape, dtype=self.causal_lm.dtype, device=self.device).masked_fill(
-                ~attention, -torch.inf
-            )
-        output = body(input_ids=text.clamp(min=0), attention_mask=attention, position_ids=position, use_cache=False)[0]
-        states = output.flatten(0, 1)[reading.state.to(self.device)]
-        return states, self.causal_lm.get_output_embeddings() if self.linear_head else nn.Identity()
+        body = self.causal_lm.base_model if abilities.linear_head else self.causal_lm
+        reading = reading.on(self.device)
+        attention = reading.attention()
+        output = forward(
+            body,
+            arguments_of(body),
+            reading.text,
+            mask=None if attention is None else mask_of(self.causal_lm, attention),
+            position=reading.position,
+        )[0]
+        states = output.flatten(0, 1)[reading.state]
+        return states, self.causal_lm.get_output_embeddings() if abilities.linear_head else nn.Identity()
 
     def sample(self, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None, greedy=False, stop=()):
-        """`Policy.sample`; every distinct prompt is read once."""
-        return generation.sample(
-            self,
-            prompt,
-            n,
-            eos=eos,
-            horizon=horizon,
-            generator=generator,
-            temperature=temperature,
-            prefix=prefix,
-            greedy=greedy,
-            stop=stop,
-        )
+        """`Policy.sample`; every distinct prompt is read once, by models that can go on from what they kept of it."""
+        options = {
+            "eos": eos, "horizon": horizon, "generator": generator, "temperature": temperature, "prefix": prefix,
+            "greedy": greedy, "stop": stop,
+        }  # fmt: skip
+        self.check_length(int((self.lead(prompt) != PAD).sum(-1).max()) + horizon - 1)
+        if self.abilities.keeps == "nothing":
+            return super().sample(prompt, n, **options)
+        return generation.sample(self, prompt, n, **options)
 
     def branch(self, prompt, tokens, row, step, samples, **options):
         """`branch_of`; every response is read once, however many branches it has. Models with a sliding window or other
@@ -215,38 +242,64 @@ SHARED, UNUSED = -1, -2
 """Owners of columns that belong to no single response."""
 
 
+CAUSAL, MASKED = 2 / 3, 1.0
+"""What a pair of columns costs where each sees all before it, and where a mask says so: only the first is computed by
+half (measured on a CPU)."""
+MULTIPLE = 16
+"""Attention kernels of accelerators take masks whose columns are a multiple of this as they are."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """Texts as a model reads them, and where in them the state before each policy token is."""
 
     text: Int[Tensor, "G S"]
     """PAD where there is no token."""
-    position: Int[Tensor, "G S"]
     state: Int[Tensor, " N"]
     """Column in the flattened text, for every policy token, row by row."""
+    position: Int[Tensor, "G S"] | None = None
+    """None: columns are counted."""
     owner: Int[Tensor, "G S"] | None = None
-    """The response that a column belongs to, SHARED for prompts, UNUSED for padding; None: one response a row."""
+    """The response that a column belongs to, SHARED for prompts, UNUSED for padding; None: one response a row, from the
+    first column on."""
 
-    def attention(self) -> Bool[Tensor, "G S"] | Bool[Tensor, "G 1 S S"]:
-        """Real tokens; or, where responses share a row, which column sees which: earlier ones of the prompt and of its
-        own response."""
+    def on(self, device: torch.device) -> "Reading":
+        """The same there; on accelerators texts that need a mask get a convenient width."""
+        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        missing = -self.text.shape[1] % MULTIPLE if self.owner is not None and device.type != "cpu" else 0
+        if missing:
+            row, column = self.state // self.text.shape[1], self.state % self.text.shape[1]
+            parts["state"] = row * (self.text.shape[1] + missing) + column
+            for name, fill in (("text", PAD), ("position", 0), ("owner", UNUSED)):
+                parts[name] = pad(parts[name], (0, missing), value=fill)
+        there = {name: part if part is None else part.to(device, non_blocking=True) for name, part in parts.items()}
+        return Reading(**there)
+
+    def attention(self) -> Bool[Tensor, "G 1 S S"] | None:
+        """Which column sees which: earlier ones of the prompt and of its own response. None: all earlier ones."""
         if self.owner is None:
-            return self.text != PAD
+            return None
         seen = (self.owner[:, :, None] == self.owner[:, None, :]) | (self.owner == SHARED)[:, None, :]
         return seen.tril()[:, None]
 
-    def cost(self, width: int) -> int:
+    def cost(self, width: int) -> float:
         """Multiplications and additions of one layer, about: 24 h² a token and 4 h a pair of tokens."""
         rows, columns = self.text.shape
-        return rows * columns * (24 * width**2 + columns * 4 * width)
+        share = CAUSAL if self.owner is None else MASKED
+        return rows * columns * (24 * width**2 + columns * 4 * width * share)
 
 
 def plain_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Reading:
-    """One row a response, its prompt before it, up to the last policy token of all, which need not be read."""
-    columns = lead.shape[1] + int((mask * torch.arange(mask.shape[1])).max())
-    text = torch.cat([lead, tokens], dim=1)[:, :columns]
+    """One row a response, from the first column on: its prompt, and its tokens up to the last of the policy, which need
+    not be read. What stands after a text is not seen by it."""
+    step = torch.arange(tokens.shape[1])
+    needed = torch.where(step < (mask * step).amax(-1, keepdim=True), tokens, PAD)
+    text = torch.cat([lead, needed], dim=1)
+    text = text.gather(1, (text == PAD).long().argsort(dim=1, stable=True))
+    text = text[:, : int((text != PAD).sum(-1).max())]
     row, step = mask.nonzero().unbind(1)
-    return Reading(text, ((text != PAD).cumsum(-1) - 1).clamp(min=0), row * columns + lead.shape[1] - 1 + step)
+    before = (lead != PAD).sum(-1)[row] - 1 + step
+    return Reading(text, row * text.shape[1] + before.clamp(max=text.shape[1] - 1))
 
 
 def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Reading:
@@ -263,15 +316,15 @@ def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: B
 
     text, owner = (torch.full((len(lead), columns), fill) for fill in (PAD, UNUSED))
     text[:, : lead.shape[1]], owner[:, : lead.shape[1]] = lead, torch.where(lead == PAD, UNUSED, SHARED)
-    position = ((text != PAD).cumsum(-1) - 1).clamp(min=0)
-    row, read = (step < length[:, None]).nonzero().unbind(1)
-    place = group[row], start[row] + read
-    position[place] = position[group[row], -1] + 1 + read
-    text[place], owner[place] = tokens[row, read], row
+    position = positions(text != PAD)
+    row, column = (step < length[:, None]).nonzero().unbind(1)
+    place = group[row], start[row] + column
+    position[place] = position[group[row], -1] + 1 + column
+    text[place], owner[place] = tokens[row, column], row
 
     row, chosen = mask.nonzero().unbind(1)
     state = group[row] * columns + torch.where(chosen == 0, lead.shape[1] - 1, start[row] + chosen - 1)
-    return Reading(text, position, state, owner)
+    return Reading(text, state, position, owner)
 
 
 @contextmanager

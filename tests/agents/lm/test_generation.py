@@ -151,7 +151,7 @@ def test_work_is_not_done_twice(build):
 
 
 def test_caches_grow(monkeypatch):
-    monkeypatch.setattr("llm_mdp_agents.lm.generation.SPARE", 1)
+    monkeypatch.setattr("llm_mdp_agents.lm.architecture.SPARE", 1)
     policy = llama()
     expected = PolicyModule.sample(policy, PROMPTS, 2, generator=seed(), **OPTIONS)
     check_same(policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS), expected)
@@ -251,7 +251,7 @@ def talk(policy, task, *, anew: bool, monkeypatch, temperature=1.0):
 
 @pytest.mark.parametrize(("build", "temperature", "spare"), [(gpt2_long, 1.0, 64), (llama, 0.8, 1)])
 def test_turns_with_keys_and_values_kept_are_those_of_reading_everything_anew(build, temperature, spare, monkeypatch):
-    monkeypatch.setattr("llm_mdp_agents.lm.generation.SPARE", spare)
+    monkeypatch.setattr("llm_mdp_agents.lm.architecture.SPARE", spare)
     policy, task = build(), Talk()
     kept, anew = (
         talk(policy, task, anew=each, monkeypatch=monkeypatch, temperature=temperature) for each in (False, True)
@@ -270,6 +270,7 @@ def test_turns_with_keys_and_values_kept_are_those_of_reading_everything_anew(bu
 def test_a_turn_reads_what_is_new():
     """Of every turn the last token of the one before and the reply: no prompt is read twice."""
     policy, task, read = llama(), Talk(), []
+    assert policy.full_attention
     policy.model.get_input_embeddings().register_forward_hook(
         lambda module, inputs, output: read.append(inputs[0].shape[1])
     )
