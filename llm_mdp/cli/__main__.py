@@ -31,6 +31,7 @@ COMMANDS = {
 def main() -> None:
     """Entry point of the `llm-mdp` command."""
     name, argv = (sys.argv[1], sys.argv[2:]) if sys.argv[1:] else ("", [])
+    name = {"--version": "version", "-V": "version"}.get(name, name)
     if name in COMMANDS:
         sys.exit(guarded(lambda: run(name, argv)))
     tyro.cli(listing(), prog="llm-mdp", description="The gradient check for reinforcement learning on language models.")

@@ -3,8 +3,9 @@
 import inspect
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -15,12 +16,14 @@ from llm_mdp.cli.options import FLAGS, env_arguments, one_thread
 from llm_mdp.estimators.catalogue import CATALOGUE, describe
 from llm_mdp.estimators.entry import Given
 from llm_mdp.own import UsageError
-from llm_mdp_agents.resolve import ModelConfig, agent_class, is_plain
+from llm_mdp_agents.resolve import ModelConfig, agent_class, is_plain, registered
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trainer import NonFinite
 from llm_mdp_agents.zoo import AGENTS
 
 C = TypeVar("C")
+REWARDED = "llm_mdp_envs.adapters.named:RewardFunctions"
+"""The environment of --reward."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class TrainArguments(Generic[C]):
     """Where run folders are made."""
     name: str | None = None
     """Of the run's folder; by default agent, environment and a number."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """-q: no progress, only what came out of it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class ResumeArguments:
     """A run's folder, or one of its checkpoints."""
     steps: int | None = None
     """A new number of steps in all."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """-q: no progress, only what came out of it."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -74,17 +81,19 @@ def train(argv: Sequence[str]) -> int:
 
     one_thread()
     if any(each.startswith("--resume") for each in argv):
-        arguments = tyro.cli(ResumeArguments, args=argv, prog="llm-mdp train", config=FLAGS)
-        return _finished(lambda: resume(arguments.resume, steps=arguments.steps))
+        words = in_our_words(argv, ResumeArguments)
+        arguments = tyro.cli(ResumeArguments, args=words, prog="llm-mdp train", config=FLAGS)
+        return _finished(lambda: resume(arguments.resume, steps=arguments.steps, progress=not arguments.quiet))
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE.format(agents=", ".join(AGENTS)), file=sys.stdout if argv else sys.stderr)
+        print(usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     name, agent, arguments = read_train(argv)
     return _finished(
         lambda: run_training(
             agent, arguments.env, arguments.model, env_arguments=env_arguments(arguments.env_args),
             warm_start=arguments.warm_start, loggers=arguments.loggers, shard=arguments.shard, config=arguments.train,
-            folder=lambda: new_run_folder(arguments.runs, arguments.name, name.rpartition(":")[2], arguments.env),
+            progress=not arguments.quiet,
+            folder=lambda: new_run_folder(arguments.runs, arguments.name, name.rpartition(":")[2], _short(arguments)),
         )
     )  # fmt: skip
 
@@ -99,7 +108,11 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
     from llm_mdp_agents.training.run_config import read_run_config
 
     default: Any = None
-    argv = list(argv)
+    argv, rewards = taken(list(argv), "--reward")
+    if not argv:
+        raise UsageError(
+            "--reward stands behind agent and data set: llm-mdp train AGENT ROWS --reward FILE.py:FUNCTION"
+        )
     if argv[0] == "--config":
         if len(argv) < 2:
             raise UsageError("--config needs a file: the config.json of a run.")
@@ -115,10 +128,13 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
     else:
         name, argv = argv[0], argv[1:]
         agent = NoOptions() if is_plain(name) else agent_class(name).Config()
+    argv = in_our_words(argv, TrainArguments, type(agent), ModelConfig, TrainConfig)
     arguments = tyro.cli(
         TrainArguments[type(agent)], args=argv, prog=f"llm-mdp train {name}", config=FLAGS, default=default,
-        description=inspect.getdoc(TrainArguments),
+        description=f"{inspect.getdoc(TrainArguments)}\n\n{names_of_others(type(agent))}",
     )  # fmt: skip
+    if rewards:
+        arguments = with_rewards(arguments, rewards)
     return name, name if isinstance(agent, NoOptions) else arguments.agent, arguments
 
 
@@ -127,13 +143,122 @@ def default_loggers() -> tuple[str, ...]:
     return ("tensorboard",) if find_spec("tensorboard") else ()
 
 
+ALIASES = {
+    "num-generations": "group-size", "beta": "kl", "epsilon": "clip-low", "epsilon-high": "clip-high",
+    "num-iterations": "epochs", "max-steps": "steps", "eval-steps": "eval-every", "save-steps": "checkpoint-every",
+    "save-total-limit": "keep", "lr-scheduler-type": "schedule", "lora-r": "lora-rank",
+    "attn-implementation": "attention", "model-name-or-path": "model", "report-to": "loggers",
+}  # fmt: skip
+"""Names that TRL and transformers have for what means exactly the same here. Where an agent has an option of such a
+name itself (β of DPO), it is that."""
+
+
+def flags_of(*kinds: type) -> set[str]:
+    """The flags of these dataclasses."""
+    return {each.name.replace("_", "-") for kind in kinds for each in fields(kind)}
+
+
+def in_our_words(argv: Sequence[str], *kinds: type) -> list[str]:
+    """A command line with the names of others replaced by ours, where these dataclasses have them, and a bare -q as a
+    value."""
+    known, words = flags_of(*kinds), []
+    for word, following in zip(argv, [*argv[1:], ""]):
+        name, equals, value = word.partition("=")
+        name = name[2:].replace("_", "-") if name.startswith("--") else ""
+        if name not in known and ALIASES.get(name) in known:
+            word = f"--{ALIASES[name]}{equals}{value}"
+        words.append(word)
+        if word in ("-q", "--quiet") and following not in ("True", "False"):
+            words.append("True")
+    return words
+
+
+def names_of_others(agent: type) -> str:
+    """What the help says about `ALIASES`."""
+    known = flags_of(TrainArguments, agent, ModelConfig, TrainConfig)
+    pairs = [f"--{alias} is --{own}" for alias, own in ALIASES.items() if own in known and alias not in known]
+    return f"Names of TRL are understood: {', '.join(pairs)}."
+
+
+def taken(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """A command line without a flag that may stand there several times, and the flag's values.
+
+    Raises:
+        UsageError: if a flag has no value.
+    """
+    rest, values = [], []
+    words = iter(argv)
+    for word in words:
+        if word == flag or word.startswith(f"{flag}="):
+            value = next(words, "") if word == flag else word.removeprefix(f"{flag}=")
+            if not value or value.startswith("-"):
+                raise UsageError(f"{flag} needs a function: FILE.py:FUNCTION, or FILE.py:FUNCTION=WEIGHT.")
+            values.append(value)
+        else:
+            rest.append(word)
+    return rest, values
+
+
+def with_rewards(arguments: TrainArguments, rewards: list[str]) -> TrainArguments:
+    """The same on the rows of a data set, which stands where the environment would, with these functions as rewards.
+
+    Raises:
+        UsageError: if that is an environment.
+    """
+    rows, given = arguments.env, env_arguments(arguments.env_args)
+    if rows == REWARDED:  # of a config, which gets other rewards
+        rows = given.pop("rows", "")
+    elif ".py:" in rows or rows in registered():
+        raise UsageError(
+            f"--reward belongs to a data set, but {rows} is an environment, which has a reward; give a file of rows "
+            f"with a column `prompt` in its place: llm-mdp train grpo rows.jsonl --reward FILE.py:FUNCTION"
+        )
+    chosen = given | {"rows": _absolute(rows), "rewards": [_absolute(each) for each in rewards]}
+    return replace(arguments, env=REWARDED, env_args=tuple(f"{name}={value!r}" for name, value in chosen.items()))
+
+
+def _absolute(name: str) -> str:
+    """FILE, or FILE:FUNCTION, so that it is found from anywhere; a name that is no file stays."""
+    file, colon, rest = name.rpartition(":")
+    file, rest = (file, colon + rest) if colon else (name, "")
+    return f"{Path(file).resolve()}{rest}" if Path(file).exists() else name
+
+
+def _short(arguments: TrainArguments) -> str:
+    """What a run's folder is called after its environment."""
+    if arguments.env != REWARDED:
+        return arguments.env
+    return Path(str(env_arguments(arguments.env_args)["rows"])).stem
+
+
 USAGE = """usage: llm-mdp train AGENT ENV [options]
+       llm-mdp train AGENT ROWS --reward FILE.py:FUNCTION[=WEIGHT] … [options]
        llm-mdp train --config runs/NAME/config.json [options]
        llm-mdp train --resume runs/NAME [--steps N]
 
-AGENT is one of: {agents};
-or an estimator of your own, FILE.py:CLASS. `llm-mdp train AGENT --help` shows all options, `llm-mdp agents` the papers,
-`llm-mdp envs` the environments. Example: llm-mdp train trepo llm_mdp/Arithmetic-v0"""
+{agents}
+
+`llm-mdp train AGENT --help` shows all options, `llm-mdp agents` the papers,
+`llm-mdp envs` the environments.
+
+A small transformer from scratch, minutes on a laptop:
+  llm-mdp train trepo llm_mdp/Arithmetic-v0
+A language model, all weights or adapters:
+  llm-mdp train grpo llm_mdp/ReasoningGym-v0 --model FOLDER
+  llm-mdp train grpo llm_mdp/ReasoningGym-v0 --model FOLDER --lora-rank 16
+Your own data set with reward functions of your own, as TRL calls them:
+  llm-mdp train grpo rows.jsonl --model FOLDER \\
+      --reward rewards.py:correct --reward rewards.py:short=0.5
+Names of TRL are understood:
+  llm-mdp train grpo Tabular --num-generations 4 --beta 0.1 --max-steps 50
+Without progress, in a script:
+  llm-mdp train rloo Tabular -q"""
+
+
+def usage() -> str:
+    """What `llm-mdp train --help` says, on 80 columns."""
+    agents = f"AGENT is one of {', '.join(AGENTS)}; or an estimator of your own, FILE.py:CLASS."
+    return USAGE.format(agents=textwrap.fill(agents, 80, break_on_hyphens=False))
 
 
 def _read_json(path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 One file a library:
 
-- `TRLReward`: any TRL reward function, or several;
+- `TRLReward`: any TRL reward function, or several; `RewardFunctions`: those in files, by their names;
 - `VerlReward`: any verl `compute_score`;
 - `CallableReward`: any function of two texts;
 - `as_trl_reward`, `trl_rows`: a task as a TRL reward function, with the rows to train on;
@@ -17,6 +17,7 @@ text is their own affair: they run in this process, without a time limit.
 
 from llm_mdp_envs.adapters.functions import CallableReward
 from llm_mdp_envs.adapters.games import Game, TextGame, gem_game, textarena_game
+from llm_mdp_envs.adapters.named import RewardFunctions
 from llm_mdp_envs.adapters.rows import RowTask, name_of
 from llm_mdp_envs.adapters.trl import TRLReward, as_trl_reward, pad_responses, text_of, trl_rows
 from llm_mdp_envs.adapters.trl_environments import trl_environment, trl_environment_rows
@@ -27,6 +28,7 @@ from llm_mdp_envs.adapters.verl import VerlReward
 __all__ = [
     "CallableReward",
     "Game",
+    "RewardFunctions",
     "RowTask",
     "TRLReward",
     "TextGame",
