@@ -18,6 +18,7 @@ from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp.verify.check import check_estimator, load_estimator
 from llm_mdp_agents.action_masks import tokens_written_with
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
+from llm_mdp_agents.devices import device_of
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.check import check_task
 from llm_mdp_envs.registry import ENTRIES, make_task
@@ -46,7 +47,7 @@ class ModelConfig:
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Of a language model's weights."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; "auto": cuda if there is one."""
+    """cpu, cuda, cuda:1 …; "auto": cuda, if there is one, for a language model that has a name."""
     scored_by: str | None = None
     """A sequence classifier with one label (name or folder) whose score is the reward, instead of the environment's."""
     engine: Literal["hf", "vllm"] = "hf"
@@ -278,26 +279,11 @@ def _check_effect(config: ModelConfig, kind: str) -> None:
             )
 
 
-def device_of(name: str) -> str:
-    """The device of a name; "auto" is cuda if there is one.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}, which is not here; give cpu, cuda, cuda:1 … or auto.") from error
-    return name
-
-
 def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> PolicyModule:
     from llm_mdp_agents.lm.loading import LoRAOptions, load_policy, small_transformer
     from llm_mdp_agents.lm.vocabulary import adopt_ends, check_size, check_words
 
-    device = device_of(config.device)
+    device = device_of(config.device, kind, config.engine)
     if kind == "small":
         shape = {"width": config.width, "layers": config.layers, "heads": config.heads}
         policy = small_transformer(
