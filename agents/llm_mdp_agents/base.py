@@ -269,8 +269,8 @@ class Agent(Generic[Options]):
         if not (torch.isfinite(value) and torch.isfinite(norm)):
             optimizer.zero_grad()
             raise ValueError(
-                f"the loss of the {name} is {float(value)} and its gradient has length {float(norm)}; lower its "
-                f"learning rate, or look for a reward without bounds."
+                f"the loss of the {name} is {float(value.detach())} and its gradient has length {float(norm)}; lower "
+                f"its learning rate, or look for a reward without bounds."
             )
         optimizer.step()
         optimizer.zero_grad()

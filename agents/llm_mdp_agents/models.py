@@ -65,8 +65,9 @@ class SequenceScorer(nn.Module):
         """
         text, state = self._text(prompt, tokens)
         hidden = self._read(text).last_hidden_state
-        hidden = hidden[torch.arange(len(text))[:, None], state.to(hidden.device)]
-        return self.head(hidden.to(next(self.head.parameters()).dtype))[..., 0].to("cpu", torch.float64)
+        state = state.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
+        hidden = hidden.gather(1, state).to(next(self.head.parameters()).dtype)
+        return self.head(hidden)[..., 0].to("cpu", torch.float64)
 
     def final(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """The score of the whole response."""
@@ -220,9 +221,8 @@ def _small_scorer(task: Task, seed: int) -> SequenceScorer:
 
 def _new_head(width: int, like: Tensor) -> nn.Linear:
     """It says 0 of everything: a value that nobody has learned yet should not move the policy."""
-    head = nn.Linear(
-        width, 1, bias=False, device=like.device, dtype=torch.float32 if like.dtype in HALF else like.dtype
-    )
+    dtype = torch.float32 if like.dtype in HALF else like.dtype
+    head = nn.utils.skip_init(nn.Linear, width, 1, bias=False, device=like.device, dtype=dtype)
     nn.init.zeros_(head.weight)
     return head
 
