@@ -25,7 +25,7 @@ class AgentError(ValueError):
     """An agent is malformed; the message says what, and what to do."""
 
 
-METHODS = ("collect", "advantages", "loss", "make_estimator", "prepare", "fit")
+METHODS = ("collect", "advantages", "loss", "make_estimator", "prepare", "fit", "finish_batch")
 ATTRIBUTES = {
     "name": str,
     "paper": str,

@@ -160,7 +160,7 @@ class UnknownClaim(Sound):
 class Thawed:
     group_size: int = 2
     clip_low = clip_high = None
-    kl = 0.0
+    kl = entropy = 0.0
 
 
 class ThawedConfig(Sound):
@@ -171,7 +171,7 @@ class NoClass(Sound):
     class Config:
         group_size = 2
         clip_low = clip_high = None
-        kl = 0.0
+        kl = entropy = 0.0
 
 
 class OtherArguments(Sound):
