@@ -4,26 +4,20 @@ writes.
 One JSON object a line, with its step; a line is on its way to the disk before the next step begins.
 """
 
-import importlib.util
 import json
 import math
 import os
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from llm_mdp_agents.training.loggers import Logger, check_loggers, open_logger
 
 METRICS, SAMPLES, CONFIG = "metrics.jsonl", "samples.jsonl", "config.json"
-PROJECT = "llm-mdp"
-"""Where wandb and trackio put the runs."""
+FILES = (METRICS, SAMPLES)
 RESERVED = ("step", "nonfinite")
-
-
-class Logger(Protocol):
-    """Shows metrics elsewhere, too."""
-
-    def log(self, step: int, values: dict[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Records:
@@ -63,15 +57,33 @@ class Records:
         """Append responses, one a line, each with what is known about it (prompt, response, reward)."""
         for sample in samples:
             self._append(SAMPLES, step, sample)
+        for logger in self._open_loggers() if samples else ():
+            logger.table(step, samples)
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, before: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         """Forget what was recorded after `step`, so that the steps of a resumed run stand there once. Call it before
-        the first step."""
+        the first step.
+
+        Args:
+            before: called when all is read, before anything is forgotten.
+
+        Returns: the metrics that stay.
+        Raises: ValueError: naming the line that is not a record, or the file that cannot be read; nothing has changed.
+        """
         self._resumed = step
-        for file in (METRICS, SAMPLES):
-            path = self.folder / file
-            if path.exists():
-                _replace(path, "".join(json.dumps(line) + "\n" for line in _read(path) if line["step"] <= step))
+        kept = {file: [line for line in _read(self.folder / file) if line["step"] <= step] for file in FILES}
+        before()
+        for file, lines in kept.items():
+            if (self.folder / file).exists():
+                _replace(self.folder / file, "".join(json.dumps(line) + "\n" for line in lines))
+        return kept[METRICS]
+
+    def flush(self) -> None:
+        """Wait until the lines are on the disk: a checkpoint whose steps are not in the metrics would be a gap."""
+        for file in FILES:
+            if (self.folder / file).exists():
+                with (self.folder / file).open("rb") as opened:
+                    os.fsync(opened.fileno())
 
     def _append(self, file: str, step: int, values: dict[str, Any]) -> None:
         for name in RESERVED:
@@ -84,12 +96,20 @@ class Records:
         line = {"step": step} | values | dict.fromkeys(odd)
         if odd:
             line["nonfinite"] = odd
-        with (self.folder / file).open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with (self.folder / file).open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.folder / file} cannot be written ({error.strerror}); when that is mended, go on with "
+                f"llm-mdp train --resume {shlex.quote(str(self.folder))}",
+            ) from error
 
     def _open_loggers(self) -> list[Logger]:
         if not self._loggers:
-            self._loggers = [LOGGERS[name](self.folder, self._resumed) for name in self._names]
+            config = load_config(self.folder)
+            self._loggers = [open_logger(name, self.folder, config, self._resumed) for name in self._names]
         return self._loggers
 
 
@@ -107,9 +127,23 @@ def load_samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a run; nothing if there is none."""
+    """`config.json` of a run; nothing if there is none.
+
+    Raises: ValueError: if it cannot be read, or is not a JSON object.
+    """
     path = Path(folder) / CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"{path} cannot be read ({why}); remove it, and --resume writes it anew from the newest checkpoint."
+        ) from error
+    return document
 
 
 def new_run_folder(root: Path, name: str | None, agent: str, env: str) -> Path:
@@ -143,80 +177,20 @@ def new_run_folder(root: Path, name: str | None, agent: str, env: str) -> Path:
             return root / f"{start}-{number}"
 
 
-def check_loggers(loggers: tuple[str, ...]) -> tuple[str, ...]:
-    """The loggers to open, checked without opening one.
-
-    Raises: ValueError, ImportError: naming what to choose or to install.
-    """
-    for name in loggers:
-        if name not in (*LOGGERS, "none"):
-            raise ValueError(f"{name!r} is not a logger; choose from {', '.join(LOGGERS)} and none.")
-        if name != "none" and importlib.util.find_spec(name) is None:
-            raise ImportError(
-                f"logging to {name} needs the package {name}: pip install {name} (or log to none: {METRICS} is there "
-                f"anyway)"
-            )
-    if "none" in loggers and len(loggers) > 1:
-        raise ValueError(f"loggers are {', '.join(loggers)}; none stands alone.")
-    return () if "none" in loggers else tuple(dict.fromkeys(loggers))
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, resumed: int | None):
-        from torch.utils.tensorboard import SummaryWriter
-
-        # TensorBoard hides what earlier files say about the step to purge and later ones.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=None if resumed is None else resumed + 1)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Hosted:
-    """wandb, and trackio, which has the same functions. A resumed run is another run of the same group."""
-
-    def __init__(self, module: Any, folder: Path, **more: Any):
-        self._module = module
-        module.init(project=PROJECT, name=folder.name, group=folder.name, config=load_config(folder), **more)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._module.log(values, step=step)
-
-    def close(self) -> None:
-        self._module.finish()
-
-
-def _wandb(folder: Path, resumed: int | None) -> Logger:
-    import wandb  # pyright: ignore[reportMissingImports]  # whoever logs there installs it
-
-    return _Hosted(wandb, folder, dir=str(folder))
-
-
-def _trackio(folder: Path, resumed: int | None) -> Logger:
-    import trackio  # pyright: ignore[reportMissingImports]  # likewise
-
-    return _Hosted(trackio, folder)
-
-
-LOGGERS = {"tensorboard": _TensorBoard, "wandb": _wandb, "trackio": _trackio}
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); put the file back, or remove it.") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("it is not an object with a step")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # What stands after the last line break was torn by a kill, or is empty.
             if number == len(lines):
                 break
