@@ -11,6 +11,13 @@ settings.load_profile("any machine")
 QUICK_EXAMPLES = 20
 
 
+def pytest_configure(config):
+    """No test goes to a GPU by itself: what it shows would depend on the machine."""
+    asked = config.option.markexpr.replace("not cuda", "")
+    if "cuda" not in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(config, items):
     """The fast suite tries a property on fewer examples; the whole one on as many as the test says."""
     if config.option.markexpr != "not slow":
