@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs")
+TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows, or end lines in ways that few expect."""
 
 
 class UsageError(ValueError):
@@ -22,6 +25,16 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or what else to do."""
     close = get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]}?" if close else otherwise
+
+
+def visible(text: str) -> str:
+    """A text as it can be shown on a terminal, where some characters are commands: control characters but line breaks
+    and tabs, marks that turn the direction of writing, and halves of characters become escapes such as \\x1b."""
+    return "".join(each if each in "\n\t" or not _commands(each) else ascii(each)[1:-1] for each in text)
+
+
+def _commands(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or character in TURNING
 
 
 def is_own(name: str) -> bool:

@@ -58,6 +58,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         tensors: on any device, of any layout in memory; a tensor under several names is stored once.
         state: anything that JSON gives back unchanged.
         keep: number of complete checkpoints that stay, this one included.
+        spared: the step of a further one that stays, such as the best.
 
     Returns: the new folder.
 
@@ -88,7 +89,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         raise CheckpointError(f"{path} could not be written: {error}; {instead(path)}.") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)  # renamed by now, unless something went wrong
-    earlier = [each for each in _complete(folder) if _step_of(each) < step]
+    earlier = [each for each in _complete(folder) if _step_of(each) < step and _step_of(each) != spared]
     for old in earlier[: max(0, len(earlier) + 1 - keep)]:
         _discard(old)
     return path
@@ -123,9 +124,12 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     for path in steps:
         if _step_of(path) == step:
             return _read(path)
-    raise CheckpointError(
-        f"{folder} has no checkpoint of step {step}; it has {', '.join(str(_step_of(path)) for path in steps)}."
-    )
+    raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has {', '.join(map(str, steps_in(folder)))}.")
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of which something stands in the folder, torn ones included."""
+    return [_step_of(path) for path in _step_folders(Path(folder))]
 
 
 def discard_after(folder: Path, step: int) -> None:

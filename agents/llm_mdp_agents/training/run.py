@@ -1,45 +1,37 @@
 """A run from beginning to end: `train` with progress, evaluations, checkpoints, a report; `resume` goes on as if
 nothing had happened."""
 
-import json
-import shlex
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.files import write_text
+from llm_mdp.own import visible
 from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.base import Agent, AgentConfig
-from llm_mdp_agents.lm.engines import Engine, make_engine
-from llm_mdp_agents.models import scored
-from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy, device_of, find_agent, find_task, own_policy
+from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.evaluation import samples
-from llm_mdp_agents.training.parallel import Parallel, parallel_from_environment
+from llm_mdp_agents.training.parts import Parts, assemble, check_alone, warmed_up
 from llm_mdp_agents.training.progress_line import Show, progress_line
-from llm_mdp_agents.training.records import CONFIG, Records, check_loggers, load_config, load_metrics
-from llm_mdp_agents.training.run_config import RunConfig, given, run_config_of
+from llm_mdp_agents.training.records import Records
+from llm_mdp_agents.training.run_config import RunConfig, choices_of, config_to_resume, given, run_config_of
+from llm_mdp_agents.training.run_folder import CHECKPOINTS, Place, begin_anew, is_main, run_folder, way_on
+from llm_mdp_agents.training.run_lock import run_lock
 from llm_mdp_agents.training.run_report import write_report
+from llm_mdp_agents.training.signals import Stop, Stopped, listening
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import save_policy
-from llm_mdp_agents.training.trainer import Trainer, check_trainable
-from llm_mdp_agents.training.warm_start import batches_of, warm_start
+from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require
 
-CHECKPOINTS = "checkpoints"
-"""Their folder in the folder of a run."""
 SHOWN_RESPONSES = 8
 """Responses that are kept of every evaluation."""
-
-Place = Path | str | Callable[[], Path]
-"""The folder of a run, or what makes it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,23 +120,24 @@ def resume(folder: Path | str, *, progress: bool = True, steps: int | None = Non
         ValueError: if there is nothing to go on from; the sentence says what there is.
     """
     folder = Path(folder)
-    place = folder if folder.name.startswith("step-") else folder / CHECKPOINTS
-    home = folder.parent.parent if folder.name.startswith("step-") else folder
-    config = run_config_of(home)
-    if not (home / CHECKPOINTS).is_dir():
-        raise ValueError(
-            f"{home} has no checkpoint, for the run ended before its first step; start it anew: "
-            f"llm-mdp train --config {home / CONFIG}"
-        )
-    resumed = checkpoint.load(place)
-    if steps is not None:
-        config = replace(config, train=replace(config.train, steps=steps))
-    if config.train.steps < resumed.step:
-        raise ValueError(
-            f"steps is {config.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an "
-            f"earlier checkpoint."
-        )
-    return _run(config, None, home, progress, resumed)
+    named = folder.name.startswith("step-")
+    home = folder.parent.parent if named else folder
+    if not (home / CHECKPOINTS).exists():
+        run_config_of(home)
+        raise ValueError(begin_anew(home))
+    with run_lock(home) if is_main() else nullcontext():
+        if not checkpoint.steps_in(home / CHECKPOINTS):
+            raise ValueError(begin_anew(home))
+        resumed = checkpoint.load(folder if named else home / CHECKPOINTS)
+        config = config_to_resume(home, resumed)
+        if steps is not None:
+            config = replace(config, train=replace(config.train, steps=steps))
+        if config.train.steps < resumed.step:
+            raise ValueError(
+                f"steps is {config.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an "
+                f"earlier checkpoint."
+            )
+        return _run(config, None, home, progress, resumed)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -160,92 +153,50 @@ def _run(
     begun = time.time()
     if place is not None:
         require("matplotlib", "train", "the report of a run")
+        choices_of(config)
     parts = assemble(config, own)
+    with ExitStack() as stack:
+        stack.callback(parts.task.close)
+        stack.callback(parts.engine.close)
+        stop = stack.enter_context(listening(place is not None))
+        folder = None
+        if place is not None and parts.parallel.main:
+            folder = stack.enter_context(run_folder(config, place, begun, new=resumed is None))
+        try:
+            session = _work(config, parts, folder, place is not None, progress, resumed, stop)
+        except (Exception, KeyboardInterrupt) as error:
+            if not stop.number:
+                raise
+            raise Stopped(stop.number, way_on(folder, None if isinstance(error, Stopped) else error)) from error
+        if stop.number:
+            raise Stopped(stop.number, way_on(folder))
+    return Run(session.parts.agent, parts.policy, parts.task, session.metrics, folder)
+
+
+def _work(
+    config: RunConfig, parts: Parts, folder: Path | None, recorded: bool, progress: bool,
+    resumed: checkpoint.Checkpoint | None, stop: Stop,
+) -> "Session":  # fmt: skip
+    """Training itself, to its end or until it is asked to stop."""
     main = parts.parallel.main
-    folder = None if place is None or not main else _folder_of(config, place, begun, resumed is not None)
     records = Records(folder, loggers=config.loggers) if folder else None
     totals = {"warm start": parts.batches, "training": config.train.steps}
     with records or nullcontext(), progress_line(progress and main, totals) as show:
         if resumed is None:
-            parts = warmed_up(parts, config.train.seed, show)
-        session = Session(parts, config.train, records, place is not None, show)
+            parts = warmed_up(parts, config.train.seed, show, stop)
+        choices = choices_of(config) if recorded else {}
+        session = Session(parts, config.train, records, recorded, show, choices, stop)
         if resumed is None:
-            session.begin()
+            session.begin(totals, progress and main)
         else:
             session.go_on(resumed)
-        while session.trainer.number < config.train.steps:
+        while session.trainer.number < config.train.steps and not session.asked_to_stop():
             session.step()
-    session.finish()
-    return Run(parts.agent, parts.policy, parts.task, session.metrics, folder)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of, before anything is trained or written."""
-
-    parallel: Parallel
-    task: Task
-    policy: Policy
-    batches: int
-    """Supervised batches before training."""
-    make_agent: Callable[[], Agent]
-    agent: Agent
-    engine: Engine
-
-
-def assemble(config: RunConfig, own: Policy | None) -> Parts:
-    """The parts that a config names.
-
-    Args:
-        own: the policy, where a Python program gave one.
-
-    Raises:
-        ValueError: in words, if there is no such part.
-    """
-    # The group first: in it "cuda" is this process's GPU.
-    parallel = parallel_from_environment(config.shard, device_of(config.model.device) if own is None else "cpu")
-    seed = config.train.seed
-    plain_task = find_task(config.env, config.env_arguments, config.model)
-    policy = own_policy(own, plain_task) if own is not None else build_policy(config.model, plain_task, seed)
-    check_trainable(policy)
-    task = scored(plain_task, policy, seed, config.model.scored_by)
-    batches = batches_of(config.warm_start, task, config.model.model if own is None else None)
-    found = find_agent(config.agent)
-    make_agent = partial(build_agent, found if isinstance(found, Estimator) else config.agent, policy, task, seed)
-    agent = make_agent()
-    check_loggers(config.loggers)
-    options = {"max_length": task.prompt_length + task.horizon + 1} if config.model.engine == "vllm" else {}
-    engine = make_engine(config.model.engine, policy, **options)
-    return Parts(parallel, task, policy, batches, make_agent, agent, engine)
-
-
-def warmed_up(parts: Parts, seed: int, show: Show) -> Parts:
-    """The parts after the supervised batches: the agent anew, for reference and critic begin as copies of the
-    policy."""
-    if not parts.batches:
-        return parts
-
-    def show_loss(loss: float) -> None:
-        show("warm start", {"loss": loss})
-
-    warm_start(parts.policy, parts.task, parts.batches, seed, progress=show_loss)
-    return replace(parts, agent=parts.make_agent())
-
-
-def _folder_of(config: RunConfig, place: Place, begun: float, resumed: bool) -> Path:
-    """The folder of a run, with its config.json.
-
-    Raises:
-        ValueError: if it is another run's.
-    """
-    document = config.document()
-    folder = Path(place() if callable(place) else place)
-    if not resumed and (folder / CONFIG).exists():
-        raise ValueError(f"{folder} holds a run already; go on with it by resume, or choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    start = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun}
-    write_text(folder / CONFIG, json.dumps(document | start | load_config(folder) | document, indent=1) + "\n")
-    return folder
+    if session.trainer.number < config.train.steps:
+        session.halt()
+    else:
+        session.finish()
+    return session
 
 
 class Session:
@@ -255,29 +206,67 @@ class Session:
 
     Args:
         recorded: whether the main process has a folder, for some of what goes there is made by all together.
+        choices: all that config.json says, for the checkpoints.
     """
 
-    def __init__(self, parts: Parts, config: TrainConfig, records: Records | None, recorded: bool, show: Show):
+    def __init__(
+        self, parts: Parts, config: TrainConfig, records: Records | None, recorded: bool, show: Show,
+        choices: dict[str, Any], stop: Stop,
+    ):  # fmt: skip
         self.parts, self.config, self.records, self.recorded, self.show = parts, config, records, recorded, show
+        self.choices, self.stop = choices, stop
         self.folder = records.folder if records else None
+        self.saved: int | None = None
         self.metrics: list[dict[str, Any]] = []
         self.trainer = Trainer(parts.agent, parts.task, parts.policy, config, parts.parallel, self.folder, parts.engine)
 
-    def begin(self) -> None:
-        """What comes before the first step."""
+    def begin(self, totals: dict[str, int], spoken: bool) -> None:
+        """What comes before the first step.
+
+        Args:
+            totals: of the stages that are shown; those of the preparation come in.
+            spoken: whether the agent's notes are said.
+        """
+
+        def report(stage: str, done: int, total: int) -> None:
+            totals.setdefault(stage, total)
+            self.show(stage, {}, step=done)
+            check_alone(self.stop, self.parts.parallel)
+
         self.show("preparing", {})
+        self.parts.agent.report = report
         self.trainer.prepare()
+        for note in getattr(self.parts.agent, "notes", ()) if spoken else ():
+            print(visible(note), file=sys.stderr)
         self.record(self.evaluate())
         self.save()
 
     def go_on(self, resumed: checkpoint.Checkpoint) -> None:
         """Stand where a checkpoint was written, and forget what came after it."""
-        self.trainer.restore(resumed.tensors, resumed.state)
-        number = self.trainer.number
-        if self.folder and self.records:
-            self.metrics = [each for each in load_metrics(self.folder) if each["step"] <= number]
-            self.records.resume(number)
-            checkpoint.discard_after(self.folder / CHECKPOINTS, number)
+        try:
+            self.trainer.restore(resumed.tensors, resumed.state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise checkpoint.CheckpointError(
+                f"{resumed.path} does not fit this run ({' '.join(str(error).split())}); "
+                f"{checkpoint.instead(resumed.path)}."
+            ) from error
+        self.saved = number = self.trainer.number
+        if self.records:
+            checkpoints = self.records.folder / CHECKPOINTS
+            # In this order: a kill in between must not leave a checkpoint whose steps are not in the metrics.
+            self.metrics = self.records.resume(number, lambda: checkpoint.discard_after(checkpoints, number))
+            missing = sorted(set(range(number + 1)) - {each["step"] for each in self.metrics})
+            if missing:
+                warnings.warn(
+                    f"the metrics in {self.folder} lack step {missing[0]} and {len(missing) - 1} others; the curves "
+                    f"have a gap there",
+                    stacklevel=2,
+                )
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process of the group heard a signal; all hear the same answer."""
+        self.stop.number = self.parts.parallel.most(self.stop.number)
+        return self.stop.number > 0
 
     def step(self) -> None:
         """One batch, and every so often an evaluation and a checkpoint; both after the last one."""
@@ -310,17 +299,25 @@ class Session:
 
     def save(self) -> None:
         """A checkpoint, of which every process has a part."""
+        number, self.saved = self.trainer.number, self.trainer.number
         tensors, state = self.trainer.state() if self.recorded else ({}, {})
+        if self.folder and self.records:
+            self.records.flush()
+            state |= {"config": self.choices}
+            checkpoint.save(self.folder / CHECKPOINTS, number, tensors, state, keep=self.config.keep)
+
+    def halt(self) -> None:
+        """What a run leaves that was asked to stop: a checkpoint of where it stands, and the report."""
+        if self.saved != self.trainer.number:
+            self.save()
         if self.folder:
-            checkpoint.save(self.folder / CHECKPOINTS, self.trainer.number, tensors, state, keep=self.config.keep)
+            write_report(self.folder)
 
     def finish(self) -> None:
-        """The model, the report, and everything given back."""
+        """The model and the report."""
         parts = self.parts
         if self.recorded:
             whole = parts.parallel.whole_policy(parts.policy)
             if self.folder:
                 save_policy(whole, self.folder, parts.agent, parts.task)
                 write_report(self.folder)
-        parts.engine.close()
-        parts.task.close()

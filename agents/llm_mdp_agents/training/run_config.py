@@ -1,17 +1,28 @@
-"""All choices of a run, as they stand in its config.json."""
+"""All choices of a run, as they stand in its config.json; a checkpoint holds them, too, so that none is taken for
+another run's."""
 
+import hashlib
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_mdp.estimators.entry import Entry
+from llm_mdp.files import write_text
 from llm_mdp.own import is_own
 from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_plain, plain
-from llm_mdp_agents.training.records import load_config
+from llm_mdp_agents.training.checkpoint import Checkpoint
+from llm_mdp_agents.training.records import CONFIG, load_config
 from llm_mdp_agents.training.train_config import TrainConfig
 
 GIVEN = " (given)"
 """Ends the name of an object that a Python program gave; a config cannot hold it."""
+CHOICES = ("agent", "env", "model", "train", "run")
+"""The parts of a config.json that decide what a run does; beside them stand the command, its time and a checksum."""
 
 
 @dataclass(frozen=True)
@@ -103,3 +114,78 @@ def run_config_of(folder: Path) -> RunConfig:
     there = sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
     hint = f"{folder.parent} has {', '.join(there)}" if there else "start one with `llm-mdp train`"
     raise ValueError(f"{folder} holds no run; {hint}.")
+
+
+def write_run_config(folder: Path, config: RunConfig, begun: float) -> None:
+    """config.json of a run: its choices and their checksum. The command and the time of its first beginning stay.
+
+    Raises:
+        ValueError: if a choice cannot be written as JSON, or the file cannot be written.
+    """
+    start = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun}
+    choices = choices_of(config)
+    document = choices | start | load_config(folder) | choices | {"checksum": _checksum(choices)}
+    write_text(folder / CONFIG, json.dumps(document, indent=1) + "\n")
+
+
+def choices_of(config: RunConfig) -> dict[str, Any]:
+    """The choices as they are read back from JSON.
+
+    Raises:
+        ValueError: if one cannot be written as JSON.
+    """
+    document = config.document()
+    for part, content in document.items():
+        try:
+            document[part] = json.loads(json.dumps(content))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the choices of {part} cannot be written to {CONFIG} ({error}); give numbers, strings, lists and "
+                f"dicts of these, or train without a folder."
+            ) from error
+    return document
+
+
+def config_to_resume(folder: Path, resumed: Checkpoint) -> RunConfig:
+    """The choices to go on with from a checkpoint: of config.json, which must be as it was written; where it is
+    missing, of the checkpoint.
+
+    Raises:
+        ValueError: if config.json was changed, or the checkpoint is of another run.
+    """
+    kept, path = resumed.state.get("config"), folder / CONFIG
+    if not path.exists() and kept is not None:
+        warnings.warn(f"{path} was missing; it is written anew from {resumed.path}", stacklevel=2)
+        return read_run_config(kept)
+    config, document = run_config_of(folder), load_config(folder)
+    choices = {part: document[part] for part in CHOICES}
+    if "checksum" in document and document["checksum"] != _checksum(choices):
+        raise ValueError(
+            f"{path} is not as the run wrote it{_said(kept, choices)}; remove it to go on with what the checkpoint "
+            f"holds, or start another run with it: llm-mdp train --config {shlex.quote(str(path))}"
+        )
+    if kept is not None and (said := _said(kept, choices)):
+        raise ValueError(f"{resumed.path} is of another run than {path}{said}; put the run's own checkpoint there.")
+    return config
+
+
+def _said(kept: dict[str, Any] | None, choices: dict[str, Any]) -> str:
+    """The first choice that the checkpoint has otherwise, in brackets. A run may get more steps, and a later version
+    may know more choices."""
+    there = dict(_leaves(kept or {}, ""))
+    for name, value in _leaves(choices, ""):
+        if name != "train.steps" and there.get(name, value) != value:
+            return f" ({name} is {value!r}, and {there[name]!r} in the checkpoint)"
+    return ""
+
+
+def _leaves(document: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(document, dict):
+        for name, each in document.items():
+            yield from _leaves(each, f"{place}.{name}" if place else name)
+    else:
+        yield place, document
+
+
+def _checksum(choices: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()

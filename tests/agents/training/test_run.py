@@ -163,7 +163,7 @@ def test_what_a_run_leaves_in_its_folder(tmp_path):
     folder = done.folder
     assert folder == tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html", "tensorboard",
+        ".lock", "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html", "tensorboard",
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["agent"]["name"] == "grpo" and config["agent"]["group_size"] == 3
