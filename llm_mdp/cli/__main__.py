@@ -1,6 +1,8 @@
 """`llm-mdp`: one name, one file a command. Here the file is found, and what cannot be done is said in one line."""
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
@@ -10,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from llm_mdp.own import place_in_own_code
+from llm_mdp.own import place_in_own_code, visible
 
 COMMANDS = {
     "verify": (
@@ -62,9 +64,12 @@ def guarded(job: Callable[[], int]) -> int:
     except (Exception, SystemExit) as error:
         place = place_in_own_code(error)
         if place is not None:
-            print(f"llm-mdp: {place}: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"llm-mdp: {visible(f'{place}: {type(error).__name__}: {error}')}", file=sys.stderr)
+        elif isinstance(error, BrokenPipeError):  # whoever read on has gone, as `head` does; nothing more is said
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 128 + signal.SIGPIPE
         elif isinstance(error, ValueError | OSError | ImportError):
-            print(f"llm-mdp: {error}", file=sys.stderr)
+            print(f"llm-mdp: {visible(str(error))}", file=sys.stderr)
         else:
             raise
         return 2

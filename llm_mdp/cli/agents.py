@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.padding import Padding
+from rich.text import Text
 
 from llm_mdp.cli.options import FLAGS, check_writable, one_thread
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.files import write_text
+from llm_mdp.report.console import terminal
 from llm_mdp.report.terminal import COLOURS, progress_bar
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.ledger import run_ledger
@@ -43,13 +45,13 @@ def agents(argv: Sequence[str]) -> int:
     chosen = [agent_class(name) for name in arguments.names or AGENTS]
     named = {claim for agent in chosen for claim in agent.claims}
     claims = tuple(claim for claim in CLAIMS if claim.id in named)
-    with progress_bar(Console(stderr=True), len(claims) + len(chosen)) as done:
+    with progress_bar(terminal(stderr=True), len(claims) + len(chosen)) as done:
         rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
         listed = []
         for agent in chosen:
             listed.append(described(agent) | {"claims": {claim: rows[claim]["verdict"] for claim in agent.claims}})
             done(agent.name)
-    console = Console(highlight=False)
+    console = terminal()
     for each in listed:
         show(each, console)
     if arguments.json:
@@ -73,7 +75,7 @@ def described(agent: type[Agent]) -> dict[str, Any]:
 def show(agent: dict[str, Any], console: Console) -> None:
     """One agent in a few lines."""
     certificate, margin = agent["certificate"], (0, 0, 0, 15)
-    console.print(f"[bold]{agent['name']:<14}[/] {agent['paper']}")
+    console.print(Text.assemble((f"{agent['name']:<14}", "bold"), f" {agent['paper']}"))
     console.print(Padding(agent["file"], margin), style="dim")
     words = f"its defaults: {certificate['words']} ({certificate['computed_on']})"
     console.print(Padding(words, margin), style=COLOURS.get(certificate["verdict"], ""))

@@ -8,9 +8,11 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.padding import Padding
+from rich.text import Text
 
 from llm_mdp.cli.options import FLAGS, check_writable
 from llm_mdp.files import write_text
+from llm_mdp.report.console import terminal
 from llm_mdp_envs.figures import Figures, machine, read_kept
 from llm_mdp_envs.registry import ENTRIES, Registered, as_json, listed, measured
 
@@ -36,7 +38,7 @@ def envs(argv: Sequence[str]) -> int:
     """Run `llm-mdp envs`."""
     command = tyro.cli(EnvsArguments, args=argv, prog="llm-mdp envs", config=FLAGS)
     check_writable(command.json)
-    console, found = Console(highlight=False), []
+    console, found = terminal(), []
     for one in measured() if command.measure else listed():
         found.append(one)
         _show(console, one)
@@ -48,15 +50,16 @@ def envs(argv: Sequence[str]) -> int:
 
 def _show(console: Console, one: Registered) -> None:
     if one.unavailable:
-        console.print(f"[bold]{one.id:<26}[/] not available here")
-        console.print(Padding(one.unavailable, (0, 0, 0, 4)), style="dim", markup=False)
+        console.print(Text.assemble((f"{one.id:<26}", "bold"), " not available here"))
+        console.print(Padding(one.unavailable, (0, 0, 0, 4)), style="dim")
         return
     turns = "one turn" if one.turns == 1 else f"{one.turns} turns"
     parts = f" · reward: {', '.join(one.reward_parts)}" if one.reward_parts else ""
-    console.print(f"[bold]{one.id:<26}[/] {turns} · {one.vocab_size:,} tokens · horizon {one.horizon}{parts}")
-    console.print(Padding(one.separates, (0, 0, 0, 4)), style="dim", markup=False)
+    facts = f" {turns} · {one.vocab_size:,} tokens · horizon {one.horizon}{parts}"
+    console.print(Text.assemble((f"{one.id:<26}", "bold"), facts))
+    console.print(Padding(one.separates, (0, 0, 0, 4)), style="dim")
     if one.figures is not None:
-        console.print(Padding(_earned(one.figures), (0, 0, 0, 4)), markup=False)
+        console.print(Padding(_earned(one.figures), (0, 0, 0, 4)))
 
 
 def _earned(figures: Figures) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
+from rich.text import Text
 
 from llm_mdp.cli.options import FLAGS, check_model_choice, check_seed, check_writable, env_arguments, one_thread
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
+from llm_mdp.report.console import terminal
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.evaluation import evaluate as figures_of
 from llm_mdp_agents.training.evaluation import samples
@@ -55,7 +56,7 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     figures = figures_of(policy, task, arguments.prompts, arguments.seed)
     shown = samples(policy, task, arguments.samples, arguments.seed) if arguments.samples else []
-    console = Console(highlight=False)
+    console = terminal()
     reward, low, high = (figures[f"eval/{name}"] for name in ("reward", "reward_low", "reward_high"))
     greedy = figures["eval/greedy_reward"]
     console.print(
@@ -64,8 +65,8 @@ def evaluate(argv: Sequence[str]) -> int:
     if "eval/exact_reward" in figures:
         console.print(f"expected reward {figures['eval/exact_reward']:.6f}, exactly")
     for sample in shown:
-        console.print(f"\n[dim]{sample['reward']:.3f}[/]  ", end="")
-        console.print(f"{sample['prompt']} → {sample['response']}", markup=False)
+        said = f"  {sample['prompt']} → {sample['response']}"
+        console.print(Text.assemble("\n", (f"{sample['reward']:.3f}", "dim"), said))
     if arguments.json:
         write_text(arguments.json, json.dumps({**figures, "samples": shown}, indent=1) + "\n")
     return 0

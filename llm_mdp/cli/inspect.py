@@ -29,6 +29,7 @@ from llm_mdp.files import write_text
 from llm_mdp.inspection import SHOWN, Subject, Surroundings, exact_value, named_subject, own_subject
 from llm_mdp.inspection import inspect as look
 from llm_mdp.own import UsageError
+from llm_mdp.report.console import terminal
 from llm_mdp.report.inspect_page import CreditRow, credit_rows, render_inspection, token_label
 from llm_mdp.report.terminal import progress_bar
 from llm_mdp.sampling.policies import Policy
@@ -110,7 +111,7 @@ def inspect(argv: Sequence[str]) -> int:
     every = (SEGMENT if large else 1) if arguments.every is None else arguments.every
     draws = (0 if large else DRAWS) if arguments.branches is None else arguments.branches
     subjects = find_subjects(arguments.estimators, own, Surroundings(task.horizon, critic, arguments.samples, every))
-    with Console(stderr=True).status("warm start"):
+    with terminal(stderr=True).status("warm start"):
         model = None if arguments.run else arguments.model.model
         warm_up(policy, task, model, arguments.warm_start, arguments.seed)
     sampler = TaskSampler(
@@ -120,7 +121,7 @@ def inspect(argv: Sequence[str]) -> int:
         np.random.default_rng([arguments.seed, 1]),
         arguments.prompts,
     )
-    with progress_bar(Console(stderr=True), len(subjects)) as done:
+    with progress_bar(terminal(stderr=True), len(subjects)) as done:
         found = look(
             sampler, subjects, arguments.group_size, task.decode, eos=task.eos,
             hidden=_knows_token_rewards(task), critic=critic, draws=draws, progress=done,
@@ -137,9 +138,9 @@ def inspect(argv: Sequence[str]) -> int:
     if arguments.json:
         write_text(arguments.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
     task.close()
-    console = Console(highlight=False)
+    console = terminal()
     print_first(document, console)
-    console.print(f"\npage: {arguments.html}", soft_wrap=True, markup=False)
+    console.print(f"\npage: {arguments.html}", soft_wrap=True)
     return 0
 
 

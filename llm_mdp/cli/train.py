@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ import tyro
 from llm_mdp.cli.options import FLAGS, env_arguments, one_thread
 from llm_mdp.estimators.catalogue import CATALOGUE, describe
 from llm_mdp.estimators.entry import Given
-from llm_mdp.own import UsageError
+from llm_mdp.own import UsageError, visible
+from llm_mdp.report.console import terminal
 from llm_mdp_agents.resolve import ModelConfig, agent_class, is_plain, registered
+from llm_mdp_agents.training.signals import Stopped
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trainer import NonFinite
 from llm_mdp_agents.zoo import AGENTS
@@ -270,27 +273,34 @@ def _read_json(path: Path) -> Any:
 
 def _finished(job: Any) -> int:
     """Run a training and say what came out of it."""
-    from rich.console import Console
+    from rich.text import Text
 
     try:
         run = job()
     except NonFinite as error:
-        print(f"llm-mdp: {error}", file=sys.stderr)
+        print(f"llm-mdp: {visible(str(error))}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        if words := visible(str(stopped)):
+            print(f"llm-mdp: {words}", file=sys.stderr)
+        return stopped.status
     if run.folder is None:  # another process of the group writes and speaks
         return 0
     evaluated = [each for each in run.metrics if "eval/reward" in each]
     first, last = evaluated[0], evaluated[-1]
-    console = Console(highlight=False)
+    console = terminal()
     console.print(
-        f"reward {first['eval/reward']:.3f} → [bold]{last['eval/reward']:.3f}[/], greedy "
-        f"{first['eval/greedy_reward']:.3f} → "
-        f"{last['eval/greedy_reward']:.3f}, in {last['step']} steps and "
-        f"{sum(each.get('tokens', 0) for each in run.metrics):,.0f} tokens"
+        Text.assemble(
+            f"reward {first['eval/reward']:.3f} → ",
+            (f"{last['eval/reward']:.3f}", "bold"),
+            f", greedy {first['eval/greedy_reward']:.3f} → {last['eval/greedy_reward']:.3f}, in {last['step']} steps "
+            f"and {sum(each.get('tokens', 0) for each in run.metrics):,.0f} tokens",
+        )
     )
     name = run.agent.named or run.agent.name
     if name in CATALOGUE and (differs := describe(run.agent.estimator, name, Given(run.task.horizon))):
         console.print(f"options that are not those of the catalogue's {name}: {differs}", style="dim")
     console.print(f"report: {run.folder}/report.html", soft_wrap=True)
-    console.print(f"go on:  llm-mdp train --resume {run.folder} --steps {2 * last['step']}", soft_wrap=True)
+    way_on = f"llm-mdp train --resume {shlex.quote(str(run.folder))} --steps {2 * last['step']}"
+    console.print(f"go on:  {way_on}", soft_wrap=True)
     return 0

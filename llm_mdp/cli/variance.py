@@ -87,8 +87,7 @@ class VarianceArguments:
 
 def variance(argv: Sequence[str]) -> int:
     """Run `llm-mdp variance`."""
-    from rich.console import Console
-
+    from llm_mdp.report.console import terminal
     from llm_mdp.report.terminal import progress_bar
     from llm_mdp.report.variance_page import render_variance_page
     from llm_mdp.report.variance_rows import write_csv
@@ -102,10 +101,10 @@ def variance(argv: Sequence[str]) -> int:
     for name in ("report.html", "results.json", "results.csv"):
         check_writable(arguments.out / name)
     cells = [cell for each in plans for cell in each.cells]
-    folder, aside = arguments.out / "cells", Console(stderr=True)
+    folder, aside = arguments.out / "cells", terminal(stderr=True)
 
     def say(words: str) -> None:
-        aside.print(words, highlight=False, soft_wrap=True)
+        aside.print(words, soft_wrap=True)
 
     if "task" in cells[0]:
         # One cell, in this process, so that it can say how far it is.
@@ -131,7 +130,7 @@ def variance(argv: Sequence[str]) -> int:
     write_text(arguments.out / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_csv(document, arguments.out / "results.csv")
     write_text(arguments.out / "report.html", render_variance_page(document))
-    console = Console()
+    console = terminal()
     print_variance(document, console)
     console.print(
         f"page: {arguments.out / 'report.html'}   figures: results.json, results.csv", highlight=False, soft_wrap=True

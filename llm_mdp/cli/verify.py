@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from llm_mdp.cli.options import check_seed, check_writable, command_line
 from llm_mdp.estimators.base import Estimator
@@ -20,6 +19,7 @@ from llm_mdp.exact.instance_files import read_instance, write_instance
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
+from llm_mdp.report.console import terminal
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.terminal import print_report, progress_bar
 from llm_mdp.sampling.policies import NgramPolicy, PolicyKind
@@ -103,7 +103,7 @@ def verify(argv: Sequence[str]) -> int:
     problems = [Problem(instance, group_size, command.beta) for instance in instances]
     confidence = 1 - 0.01 / (len(claims) * len(problems))
 
-    with progress_bar(Console(stderr=True), len(claims) * len(problems)) as done:
+    with progress_bar(terminal(stderr=True), len(claims) * len(problems)) as done:
         runs = [
             run_ledger(
                 problem, claims, sampled=command.sampled, seed=command.seed, confidence=confidence, progress=done
@@ -121,7 +121,7 @@ def verify(argv: Sequence[str]) -> int:
         write_text(command.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if command.html:
         write_text(command.html, render_ledger(document))
-    print_report(document, Console())
+    print_report(document, terminal())
     return exit_status(document)
 
 
@@ -137,7 +137,7 @@ def explain(claim: Claim, runs: list[dict[str, Any]], instances: list[Instance],
         return
     assert isinstance(estimator, Estimator)
     try:
-        with progress_bar(Console(stderr=True), 3) as done:
+        with progress_bar(terminal(stderr=True), 3) as done:
             diagnosis = diagnose(estimator, instance, progress=done)
     except (TooLarge, EstimatorError) as error:
         row["diagnosis"] = {"lines": [f"not diagnosed: {error}"]}

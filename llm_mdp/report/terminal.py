@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from llm_mdp.own import visible
 from llm_mdp.report.rows import (
     PRACTICE,
     SYMBOLS,
@@ -99,7 +100,7 @@ def progress_bar(console: Console, total: int) -> Iterator[Callable[[str], None]
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
-        yield lambda claim: bar.update(task, advance=1, description=claim)
+        yield lambda claim: bar.update(task, advance=1, description=visible(claim))
 
 
 def _heading(instances: list[tuple[str, dict]]) -> Text:

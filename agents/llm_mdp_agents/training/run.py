@@ -15,7 +15,7 @@ from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.base import Agent, AgentConfig
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training import checkpoint
-from llm_mdp_agents.training.evaluation import samples
+from llm_mdp_agents.training.live_report import LiveReport
 from llm_mdp_agents.training.parts import Parts, assemble, check_alone, warmed_up
 from llm_mdp_agents.training.progress_line import Show, progress_line
 from llm_mdp_agents.training.records import Records
@@ -24,6 +24,7 @@ from llm_mdp_agents.training.run_folder import CHECKPOINTS, Place, begin_anew, i
 from llm_mdp_agents.training.run_lock import run_lock
 from llm_mdp_agents.training.run_report import write_report
 from llm_mdp_agents.training.signals import Stop, Stopped, listening
+from llm_mdp_agents.training.stopping import best_of, check_measured, why_stopped
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import save_policy
 from llm_mdp_agents.training.trainer import Trainer
@@ -157,6 +158,7 @@ def _run(
     parts = assemble(config, own)
     with ExitStack() as stack:
         stack.callback(parts.task.close)
+        stack.callback(parts.asked.task.close)
         stack.callback(parts.engine.close)
         stop = stack.enter_context(listening(place is not None))
         folder = None
@@ -190,9 +192,9 @@ def _work(
             session.begin(totals, progress and main)
         else:
             session.go_on(resumed)
-        while session.trainer.number < config.train.steps and not session.asked_to_stop():
+        while session.trainer.number < config.train.steps and not session.ended and not session.asked_to_stop():
             session.step()
-    if session.trainer.number < config.train.steps:
+    if session.trainer.number < config.train.steps and not session.ended:
         session.halt()
     else:
         session.finish()
@@ -218,7 +220,12 @@ class Session:
         self.folder = records.folder if records else None
         self.saved: int | None = None
         self.metrics: list[dict[str, Any]] = []
-        self.trainer = Trainer(parts.agent, parts.task, parts.policy, config, parts.parallel, self.folder, parts.engine)
+        self.ended = False
+        """Whether no evaluation has been better for `stop_after` of them."""
+        self.page = LiveReport(self.folder) if self.folder else None
+        self.trainer = Trainer(
+            parts.agent, parts.task, parts.policy, config, parts.parallel, self.folder, parts.engine, parts.asked
+        )
 
     def begin(self, totals: dict[str, int], spoken: bool) -> None:
         """What comes before the first step.
@@ -236,10 +243,12 @@ class Session:
         self.show("preparing", {})
         self.parts.agent.report = report
         self.trainer.prepare()
-        for note in getattr(self.parts.agent, "notes", ()) if spoken else ():
+        for note in self.parts.agent.notes if spoken else ():
             print(visible(note), file=sys.stderr)
         self.record(self.evaluate())
+        check_measured(self.config.best_by, self.metrics[-1])
         self.save()
+        self.show("training", {}, step=self.trainer.number)
 
     def go_on(self, resumed: checkpoint.Checkpoint) -> None:
         """Stand where a checkpoint was written, and forget what came after it."""
@@ -262,6 +271,9 @@ class Session:
                     f"have a gap there",
                     stacklevel=2,
                 )
+        self.metrics = self.parts.parallel.everyone(self.metrics)[0]
+        self.ended = bool(why_stopped(self.metrics, self.config))
+        self.show("training", {}, step=number)
 
     def asked_to_stop(self) -> bool:
         """Whether any process of the group heard a signal; all hear the same answer."""
@@ -269,27 +281,34 @@ class Session:
         return self.stop.number > 0
 
     def step(self) -> None:
-        """One batch, and every so often an evaluation and a checkpoint; both after the last one."""
+        """One batch, and every so often an evaluation and a checkpoint; both after the last one. The best evaluation
+        has a checkpoint, too."""
         figures = self.trainer.step()
-        number = self.trainer.number
-        last = number == self.config.steps
-        if last or number % self.config.eval_every == 0:
+        number, config = self.trainer.number, self.config
+        last = number == config.steps
+        evaluated = last or number % config.eval_every == 0
+        if evaluated:
             figures |= self.evaluate()
         self.record(figures)
         self.show("training", figures, step=number)
-        if last or number % self.config.checkpoint_every == 0:
+        best = False
+        if evaluated:
+            # One process decides, for another's figures may be rounded otherwise.
+            found = best_of(self.metrics, config.best_by), bool(why_stopped(self.metrics, config))
+            found, self.ended = self.parts.parallel.everyone(found)[0]
+            best = found is not None and found.step == number
+        if last or best or self.ended or number % config.checkpoint_every == 0:
             self.save()
+        if evaluated and self.page:
+            self.page.update()
 
     def evaluate(self) -> dict[str, float]:
         """Figures of the policy as it is; some of its responses are kept."""
-        parts = self.parts
-        if self.recorded:
-            responses = parts.parallel.on_whole_model(
-                parts.policy, lambda: samples(parts.policy, parts.task, SHOWN_RESPONSES, self.config.seed)
-            )
-            if self.records:
-                self.records.samples(self.trainer.number, responses)
-        return self.trainer.evaluate()
+        self.show("evaluation", {})
+        found = self.trainer.evaluation(SHOWN_RESPONSES if self.recorded else 0)
+        if self.records:
+            self.records.samples(self.trainer.number, found.samples)
+        return found.figures
 
     def record(self, figures: dict[str, float]) -> None:
         """A line of metrics."""
@@ -304,7 +323,10 @@ class Session:
         if self.folder and self.records:
             self.records.flush()
             state |= {"config": self.choices}
-            checkpoint.save(self.folder / CHECKPOINTS, number, tensors, state, keep=self.config.keep)
+            best = best_of(self.metrics, self.config.best_by)
+            checkpoint.save(
+                self.folder / CHECKPOINTS, number, tensors, state, keep=self.config.keep, spared=best and best.step
+            )
 
     def halt(self) -> None:
         """What a run leaves that was asked to stop: a checkpoint of where it stands, and the report."""
@@ -313,10 +335,24 @@ class Session:
         if self.folder:
             write_report(self.folder)
 
+    def take_best(self) -> None:
+        """Let the policy be that of the best evaluation, as its checkpoint has it."""
+        place, best = self.parts.parallel.everyone((self.folder, best_of(self.metrics, self.config.best_by)))[0]
+        if best is None or best.step == self.trainer.number:
+            return
+        try:
+            kept = checkpoint.load(place / CHECKPOINTS, best.step)
+        except checkpoint.CheckpointError as error:
+            warnings.warn(f"the model is that of the last step, for that of the best is not there: {error}", stacklevel=2)
+            return
+        self.trainer.restore(kept.tensors, kept.state)
+
     def finish(self) -> None:
-        """The model and the report."""
+        """The model, of the last step or of the best evaluation, and the report."""
         parts = self.parts
         if self.recorded:
+            if self.config.save == "best":
+                self.take_best()
             whole = parts.parallel.whole_policy(parts.policy)
             if self.folder:
                 save_policy(whole, self.folder, parts.agent, parts.task)
