@@ -124,7 +124,7 @@ PREDICTED_TO_FAIL: dict[str, dict[str, str]] = {
         "dpo": PAIRS,
         "iterative-dpo": PAIRS,
         "rto": PAIRS,
-    },  # fmt: skip
+    },
     "Arithmetic": {
         "prime": THRESHOLD,
         "vineppo": BRANCHES,
