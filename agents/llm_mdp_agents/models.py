@@ -257,12 +257,23 @@ class ScoredTask(Task):
         self.eos, self.end_of_turn, self.max_turns = task.eos, task.end_of_turn, task.max_turns
         self.also_ends = task.also_ends
         self.tokenizer = task.tokenizer
+        self.listed_by = task.listed_by
 
     def question(self, generator: np.random.Generator) -> Question:
         return self._task.question(generator)
 
     def questions(self, generator: np.random.Generator, n: int) -> list[Question]:
         return self._task.questions(generator, n)
+
+    def listed(self) -> int:
+        return self._task.listed()
+
+    def question_at(self, number: int) -> Question:
+        return self._task.question_at(number)
+
+    def scoring(self, task: Task) -> "ScoredTask":
+        """Another task, scored by the same model."""
+        return ScoredTask(task, self._model)
 
     def from_prompt(self, tokens: tuple[int, ...]) -> Question | None:
         return self._task.from_prompt(tokens)
@@ -312,16 +323,22 @@ def default_learning_rate(model: Policy | nn.Module) -> float:
         return 0.05
     if not is_large(model):
         return 1e-3 if critic else 5e-4
-    return 1e-4 if any("lora_" in name for name, _ in model.named_parameters()) else 1e-5
+    return 1e-4 if _has_adapters(model) else 1e-5
 
 
 def parameter_groups(model: nn.Module, learning_rate: float | None) -> list[tuple[list[nn.Parameter], float]]:
-    """What is trained of a model, and how fast: a new head on a large body `NEW_HEAD` times as fast as the body.
+    """What is trained of a model, and how fast: a new head `NEW_HEAD` times as fast as a large body that was trained
+    before. (Adapters are as new as it is, and small models forget fast.)
 
     Args: learning_rate: of AdamW; None: `default_learning_rate`.
     """
     rate = default_learning_rate(model) if learning_rate is None else learning_rate
-    if not (isinstance(model, SequenceScorer) and model.has_new_head and is_large(model)):
+    trained = isinstance(model, SequenceScorer) and model.has_new_head and is_large(model) and not _has_adapters(model)
+    if not trained:
         return [([each for each in model.parameters() if each.requires_grad], rate)]
     body = [each for each in model.body.parameters() if each.requires_grad]
     return [(body, rate), (list(model.head.parameters()), NEW_HEAD * rate)]
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())

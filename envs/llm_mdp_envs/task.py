@@ -77,7 +77,7 @@ class Task(ABC):
     """A Hugging Face tokenizer between words and tokens; None: the task has an alphabet of its own."""
     reward_range: tuple[float, float] | None = None
     """The smallest and the largest reward that a response may have, for intervals that keep within; None: not known."""
-    listed_by: ClassVar[str | None] = None
+    listed_by: str | None = None
     """The constructor's argument that brings the list of questions, where there is one: `listed` says how many."""
     reveals_token_rewards: bool = False
     """Every step pays its own token, for comparison runs against agents that see the end only. It takes

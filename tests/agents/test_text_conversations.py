@@ -82,7 +82,7 @@ def test_smollm2_guesses_a_number():
 def test_what_the_environment_says_is_nothing_to_learn():
     """Demonstrations of a conversation train the policy's own turns."""
     task = Calculator(tokenizer_with(QWEN))
-    prompt, tokens, mask = demonstrations(task, np.random.default_rng(0), 3)
+    prompt, tokens, mask = demonstrations(task, task.questions(np.random.default_rng(0), 3))
     for row, question in enumerate(task.questions(np.random.default_rng(0), 3)):
         own, whole = task.decode(tokens[row][mask[row]].tolist()), task.decode(tokens[row].tolist())
         assert own.count("<tool_call>") == 1 and "<tool_response>" not in own and "<tool_response>" in whole

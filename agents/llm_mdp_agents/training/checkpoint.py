@@ -51,7 +51,9 @@ class Checkpoint:
     path: Path
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep: int) -> Path:
+def save(
+    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep: int, spared: int | None = None
+) -> Path:
     """Write `folder/step-<step>`, then remove the oldest checkpoints beyond the `keep` newest, and unfinished folders.
 
     Args:

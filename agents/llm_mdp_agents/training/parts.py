@@ -9,11 +9,12 @@ from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.base import Agent
 from llm_mdp_agents.devices import device_of, place_of
 from llm_mdp_agents.lm.engines import Engine, make_engine
-from llm_mdp_agents.models import scored
+from llm_mdp_agents.models import ScoredTask, scored
 from llm_mdp_agents.resolve import build_agent, build_policy, find_agent, find_task, own_policy
+from llm_mdp_agents.training.loggers import check_loggers
 from llm_mdp_agents.training.parallel import Parallel, parallel_from_environment
 from llm_mdp_agents.training.progress_line import Show
-from llm_mdp_agents.training.records import check_loggers
+from llm_mdp_agents.training.questions import EvalQuestions, TrainQuestions, eval_questions
 from llm_mdp_agents.training.run_config import RunConfig
 from llm_mdp_agents.training.signals import Stop
 from llm_mdp_agents.training.trainer import check_trainable
@@ -33,6 +34,8 @@ class Parts:
     make_agent: Callable[[], Agent]
     agent: Agent
     engine: Engine
+    asked: EvalQuestions
+    """By the evaluations."""
 
 
 def assemble(config: RunConfig, own: Policy | None) -> Parts:
@@ -60,7 +63,27 @@ def assemble(config: RunConfig, own: Policy | None) -> Parts:
     check_loggers(config.loggers)
     options = {"max_length": task.prompt_length + task.horizon + 1} if config.model.engine == "vllm" else {}
     engine = make_engine(config.model.engine, policy, **options)
-    return Parts(parallel, task, policy, batches, make_agent, agent, engine)
+    train = config.train
+    other = None if train.eval_problems is None else _eval_task(config, task, train.eval_problems)
+    asked = eval_questions(task, train.eval_prompts, seed, train.eval_split, other)
+    return Parts(parallel, task, policy, batches, make_agent, agent, engine, asked)
+
+
+def _eval_task(config: RunConfig, task: Task, problems: str) -> Task:
+    """The task of a run over other problems.
+
+    Raises:
+        ValueError: if it is no task over a list of problems, or the run has a task and not its name.
+    """
+    if task.listed_by is None or not isinstance(config.env, str):
+        what = "a task that a program made" if task.listed_by else "not a task over a list of problems"
+        raise ValueError(
+            f"eval_problems is {problems!r}, but {type(task).__name__} is {what}; keep some of its own questions by "
+            f"eval_split instead."
+        )
+    arguments = {name: value for name, value in config.env_arguments.items() if name != "split"}
+    other = find_task(config.env, arguments | {task.listed_by: problems}, config.model)
+    return task.scoring(other) if isinstance(task, ScoredTask) else other
 
 
 def warmed_up(parts: Parts, seed: int, show: Show, stop: Stop) -> Parts:
@@ -73,7 +96,8 @@ def warmed_up(parts: Parts, seed: int, show: Show, stop: Stop) -> Parts:
         show("warm start", {"loss": loss})
         check_alone(stop, parts.parallel)
 
-    warm_start(parts.policy, parts.task, parts.batches, seed, progress=show_loss)
+    ask = TrainQuestions(parts.task, parts.asked, [seed, 2]) if parts.asked.held_out else None
+    warm_start(parts.policy, parts.task, parts.batches, seed, progress=show_loss, ask=ask)
     return replace(parts, agent=parts.make_agent())
 
 

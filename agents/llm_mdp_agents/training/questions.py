@@ -209,21 +209,29 @@ class TrainQuestions:
         Raises:
             ValueError: if there is none that may be asked.
         """
-        return [self._next(generator) for _ in range(n)]
-
-    def _next(self, generator: np.random.Generator) -> Question:
-        for _ in range(self.length + 1 if self.length else MOST_REDRAWS):
-            question = self._of_list() if self.length else self.task.question(generator)
-            if len(question.prompt) <= self.task.prompt_length and not self.kept.keeps(question):
-                return question
+        if not self.length and not self.kept.held_out:
+            return [self.task.question(generator) for _ in range(n)]
+        found: list[Question] = []
+        left = MOST_REDRAWS + n + self.length
+        while len(found) < n and left > 0:
+            batch = self._of_list(n - len(found)) if self.length else self.task.questions(generator, n - len(found))
+            left -= len(batch)
+            found += [
+                each for each in batch if len(each.prompt) <= self.task.prompt_length and not self.kept.keeps(each)
+            ]
+        if len(found) == n:
+            return found
         raise ValueError(
             f"{type(self.task).__name__} has no question left to train on: all are kept for evaluation, or longer than "
             f"{self.task.prompt_length} tokens; give a smaller eval_split, or a larger prompt_length."
         )
 
-    def _of_list(self) -> Question:
-        epoch, place_in_epoch = divmod(self.position, self.length)
-        self.position += self.size
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([*self.seed, epoch]).permutation(self.length)
-        return self.task.question_at(int(self._order[1][place_in_epoch]))
+    def _of_list(self, n: int) -> list[Question]:
+        questions = []
+        for _ in range(n):
+            epoch, place_in_epoch = divmod(self.position, self.length)
+            self.position += self.size
+            if self._order is None or self._order[0] != epoch:
+                self._order = epoch, np.random.default_rng([*self.seed, epoch]).permutation(self.length)
+            questions.append(self.task.question_at(int(self._order[1][place_in_epoch])))
+        return questions

@@ -152,6 +152,8 @@ def _run(
 ) -> Run:
     """Everything that can be refused, then the folder, then the work."""
     begun = time.time()
+    if place is None and config.train.save == "best":
+        raise ValueError("save is 'best', which needs checkpoints; give the run a folder.")
     if place is not None:
         require("matplotlib", "train", "the report of a run")
         choices_of(config)
@@ -338,12 +340,14 @@ class Session:
     def take_best(self) -> None:
         """Let the policy be that of the best evaluation, as its checkpoint has it."""
         place, best = self.parts.parallel.everyone((self.folder, best_of(self.metrics, self.config.best_by)))[0]
-        if best is None or best.step == self.trainer.number:
+        if place is None or best is None or best.step == self.trainer.number:
             return
         try:
             kept = checkpoint.load(place / CHECKPOINTS, best.step)
         except checkpoint.CheckpointError as error:
-            warnings.warn(f"the model is that of the last step, for that of the best is not there: {error}", stacklevel=2)
+            warnings.warn(
+                f"the model is that of the last step, for that of the best is not there: {error}", stacklevel=2
+            )
             return
         self.trainer.restore(kept.tensors, kept.state)
 

@@ -1,97 +1,44 @@
 """A run as one self-contained HTML page: no network, no script, light and dark, on a phone and on paper."""
 
 import json
-import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm_mdp.report.pages import Drawing, rendered
-from llm_mdp.report.plots import COLOUR, name_x, new_axes, to_svg
+from llm_mdp.files import write_text
+from llm_mdp.report.pages import rendered
 from llm_mdp.report.rows import number
+from llm_mdp_agents.training.curves import BAND, UNSEEN, Series, finite, how_drawn, sections_of, to_series
 from llm_mdp_agents.training.records import RESERVED, load_config, load_metrics, load_samples
+from llm_mdp_agents.training.stopping import best_of, why_stopped
+from llm_mdp_agents.training.train_config import TrainConfig
 
-POINTS = 300
-"""Most points of a curve; of a longer run a point is the mean of several steps, with their range behind it."""
-SMOOTH_FROM = 40
-"""A curve of training with more points gets a running mean."""
 SAMPLES = 4
 """Most prompts shown."""
 CHARACTERS = 4000
 """Of a prompt or a response that are shown."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One figure: which metrics, and what they say."""
-
-    title: str
-    words: str
-    series: dict[str, str]
-    """Metric -> how it is called in the legend."""
-    wide: bool = False
-
-
-REWARD = {
-    "reward": "training",
-    "eval/reward": "evaluation, 95 % interval",
-    "eval/greedy_reward": "greedy",
-    "eval/exact_reward": "exact",
-}
-SECTIONS = {
-    "Reward": [
-        Curve("Reward", "Mean of the responses.", REWARD, wide=True),
-        Curve(
-            "Spread of the reward",
-            "Standard deviation in a batch. At zero nothing is left to learn from.",
-            {"reward_std": ""},
-        ),
-        Curve(
-            "Groups with signal", "Fraction of prompts whose responses differ in reward.", {"groups_with_signal": ""}
-        ),
-        Curve("Signal to noise", "Squared length of the expected gradient over its variance.", {"signal_to_noise": ""}),
-    ],
-    "Policy": [
-        Curve("Entropy", "Estimated from the sampled tokens, in nats a token.", {"entropy": ""}),
-        Curve("Response length", "Tokens, the end token included.", {"length": ""}),
-        Curve("Cut by the horizon", "Fraction of responses that did not end by themselves.", {"truncated": ""}),
-    ],
-    "Update": [
-        Curve("KL", "From the reference, for a whole response.", {"kl": ""}),
-        Curve("Gradient norm", "Before clipping.", {"gradient_norm": ""}),
-        Curve("Loss", "Its gradient is what counts; its value need not fall.", {"loss": ""}),
-    ],
-    "Cost": [
-        Curve("Tokens per second", "Sampling and learning together.", {"tokens_per_second": ""}),
-        Curve("Seconds", "Of one step.", {"seconds": ""}),
-        Curve("Tokens", "Sampled in one step.", {"tokens": ""}),
-    ],
-}
-BAND = {"eval/reward": ("eval/reward_low", "eval/reward_high")}
-
-STYLES = [("--unbiased", "solid"), ("--proportional", "solid"), ("--biased", "dashed"), ("--ink", "dotted")]
-
-Series = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Metric -> (steps, values); a value that was not finite is NaN."""
-
-
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, running: bool = False) -> Path:
     """Write `report.html` into the folder of a run, from `config.json`, `metrics.jsonl` and `samples.jsonl`; any of
-    them may be missing.
+    them may be missing. Whoever looks at it meanwhile sees the old page or the new one.
 
     `seconds` and `tokens` are those of one step.
+
+    Args:
+        running: the run goes on, and the page says so.
 
     Raises: ValueError: if there is no such folder, or a record in the middle of a file is broken.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a run, such as runs/grpo-arithmetic-1.")
-    config, series = load_config(folder), to_series(load_metrics(folder))
+    config, metrics, samples = load_config(folder), load_metrics(folder), load_samples(folder)
+    series, steps = to_series(metrics), _part(config, "train", "steps")
     command = config.get("command", "")
     page = rendered(
         "run.html",
@@ -99,39 +46,33 @@ def write_report(folder: Path) -> Path:
         name=folder.resolve().name,
         facts=_facts(config, series),
         command=command if isinstance(command, str) else shlex.join(map(str, command)),
-        summary=summary(series),
-        note=_note(series),
+        summary=summary(series, steps if isinstance(steps, int) else None, running),
+        note=" ".join(filter(None, (_evaluated_on(series), _how_it_ended(metrics, config), _note(series)))),
         cards=_cards(series),
-        sections=_sections(series),
-        how_drawn=_how_drawn(series),
-        samples=_samples(load_samples(folder)),
+        sections=sections_of(series),
+        how_drawn=how_drawn(series),
+        samples=_samples(samples),
+        table=_table(samples),
         characters=CHARACTERS,
         settings=_settings(config),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
-def to_series(metrics: list[dict[str, Any]]) -> Series:
-    """The lines of `metrics.jsonl` as one series a metric."""
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in metrics:
-        for name, value in line.items():
-            if name not in RESERVED and (value is None or isinstance(value, (int, float))):
-                found[name].append((line["step"], math.nan if value is None else float(value)))
-    return {
-        name: (np.array([step for step, _ in points]), np.array([value for _, value in points]))
-        for name, points in found.items()
-    }
+def summary(series: Series, total: int | None = None, running: bool = False) -> str:
+    """The run in one line: `reward 0.310 → 0.920 in 200 steps, 12 min`.
 
-
-def summary(series: Series) -> str:
-    """The run in one line: `reward 0.310 → 0.920 in 200 steps, 12 min`."""
+    Args:
+        total: steps that the run is to have; where it has fewer, both are said.
+        running: it goes on: `… in 40 of 200 steps so far, 12 min`.
+    """
     steps = max((step[-1] for step, _ in series.values()), default=0)
     if not steps:
         return "No step has been recorded yet."
-    parts = [f"in {steps:,} step{'s' if steps > 1 else ''}"]
+    of = f" of {total:,}" if total is not None and steps < total else ""
+    parts = [f"in {steps:,}{of} step{'s' if max(steps, total or 0) > 1 else ''}{' so far' if running else ''}"]
     for name, word in (("reward", "reward"), ("eval/reward", "evaluation")):
         if name in series:
             parts.insert(-1, f"{word} {_change(*_ends(series, name))}")
@@ -147,44 +88,41 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def thin(
-    step: np.ndarray, value: np.ndarray, most: int = POINTS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most `most` points: steps, means, smallest and largest values of neighbours."""
-    parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(len(step)), min(most, len(step)))]
-
-    def each(function: Callable[[np.ndarray], Any], of: np.ndarray) -> np.ndarray:
-        return np.array([function(of[part]) for part in parts])
-
-    return each(np.mean, step), each(np.mean, value), each(np.min, value), each(np.max, value)
-
-
-def running_mean(value: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the `window` values around each (window odd); near an end of those that there are."""
-    inside = slice(window // 2, window // 2 + len(value))
-    total, count = (np.convolve(each, np.ones(window))[inside] for each in (value, np.ones(len(value))))
-    return total / count
-
-
-def _finite(series: Series, name: str) -> tuple[np.ndarray, np.ndarray]:
-    step, value = series[name]
-    return step[np.isfinite(value)], value[np.isfinite(value)]
-
-
 def _ends(series: Series, name: str) -> tuple[float | None, float | None]:
     """How it began and how it ended: means over `_end_length` values."""
-    value = _finite(series, name)[1]
+    value = finite(series, name)[1]
     n = _end_length(series, name)
     return (float(value[:n].mean()), float(value[-n:].mean())) if len(value) else (None, None)
 
 
 def _end_length(series: Series, name: str) -> int:
     """A twentieth of the training's steps, as one step is mostly noise; one evaluation."""
-    return 1 if name.startswith("eval/") else max(1, len(_finite(series, name)[1]) // 20)
+    return 1 if name.startswith("eval/") else max(1, len(finite(series, name)[1]) // 20)
 
 
 def _change(first: float | None, last: float | None) -> str:
     return number(last) if first == last else f"{number(first)} → {number(last)}"
+
+
+def _evaluated_on(series: Series) -> str:
+    """Which questions the evaluations asked."""
+    if any(name not in series for name in UNSEEN):
+        return ""
+    number, held_out = (int(series[name][1][-1]) for name in UNSEEN)
+    questions = f"Evaluated on {number:,} question{'s' if number > 1 else ''}"
+    return f"{questions} that training never asks." if held_out else f"{questions} of the training itself."
+
+
+def _how_it_ended(metrics: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """Why the run stopped early, and whose weights it left."""
+    chosen = config.get("train")
+    known = {each.name for each in fields(TrainConfig)}
+    if not isinstance(chosen, dict) or not metrics:
+        return ""
+    train = TrainConfig(**{name: value for name, value in chosen.items() if name in known})
+    best = best_of(metrics, train.best_by) if train.save == "best" else None
+    kept = f"The model is that of step {best.step}, the best by {train.best_by}." if best else ""
+    return " ".join(filter(None, (why_stopped(metrics, train), kept)))
 
 
 def _note(series: Series) -> str:
@@ -237,106 +175,13 @@ def _cards(series: Series) -> list[tuple[str, str, str]]:
     """(name, last figure, what it was at first and how sure it is)."""
     cards = []
     for name, word in CARDS.items():
-        if name in series and len(_finite(series, name)[1]):
+        if name in series and len(finite(series, name)[1]):
             first, last = _ends(series, name)
             more = f"from {number(first)}"
             if name in BAND and all(edge in series for edge in BAND[name]):
                 more += " · 95 %: " + " to ".join(number(_ends(series, edge)[1]) for edge in BAND[name])
             cards.append((word, number(last), more))
     return cards
-
-
-def _sections(series: Series) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(title, figures) of the curves that there are."""
-    known = {name for curves in SECTIONS.values() for curve in curves for name in curve.series}
-    known |= {edge for band in BAND.values() for edge in band}
-    others = [Curve(name, "", {name: ""}) for name in sorted(set(series) - known)]
-    sections = []
-    for title, curves in (SECTIONS | {"Everything else": others}).items():
-        figures = [_figure(curve, series) for curve in curves if any(name in series for name in curve.series)]
-        if figures:
-            sections.append((title, figures))
-    return sections
-
-
-def _figure(curve: Curve, series: Series) -> dict[str, Any]:
-    """A drawing, (name, colour variable, kind of line) of its lines, and in how many steps a value is not finite."""
-    sizes = [("broad", 13.6, 3.6), ("narrow", 4.2, 2.4)] if curve.wide else [("", 4.2, 2.3)]
-    shapes = [(shape, _svg(curve, series, width, height)) for shape, width, height in sizes]
-    legend = [(word, *style) for (name, word), style in zip(curve.series.items(), STYLES) if word and name in series]
-    odd = sum(int(np.isnan(series[name][1]).sum()) for name in curve.series if name in series)
-    return {"drawing": Drawing(curve.title, curve.words, shapes, curve.wide), "legend": legend, "odd": odd}
-
-
-def _how_drawn(series: Series) -> str:
-    """What a reader must know of the curves."""
-    n = max((len(step) for step, _ in series.values()), default=0)
-    if n <= SMOOTH_FROM:
-        return ""
-    each = math.ceil(n / POINTS)
-    thin_line = "each step" if each == 1 else f"means of {each:,} steps, with their range behind them"
-    return f"Thin: {thin_line}. Bold: running mean of about {_window(min(n, POINTS)) * each:,} steps."
-
-
-def _window(points: int) -> int:
-    return 2 * (points // 20) + 1
-
-
-def _svg(curve: Curve, series: Series, width: float, height: float) -> str:
-    from matplotlib.ticker import MaxNLocator
-
-    axes = new_axes(width, height)
-    axes.xaxis.set_major_locator(MaxNLocator(8 if width > 6 else 4, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    name_x(axes, "step")
-    for name, style in zip(curve.series, STYLES):
-        if name in series:
-            _draw(axes, series, name, *style)
-    return to_svg(axes, curve.title, f"{curve.title} {width}")
-
-
-def _draw(axes: Any, series: Series, name: str, colour_name: str, line: str) -> None:
-    colour = COLOUR[colour_name]
-    step, value = _finite(series, name)
-    if name in BAND and all(edge in series for edge in BAND[name]):
-        (low_step, low), (high_step, high) = (series[edge] for edge in BAND[name])
-        if len(low_step) == 1:
-            axes.vlines(low_step, low, high, color=colour, alpha=0.3, linewidth=3, clip_on=False)
-        elif np.array_equal(low_step, high_step):
-            axes.fill_between(low_step, low, high, color=colour, alpha=0.16, linewidth=0, clip_on=False)
-    if len(value):
-        x, mean, smallest, largest = thin(step, value)
-        style = {
-            "color": colour,
-            "linestyle": line,
-            "clip_on": False,
-            "solid_capstyle": "round",
-            "solid_joinstyle": "round",
-        }
-        if len(x) <= SMOOTH_FROM:
-            axes.plot(
-                x, mean, linewidth=2, marker="o", markersize=3 if len(x) > 12 else 4.5, markeredgewidth=0, **style
-            )
-        elif name.startswith("eval/"):  # an evaluation is a mean of many responses already
-            axes.plot(x, mean, linewidth=2, **style)
-        else:
-            if len(step) > len(x):
-                axes.fill_between(x, smallest, largest, color=colour, alpha=0.12, linewidth=0, clip_on=False)
-            axes.plot(x, mean, linewidth=0.8, alpha=0.45, **style)
-            axes.plot(x, running_mean(mean, _window(len(x))), linewidth=2.2, **style)
-    where, raw = series[name]
-    lost = where[np.isnan(raw)]
-    if len(lost):
-        lost = thin(lost, lost)[0]
-        axes.plot(
-            lost,
-            [0] * len(lost),
-            "|",
-            color=COLOUR["--wrong"],
-            transform=axes.get_xaxis_transform(),
-            markersize=9,
-            clip_on=False,
-        )
 
 
 def _samples(samples: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -352,6 +197,21 @@ def _samples(samples: list[dict[str, Any]]) -> dict[str, Any] | None:
     same = "The same prompts" if len(by_prompt) <= SAMPLES and len(shown) > 1 else "Prompts"
     words = f"{same}, and what the policy answered at {', '.join(f'step {step}' for step in shown)}."
     return {"words": words, "blocks": [(prompt, list(map(_response, each))) for prompt, each in by_prompt.items()]}
+
+
+def _table(samples: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The responses of the latest evaluation, all that is known of them."""
+    if not samples:
+        return None
+    step = samples[-1]["step"]
+    rows = [
+        {name: value for name, value in each.items() if name not in RESERVED}
+        for each in samples
+        if each["step"] == step
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    words = [[_figure_text(row[name]) if name in row else "" for name in names] for row in rows]
+    return {"step": step, "names": names, "rows": words}
 
 
 def _response(sample: dict[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ class TrainConfig:
             raise ValueError(
                 f"eval_split is {self.eval_split} and eval_problems {self.eval_problems!r}; choose one of them."
             )
+        if not self.best_by.startswith("eval/"):
+            raise ValueError(f"best_by is {self.best_by!r}; name a metric of the evaluations, such as 'eval/reward'.")
         check_optimizer(self.optimizer)
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.action_masks import mask_policy, task_mask
-from llm_mdp_envs.task import Task
+from llm_mdp_envs.task import Question, Task
 from llm_mdp_envs.turns import mask_of
 
 WARM_START = 200
@@ -67,10 +67,10 @@ def warm_up(policy: Policy, task: Task, model: str | None, batches: int | None, 
         warm_start(policy, task, batches, seed)
 
 
-def demonstrations(task: Task, generator: np.random.Generator, number: int) -> tuple[Tensor, Tensor, Tensor]:
+def demonstrations(task: Task, questions: list[Question]) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts (N, L), right responses (N, T), and which of their tokens the policy wrote (N, T): what the environment
     says in a conversation is nothing to learn."""
-    questions = task.questions(generator, number)
+    number = len(questions)
     answers, right = np.full((number, task.horizon), PAD), task.answers(questions)
     assert right is not None
     answers[:, : right.shape[1]] = right
@@ -88,8 +88,12 @@ def warm_start(
     seed: int,
     learning_rate: float = 1e-3,
     progress: Callable[[float], None] = lambda loss: None,
+    ask: Callable[[np.random.Generator, int], list[Question]] | None = None,
 ) -> None:
     """-Σ log π(right token) / number of tokens, AdamW.
+
+    Args:
+        ask: the next n questions; None: draws of the task.
 
     Raises:
         ValueError: if the task has no answers to learn from, or they hold tokens that the policy may not draw.
@@ -100,7 +104,7 @@ def warm_start(
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
     generator = np.random.default_rng([seed, 2])
     for _ in range(batches):
-        prompt, tokens, mask = demonstrations(task, generator, ROWS)
+        prompt, tokens, mask = demonstrations(task, (ask or task.questions)(generator, ROWS))
         logp = policy(prompt, tokens, mask)
         if (forbidden := tokens[logp == -torch.inf]).numel():
             raise ValueError(

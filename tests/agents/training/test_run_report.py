@@ -14,15 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_mdp_agents.training.curves import POINTS, running_mean, thin, to_series
 from llm_mdp_agents.training.records import CONFIG, METRICS, SAMPLES, Records
 from llm_mdp_agents.training.run_report import (
     CHARACTERS,
-    POINTS,
     duration,
-    running_mean,
     summary,
-    thin,
-    to_series,
     write_report,
 )
 
