@@ -50,6 +50,7 @@ TOWER = (
     "llm_mdp_agents.sampler",
     "llm_mdp_agents.models",
     "llm_mdp_agents.measuring",
+    "llm_mdp_agents.pilot",
     "llm_mdp_agents.penalties",
     "llm_mdp_agents.base",
     "llm_mdp_agents.segments",

@@ -122,11 +122,15 @@ class Agent(Generic[Options]):
         self.optimizers: dict[str, OptimizerWithMasters] = {}
         self.numbers: dict[str, float] = {}
         """What else is learned: running means and the like."""
+        self.waiting: dict[str, Tensor] = {}
+        """A batch that `prepare` drew and the first step takes; {}: there is none."""
         self.notes: list[str] = []
         """What was chosen where nobody said, a sentence each, for people."""
         self.steps: int | None = None
         """Steps of the run, and below those that are done; the trainer says so. None: there is no trainer."""
         self.steps_done = 0
+        self.rank = 0
+        """Which of the processes that share a batch this is; the trainer says so."""
         self.report: Callable[[str, int, int], None] = lambda stage, done, total: None
         """Told how far `prepare` is: (what it does, how much of it is done, of how much)."""
         self.rows_at_once: int | None = None

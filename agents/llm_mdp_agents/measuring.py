@@ -8,7 +8,7 @@ gradient is not known; an unbiased estimator on the same draws stands in.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,10 @@ PILOT_PROMPTS = 32
 """Prompts after which `measure_task` can say how many an answer takes."""
 PILOT_BRANCHES = 4
 """Branches from every cut in a pilot batch."""
+
+
+class NoSignal(ValueError):
+    """All responses to every prompt have the same reward."""
 
 
 class Sketch:
@@ -97,8 +101,16 @@ def shared_estimates(
             raise ValueError(
                 f"{name} wants {estimator.group_size} responses to a prompt, and {group_size} are drawn; draw more."
             )
-    start = time.perf_counter()
     replay = SharedDraws(sampler, group_size)
+    return estimates_on(replay, estimators, policy, sketch), Evidence(replay.batch, replay.reward)
+
+
+def estimates_on(
+    replay: SharedDraws, estimators: Mapping[str, Estimator], policy: Policy, sketch: Sketch
+) -> dict[str, Estimates]:
+    """Every estimator on draws that are there, see `shared_estimates`; branches are drawn when they are asked for."""
+    assert isinstance(policy, nn.Module)
+    start, group_size = time.perf_counter(), replay.largest
     weights: dict[str, list[Tensor]] = {name: [] for name in estimators}
     costs: dict[str, list[Tensor]] = {name: [] for name in estimators}
     for name, estimator in estimators.items():
@@ -118,7 +130,7 @@ def shared_estimates(
     for name, parts in costs.items():
         (tokens, rewards), (gradient, square) = torch.stack(parts).mean(0), gradients[name]
         found[name] = Estimates(gradient, square, tokens, rewards, seconds[name] + per_token * float(tokens.mean()))
-    return found, Evidence(replay.batch, replay.reward)
+    return found
 
 
 def _streamed(
@@ -248,6 +260,7 @@ def pilot_allocation(
     cuts: Sequence[tuple[int, ...]] | None = None,
     lams: Sequence[float] = (0.0, 0.5),
     seed: int = 0,
+    batches: Iterable[SharedDraws] | None = None,
 ) -> Allocation:
     """How to spend a budget of tokens a batch, by a pilot batch of the sampler on which every split is tried
     (`llm_mdp.variance.allocation`).
@@ -257,9 +270,12 @@ def pilot_allocation(
     Args:
         sampler: its batch is the pilot: more prompts make a surer choice.
         cuts: where responses may be cut; by default `allocation.few_cuts`.
+        batches: the pilot's draws, batch by batch, each asked for when the one before has been looked at; None: one
+            batch of the sampler.
 
     Raises:
-        ValueError: if the budget does not afford one group, or no response of the pilot tells right from wrong.
+        ValueError: if the budget does not afford one group.
+        NoSignal: if no response of the pilot tells right from wrong.
     """
     assert isinstance(policy, nn.Module)
     listed = few_cuts(horizon) if cuts is None else cuts
@@ -272,9 +288,14 @@ def pilot_allocation(
         if split.steps:
             estimators[f"{number} many"] = split.estimator(PILOT_BRANCHES)
     sketch = Sketch([parameter for parameter in policy.parameters() if parameter.requires_grad], seed)
-    found, batch = shared_estimates(estimators, policy, sampler, max(group_sizes), sketch)
-    if not has_signal(batch.response_reward, max(group_sizes)).any():
-        raise ValueError(
+    parts: list[dict[str, Estimates]] = []
+    signal = False
+    for replay in batches or (SharedDraws(sampler, max(group_sizes)),):
+        parts.append(estimates_on(replay, estimators, policy, sketch))
+        signal |= bool(has_signal(replay.reward, max(group_sizes)).any())
+    found = {name: _joined([part[name] for part in parts]) for name in estimators}
+    if not signal:
+        raise NoSignal(
             f"the {max(group_sizes)} responses to every prompt of the pilot batch have the same reward, so nothing "
             f"tells one split from "
             "another; take more prompts or an easier task, or leave budget out."

@@ -48,6 +48,7 @@ def state_of(trainer: "Trainer") -> tuple[dict[str, Tensor], dict[str, Any]]:
             },
             "optimizers": {name: optimizer_state(each, ALONE) for name, each in agent.optimizers.items()},
             "numbers": agent.numbers,
+            "waiting": agent.waiting,
             "generator": agent.generator.get_state(),
         },
     }
@@ -94,7 +95,7 @@ def restore(trainer: "Trainer", tensors: dict[str, Tensor], state: dict[str, Any
         model.load_state_dict(models[name])
     for name, optimizer in agent.optimizers.items():
         load_optimizer_state(optimizer, everything["agent"]["optimizers"][name], ALONE)
-    agent.numbers = everything["agent"]["numbers"]
+    agent.numbers, agent.waiting = everything["agent"]["numbers"], everything["agent"]["waiting"]
     agent.generator.set_state(everything["agent"]["generator"])
     agent.estimator = agent.make_estimator()
 

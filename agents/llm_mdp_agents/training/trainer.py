@@ -63,6 +63,7 @@ class Trainer:
         if isinstance(task, ScoredTask):
             task.rows_at_once = config.micro_batch
         self.parallel = parallel or Parallel()
+        agent.rank = self.parallel.rank
         self.prompts = config.prompts_per_step or (8 if is_large(policy) else 128)
         if config.prompts_per_step is not None and getattr(agent.config, "budget", None) is not None:
             raise ValueError(

@@ -9,19 +9,23 @@ temperature raised from 0; each of the three biases the gradient (claims `trepo-
 `trepo-greedy-values`). Left out: D at fractions of the response's own length (claim `trepo-own-length`, no stopping
 rule).
 
-With `budget`, a pilot batch before training decides how that many tokens a batch are split between prompts, responses,
-positions and branches (`llm_mdp.variance.allocation`); where branches do not pay, that is RLOO.
+With `budget`, a pilot before training decides how that many tokens a batch are split between prompts, responses,
+positions and branches (`llm_mdp.variance.allocation`); where branches do not pay, that is RLOO. The pilot costs at most
+`pilot_share` of the run, and its draws are the first batch where the choice allows it (`llm_mdp_agents.pilot`).
 """
 
-import warnings
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from llm_mdp.estimators import algorithms as estimators
+from llm_mdp.sampling.evidence import Evidence, join, take_rows
 from llm_mdp.sampling.sampler import BatchSampler
 from llm_mdp.variance.allocation import Split
-from llm_mdp_agents.measuring import pilot_allocation
 from llm_mdp_agents.models import is_large
+from llm_mdp_agents.pilot import Waiting, run_pilot, unpacked
 from llm_mdp_agents.segments import BranchConfig, WithSegments
 
 
@@ -38,10 +42,13 @@ class TRePOConfig(BranchConfig):
     variant: Literal["repaired", "paper"] = "repaired"
     """"paper": Algorithm 1 as printed."""
     pilot_prompts: int | None = None
-    """Prompts of the pilot batch of `budget`, more make a surer choice; None: 64, for models of 20 million parameters
-    or more 16."""
+    """Most prompts of the pilot of `budget`, more make a surer choice; None: 64, for models of 20 million parameters or
+    more 16."""
+    pilot_share: float = 0.05
+    """Most of the run's tokens (steps x budget) that the pilot may cost, where a token that is read backward for a
+    gradient counts as half of one that is drawn."""
     budget: float | None = None
-    """Generated tokens of a batch. A pilot batch then chooses prompts, responses, positions, branches and λ, whatever
+    """Generated tokens of a batch. A pilot then chooses prompts, responses, positions, branches and λ, whatever
     is said above."""
 
     def __post_init__(self) -> None:
@@ -50,6 +57,8 @@ class TRePOConfig(BranchConfig):
             raise ValueError(f"budget is {self.budget}; a batch has a positive number of tokens.")
         if self.pilot_prompts is not None and self.pilot_prompts < 2:
             raise ValueError(f"pilot_prompts is {self.pilot_prompts}; a pilot batch has at least 2.")
+        if not self.pilot_share > 0:
+            raise ValueError(f"pilot_share is {self.pilot_share}; it must be above 0.")
         if self.budget is not None and self.variant == "paper":
             raise ValueError(
                 "budget chooses among unbiased ways to draw; leave variant at 'repaired', or leave budget out."
@@ -66,19 +75,52 @@ class TRePOAgent(WithSegments[TRePOConfig]):
         super().prepare(sampler)
         if self.config.budget is None:
             return
-        sampler.prompts_per_batch = self.config.pilot_prompts or (16 if is_large(self.policy) else 64)
-        found = pilot_allocation(self.config.budget, self.policy, sampler, self.task.horizon, seed=self.seed)
-        if found.caution is not None:
-            warnings.warn(f"budget chose {found.words}; a larger pilot_prompts makes it surer", stacklevel=2)
-        split = found.split
+        config, large = self.config, is_large(self.policy)
+        run = math.inf if self.steps is None else self.steps * self.config.budget
+        found = run_pilot(
+            self.config.budget, self.policy, sampler, self.task.horizon,
+            most_prompts=config.pilot_prompts or (16 if large else 64), most_tokens=config.pilot_share * run,
+            prompts_at_once=2 if large else None, seed=self.seed,
+            report=lambda done, total: self.report("pilot", done, total),
+        )  # fmt: skip
+        self.notes.append(f"budget chose {found.words}")
+        split, self.waiting = found.split, found.waiting
         self.numbers |= {
             "group_size": split.group_size,
             "samples": found.samples,
             "lam": split.lam,
             "prompts": found.prompts,
+            "pilot_prompts": found.tried,
+            "pilot_tokens": found.tokens,
         }
         self.numbers |= {f"cut {number}": step for number, step in enumerate(split.steps)}
         self.estimator = self.make_estimator()
+
+    def collect(self, sampler):
+        """The first batch is the pilot's, as far as it goes; `told` says then what the pilot chose and cost."""
+        self.told = {}
+        if "prompts" not in self.numbers or self.steps_done or not isinstance(sampler, BatchSampler):
+            return super().collect(sampler)
+        chosen = {name: value for name, value in self.numbers.items() if not name.startswith("cut ")}
+        cuts = len(self.numbers) - len(chosen)
+        self.told = {f"budget/{name}": float(value) for name, value in chosen.items() if name != "kl"}
+        self.told["budget/cuts"] = float(cuts)
+        return self._first_batch(sampler) if self.waiting else super().collect(sampler)
+
+    def _first_batch(self, sampler: BatchSampler) -> Evidence:
+        """This process's part of the pilot's batch, and what is missing drawn."""
+        drawn, wanted, size = unpacked(self.waiting), sampler.prompts_per_batch, self.group_size
+        self.waiting = {}
+        rows = torch.arange(len(drawn.response_reward))[self.rank * wanted * size : (self.rank + 1) * wanted * size]
+        missing = wanted - len(rows) // size
+        parts = [super().collect(Waiting(sampler, take_rows(drawn, rows)))] if len(rows) else []
+        if not missing:
+            return parts[0]
+        try:
+            sampler.prompts_per_batch = missing
+            return join([*parts, super().collect(sampler)])
+        finally:
+            sampler.prompts_per_batch = wanted
 
     @property
     def prompts(self) -> int | None:
