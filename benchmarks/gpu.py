@@ -19,7 +19,7 @@ peft, pyarrow, pandas, jaxtyping, rich, joblib, jinja2 and matplotlib; pytest an
 Every item writes one line of JSON into --output as soon as it is done: its name, when it began, how long it took, its
 figures or its error; the first line has the card and the versions. Items are in the order of their worth. One that
 would not end in time is left out, and the one at work when the time is over is cut off; both say so, and the last line
-is always {"item": "end", …}. The script ends with 1 if an item that says what is right says no.
+is always {"item": "end", …}, with what was aimed at. The script ends with 1 if an item that says what is right says no.
 """
 
 import argparse
@@ -199,7 +199,9 @@ def run_all(bench: Bench, items: list[Item], begun: float, say: Callable[[dict[s
         pass
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    say({"item": "end", "at": time.monotonic() - begun, "cut off": cut, "wrong": wrong})
+    from gpu_fast import goals
+
+    say({"item": "end", "at": time.monotonic() - begun, "cut off": cut, "wrong": wrong, "goals": goals(bench.found)})
     return 1 if wrong else 0
 
 

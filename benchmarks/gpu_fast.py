@@ -23,6 +23,7 @@ import torch
 
 from llm_mdp_agents.lm import policy as policy_module
 from llm_mdp_agents.lm.loading import LoRAOptions, load_policy
+from llm_mdp_agents.lm.policy import LanguageModelPolicy
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo import AGENTS
@@ -115,10 +116,16 @@ def llama(size: Size) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def load(bench: "Bench", size: Size, **options: Any) -> LanguageModelPolicy:
+    """A policy of this size, in bf16 if nothing else is said; its weights are drawn where they will be."""
+    with torch.device(bench.device):
+        return load_policy(llama(size), **({"dtype": "bfloat16", "device": bench.device} | options))
+
+
 def make_trainer(bench: "Bench", name: str, size: Size, policy: dict[str, Any], **options: Any) -> Trainer:
     """An agent at this size; `policy`: options of `load_policy`."""
     task, kind = Prompts(size), AGENTS[name]
-    ours = load_policy(llama(size), **({"dtype": "bfloat16", "device": bench.device} | policy))
+    ours = load(bench, size, **policy)
     config = TrainConfig(
         prompts_per_step=size.prompts, micro_batch=size.micro_batch, learning_rate=1e-5, signal_every=0
     )
@@ -209,7 +216,7 @@ def step(bench: "Bench") -> dict[str, Any]:
 def generate(bench: "Bench") -> dict[str, Any]:
     """Hugging Face's `generate`, as it comes, beside drawing by the policy: same model, prompts and lengths."""
     size = size_of(bench)
-    policy = load_policy(llama(size), dtype="bfloat16", device=bench.device)
+    policy = load(bench, size)
     prompt = torch.tensor(Prompts(size).prompts[: size.prompts])
     rows = prompt.repeat_interleave(size.group, 0).to(bench.device)
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": size.response, "min_new_tokens": size.response}
@@ -231,6 +238,8 @@ def generate(bench: "Bench") -> dict[str, Any]:
 
 def trl(bench: "Bench") -> dict[str, Any]:
     """TRL's GRPO with generation of its own and ours, by turns."""
+    if bench.device == "pretend":
+        return {"left out": "TRL asks CUDA by name"}
     from gpu_trl import make_peer
 
     size = size_of(bench)
@@ -300,7 +309,7 @@ def changes(bench: "Bench") -> dict[str, Any]:
         ("float32, tf32", shorter, {"dtype": "float32"}),
         ("adapters", shorter, {"lora": LoRAOptions(16)}),
         ("recomputed", shorter, {"gradient_checkpointing": True}),
-        ("logits in one piece", shorter, {}),
+        ("logits in pieces", shorter, {}),
         ("prompts of 16", replace(shorter, prompt=min(16, size.prompt)), {}),
         ("parts of 8", replace(shorter, micro_batch=min(8, size.micro_batch)), {}),
         ("twice the rows", replace(shorter, prompts=2 * size.prompts), {}),
@@ -308,7 +317,7 @@ def changes(bench: "Bench") -> dict[str, Any]:
         if bench.left < 20 and not bench.tiny:
             found[name] = "left out: no time"
             continue
-        with settings(tf32=name == "float32, tf32", pieces=name != "logits in one piece"):
+        with settings(tf32=name == "float32, tf32", pieces=name == "logits in pieces"):
             trainer = make_trainer(bench, "grpo", made, policy)
             found[name] = steps_of(bench, trainer, made, steps=2) | rounding(trainer)
         del trainer
@@ -329,14 +338,14 @@ def rounding(trainer: Trainer) -> dict[str, float]:
 @contextmanager
 def settings(tf32: bool, pieces: bool) -> Iterator[None]:
     """Of PyTorch, and how much memory logits may take at a time."""
-    before, size = torch.get_float32_matmul_precision(), policy_module.LOGIT_BYTES
+    before, size = torch.get_float32_matmul_precision(), policy_module.ACCELERATOR_LOGIT_BYTES
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    policy_module.LOGIT_BYTES = size if pieces else 2**34
+    policy_module.ACCELERATOR_LOGIT_BYTES = 2**26 if pieces else size
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-        policy_module.LOGIT_BYTES = size
+        policy_module.ACCELERATOR_LOGIT_BYTES = size
 
 
 def deterministic(bench: "Bench") -> dict[str, Any]:
@@ -381,6 +390,16 @@ def large(bench: "Bench") -> dict[str, Any]:
     size = TINY if bench.tiny else LARGE
     policy = {"gradient_checkpointing": True}
     return {"size": vars(size), "grpo": steps_of(bench, make_trainer(bench, "grpo", size, policy), size, steps=2)}
+
+
+def goals(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was aimed at beside what was found; None where it was not measured."""
+    steps, drawn, peers = (found.get(name, {}) for name in ("step", "generate", "trl"))
+    return {
+        "step, as a part of TRL's, at most 0.5": peers.get("step_of_theirs"),
+        "update, as a share of the peak, at least 0.35": steps.get("grpo", {}).get("update_share_of_peak"),
+        "drawing, times generate, at least 5": drawn.get("times_faster"),
+    }
 
 
 ITEMS = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.sampled import policy_certificate, sampled_certificate
@@ -127,10 +128,10 @@ def certificates(bench: "Bench") -> dict[str, Any]:
     for name in ("rloo", "grpo"):
         both = []
         for device in ("cpu", bench.device):
-            policy = model("llama", "float64", device, task.vocab_size)
+            policy = model("gpt2", "float64", device, task.vocab_size)
             agent: Any = AGENTS[name](AGENTS[name].Config(group_size=2), policy, task, 0)
             enumeration = Enumeration(task.mdp, policy)
-            target = torch.ones(enumeration.scores.shape[1], dtype=torch.float64)
+            target = flat(exact_gradient(policy, task.mdp)[1])
             both.append(
                 (
                     exact_certificate(agent, enumeration, target, 1.0),

@@ -1,6 +1,7 @@
 """TRL's GRPO on the batch of gpu_fast.py: generation of its own, the same prompts, lengths, parts, kernels and rate."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,11 @@ import torch
 from datasets import Dataset
 from gpu_fast import Size, llama
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 if TYPE_CHECKING:
     from gpu import Bench
-
-
-class _Over(Exception):
-    """Enough steps were taken."""
 
 
 def make_peer(
@@ -31,8 +28,8 @@ def make_peer(
     """
     config = AutoConfig.for_model(**llama(size))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, weights), attn_implementation="sdpa")
-    model = model.to(bench.device)
+    with torch.device(bench.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, weights), attn_implementation="sdpa")
     model.generation_config.eos_token_id = None
     spent: dict[str, list[float]] = {"step": [], "draw": []}
 
@@ -48,14 +45,10 @@ def make_peer(
         start = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            import time
-
             bench.wait()
             self.start = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            import time
-
             bench.wait()
             spent["step"].append(time.perf_counter() - self.start)
 
@@ -74,7 +67,9 @@ def make_peer(
                 processing_class=tokenizer(size),
                 callbacks=[Clock()],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
+        spent["update"] = [step - draw for step, draw in zip(spent["step"], spent["draw"], strict=True)]
         timed = {name: each[1:] for name, each in spent.items()}
         return {
             "seconds": {name: median(each) for name, each in timed.items()},
@@ -88,7 +83,10 @@ def make_peer(
 def arguments(bench: "Bench", size: Size, folder: str, steps: int, weights: str, defaults: bool) -> dict[str, Any]:
     """One update on one generated batch; everything that is not training switched off."""
     parts = size.rows // size.micro_batch
-    own = {} if defaults else {"activation_checkpointing": False}
+    # The older name is that of transformers before 5.20.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    off = next(name for name in names if name in GRPOConfig.__dataclass_fields__)
+    own = {} if defaults else {off: False}
     return own | {
         "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": size.micro_batch,
         "gradient_accumulation_steps": parts, "steps_per_generation": parts, "num_iterations": 1,

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.weights import flatten_gradients
 from llm_mdp_agents.lm.loading import LoRAOptions
 from llm_mdp_agents.lm.policy import packed_reading, plain_reading
 from llm_mdp_agents.training.determinism import numerics
@@ -115,13 +117,13 @@ def test_a_checkpoint_goes_on_where_it_was_written(task, name, options, tmp_path
 def test_the_certificate_of_an_agent_is_the_cpu_s():
     task, found = Tabular(vocab_size=3, horizon=2, n_prompts=2, seed=1), []
     for device in ("cpu", "cuda"):
-        policy = make_policy(task, device=device)
+        policy = make_policy(task, "gpt2", device)
         agent = AGENTS["rloo"](AGENTS["rloo"].Config(group_size=2), policy, task, 0)
         enumeration = Enumeration(task.mdp, policy)
-        target = torch.ones(enumeration.scores.shape[1], dtype=torch.float64)
+        target = flatten_gradients(exact_gradient(policy, task.mdp)[1], list(policy.parameters()))
         found.append(exact_certificate(agent, enumeration, target, 1.0))
-    assert found[0].verdict == found[1].verdict
-    assert found[1].relative_bias == pytest.approx(found[0].relative_bias, rel=1e-6)
+    assert found[0].verdict == found[1].verdict == "unbiased"
+    assert found[1].trace_covariance == pytest.approx(found[0].trace_covariance, rel=1e-6)
 
 
 def test_no_draw_moves_the_gpu_s_own_generator(task):
