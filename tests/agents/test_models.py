@@ -230,8 +230,12 @@ def test_models_that_cannot_be_read_token_by_token_are_refused_in_a_sentence(tmp
     ):
         scorer(policy(), TASK, 0, small, trained=False, what="reward_model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no reward model or critic could be loaded from '.*empty'; name a model"):
-        scorer(policy(), TASK, 0, str(tmp_path / "empty"))
+    (tmp_path / "small" / "model.safetensors").write_bytes(b"cut off")
+    for name in ("empty", "small"):
+        with pytest.raises(
+            ValueError, match=rf"no reward model or critic could be loaded from '.*{name}'; name a model"
+        ):
+            scorer(policy(), TASK, 0, str(tmp_path / name))
 
 
 def test_a_reward_model_reads_at_most_so_many_rows_at_once():
@@ -265,14 +269,14 @@ def test_learning_rates_go_by_kind_and_size(monkeypatch):
     whole, adapted = policy(), policy(rank=2)
     bodies = {rank: len([*made.causal_lm.base_model.parameters()]) for rank, made in ((None, whole), (2, adapted))}
     adapters = len([each for each in adapted.parameters() if each.requires_grad])
-    assert [default_learning_rate(each) for each in (table, whole, adapted)] == [0.05, 5e-4, 5e-4]
+    assert [default_learning_rate(each) for each in (table, whole, adapted)] == [0.05, 2e-4, 2e-4]
     assert rates(scorer(table, TASK, 0))[0][1] == 1e-3 and len(rates(scorer(table, TASK, 0))) == 1
     assert rates(scorer(whole, TASK, 0)) == [(bodies[None] + 1, 1e-3)]
     monkeypatch.setattr(models, "LARGE", 1_000)
     assert [default_learning_rate(each) for each in (table, whole, adapted)] == [0.05, 1e-5, 1e-4]
     assert rates(trainable_copy(adapted)) == [(adapters, 1e-4)]
     assert rates(scorer(whole, TASK, 0)) == [(bodies[None], 1e-5), (1, pytest.approx(1e-4))]
-    assert rates(scorer(adapted, TASK, 0)) == [(adapters, 1e-4), (1, pytest.approx(1e-3))]
+    assert rates(scorer(adapted, TASK, 0)) == [(adapters + 1, 1e-4)], "adapters are as new as the head"
     assert rates(scorer(whole, TASK, 0), 1e-6) == [(bodies[None], 1e-6), (1, pytest.approx(1e-5))]
     trained = SequenceScorer(classifier(), None)
     assert rates(trained) == [(len([*trained.parameters()]), 1e-5)], "a head that was trained is no new one"

@@ -20,7 +20,7 @@ class TrainConfig:
     micro_batch: int | None = None
     """Most responses that go through the model at once; None: all. Never changes the gradient."""
     learning_rate: float | None = None
-    """None: 0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
+    """None: 0.05 for tables, 2e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
     optimizer: str = "AdamW"
     """A name in `torch.optim`; weights of 16 bits are trained by copies in float32."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -32,7 +32,7 @@ class PRIMEConfig(AgentConfig):
     outcome_weight: float = 1.0
     """w of the outcome."""
     process_learning_rate: float | None = None
-    """Of AdamW; None: as for a policy of its kind and size (0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5
+    """Of AdamW; None: as for a policy of its kind and size (0.05 for tables, 2e-4 for small models, 1e-4 for LoRA, 1e-5
     for other large models)."""
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class RTOConfig(AgentConfig):
     dpo_batches: int = 300
     """Batches of pairs that the DPO model is trained on."""
     dpo_learning_rate: float | None = None
-    """Of AdamW; None: as for a policy of its kind and size (0.05 for tables, 5e-4 for small models, 1e-4 for LoRA, 1e-5
+    """Of AdamW; None: as for a policy of its kind and size (0.05 for tables, 2e-4 for small models, 1e-4 for LoRA, 1e-5
     for other large models)."""
     paper: bool = False
     """Eq. 41 as printed."""
