@@ -111,7 +111,12 @@ class Trainer:
         )
         sampler.cost = self.sampler.cost
         self.parallel.on_whole_model(self.policy, lambda: self.agent.prepare(sampler))
+        self._keep_alike()
         self._take_prompts()
+
+    def _keep_alike(self) -> None:
+        """What every process trains for itself, as the first one has it."""
+        self.parallel.same(self.agent.models[name] for name in self.agent.optimizers)
 
     def _take_prompts(self) -> None:
         """Where the agent chooses the number of prompts: as many as it says, and every process its part of them, at
@@ -144,6 +149,7 @@ class Trainer:
                 metrics |= {"loss": loss, **update}
         self.scheduler.step()
         metrics |= self.parallel.on_whole_model(self.policy, lambda: self.agent.fit(whole))
+        self._keep_alike()
         metrics |= self.agent.finish_batch(whole)
         seconds, drawn = time.perf_counter() - start, (self.sampler.cost.tokens - tokens) * self.parallel.size
         metrics |= {"seconds": seconds, "tokens": drawn, "tokens_per_second": drawn / seconds}
