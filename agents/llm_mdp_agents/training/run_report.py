@@ -21,6 +21,8 @@ SAMPLES = 4
 """Most prompts shown."""
 CHARACTERS = 4000
 """Of a prompt or a response that are shown."""
+IN_TABLE = 500
+"""Characters of one that are shown in the table."""
 
 
 def write_report(folder: Path, running: bool = False) -> Path:
@@ -210,8 +212,12 @@ def _table(samples: list[dict[str, Any]]) -> dict[str, Any] | None:
         if each["step"] == step
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    words = [[_figure_text(row[name]) if name in row else "" for name in names] for row in rows]
+    words = [[_short(_figure_text(row[name])) if name in row else "" for name in names] for row in rows]
     return {"step": step, "names": names, "rows": words}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= IN_TABLE else f"{text[:IN_TABLE]} …"
 
 
 def _response(sample: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from llm_mdp_agents.training.curves import POINTS, running_mean, thin, to_series
 from llm_mdp_agents.training.records import CONFIG, METRICS, SAMPLES, Records
 from llm_mdp_agents.training.run_report import (
     CHARACTERS,
+    IN_TABLE,
     duration,
     summary,
     write_report,
@@ -260,7 +261,8 @@ def test_samples_of_the_beginning_the_middle_and_the_end(tmp_path):
         return [{"prompt": f"question {k}", "response": f"answer {k} at {step}", "reward": step / 80} for k in range(2)]
 
     samples = {step: answers(step) for step in range(0, 81, 10)}
-    text = Page(make_run(tmp_path, [], samples)).text
+    text, table = Page(make_run(tmp_path, [], samples)).text.split("All that is known of them, at step 80")
+    assert re.findall(r"answer \d at 80", table) == ["answer 0 at 80", "answer 1 at 80"]
     assert "The same prompts, and what the policy answered at step 0, step 40, step 80." in text
     assert text.count("question 0") == 1
     assert re.findall(r"answer (\d at \d+)", text) == ["0 at 0", "0 at 40", "0 at 80", "1 at 0", "1 at 40", "1 at 80"]
@@ -308,3 +310,68 @@ def test_a_run_that_still_runs_and_one_that_is_not_there(tmp_path):
     assert "reward 0.500 in 1 step" in write_report(tmp_path).read_text()
     with pytest.raises(ValueError, match=r"nowhere is not a folder; give the folder of a run"):
         write_report(tmp_path / "nowhere")
+
+
+def evaluations(values: list[float], **more) -> list[dict]:
+    return [{"reward": 0.5, "eval/reward": each, "eval/prompts": 12, **more} for each in values]
+
+
+def test_a_page_says_whether_its_run_goes_on(tmp_path):
+    config = {"train": {"steps": 100}}
+    make_run(tmp_path, [{"reward": 0.5, "seconds": 2.0}] * 40, config=config)
+    assert "reward 0.500 in 40 of 100 steps, 80 s" in Page((tmp_path / "report.html").read_text()).text
+    write_report(tmp_path, running=True)
+    assert "reward 0.500 in 40 of 100 steps so far, 80 s" in Page((tmp_path / "report.html").read_text()).text
+    assert summary(to_series([{"step": 1, "reward": 0.5}]), 1) == "reward 0.500 in 1 step"
+
+
+def test_a_page_says_what_was_asked_and_why_the_run_stopped(tmp_path):
+    train = {"steps": 100, "stop_after": 2, "save": "best"}
+    lines = evaluations([0.25, 0.75, 0.5, 0.75], **{"eval/held_out": 1.0})
+    text = Page(make_run(tmp_path, lines, config={"train": train})).text
+    assert "Evaluated on 12 questions that training never asks." in text
+    assert (
+        "Stopped at step 4 of 100: 2 evaluations in a row had no better eval/reward than 0.75 at step 2. The model is "
+        "that of step 2, the best by eval/reward." in text
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    text = Page(make_run(other, evaluations([0.25], **{"eval/held_out": 0.0}), config={"train": {"steps": 1}})).text
+    assert "Evaluated on 12 questions of the training itself." in text and "Stopped" not in text
+
+
+def test_parts_and_verdicts_have_drawings_with_training_and_evaluation_together(tmp_path):
+    lines = [{"reward": 0.5, "part/answer": 0.25, "detail/verdict/passed": 1.0, "eval/part/answer": 0.5}]
+    lines += [{"reward": 0.5, "part/answer": 0.5, "detail/verdict/failed": 0.5, "detail/verdict/passed": 0.5}]
+    lines += [{"reward": 0.5, "part/answer": 0.5}]
+    html = make_run(tmp_path, lines)
+    text = Page(html).text
+    section = text.split("What the reward is made of")[1].split("What it says")[0]
+    assert [each for each in ("detail/verdict/failed", "detail/verdict/passed", "part/answer") if each in section] == [
+        "detail/verdict/failed",
+        "detail/verdict/passed",
+        "part/answer",
+    ]
+    assert "evaluation" in section and len(drawings(html)) == 5
+    failed = to_series([{"step": number, **line} for number, line in enumerate(lines)])["detail/verdict/failed"]
+    assert failed[0].tolist() == [0, 1] and failed[1].tolist() == [0.0, 0.5], "no verdict of a kind is a share of 0"
+
+
+def test_the_table_shows_all_that_is_known_of_a_response(tmp_path):
+    samples = [
+        {"prompt": "p", "response": "y" * 2000, "reward": 0.5, "finish": "horizon", "part/answer": 0.25},
+        {"prompt": "q", "response": "r", "reward": 1.0, "finish": "eos", "detail/verdict": "passed"},
+    ]
+    html = make_run(tmp_path, [], {1: samples})
+    table = html[html.index("<div class=known") :]
+    assert re.findall(r"<th>(.*?)</th>", table)[:6] == [
+        "prompt",
+        "response",
+        "reward",
+        "finish",
+        "part/answer",
+        "detail/verdict",
+    ]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(<td>.*?)</tr>", table)]
+    assert rows[0][2:] == ["0.500", "horizon", "0.250", ""] and rows[1][2:] == ["1.00", "eos", "", "passed"]
+    assert rows[0][1] == "y" * IN_TABLE + " …"
