@@ -28,8 +28,8 @@ class CriticConfig(AgentConfig):
     """A sequence classifier with one label to start from; None: the policy's own body with a new head (tables: a small
     transformer)."""
     critic_learning_rate: float | None = None
-    """Of AdamW; None: 1e-3 for small critics; for large ones 1e-5, with LoRA 1e-4, and ten times that for a new
-    head."""
+    """Of AdamW; None: 1e-3 for small critics; 1e-4 for LoRA; 1e-5 for other large ones. A new head on a large body
+    learns ten times as fast as the body, but as fast as adapters."""
     critic_epochs: int = 1
     """Passes over each batch."""
     critic_warm_up: int = 10

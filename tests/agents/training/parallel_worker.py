@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any], TrainConfig]] = {
     "epochs": ("rloo", {"group_size": 4, "clip_low": 0.2}, replace(CONFIG, epochs=2)),
     "drawn by another": ("iterative-dpo", {"refresh": 2}, CONFIG),
     "nothing kept": ("grpo", {"group_size": 4}, CONFIG),
-    "adapters": ("grpo", {"group_size": 4}, CONFIG),
+    "adapters": ("ppo", {"group_size": 2, "critic_warm_up": 2, "kl": 0.1}, CONFIG),
     "recomputed": ("grpo", {"group_size": 4}, CONFIG),
 }
 """Agent, its options, and how it is trained."""
