@@ -6,9 +6,9 @@ the forward pass:
 
     3 · (2 N_body R + 4 layers heads head_dim pairs) + 3 · 2 · hidden · V · A
 
-R tokens that are read (shared prompts once), A tokens that were drawn, pairs (query, key) that see each other. Bytes of
-drawing: the weights once a column, the keys and values of every column before it, and 88 bytes a row and word of the
-logits (float32 copies, float64 sums). So work that is done twice counts against the share, not for it.
+R tokens that are read (shared prompts once, last tokens never), A tokens that were drawn, pairs (query, key) that see
+each other. Bytes of drawing: the weights once a column, the keys and values of every column before it, and 88 bytes a
+row and word of the logits (float32 copies, float64 sums). So work that is done twice counts against the share.
 """
 
 import itertools
@@ -65,9 +65,11 @@ class Size:
 
     def update_flops(self) -> float:
         """Of the gradient of a batch."""
-        read = self.prompts * self.prompt + self.rows * self.response
-        own = self.response * (self.response + 1) / 2
-        pairs = self.prompts * self.prompt * (self.prompt + 1) / 2 + self.rows * (self.response * self.prompt + own)
+        # Nothing comes after the last token of a response, so it is not read.
+        length = self.response - 1
+        read = self.prompts * self.prompt + self.rows * length
+        own = length * (length + 1) / 2
+        pairs = self.prompts * self.prompt * (self.prompt + 1) / 2 + self.rows * (length * self.prompt + own)
         body = 2 * self.body * read + 4 * self.layers * self.hidden * pairs
         return 3 * body + 3 * 2 * self.hidden * self.vocab * self.rows * self.response
 
