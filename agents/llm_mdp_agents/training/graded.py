@@ -39,7 +39,8 @@ def graded(of: Columns, prefix: str = "") -> dict[str, float]:
     `part/NAME` and `detail/NAME`; of a detail in words the share of every word, as `detail/NAME/WORD`.
 
     Values that are not finite are left out. So are details that are texts rather than verdicts: more than
-    `MOST_VERDICTS` different ones, or more than half as many as there are responses (two are always counted).
+    `MOST_VERDICTS` different ones, or more than half as many as there are responses (four may always be), or ones that
+    are no plain words.
 
     Args:
         prefix: of the names, such as "eval/".
@@ -52,7 +53,7 @@ def graded(of: Columns, prefix: str = "") -> dict[str, float]:
         else:
             words = [str(value) for value in values.tolist() if value is not None]
             kinds = sorted(set(words))
-            if len(kinds) <= min(MOST_VERDICTS, max(len(words) // 2, 2)) and all(map(VERDICT.fullmatch, kinds)):
+            if len(kinds) <= min(MOST_VERDICTS, max(len(words) // 2, 4)) and all(map(VERDICT.fullmatch, kinds)):
                 metrics |= {f"{prefix}{name}/{kind}": words.count(kind) / len(words) for kind in kinds}
     return metrics
 
