@@ -1,5 +1,5 @@
-"""What is left of a run that was killed, stopped, started twice or damaged: `python benchmarks/kills.py`, about ten
-minutes on two cores; results/kills.json.
+"""What is left of a run that was killed, stopped, started twice or damaged: `python benchmarks/kills.py`, about half
+an hour on two busy cores; results/kills.json.
 
 Undisturbed runs of three kinds (RLOO on a table; PPO with a critic; RLOO on a small language model in bfloat16 with
 LoRA adapters) are compared with runs that were disturbed and resumed until they were finished: weights, metrics (but
@@ -15,6 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def _say(said: Any, job: Callable[[], Any]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # a gap in damaged metrics is said in one
     try:
         job()
         answer = ("done", "")
