@@ -25,13 +25,17 @@ CACHE_NAMES = ("past_key_values", "cache", "cache_params")
 SPARE = 64
 """Columns that a cache grows by, at least."""
 
-TRIED = 5
-"""Tokens of the longer text that a model is tried on."""
+TRIED, TRIED_STATES = (5, 1), (8, 3)
+"""Tokens of the longer text that a model is tried on, and how many of them are read one by one: of attention alone, and
+of layers with states, which some compute otherwise when they go on."""
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
-ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-4}
+ROUNDING = {torch.float64: 3e-5, torch.float32: 3e-5}
 """Largest difference of two right ways to read, as a share of the spread of the logits (many float64 models have norms
-in float32); in 16 bits, where a router may fall on the other side, of the median token."""
+in float32)."""
 ROUNDING_16_BITS = 0.05
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What configurations call the experts that a router chooses among."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def forward(
         last: logits of the last column alone, where the model can.
     """
     options: dict[str, Any] = {"attention_mask": mask, "position_ids": position}
+    # Losses of routers, which some configurations ask for, are made of a whole text.
+    options["output_router_logits"] = False
     options = {name: value for name, value in options.items() if value is not None and name in takes}
     if cache is not None:
         options[next(name for name in CACHE_NAMES if name in takes)] = cache
@@ -152,7 +158,7 @@ def longest_text(causal_lm: Any) -> tuple[float, str]:
     limits = [(float(rows), f"it has {rows:,} positions") for rows in _position_rows(causal_lm, config)]
     for rope in _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)):
         kind = rope.get("rope_type", rope.get("type"))
-        longest = config.max_position_embeddings
+        longest = getattr(config, "max_position_embeddings", None) or math.inf
         if kind == "longrope":
             longest = rope.get("original_max_position_embeddings") or longest
         if kind in ("dynamic", "longrope"):
@@ -193,7 +199,9 @@ def try_out(causal_lm: Any, vocab_size: int, device: torch.device) -> Abilities:
         ValueError: if it reads no plain text, or its tokens see later ones.
     """
     name = type(causal_lm).__name__
-    length = int(min(TRIED, longest_text(causal_lm)[0]))
+    kinds = getattr(causal_lm.config.get_text_config(decoder=True), "layer_types", None) or []
+    most, steps = TRIED if set(kinds) <= ATTENTION else TRIED_STATES
+    length = int(min(most, longest_text(causal_lm)[0]))
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(vocab_size, (2, length), generator=generator)
     # Some models count or mask by their token of padding; a policy may draw it like any other.
@@ -202,7 +210,7 @@ def try_out(causal_lm: Any, vocab_size: int, device: torch.device) -> Abilities:
         text[:, 1] = padding
     text = text.to(device)
     with torch.autocast(device.type, enabled=False):
-        trial = _Trial(causal_lm, text)
+        trial = _Trial(causal_lm, text, steps)
         try:
             whole, linear_head = trial.whole()
             short = trial.beginning()
@@ -215,9 +223,10 @@ def try_out(causal_lm: Any, vocab_size: int, device: torch.device) -> Abilities:
                 f"language model (one of the family of BERT needs is_decoder=true in its config)."
             )
         trial.rounding = max(trial.rounding, 4 * noise)
-        packs = length > 2 and attends_to_all(causal_lm) and trial.does(trial.packs, whole)
+        enough = length > steps + 2
+        packs = enough and attends_to_all(causal_lm) and trial.does(trial.packs, whole)
         keeps: Literal["ragged", "even", "nothing"] = "nothing"
-        if length > 2:
+        if enough:
             if trial.does(trial.ragged, whole, packs):
                 keeps = "ragged"
             elif trial.does(trial.even, whole):
@@ -228,11 +237,15 @@ def try_out(causal_lm: Any, vocab_size: int, device: torch.device) -> Abilities:
 class _Trial:
     """Ways to read two texts of one length, (2, S); each says how far it is from reading the `whole` texts."""
 
-    def __init__(self, causal_lm: Any, text: Int[Tensor, "2 S"]):
-        self.model, self.text, self.takes = causal_lm, text, arguments_of(causal_lm)
+    def __init__(self, causal_lm: Any, text: Int[Tensor, "2 S"], steps: int):
+        self.model, self.text, self.takes, self.steps = causal_lm, text, arguments_of(causal_lm), steps
         self.rounding = ROUNDING.get(causal_lm.dtype, ROUNDING_16_BITS)
         self.shorter = max(1, text.shape[1] - 2)
         """Tokens of the second text where rows of different lengths are tried."""
+        config = causal_lm.config.get_text_config(decoder=True)
+        routed = any(getattr(config, name, None) for name in EXPERTS)
+        self.flips = causal_lm.dtype not in ROUNDING and routed
+        """May a router fall on the other side by rounding alone?"""
         self.column_bytes = 0
 
     def does(self, way: Any, *arguments: Any) -> bool:
@@ -244,10 +257,10 @@ class _Trial:
 
     def difference(self, one: Float[Tensor, "*N V"], other: Float[Tensor, "*N V"]) -> float:
         """Root of the mean squared difference, as a share of the spread of the logits of the same token: of the worst
-        token, in 16 bits of the median one; inf where something is not finite."""
+        token, or of the median one where some may flip; inf where something is not finite."""
         spread = other.float().std(-1, correction=0).clamp(min=1e-30)
         shares = (one.float() - other.float()).square().mean(-1).sqrt() / spread
-        share = float(shares.max() if self.model.dtype in ROUNDING else shares.median())
+        share = float(shares.median() if self.flips else shares.max())
         return share if math.isfinite(share) else math.inf
 
     def whole(self) -> tuple[Float[Tensor, "2 S V"], bool]:
@@ -264,7 +277,7 @@ class _Trial:
         watched = [] if head is None or body is self.model else [(head, watch_head), (body, watch_body)]
         hooks = [module.register_forward_hook(watch) for module, watch in watched]
         try:
-            logits = forward(self.model, self.takes, self.text).logits
+            logits = self.read(self.text)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -273,7 +286,7 @@ class _Trial:
 
     def beginning(self) -> Float[Tensor, "1 s V"]:
         """Logits of the shorter text alone: those of the `whole` one are the same if no token sees a later one."""
-        return forward(self.model, self.takes, self.text[1:, : self.shorter]).logits
+        return self.read(self.text[1:, : self.shorter])
 
     def packs(self, whole: Float[Tensor, "2 S V"]) -> float:
         """The first text with another response to its first two tokens in between, which it does not see."""
@@ -288,36 +301,42 @@ class _Trial:
         return self.difference(logits, whole[:1])
 
     def ragged(self, whole: Float[Tensor, "2 S V"], holes: bool) -> float:
-        """Rows of two lengths, padded on the left, read up to the last token of each and then one token further, their
+        """Rows of two lengths, padded on the left, read up to the last tokens of each and then on, one by one, their
         order changed; with `holes`, a column after the beginning of the second text is there and hidden."""
-        length, kept = self.text.shape[1], self.shorter - 1
-        text = self.text[:, :-1].clone()
+        columns, kept = self.text.shape[1] - self.steps, self.shorter - self.steps
+        text = self.text[:, :columns].clone()
         seen = torch.ones_like(text, dtype=torch.bool)
-        hole = int(holes and length - 1 - kept > 0)
-        place = slice(length - 1 - kept - hole, length - 1 - hole)
+        hole = int(holes)
+        place = slice(columns - kept - hole, columns - hole)
         seen[1] = False
         text[1, place], seen[1, place] = self.text[1, :kept], True
         cache = empty_cache(self.model, holes)
-        before = forward(self.model, self.takes, text, mask=seen.long(), position=positions(seen), cache=cache).logits
+        before = self.read(text, mask=seen.long(), position=positions(seen), cache=cache)
+        worst = [self.difference(before[0], whole[0, :columns]), self.difference(before[1, place], whole[1, :kept])]
         order = torch.tensor([1, 0], device=text.device)
         self.reorder(cache, order)
-        newest = torch.stack([self.text[1, kept], self.text[0, -1]])[:, None]
-        seen = torch.cat([seen[order], torch.ones_like(newest, dtype=torch.bool)], dim=1)
-        step = {"mask": seen.long(), "position": seen.sum(-1, keepdim=True) - 1, "cache": cache}
-        after = forward(self.model, self.takes, newest, **step).logits[:, -1]
-        return max(
-            self.difference(before[0], whole[0, :-1]),
-            self.difference(before[1, place], whole[1, :kept]),
-            self.difference(after, torch.stack([whole[1, kept], whole[0, -1]])),
-        )
+        seen = seen[order]
+        for step in range(self.steps):
+            newest = torch.stack([self.text[1, kept + step], self.text[0, columns + step]])[:, None]
+            seen = torch.cat([seen, torch.ones_like(newest, dtype=torch.bool)], dim=1)
+            after = self.read(newest, mask=seen.long(), position=seen.sum(-1, keepdim=True) - 1, cache=cache)[:, -1]
+            worst.append(self.difference(after, torch.stack([whole[1, kept + step], whole[0, columns + step]])))
+        return max(worst)
 
     def even(self, whole: Float[Tensor, "2 S V"]) -> float:
-        """Both texts up to their last token, and then that one, their order changed; neither mask nor positions."""
+        """Both texts up to their last tokens, and then on, one by one, their order changed; neither mask nor
+        positions."""
         cache, order = empty_cache(self.model, False), torch.tensor([1, 0], device=self.text.device)
-        before = forward(self.model, self.takes, self.text[:, :-1], cache=cache).logits
+        columns = self.text.shape[1] - self.steps
+        worst = [self.difference(self.read(self.text[:, :columns], cache=cache), whole[:, :columns])]
         self.reorder(cache, order)
-        after = forward(self.model, self.takes, self.text[order, -1:], cache=cache).logits[:, -1]
-        return max(self.difference(before, whole[:, :-1]), self.difference(after, whole[order, -1]))
+        for place in range(columns, self.text.shape[1]):
+            after = self.read(self.text[order, place : place + 1], cache=cache)[:, -1]
+            worst.append(self.difference(after, whole[order, place]))
+        return max(worst)
+
+    def read(self, text: Int[Tensor, "B s"], **options: Any) -> Float[Tensor, "B s V"]:
+        return forward(self.model, self.takes, text, **options).logits
 
     def reorder(self, cache: Any, order: Int[Tensor, " 2"]) -> None:
         cache.reorder_cache(order)
@@ -325,7 +344,7 @@ class _Trial:
             each for layer in cache.layers for each in (getattr(layer, "keys", None), getattr(layer, "values", None))
         ]
         tensors = [each for each in kept if isinstance(each, Tensor)]
-        self.column_bytes = sum(each.nbytes for each in tensors) // (2 * (self.text.shape[1] - 1))
+        self.column_bytes = sum(each.nbytes for each in tensors) // (2 * (self.text.shape[1] - self.steps))
 
 
 def mask_of(causal_lm: Any, seen: Bool[Tensor, "B 1 S S"]) -> Tensor:
