@@ -23,6 +23,7 @@ matplotlib.rcParams |= {
 }
 
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
+from zoo_report import figure as zoo_figure  # noqa: E402
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#b35806", "#01665e")
 NAMES = {
@@ -45,6 +46,8 @@ def main() -> None:
     )
     ledger = json.loads((HERE / "results" / "ledger.json").read_text())
     certificates_figure(ledger["instances"][0], FOLDER / "certificates.svg")
+    if (zoo := HERE / "results" / "zoo.json").exists():
+        zoo_figure(json.loads(zoo.read_text()), FOLDER / "zoo.svg")
     print(f"Written to {FOLDER}")
 
 

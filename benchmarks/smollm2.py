@@ -43,7 +43,7 @@ from llm_mdp_agents.training.trainer import TrainConfig, Trainer
 from llm_mdp_agents.zoo.grpo import GRPOAgent
 from llm_mdp_agents.zoo.ppo import PPOAgent
 from llm_mdp_agents.zoo.rloo import RLOOAgent
-from llm_mdp_agents.zoo.trepo import TRePOAgent
+from llm_mdp_agents.zoo.trepo import TRePOConfig
 from llm_mdp_envs.task import Scores
 from llm_mdp_envs.text import TextTask
 
@@ -136,7 +136,7 @@ AGENTS: dict[str, AgentConfig] = {
     "rloo": RLOOAgent.Config(group_size=8),
     "grpo": GRPOAgent.Config(group_size=8),
     "ppo": PPOAgent.Config(group_size=8),
-    "trepo": TRePOAgent.Config(group_size=2, samples=4, clip_low=None),
+    "trepo": TRePOConfig(group_size=2, samples=4, clip_low=None),
 }
 """The same prompts a batch for all; a prompt's eight responses are for TRePO two, and their branches."""
 LEARNING_RATE, WARM_UP_STEPS, SHOWN = 1e-5, 5, 6
