@@ -1,6 +1,7 @@
 """What a GPU would refuse, found without one: every agent, branches, checkpoints and certificates on a pretended device
 (`pretend_device.py`), whose figures are the CPU's."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,10 @@ from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.check import PolicyError, check_policy
 from llm_mdp.verify.sampled import policy_certificate, sampled_certificate
 from llm_mdp.verify.weights import flatten_gradients
-from llm_mdp_agents.lm.loading import LoRAOptions
+from llm_mdp_agents.lm.loading import LoRAOptions, load_policy
+from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.evaluation import evaluate
+from llm_mdp_agents.training.run import resume, train
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.tasks.synthetic import Tabular
 from tests.agents.pretend_device import Pretending
@@ -213,3 +216,24 @@ def test_a_policy_that_answers_on_the_device_is_refused_in_words(task):
 
     with Pretending(), pytest.raises(PolicyError, match=r"answers on pretend:0.*logits\.cpu\(\)"):
         check_policy(Own().to("pretend"), task.mdp)
+
+
+# Whole runs.
+
+
+@pytest.mark.slow
+def test_a_run_trains_resumes_evaluates_and_saves_there(tmp_path):
+    """By names, as the command line does; the folder is read back on the CPU."""
+    config = make_policy(Tabular(vocab_size=4, horizon=4, n_prompts=2, seed=1)).model.config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = ModelConfig(str(tmp_path / "config.json"), device="pretend", dtype="float64")
+    options = {"prompts_per_step": 2, "eval_prompts": 4, "eval_every": 2, "signal_every": 1, "progress": False}
+    with Pretending():
+        run = train(
+            "rloo", "Tabular", model, folder=tmp_path / "run", env_arguments={"n_prompts": 2}, steps=2, **options
+        )
+        assert {each.device.type for each in run.policy.parameters()} == {"pretend"}
+        again = resume(tmp_path / "run", steps=3, progress=False)
+        trained = weights(again.policy)
+    there = load_policy(tmp_path / "run" / "model", dtype="float64")
+    torch.testing.assert_close(weights(there), trained)
