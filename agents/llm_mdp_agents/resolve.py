@@ -302,6 +302,7 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
         gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature, seed=seed,
     )  # fmt: skip
     check_size(task, policy, kind)
+    policy.check_length(task.prompt_length + int(policy.begin is not None) + task.horizon - 1)
     if not kind.endswith(".json"):
         adopt_ends(task, policy)
     return policy

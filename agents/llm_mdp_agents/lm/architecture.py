@@ -127,6 +127,11 @@ def arguments_of(model: Any) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
 
 
+def take_rows(cache: Any, rows: Int[Tensor, " N"]) -> None:
+    """Keep these rows of what was read, in this order."""
+    cache.reorder_cache(rows)
+
+
 def positions(real: Bool[Tensor, "N S"]) -> Int[Tensor, "N S"]:
     """Positions count real tokens only."""
     return (real.cumsum(-1) - 1).clamp(min=0)
@@ -339,7 +344,7 @@ class _Trial:
         return forward(self.model, self.takes, text, **options).logits
 
     def reorder(self, cache: Any, order: Int[Tensor, " 2"]) -> None:
-        cache.reorder_cache(order)
+        take_rows(cache, order)
         kept = [
             each for layer in cache.layers for each in (getattr(layer, "keys", None), getattr(layer, "values", None))
         ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 from llm_mdp.sampling.policies import token_at
+from llm_mdp_agents.lm.architecture import take_rows
 
 if TYPE_CHECKING:
     from llm_mdp_agents.lm.generation import Read, Reader
@@ -105,7 +106,7 @@ class Drawing:
                     leave(batch[ended], ended.to(device), cache, seen)
                     kept = asked.to(device, non_blocking=True)
                     batch, rows, seen, asked = batch[asked], rows[kept], seen[kept], torch.arange(len(asked))
-                    cache.reorder_cache(kept)
+                    take_rows(cache, kept)
             newest = self.tokens[rows, self.length[rows] - 1][:, None]
             # A row that has ended reads its last token again and again until it leaves the batch; nobody looks at what
             # comes out.

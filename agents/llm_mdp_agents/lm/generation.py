@@ -20,7 +20,7 @@ from transformers import Cache
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import Ends, as_tensor, finish_of, is_end, prefixes_of
-from llm_mdp_agents.lm.architecture import Abilities, arguments_of, empty_cache, forward, positions
+from llm_mdp_agents.lm.architecture import Abilities, arguments_of, empty_cache, forward, positions, take_rows
 from llm_mdp_agents.lm.drawing import Drawing
 
 CACHE_BYTES, SHARE_OF_DEVICE = 2 * 2**30, 1 / 4
@@ -175,7 +175,7 @@ def sample(policy: Reader, prompt, n, *, prefix=None, horizon, **options) -> Rol
         seen, which = distinct != PAD, which.to(policy.device, non_blocking=True)
         cache = empty_cache(policy.causal_lm, policy.full_attention)
         logits = _read(policy, distinct, seen, cache)
-        cache.reorder_cache(which)
+        take_rows(cache, which)
         return cache, seen[which], logits[which]
 
     return _complete(
@@ -205,7 +205,7 @@ def branch(policy: Reader, prompt, tokens, row, step, samples, *, horizon, **opt
         real, cache, body = text != PAD, empty_cache(policy.causal_lm, packs=True), policy.causal_lm.base_model
         hidden = forward(body, arguments_of(body), text, mask=real.long(), position=positions(real), cache=cache)[0]
         logits = policy.scores(policy.causal_lm.get_output_embeddings()(hidden[which, last]))
-        cache.reorder_cache(which)
+        take_rows(cache, which)
         return cache, real[which] & (torch.arange(text.shape[1], device=policy.device) <= last[:, None]), logits
 
     beginning = prefixes_of(tokens, row, step)
@@ -261,9 +261,10 @@ def _complete(
     rows = alive.nonzero()[:, 0]
     before = (policy.lead(prompt[rows]) != PAD).sum(-1)
     policy.check_length(max(before.tolist(), default=1) + horizon - 1)
+    device = policy.device
     drawing = Drawing(
-        policy, prompt, *(each.to(policy.device) for each in (tokens, length, alive, as_tensor(eos, stop))), generator,
-        temperature, greedy,
+        policy, prompt, tokens.to(device), length.to(device), alive.to(device), as_tensor(eos, stop).to(device),
+        generator, temperature, greedy,
     )  # fmt: skip
 
     def left(rows: Int[Tensor, " n"], place: Int[Tensor, " n"], cache: Cache, seen: Bool[Tensor, "N S"]) -> None:

@@ -58,6 +58,7 @@ class LanguageModelPolicy(PolicyModule):
 
     kind = "transformer"
     model: Any
+    _abilities: Abilities | None = None
 
     def __init__(self, model: Any, vocab_size: int, begin: int | None, temperature: float = 1.0):
         super().__init__()
@@ -82,14 +83,16 @@ class LanguageModelPolicy(PolicyModule):
         """The Hugging Face model, without peft's wrapper around it; its layers are the adapted ones."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    @cached_property
+    @property
     def abilities(self) -> Abilities:
         """What the model was seen to do when it was first asked for (`architecture.try_out`).
 
         Raises:
             ValueError: if its tokens see later ones, or it reads no plain text.
         """
-        return try_out(self.causal_lm, self.vocab_size, self.device)
+        if self._abilities is None:
+            self._abilities = try_out(self.causal_lm, self.vocab_size, self.device)
+        return self._abilities
 
     @property
     def linear_head(self) -> bool:
@@ -265,15 +268,16 @@ class Reading:
 
     def on(self, device: torch.device) -> "Reading":
         """The same there; on accelerators texts that need a mask get a convenient width."""
-        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        parts: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         missing = -self.text.shape[1] % MULTIPLE if self.owner is not None and device.type != "cpu" else 0
         if missing:
             row, column = self.state // self.text.shape[1], self.state % self.text.shape[1]
             parts["state"] = row * (self.text.shape[1] + missing) + column
             for name, fill in (("text", PAD), ("position", 0), ("owner", UNUSED)):
                 parts[name] = pad(parts[name], (0, missing), value=fill)
-        there = {name: part if part is None else part.to(device, non_blocking=True) for name, part in parts.items()}
-        return Reading(**there)
+        for name, part in parts.items():
+            parts[name] = part if part is None else part.to(device, non_blocking=True)
+        return Reading(**parts)
 
     def attention(self) -> Bool[Tensor, "G 1 S S"] | None:
         """Which column sees which: earlier ones of the prompt and of its own response. None: all earlier ones."""

@@ -189,7 +189,7 @@ def prompts(width: int = 9) -> Tensor:
     return prompt
 
 
-def same(one: Tensor, other: Tensor, mask: Tensor) -> None:
+def same(one: Tensor, other: Tensor, mask: Any) -> None:
     torch.testing.assert_close(one.double()[mask], other.double()[mask], rtol=1e-5, atol=1e-4)
 
 
