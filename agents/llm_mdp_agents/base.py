@@ -197,7 +197,8 @@ class Agent(Generic[Options]):
             penalty = KLReward if config.kl_in == "reward" else KLLoss
             loss = loss + self.kl * penalty(**self.common(), kind=config.kl_estimator).loss(logp, evidence)
         if config.entropy:
-            bonus = EntropyReward(**self.common()).loss(logp, without_reference(evidence))
+            options = self.common() | {"group_size": self.group_size, "group_baseline": self.group_size > 1}
+            bonus = EntropyReward(**options).loss(logp, without_reference(evidence))
             loss = loss + self.entropy * bonus
         return loss
 

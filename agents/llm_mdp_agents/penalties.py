@@ -6,7 +6,8 @@
 with left(s) = 1, 1 - s/S or (1 + cos(π s/S)) / 2, and KL_s the mean over the responses of a batch of Σₜ log π/ref.
 
 The entropy bonus β H(π(· | prompt)) of the whole response is the KL penalty with a reference of log-probability 0:
-log π as a token reward's price, Aₜ = -β Σₖ≥ₜ log π(wₖ). Its gradient is β ∇H exactly (claim `entropy-reward`).
+log π as a token reward's price, Aₜ = -β Σₖ≥ₜ log π(wₖ), less the mean of the other responses' where there are any. Its
+gradient is β ∇H exactly (claim `entropy-reward`).
 """
 
 import math

@@ -8,7 +8,7 @@ from llm_mdp.estimators.algorithms import RLOO
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.objectives import KL, kl_estimate, log_ratio, reduce
 from llm_mdp.estimators.returns import return_to_go
-from llm_mdp.estimators.values import has_signal
+from llm_mdp.estimators.values import has_signal, leave_one_out
 from llm_mdp.sampling.evidence import Evidence, Finish
 from llm_mdp.sampling.policies import Critic, Policy
 from llm_mdp.sampling.sampler import Sampler
@@ -141,10 +141,24 @@ def _without_reference(estimator: Estimator, sampler: Sampler) -> Evidence:
 @dataclass(frozen=True)
 class EntropyReward(KLReward):
     """-log π(wₜ) as a token reward: Aₜ = -Σₖ≥ₜ log π(wₖ), the gradient of the entropy of the response. Claim:
-    `entropy-reward`."""
+    `entropy-reward`.
+
+    With `group_baseline`, less the mean of the same sums of the other K - 1 responses to the prompt, 0 from their ends
+    on. They know nothing of this response, so nothing changes but the noise, most of which is what all responses have
+    in common.
+    """
+
+    group_baseline: bool = False
 
     def collect(self, sampler):
         return _without_reference(self, sampler)
+
+    def advantages(self, evidence):
+        to_go = super().advantages(evidence)
+        if not self.group_baseline:
+            return to_go
+        others = leave_one_out(to_go.transpose(-1, -2), self.group_size).transpose(-1, -2)
+        return torch.where(evidence.rollouts.mask, to_go - others, 0.0)
 
 
 @dataclass(frozen=True)

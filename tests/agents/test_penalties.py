@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_mdp.estimators.practices import EntropyReward
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import flatten_gradients
 from llm_mdp_agents.base import Agent
@@ -66,6 +68,14 @@ def test_the_bonus_is_the_gradient_of_the_entropy_of_responses(case):
     assert float((target - p.target("reward + 0.3 entropy")).norm()) < 1e-10 * float(target.norm())
     assert exact_certificate(agent, p.enumeration, target).verdict == "unbiased"
     assert exact_certificate(agent, p.enumeration, p.target("reward")).verdict == "biased"
+
+
+def test_the_other_responses_take_noise_out_of_the_bonus_and_nothing_else():
+    p = problem()
+    plain, centred = EntropyReward(group_size=3), EntropyReward(group_size=3, group_baseline=True)
+    one, two = (exact_moments(each, p.enumeration) for each in (plain, centred))
+    assert float((one.mean - two.mean).norm()) < 1e-12
+    assert two.trace_covariance < 0.7 * one.trace_covariance
 
 
 def test_a_bonus_makes_a_policy_more_varied_and_an_agent_without_one_does_not():
