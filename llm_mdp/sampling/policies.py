@@ -378,14 +378,9 @@ class TabularValue:
     def random(
         cls, tree: PrefixTree, prompts: Int[Tensor, "P L"], generator: torch.Generator, scale: float = 1.0
     ) -> "TabularValue":
-        return cls(
-            tree,
-            prompts,
-            [
-                scale * torch.randn((len(prompts), size), generator=generator, dtype=torch.float64)
-                for size in tree.level_sizes
-            ],
-        )
+        shapes = [(len(prompts), size) for size in tree.level_sizes]
+        levels = [scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        return cls(tree, prompts, levels)
 
     def __call__(
         self, prompt: Int[Tensor, "*batch L"], tokens: Int[Tensor, "*batch T"], mask: Bool[Tensor, "*batch T"]
