@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +14,10 @@ from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.console import terminal
 from llm_mdp_agents.resolve import ModelConfig
-from llm_mdp_agents.training.evaluation import evaluate as figures_of
-from llm_mdp_agents.training.evaluation import samples
+from llm_mdp_agents.training.evaluation import evaluation
+from llm_mdp_agents.training.parts import questions_of
+from llm_mdp_agents.training.questions import eval_questions
+from llm_mdp_agents.training.run_config import run_config_of
 from llm_mdp_agents.training.trained import load_policy_of_run
 
 
@@ -30,10 +32,11 @@ class EvalArguments:
     model: ModelConfig = ModelConfig()
     env_args: tuple[str, ...] = ()
     """Arguments of the environment, such as digits=1 reward=outcome."""
-    prompts: int = 256
-    """Number of prompts."""
-    seed: int = 0
-    """Of prompts and responses."""
+    prompts: int | None = None
+    """Most questions; by default 256, with --run as many as its evaluations ask. They are those of the run's
+    evaluations, which it never trained on, where it had enough."""
+    seed: int | None = None
+    """Of the responses, and without --run of the questions; by default 0, with --run that of the run."""
     samples: int = 5
     """Responses to show."""
     json: Path | None = None
@@ -45,23 +48,33 @@ def evaluate(argv: Sequence[str]) -> int:
     one_thread()
     arguments = tyro.cli(EvalArguments, args=argv, prog="llm-mdp eval", config=FLAGS)
     check_writable(arguments.json)
-    check_seed(arguments.seed)
+    check_seed(arguments.seed or 0)
+    if arguments.prompts is not None and arguments.prompts < 1:
+        raise UsageError(f"prompts is {arguments.prompts}; an evaluation asks at least 1.")
     if arguments.run is None and arguments.env is None:
         raise UsageError("name an environment, or a run with --run runs/NAME.")
     check_model_choice(arguments.run, arguments.model)
     if arguments.samples < 0:
         raise UsageError(f"--samples is {arguments.samples}; it must be at least 0.")
-    policy, task = load_policy_of_run(
-        arguments.run, arguments.env, env_arguments(arguments.env_args), arguments.model, arguments.seed
-    )
-    figures = figures_of(policy, task, arguments.prompts, arguments.seed)
-    shown = samples(policy, task, arguments.samples, arguments.seed) if arguments.samples else []
+    own = run_config_of(arguments.run) if arguments.run else None
+    seed = arguments.seed if arguments.seed is not None else own.train.seed if own else 0
+    chosen = env_arguments(arguments.env_args)
+    policy, task = load_policy_of_run(arguments.run, arguments.env, chosen, arguments.model, seed)
+    if own is None or arguments.env not in (None, own.env):
+        own = None
+        asked = eval_questions(task, arguments.prompts or 256, seed)
+    else:
+        # Named again, the environment has the arguments that are given, else those of the run.
+        given = chosen if arguments.env else own.env_arguments | chosen
+        asked = questions_of(replace(own, env_arguments=given), task, arguments.prompts)
+    found = evaluation(policy, asked, seed, arguments.samples)
+    figures, shown = found.figures, found.samples
     console = terminal()
-    reward, low, high = (figures[f"eval/{name}"] for name in ("reward", "reward_low", "reward_high"))
-    greedy = figures["eval/greedy_reward"]
-    console.print(
-        f"reward {reward:.3f} (95 %: {low:.3f} … {high:.3f}, {arguments.prompts} prompts), greedy {greedy:.3f}"
-    )
+    number = f"{len(asked.questions):,} prompts"
+    if own is not None and asked.held_out:
+        number += " that training never asked"
+    console.print(f"reward {_figure(figures, 'reward', number)}")
+    console.print(f"greedy {_figure(figures, 'greedy_reward')}")
     if "eval/exact_reward" in figures:
         console.print(f"expected reward {figures['eval/exact_reward']:.6f}, exactly")
     for sample in shown:
@@ -70,3 +83,11 @@ def evaluate(argv: Sequence[str]) -> int:
     if arguments.json:
         write_text(arguments.json, json.dumps({**figures, "samples": shown}, indent=1) + "\n")
     return 0
+
+
+def _figure(figures: dict[str, float], name: str, of: str = "") -> str:
+    """A mean reward with its interval, where there is one, and what it is the mean of."""
+    edges = [figures.get(f"eval/{name}_{edge}") for edge in ("low", "high")]
+    known = [] if None in edges else [f"95 %: {edges[0]:.3f} … {edges[1]:.3f}"]
+    brackets = ", ".join([*known, of] if of else known)
+    return f"{figures[f'eval/{name}']:.3f}{f' ({brackets})' if brackets else ''}"

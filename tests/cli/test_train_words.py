@@ -1,6 +1,7 @@
 """What else a command line of `llm-mdp train` understands: names of TRL, reward functions of one's own, -q."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -42,7 +43,8 @@ def llm_mdp(here, monkeypatch, capsys):
         with pytest.raises(SystemExit) as left:
             cli.main()
         printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
+        complaints = re.sub(r"(?m)^.*  \d+:\d\d:\d\d (left|so far).*\n", "", printed.err)  # but for its progress
+        return left.value.code or 0, printed.out, complaints
 
     return typed
 

@@ -63,10 +63,31 @@ def assemble(config: RunConfig, own: Policy | None) -> Parts:
     check_loggers(config.loggers)
     options = {"max_length": task.prompt_length + task.horizon + 1} if config.model.engine == "vllm" else {}
     engine = make_engine(config.model.engine, policy, **options)
+    return Parts(parallel, task, policy, batches, make_agent, agent, engine, questions_of(config, task))
+
+
+def questions_of(config: RunConfig, task: Task, prompts: int | None = None) -> EvalQuestions:
+    """What the evaluations of a run ask.
+
+    Args:
+        prompts: how many at most, in place of the run's own number.
+
+    Raises:
+        ValueError: if there are none, or the run kept fewer from its training.
+    """
     train = config.train
     other = None if train.eval_problems is None else _eval_task(config, task, train.eval_problems)
-    asked = eval_questions(task, train.eval_prompts, seed, train.eval_split, other)
-    return Parts(parallel, task, policy, batches, make_agent, agent, engine, asked)
+    asked = eval_questions(task, train.eval_prompts, train.seed, train.eval_split, other)
+    if prompts is None or prompts == len(asked.questions):
+        return asked
+    if prompts < len(asked.questions):
+        return replace(asked, questions=asked.questions[:prompts])
+    if asked.held_out and other is None and not train.eval_split:
+        raise ValueError(
+            f"prompts is {prompts:,}, but the run kept {len(asked.questions):,} questions from its training; give at "
+            f"most as many."
+        )
+    return eval_questions(task, prompts, train.seed, train.eval_split, other)
 
 
 def _eval_task(config: RunConfig, task: Task, problems: str) -> Task:

@@ -166,3 +166,23 @@ def test_places_are_even():
     assert min(places) >= 0 and max(places) < 1
     # 0.02 is three standard deviations of the mean of 2,000.
     assert np.mean(places) == pytest.approx(0.5, abs=0.02)
+
+
+def test_eval_asks_of_a_run_what_its_evaluations_asked(tmp_path, monkeypatch, capsys):
+    from llm_mdp.cli.evaluate import evaluate
+    from llm_mdp.own import UsageError
+    from llm_mdp_agents import train
+
+    monkeypatch.chdir(tmp_path)
+    run = train(
+        "rloo", "Arithmetic", folder="run", steps=1, prompts_per_step=2, eval_prompts=8, signal_every=0, seed=3,
+        warm_start=0, progress=False, loggers=("none",),
+    )  # fmt: skip
+    assert evaluate(["--run", "run", "--samples", "0", "--json", "figures.json"]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {name: run[name] for name in figures if name != "samples"} == {
+        name: value for name, value in figures.items() if name != "samples"
+    }
+    assert "8 prompts that training never asked)" in capsys.readouterr().out
+    with pytest.raises((UsageError, ValueError), match="prompts is 9, but the run kept 8 questions from its training"):
+        evaluate(["--run", "run", "--prompts", "9"])
