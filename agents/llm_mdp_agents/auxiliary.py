@@ -99,7 +99,8 @@ class WithCritic(Agent[CriticOptions]):
             evidence = self.collect(sampler)
             value = self._learn(evidence)[1]
             self.report("critic", number + 1, batches)
-            if value is not None and 2 * number >= batches - 1:
+            # The first values are those of a critic that has seen nothing.
+            if value is not None and number >= batches - max(batches // 5, 1):
                 late.append((value, evidence))
         _warn_of_critic(late)
 

@@ -42,6 +42,7 @@ class SequenceScorer(nn.Module):
     """
 
     body: Any
+    head: nn.Module
 
     def __init__(self, model: Any, begin: int | None, head: nn.Module | None = None):
         super().__init__()
@@ -225,7 +226,7 @@ def _small_scorer(task: Task, seed: int) -> SequenceScorer:
 def _new_head(width: int, like: Tensor) -> nn.Linear:
     """It says 0 of everything: a value that nobody has learned yet should not move the policy."""
     dtype = torch.float32 if like.dtype in HALF else like.dtype
-    head = nn.utils.skip_init(nn.Linear, width, 1, bias=False, device=like.device, dtype=dtype)
+    head: Any = nn.utils.skip_init(nn.Linear, width, 1, bias=False, device=like.device, dtype=dtype)
     nn.init.zeros_(head.weight)
     return head
 
@@ -340,11 +341,10 @@ def parameter_groups(model: nn.Module, learning_rate: float | None) -> list[tupl
     Args: learning_rate: of AdamW; None: `default_learning_rate`.
     """
     rate = default_learning_rate(model) if learning_rate is None else learning_rate
-    trained = isinstance(model, SequenceScorer) and model.has_new_head and is_large(model) and not _has_adapters(model)
-    if not trained:
-        return [([each for each in model.parameters() if each.requires_grad], rate)]
-    body = [each for each in model.body.parameters() if each.requires_grad]
-    return [(body, rate), (list(model.head.parameters()), NEW_HEAD * rate)]
+    if isinstance(model, SequenceScorer) and model.has_new_head and is_large(model) and not _has_adapters(model):
+        body = [each for each in model.body.parameters() if each.requires_grad]
+        return [(body, rate), (list(model.head.parameters()), NEW_HEAD * rate)]
+    return [([each for each in model.parameters() if each.requires_grad], rate)]
 
 
 def _has_adapters(model: nn.Module) -> bool:

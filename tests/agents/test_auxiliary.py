@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from llm_mdp.sampling.policies import PolicyModule, TabularPolicy
+from llm_mdp_agents import models
 from llm_mdp_agents.auxiliary import explained_variance, ranked_alike
 from llm_mdp_agents.base import Agent
 from llm_mdp_agents.lm.loading import load_policy
@@ -268,3 +269,13 @@ def test_a_critic_that_is_never_fitted_says_nothing():
     agent.prepare(source(agent))
     assert agent.fit(agent.collect(source(agent))) == {}
     assert isinstance(agent.policy, PolicyModule)
+
+
+def test_a_large_dpo_model_learns_at_a_tenth_of_a_policy_s_rate(monkeypatch):
+    policy = tiny_transformer(TASK.vocab_size, TASK.prompt_length + TASK.horizon)
+    rates = []
+    for largest in (models.LARGE, 100):
+        monkeypatch.setattr(models, "LARGE", largest)
+        for options in ({}, {"dpo_learning_rate": 3e-4}):
+            rates.append(make("rto", policy, **options).optimizers["dpo"].torch.param_groups[0]["lr"])
+    assert rates == [2e-4, 3e-4, pytest.approx(1e-6), 3e-4]

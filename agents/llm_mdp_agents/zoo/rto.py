@@ -15,7 +15,7 @@ from functools import partial
 from llm_mdp.estimators import learned_credit as estimators
 from llm_mdp_agents.auxiliary import check_counts, check_rate, ranked_alike
 from llm_mdp_agents.base import Agent, AgentConfig
-from llm_mdp_agents.models import frozen, trainable_copy
+from llm_mdp_agents.models import default_learning_rate, frozen, is_large, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class RTOConfig(AgentConfig):
     dpo_batches: int = 300
     """Batches of pairs that the DPO model is trained on."""
     dpo_learning_rate: float | None = None
-    """Of AdamW; None: as for a policy of its kind and size (0.05 for tables, 2e-4 for small models, 1e-4 for LoRA, 1e-5
-    for other large models)."""
+    """Of AdamW; None: 0.05 for tables, 2e-4 for small models; 1e-5 for LoRA and 1e-6 for other large models, a tenth of
+    a policy's, for β = 1 makes every nat of a response count."""
     paper: bool = False
     """Eq. 41 as printed."""
 
@@ -53,7 +53,10 @@ class RTOAgent(Agent[RTOConfig]):
 
     def build(self):
         self.models["reference"] = frozen(self.policy)
-        self.add_model("dpo", trainable_copy(self.policy), self.config.dpo_learning_rate)
+        rate = self.config.dpo_learning_rate
+        if rate is None and is_large(self.policy):
+            rate = default_learning_rate(self.policy) / 10
+        self.add_model("dpo", trainable_copy(self.policy), rate)
 
     def prepare(self, sampler):
         dpo = estimators.DPO(group_size=2, beta=self.config.beta)
