@@ -23,6 +23,7 @@ matplotlib.rcParams |= {
 }
 
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
+from smollm2_report import figure as smollm2_figure  # noqa: E402
 from zoo_report import figure as zoo_figure  # noqa: E402
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#b35806", "#01665e")
@@ -40,10 +41,8 @@ FOLDER = HERE.parent / "docs" / "figures"
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     learning_figures(json.loads((HERE / "results" / "learning.json").read_text())["runs"], cells(), FOLDER)
-    smollm2_figure(
-        {agent: json.loads((HERE / "results" / f"smollm2-{agent}.json").read_text()) for agent in ("rloo", "trepo")},
-        FOLDER,
-    )
+    if (smollm2 := HERE / "results" / "smollm2.json").exists():
+        smollm2_figure(json.loads(smollm2.read_text()), FOLDER / "smollm2.svg")
     ledger = json.loads((HERE / "results" / "ledger.json").read_text())
     certificates_figure(ledger["instances"][0], FOLDER / "certificates.svg")
     if (zoo := HERE / "results" / "zoo.json").exists():
@@ -101,25 +100,6 @@ def certificates_figure(instance: dict[str, Any], path: Path) -> None:
     axis.set(xlim=ACROSS, ylim=(-0.19, 0.92), xlabel="along the true gradient (scale)", ylabel="beside it")
     axis.legend(frameon=False, loc="upper right", fontsize=8)
     _finish(figure, "Where expected gradients end; the arrow is the true one (V = 3, T = 4, γ = 0.9)", path)
-
-
-def smollm2_figure(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    """smollm2.svg: the share of right sums in each batch, and its running mean, against CPU time."""
-    figure, axis = plt.subplots(figsize=(8, 2.6))
-    for (agent, result), colour in zip(results.items(), COLOURS):
-        minutes, reward = (np.array([step[key] for step in result["steps"]]) for key in ("cpu_minutes", "reward"))
-        window = min(9, len(reward))
-        mean = np.convolve(reward, np.ones(window) / window, mode="valid")
-        axis.plot(minutes, reward, color=colour, alpha=0.25, linewidth=1)
-        axis.plot(
-            minutes[window // 2 : window // 2 + len(mean)],
-            mean,
-            color=colour,
-            label=f"{agent}, mean of {window} batches",
-        )
-    axis.set(xlabel="CPU-minutes", ylabel="share of right sums", ylim=(0, 1))
-    axis.legend(frameon=False, loc="lower right")
-    _finish(figure, "SmolLM2-135M-Instruct, two-digit sums, 0/1 rewards", folder / "smollm2.svg")
 
 
 def learning_figures(runs: list[dict[str, Any]], cells: dict[str, list[tuple[str, str]]], folder: Path) -> None:
