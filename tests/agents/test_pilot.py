@@ -170,7 +170,7 @@ def trainer(seed: int = 0, **options) -> Trainer:
 def test_what_was_chosen_is_said_and_stands_in_the_metrics():
     run = trainer()
     run.prepare()
-    (note,) = [each for each in run.agent.notes if each.startswith("budget")]
+    (note,) = run.agent.notes
     assert note.startswith("budget chose") and "groups of the first batch are the pilot's own" in note
     first, second = run.step(), run.step()
     assert first["budget/pilot_prompts"] == 16 and first["budget/pilot_tokens"] > 0

@@ -83,7 +83,8 @@ class TRePOAgent(WithSegments[TRePOConfig]):
             prompts_at_once=2 if large else None, seed=self.seed,
             report=lambda done, total: self.report("pilot", done, total),
         )  # fmt: skip
-        self.notes.append(f"budget chose {found.words}")
+        # What is said of segments is said of those without a budget.
+        self.notes[:] = [f"budget chose {found.words}"]
         split, self.waiting = found.split, found.waiting
         self.numbers |= {
             "group_size": split.group_size,
