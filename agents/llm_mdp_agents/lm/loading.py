@@ -1,6 +1,7 @@
 """Policies from Hugging Face names, folders, GGUF files and configs; adapters; writing models back."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def load_policy(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers for what has another name by now.
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
         causal_lm: Any = _causal_lm(model, getattr(torch, dtype), attention)
         if lora is not None:
@@ -320,7 +323,8 @@ def _adapted(model: Any, lora: LoRAOptions, base: str | None = None) -> Any:
                     f"lora_targets has {name!r}, and no layer of the model is called that; it has "
                     f"{', '.join(sorted(ends))}."
                 )
-    scale: Any = lora.alpha  # peft asks for a whole number and divides whatever comes
+    # peft, and who reads its files, ask for a whole number and divide whatever comes.
+    scale: Any = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     options = LoraConfig(r=lora.rank, lora_alpha=scale, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, options)
     adapted.active_peft_config.base_model_name_or_path = base

@@ -18,6 +18,7 @@ from llm_mdp_agents.certificates import own_certificate
 from llm_mdp_agents.lm.loading import base_of
 from llm_mdp_agents.resolve import is_named
 from llm_mdp_agents.training.records import load_config, load_metrics
+from llm_mdp_agents.training.stopping import best_of
 from llm_mdp_envs.task import Task
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def write_model_card(run: Path, folder: Path, policy: "LanguageModelPolicy", age
     named = config.get("model", {}).get("model", "")
     base = base_of(policy) or (named if is_named(named) else None)
     model = policy.causal_lm
-    ends = model.generation_config.eos_token_id
+    ends, trained = model.generation_config.eos_token_id, config.get("train", {})
+    best = best_of(evaluated, trained.get("best_by", "eval/reward")) if trained.get("save") == "best" else None
     place = run / "model"
     text = _template().render(
         name=run.resolve().name,
@@ -72,8 +74,8 @@ def write_model_card(run: Path, folder: Path, policy: "LanguageModelPolicy", age
         arguments=_listed(arguments),
         horizon=task.horizon,
         certificate=certificate_in_words(agent),
-        epochs=config.get("train", {}).get("epochs", 1),
-        prompts=config.get("train", {}).get("eval_prompts"),
+        epochs=trained.get("epochs", 1),
+        best=best and best.step,
         curve=CURVE if _draw(evaluated, folder / CURVE) else None,
         command=config.get("command", "(a Python program)"),
         options=[
@@ -130,7 +132,7 @@ def _template() -> "Template":
 
 
 def _started(named: str, model: Any) -> str:
-    weights = sum(each.numel() for each in model.parameters())
+    weights = sum(each.numel() for name, each in model.named_parameters() if "lora_" not in name)
     kind = f"{type(model).__name__}, {weights:,} weights"
     if is_named(named) and not named.endswith(".json") and "(given)" not in named:
         return f"`{named}` ({kind})"

@@ -31,6 +31,8 @@ def save_policy(policy: Policy, folder: Path, agent: Agent, task: Task) -> None:
         assert isinstance(policy, nn.Module)
         tensors = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
         save_file(tensors, new / TABLE)
+    for file in new.glob("*.safetensors"):
+        file.chmod(new.stat().st_mode & 0o666)  # safetensors would let only the owner read
     shutil.rmtree(place, ignore_errors=True)
     new.rename(place)
 
