@@ -525,9 +525,10 @@ def weights(folder):
 
 @pytest.mark.slow
 def test_a_run_with_a_budget_goes_on_from_a_checkpoint_as_if_nothing_had_happened(llm_mdp, here):
-    """What the pilot chose is kept: no second pilot, the same batches, the same weights to the last bit."""
+    """What the pilot chose is kept: no second pilot, the same batches, the same weights to the last bit. (Of half as
+    many steps the pilot may cost twice the share.)"""
     assert llm_mdp(f"train trepo Credit --budget 400 --name whole {BUDGET}")[0] == 0
-    assert llm_mdp(f"train trepo Credit --budget 400 --name part {BUDGET} --steps 3")[0] == 0
+    assert llm_mdp(f"train trepo Credit --budget 400 --name part {BUDGET} --steps 3 --pilot-share 40")[0] == 0
     assert llm_mdp("train --resume runs/part --steps 6")[0] == 0
     whole, part = here / "runs" / "whole", here / "runs" / "part"
     assert timeless(whole) == timeless(part) and config_of(whole)["agent"]["budget"] == 400
