@@ -513,8 +513,8 @@ def test_help_loads_no_torch(here):
 # A budget of tokens
 
 
-BUDGET = "--steps 6 --checkpoint-every 3 --env-args horizon=6 --pilot-prompts 32 --pilot-share 20 --eval-prompts 8 --eval-every 3 "
-BUDGET += "--loggers none"
+BUDGET = "--steps 6 --checkpoint-every 3 --env-args horizon=6 --pilot-prompts 32 --pilot-share 20 --eval-prompts 8 "
+BUDGET += "--eval-every 3 --loggers none"
 
 
 def weights(folder):
