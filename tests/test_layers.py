@@ -45,6 +45,7 @@ TOWER = (
     "llm_mdp_envs.tasks",
     "llm_mdp_envs.adapters",
     "llm_mdp_agents.action_masks",
+    "llm_mdp_agents.devices",
     "llm_mdp_agents.optimizers",
     "llm_mdp_agents.lm",
     "llm_mdp_agents.sampler",
