@@ -4,6 +4,7 @@ nothing had happened."""
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from llm_mdp_agents.training.run_folder import CHECKPOINTS, Place, begin_anew, i
 from llm_mdp_agents.training.run_lock import run_lock
 from llm_mdp_agents.training.run_report import write_report
 from llm_mdp_agents.training.signals import Stop, Stopped, listening
+from llm_mdp_agents.training.state import OtherBase
 from llm_mdp_agents.training.stopping import best_of, check_measured, why_stopped
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import save_policy
@@ -31,6 +33,8 @@ from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.text import require
 
+OnStep = Callable[[Trainer, dict[str, Any]], None]
+"""Gets the trainer and the metrics of the step, evaluations included."""
 SHOWN_RESPONSES = 8
 """Responses that are kept of every evaluation."""
 
@@ -78,6 +82,7 @@ def train(
     shard: bool = False,
     progress: bool = True,
     config: TrainConfig | None = None,
+    on_step: OnStep | None = None,
     **options: Any,
 ) -> Run:
     """Train a policy with an agent on an environment.
@@ -95,6 +100,8 @@ def train(
         warm_start: see `RunConfig`.
         progress: show a line of figures on the terminal.
         config, options: see `TrainConfig`; options are its fields.
+        on_step: called before the first step and after every step; it may change what `trainer.task` asks next, for a
+            curriculum. What it changes is in no checkpoint: let it follow from the figures or the step.
 
     Raises:
         ValueError: in words, before any work starts.
@@ -107,15 +114,18 @@ def train(
         policy = ModelConfig(policy)
     model = policy if isinstance(policy, ModelConfig) else ModelConfig(given(policy))
     choices = RunConfig(agent, env, env_arguments or {}, model, chosen, warm_start, loggers, shard)
-    return _run(choices, own, folder, progress, resumed=None)
+    return _run(choices, own, folder, progress, resumed=None, on_step=on_step)
 
 
-def resume(folder: Path | str, *, progress: bool = True, steps: int | None = None) -> Run:
+def resume(
+    folder: Path | str, *, progress: bool = True, steps: int | None = None, on_step: OnStep | None = None
+) -> Run:
     """Go on with a run from its newest checkpoint, or from the checkpoint that is named, as if nothing had happened.
 
     Args:
         folder: a run's folder, or one of its checkpoints.
         steps: a new number of steps in all.
+        on_step: as of `train`; first called with the figures of the step that the checkpoint was written after.
 
     Raises:
         ValueError: if there is nothing to go on from; the sentence says what there is.
@@ -138,7 +148,7 @@ def resume(folder: Path | str, *, progress: bool = True, steps: int | None = Non
                 f"steps is {config.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an "
                 f"earlier checkpoint."
             )
-        return _run(config, None, home, progress, resumed)
+        return _run(config, None, home, progress, resumed, on_step)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -148,8 +158,9 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _run(
-    config: RunConfig, own: Policy | None, place: Place | None, progress: bool, resumed: checkpoint.Checkpoint | None
-) -> Run:
+    config: RunConfig, own: Policy | None, place: Place | None, progress: bool, resumed: checkpoint.Checkpoint | None,
+    on_step: OnStep | None,
+) -> Run:  # fmt: skip
     """Everything that can be refused, then the folder, then the work."""
     begun = time.time()
     if place is None and config.train.save == "best":
@@ -167,7 +178,7 @@ def _run(
         if place is not None and parts.parallel.main:
             folder = stack.enter_context(run_folder(config, place, begun, new=resumed is None))
         try:
-            session = _work(config, parts, folder, place is not None, progress, resumed, stop)
+            session = _work(config, parts, folder, place is not None, progress, resumed, stop, on_step)
         except (Exception, KeyboardInterrupt) as error:
             if not stop.number:
                 raise
@@ -179,7 +190,7 @@ def _run(
 
 def _work(
     config: RunConfig, parts: Parts, folder: Path | None, recorded: bool, progress: bool,
-    resumed: checkpoint.Checkpoint | None, stop: Stop,
+    resumed: checkpoint.Checkpoint | None, stop: Stop, on_step: OnStep | None,
 ) -> "Session":  # fmt: skip
     """Training itself, to its end or until it is asked to stop."""
     main = parts.parallel.main
@@ -194,8 +205,11 @@ def _work(
             session.begin(totals, progress and main)
         else:
             session.go_on(resumed)
+        tell = on_step or (lambda trainer, figures: None)
+        tell(session.trainer, session.metrics[-1])
         while session.trainer.number < config.train.steps and not session.ended and not session.asked_to_stop():
             session.step()
+            tell(session.trainer, session.metrics[-1])
     if session.trainer.number < config.train.steps and not session.ended:
         session.halt()
     else:
@@ -256,6 +270,8 @@ class Session:
         """Stand where a checkpoint was written, and forget what came after it."""
         try:
             self.trainer.restore(resumed.tensors, resumed.state)
+        except OtherBase:
+            raise  # an earlier checkpoint is of the same base
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise checkpoint.CheckpointError(
                 f"{resumed.path} does not fit this run ({' '.join(str(error).split())}); "

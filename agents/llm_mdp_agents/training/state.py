@@ -22,6 +22,10 @@ ALONE = Parallel()
 """How the models beside the policy are held: whole, by every process."""
 
 
+class OtherBase(ValueError):
+    """A checkpoint was trained upon other frozen weights than those of the policy."""
+
+
 def state_of(trainer: "Trainer") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `restore` needs; see `Trainer.state`."""
     agent, parallel = trainer.agent, trainer.parallel
@@ -65,7 +69,7 @@ def restore(trainer: "Trainer", tensors: dict[str, Tensor], state: dict[str, Any
             f"the checkpoint is of a group of {len(processes)}, each with draws of its own, but this is one of {size}."
         )
     if everything["base"] != trainer.base:
-        raise ValueError(
+        raise OtherBase(
             "the frozen weights of the policy are not those that the checkpoint was trained upon (their sha256 is "
             f"{str(trainer.base)[:12]} instead of {str(everything['base'])[:12]}); put the base model back as it was, "
             "or start a run anew."
