@@ -129,7 +129,7 @@ TASKS = {
         "Code", {"problems": "mbpp_format.jsonl", "horizon": 96, "chat": True}, prompts=4, eval_split=0.25
     ),
     "guess_number": Benchmark(
-        "GuessNumber", {"text": True, "highest": 10, "max_turns": 4, "horizon": 160, "reply_length": 16}, prompts=4
+        "GuessNumber", {"text": True, "highest": 10, "max_turns": 4, "horizon": 256, "reply_length": 64}, prompts=4
     ),
 }
 AGENTS: dict[str, AgentConfig] = {
