@@ -31,7 +31,7 @@ import torch
 
 from llm_mdp import __version__
 from llm_mdp.files import write_text
-from llm_mdp.variance.workers import BACKENDS, CLUSTERS, workers
+from llm_mdp.variance.workers import BACKENDS, CLUSTERS, end_with, workers
 
 Cell = dict[str, Any]
 """What one result depends on, in JSON: finite numbers, strings, true, false, null, lists and objects of these."""
@@ -272,12 +272,13 @@ def _compute_in_workers(
     # Named, for a function that a worker cannot import is then an error like any other. A script's is sent as it is.
     sent = function if function.__module__ == "__main__" else _name(function)
     failed, threads = False, torch.get_num_threads()
+    parent = os.getpid() if backend == "loky" else None
 
     def tasks() -> Iterator[Any]:
         for key, cell in cells.items():
             if failed:
                 return
-            yield joblib.delayed(_work)(sent, key, cell)
+            yield joblib.delayed(_work)(sent, key, cell, parent)
 
     # One cell a batch: a batch comes back, and is kept, as one.
     options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
@@ -301,7 +302,9 @@ def _compute_in_workers(
         torch.set_num_threads(threads)
 
 
-def _work(function: Callable[[Cell], Result] | str, key: str, cell: Cell) -> Outcome:
+def _work(function: Callable[[Cell], Result] | str, key: str, cell: Cell, parent: int | None) -> Outcome:
+    if parent is not None:
+        end_with(parent)
     torch.set_num_threads(1)
     outcome = _outcome(function, cell)
     return key, Failure(outcome.message, _portable(outcome.error)) if isinstance(outcome, Failure) else outcome

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pkgutil
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,29 @@ BACKENDS = ("loky", "threading", "ray", "dask")
 
 CLUSTERS = {"ray": "ray", "dask": "distributed"}
 """The package that a backend needs beyond joblib."""
+
+
+LOOK = 0.5
+"""Seconds after which a worker looks again whether the sweep is still there."""
+_watching = threading.Event()
+
+
+def end_with(parent: int) -> None:
+    """End this worker when the process that began it has ended, killed ones included: nobody would hear of its cell.
+    (Ray and Dask see to their workers themselves.)
+
+    Args:
+        parent: its id.
+    """
+    if not _watching.is_set():
+        _watching.set()
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os._exit(1)
 
 
 @contextlib.contextmanager

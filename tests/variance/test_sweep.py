@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -193,6 +194,32 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, jobs):
     assert results == [measure(cell | {"log": os.devnull, "sleep": 0}) for cell in cells]
     assert {seed for seed, times in computed(log).items() if times > 1} <= in_flight
     assert before.items() <= kept(folder).items()
+
+
+def at_work(group: int) -> list[str]:
+    """The commands of the processes of a group that still run."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = (place / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_killed_sweep_end_with_it(tmp_path):
+    log, folder = tmp_path / "log", tmp_path / "cells"
+    cells = [cell | {"sleep": 0.0 if number < 4 else PATIENCE} for number, cell in enumerate(plan(log, 8))]
+    with elsewhere("measure", cells, folder, jobs=2) as sweep:
+        wait_for_files(4, folder)
+        assert len(at_work(sweep.pid)) >= 3
+        sweep.kill()
+        sweep.wait()
+        deadline = time.monotonic() + PATIENCE / 9
+        while (left := at_work(sweep.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left
 
 
 @pytest.mark.slow

@@ -20,7 +20,14 @@ from llm_mdp_agents.training.live_report import LiveReport
 from llm_mdp_agents.training.parts import Parts, assemble, check_alone, warmed_up
 from llm_mdp_agents.training.progress_line import Show, progress_line
 from llm_mdp_agents.training.records import Records
-from llm_mdp_agents.training.run_config import RunConfig, choices_of, config_to_resume, given, run_config_of
+from llm_mdp_agents.training.run_config import (
+    RunConfig,
+    choices_of,
+    config_to_resume,
+    given,
+    run_config_of,
+    write_run_config,
+)
 from llm_mdp_agents.training.run_folder import CHECKPOINTS, Place, begin_anew, is_main, run_folder, way_on
 from llm_mdp_agents.training.run_lock import run_lock
 from llm_mdp_agents.training.run_report import write_report
@@ -178,7 +185,7 @@ def _run(
         if place is not None and parts.parallel.main:
             folder = stack.enter_context(run_folder(config, place, begun, new=resumed is None))
         try:
-            session = _work(config, parts, folder, place is not None, progress, resumed, stop, on_step)
+            session = _work(config, parts, folder, place is not None, progress, begun, resumed, stop, on_step)
         except (Exception, KeyboardInterrupt) as error:
             if not stop.number:
                 raise
@@ -189,7 +196,7 @@ def _run(
 
 
 def _work(
-    config: RunConfig, parts: Parts, folder: Path | None, recorded: bool, progress: bool,
+    config: RunConfig, parts: Parts, folder: Path | None, recorded: bool, progress: bool, begun: float,
     resumed: checkpoint.Checkpoint | None, stop: Stop, on_step: OnStep | None,
 ) -> "Session":  # fmt: skip
     """Training itself, to its end or until it is asked to stop."""
@@ -205,6 +212,8 @@ def _work(
             session.begin(totals, progress and main)
         else:
             session.go_on(resumed)
+            if folder:  # it may have more steps
+                write_run_config(folder, config, begun)
         tell = on_step or (lambda trainer, figures: None)
         tell(session.trainer, session.metrics[-1])
         while session.trainer.number < config.train.steps and not session.ended and not session.asked_to_stop():

@@ -109,8 +109,8 @@ def run_config_of(folder: Path) -> RunConfig:
     Raises:
         ValueError: if there is no run.
     """
-    if document := load_config(folder):
-        return read_run_config(document)
+    if (folder / CONFIG).exists():
+        return read_run_config(load_config(folder))
     there = sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parent.is_dir() else []
     hint = f"{folder.parent} has {', '.join(there)}" if there else "start one with `llm-mdp train`"
     raise ValueError(f"{folder} holds no run; {hint}.")
@@ -157,7 +157,12 @@ def config_to_resume(folder: Path, resumed: Checkpoint) -> RunConfig:
     if not path.exists() and kept is not None:
         warnings.warn(f"{path} was missing; it is written anew from {resumed.path}", stacklevel=2)
         return read_run_config(kept)
-    config, document = run_config_of(folder), load_config(folder)
+    try:
+        config, document = run_config_of(folder), load_config(folder)
+    except ValueError as error:
+        if kept is None or not path.exists() or "--resume" in str(error) or GIVEN in str(error):
+            raise
+        raise ValueError(f"{path}: {error} Or remove it, and --resume writes it anew from {resumed.path}.") from error
     choices = {part: document[part] for part in CHOICES}
     if "checksum" in document and document["checksum"] != _checksum(choices):
         raise ValueError(
@@ -171,11 +176,16 @@ def config_to_resume(folder: Path, resumed: Checkpoint) -> RunConfig:
 
 def _said(kept: dict[str, Any] | None, choices: dict[str, Any]) -> str:
     """The first choice that the checkpoint has otherwise, in brackets. A run may get more steps, and a later version
-    may know more choices."""
-    there = dict(_leaves(kept or {}, ""))
-    for name, value in _leaves(choices, ""):
-        if name != "train.steps" and there.get(name, value) != value:
-            return f" ({name} is {value!r}, and {there[name]!r} in the checkpoint)"
+    may know more choices; arguments of the environment are what somebody gave."""
+    if kept is None:
+        return ""
+    here, there = dict(_leaves(choices, "")), dict(_leaves(kept, ""))
+    for name in dict.fromkeys([*here, *there]):
+        if name == "train.steps":
+            continue
+        both = name in here and name in there
+        if (both or name.startswith("env.arguments.")) and here.get(name) != there.get(name):
+            return f" ({name} is {here.get(name)!r}, and {there.get(name)!r} in the checkpoint)"
     return ""
 
 

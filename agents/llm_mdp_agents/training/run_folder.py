@@ -25,7 +25,8 @@ def is_main() -> bool:
 
 @contextmanager
 def run_folder(config: RunConfig, place: Place, begun: float, new: bool) -> Iterator[Path]:
-    """The folder of a run, with its config.json; a new one is locked here, one that is resumed was before it was read.
+    """The folder of a run; a new one is locked here and gets its config.json, one that is resumed was locked before it
+    was read.
 
     Raises:
         ValueError: if it is another run's, or cannot be made.
@@ -38,7 +39,8 @@ def run_folder(config: RunConfig, place: Place, begun: float, new: bool) -> Iter
     with run_lock(folder) if new else nullcontext():
         if new and (folder / CONFIG).exists():
             raise ValueError(f"{folder} holds a run already; go on with it by resume, or choose another folder.")
-        write_run_config(folder, config, begun)
+        if new:
+            write_run_config(folder, config, begun)
         yield folder
 
 
