@@ -1,9 +1,9 @@
 """Where a policy calculates: names of devices, and what a process of several may have of them."""
 
 import os
+from typing import Any
 
 import torch
-from torch import nn
 
 
 def device_of(name: str, model: str = "", engine: str = "hf") -> str:
@@ -46,7 +46,7 @@ def device_of(name: str, model: str = "", engine: str = "hf") -> str:
     return name
 
 
-def place_of(policy: nn.Module) -> str:
+def place_of(policy: Any) -> str:
     """The device of a policy's parameters; "cpu" if it has none."""
     return next((str(each.device) for each in policy.parameters()), "cpu")
 

@@ -79,8 +79,8 @@ def node_logits(policy: Policy, mdp: TokenMDP) -> list[Float[Tensor, "P V N"]]:
             )
         if any(level.device.type != "cpu" for level in policy.levels):
             raise ValueError(
-                f"This table is on {policy.levels[0].device}, and exact figures are computed on the CPU: move it there, "
-                f"policy.cpu()."
+                f"This table is on {policy.levels[0].device}, and exact figures are computed on the CPU: move it "
+                f"there, policy.cpu()."
             )
         if not policy.is_masked:
             return [replies.get(number, level) for number, level in enumerate(policy.levels)]

@@ -80,7 +80,7 @@ def load_policy(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft asks transformers for what has another name by now.
         warnings.simplefilter("ignore", FutureWarning)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         causal_lm: Any = _causal_lm(model, getattr(torch, dtype), attention)
         if lora is not None:
             causal_lm = _adapted(causal_lm, lora, base_name(model))

@@ -381,7 +381,7 @@ def tiny_transformer(
         initializer_range=0.5,
     )
     config._attn_implementation = "eager"
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         model = GPT2LMHeadModel(config).double()
     return LanguageModelPolicy(model, vocab_size, begin=vocab_size)

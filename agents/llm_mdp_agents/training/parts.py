@@ -77,7 +77,7 @@ def questions_of(config: RunConfig, task: Task, prompts: int | None = None) -> E
     """
     train = config.train
     other = None if train.eval_problems is None else _eval_task(config, task, train.eval_problems)
-    asked = eval_questions(task, train.eval_prompts, train.seed, train.eval_split, other)
+    asked = eval_questions(task, train.n_eval_prompts, train.seed, train.eval_split, other)
     if prompts is None or prompts == len(asked.questions):
         return asked
     if prompts < len(asked.questions):

@@ -14,8 +14,10 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.own import visible
 from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.base import Agent, AgentConfig
-from llm_mdp_agents.resolve import ModelConfig
+from llm_mdp_agents.models import is_large
+from llm_mdp_agents.resolve import ModelConfig, is_named
 from llm_mdp_agents.training import checkpoint
+from llm_mdp_agents.training.determinism import numerics
 from llm_mdp_agents.training.live_report import LiveReport
 from llm_mdp_agents.training.parts import Parts, assemble, check_alone, warmed_up
 from llm_mdp_agents.training.progress_line import Show, progress_line
@@ -120,6 +122,7 @@ def train(
     if isinstance(policy, str):
         policy = ModelConfig(policy)
     model = policy if isinstance(policy, ModelConfig) else ModelConfig(given(policy))
+    chosen = chosen.filled(is_named(model.model) if own is None else is_large(own))
     choices = RunConfig(agent, env, env_arguments or {}, model, chosen, warm_start, loggers, shard)
     return _run(choices, own, folder, progress, resumed=None, on_step=on_step)
 
@@ -150,10 +153,10 @@ def resume(
         config = config_to_resume(home, resumed)
         if steps is not None:
             config = replace(config, train=replace(config.train, steps=steps))
-        if config.train.steps < resumed.step:
+        if config.train.n_steps < resumed.step:
             raise ValueError(
-                f"steps is {config.train.steps}, but {resumed.path} is of step {resumed.step}; give more steps, or an "
-                f"earlier checkpoint."
+                f"steps is {config.train.n_steps}, but {resumed.path} is of step {resumed.step}; give more steps, or "
+                f"an earlier checkpoint."
             )
         return _run(config, None, home, progress, resumed, on_step)
 
@@ -177,6 +180,7 @@ def _run(
         choices_of(config)
     parts = assemble(config, own)
     with ExitStack() as stack:
+        stack.enter_context(numerics(config.train.deterministic, config.train.float32_matmul))
         stack.callback(parts.task.close)
         stack.callback(parts.asked.task.close)
         stack.callback(parts.engine.close)
@@ -202,7 +206,7 @@ def _work(
     """Training itself, to its end or until it is asked to stop."""
     main = parts.parallel.main
     records = Records(folder, loggers=config.loggers) if folder else None
-    totals = {"warm start": parts.batches, "training": config.train.steps}
+    totals = {"warm start": parts.batches, "training": config.train.n_steps}
     with records or nullcontext(), progress_line(progress and main, totals) as show:
         if resumed is None:
             parts = warmed_up(parts, config.train.seed, show, stop)
@@ -215,11 +219,12 @@ def _work(
             if folder:  # it may have more steps
                 write_run_config(folder, config, begun)
         tell = on_step or (lambda trainer, figures: None)
-        tell(session.trainer, session.metrics[-1])
-        while session.trainer.number < config.train.steps and not session.ended and not session.asked_to_stop():
+        # Where the metrics were lost, nothing is known but the step.
+        tell(session.trainer, session.metrics[-1] if session.metrics else {"step": session.trainer.number})
+        while session.trainer.number < config.train.n_steps and not session.ended and not session.asked_to_stop():
             session.step()
             tell(session.trainer, session.metrics[-1])
-    if session.trainer.number < config.train.steps and not session.ended:
+    if session.trainer.number < config.train.n_steps and not session.ended:
         session.halt()
     else:
         session.finish()
@@ -312,7 +317,7 @@ class Session:
         has a checkpoint, too."""
         figures = self.trainer.step()
         number, config = self.trainer.number, self.config
-        last = number == config.steps
+        last = number == config.n_steps
         evaluated = last or number % config.eval_every == 0
         if evaluated:
             figures |= self.evaluate()

@@ -122,7 +122,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str | None:
 def optimizer_state(optimizer: OptimizerWithMasters | torch.optim.Optimizer, parallel: Parallel) -> dict[str, Any]:
     """The state of an optimizer, as a single process has it, with the float32 copies that it works on."""
     if isinstance(optimizer, OptimizerWithMasters):
-        masters = [parallel.whole(each) for each in optimizer.masters.state()]
+        masters = [parallel.whole(each).cpu() for each in optimizer.masters.state()]
         return {"torch": parallel.whole_optimizer_state(optimizer.torch), "masters": masters}
     return {"torch": parallel.whole_optimizer_state(optimizer), "masters": []}
 

@@ -39,7 +39,7 @@ def why_stopped(metrics: Sequence[dict[str, Any]], config: TrainConfig) -> str:
     if config.stop_after is None or best is None or best.since < config.stop_after:
         return ""
     return (
-        f"Stopped at step {metrics[-1]['step']} of {config.steps}: {best.since} evaluation"
+        f"Stopped at step {metrics[-1]['step']} of {config.n_steps}: {best.since} evaluation"
         f"{'s' if best.since > 1 else ''} in a row had no better {config.best_by} than {best.value:.4g} at step "
         f"{best.step}."
     )

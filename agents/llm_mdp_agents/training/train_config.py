@@ -1,7 +1,7 @@
 """How to train, whatever the agent."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_mdp_agents.optimizers import check_optimizer
@@ -11,8 +11,8 @@ from llm_mdp_agents.optimizers import check_optimizer
 class TrainConfig:
     """How to train, whatever the agent."""
 
-    steps: int = 500
-    """Batches."""
+    steps: int | None = None
+    """Batches; None: 500, and 100 for language models that have a name or 20 million parameters."""
     prompts_per_step: int | None = None
     """Prompts of a batch, over all processes; None: 128 for tables and small models, 8 for large ones."""
     epochs: int = 1
@@ -32,9 +32,9 @@ class TrainConfig:
     """Longer gradients are shortened to this."""
     eval_every: int = 20
     """Steps between evaluations; the first comes before training and one after it."""
-    eval_prompts: int = 256
-    """Most questions of an evaluation, the same ones every time. Training never asks them, unless it would lose more
-    than a quarter of its own."""
+    eval_prompts: int | None = None
+    """Most questions of an evaluation, the same ones every time; None: 256, and 64 for those language models. Training
+    never asks them, unless it would lose more than a quarter of its own."""
     eval_split: float | None = None
     """Share of the questions that is kept for evaluation, chosen by what they ask; 0: evaluate on those of the
     training; None: `eval_prompts` of them."""
@@ -54,12 +54,17 @@ class TrainConfig:
     """Checkpoints that stay."""
     seed: int = 0
     """Of prompts, responses and auxiliary models."""
+    deterministic: bool = False
+    """On a GPU: kernels that add up in one order, where there are such (slower); the CPU always does."""
+    float32_matmul: Literal["highest", "high"] = "highest"
+    """Products of float32 in float32, or ("high", on GPUs with TF32) faster and rounded to 10 bits; log-probabilities
+    are then scored again as in 16 bits."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "eval_every", "eval_prompts", "checkpoint_every", "keep"):
+        for name in ("epochs", "eval_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("prompts_per_step", "micro_batch", "stop_after"):
+        for name in ("steps", "eval_prompts", "prompts_per_step", "micro_batch", "stop_after"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; it must be at least 1.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -78,3 +83,21 @@ class TrainConfig:
         check_optimizer(self.optimizer)
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")
+        if self.float32_matmul not in ("highest", "high"):
+            raise ValueError(f"float32_matmul is {self.float32_matmul!r}; choose 'highest' or 'high'.")
+
+    @property
+    def n_steps(self) -> int:
+        """Batches, where nobody said how many those of a small model."""
+        return 500 if self.steps is None else self.steps
+
+    @property
+    def n_eval_prompts(self) -> int:
+        """Questions of an evaluation, where nobody said how many those of a small model."""
+        return 256 if self.eval_prompts is None else self.eval_prompts
+
+    def filled(self, large: bool) -> "TrainConfig":
+        """With what nobody said by the size of the model."""
+        if not large:
+            return replace(self, steps=self.n_steps, eval_prompts=self.n_eval_prompts)
+        return replace(self, steps=self.steps or 100, eval_prompts=self.eval_prompts or 64)

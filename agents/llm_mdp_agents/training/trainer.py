@@ -59,7 +59,7 @@ class Trainer:
     ):  # fmt: skip
         assert isinstance(policy, nn.Module)
         self.agent, self.task, self.policy, self.config, self.folder = agent, task, policy, config, folder
-        agent.rows_at_once, agent.steps = config.micro_batch, config.steps
+        agent.rows_at_once, agent.steps = config.micro_batch, config.n_steps
         if isinstance(task, ScoredTask):
             task.rows_at_once = config.micro_batch
         self.parallel = parallel or Parallel()
@@ -81,9 +81,9 @@ class Trainer:
         rate = config.learning_rate or default_learning_rate(policy)
         self.optimizer = OptimizerWithMasters([(trained, rate)], config.optimizer, config.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer.torch, self._rate)
-        self.half, self.ratio_checked = is_half(policy), False
+        self.half, self.ratio_checked = is_half(policy) or config.float32_matmul == "high", False
         self.generator, self.questions = streams([config.seed, self.parallel.rank])
-        self.asked = asked or eval_questions(task, config.eval_prompts, config.seed, config.eval_split)
+        self.asked = asked or eval_questions(task, config.n_eval_prompts, config.seed, config.eval_split)
         self.ask = TrainQuestions(task, self.asked, [config.seed], self.parallel.rank, self.parallel.size)
         self.sampler = TaskSampler(
             agent.behaviour,
@@ -134,6 +134,8 @@ class Trainer:
         self.agent.steps_done = self.number
         self.number += 1
         self.sampler.scores.clear()
+        # Not kept while the next batch is drawn.
+        self.optimizer.zero_grad()
         whole, own = self.parallel.gather(self.parallel.on_whole_model(self.policy, self._collect))
         if whole is None:
             self.scheduler.step()
@@ -235,8 +237,6 @@ class Trainer:
         norm = self.parallel.clip(self.optimizer.parameters, self.config.max_grad_norm)
         self._check(whole, "gradient norm", torch.tensor(norm))
         self.optimizer.step()
-        # Not kept while the next batch is drawn.
-        self.optimizer.zero_grad()
         return {"gradient_norm": norm, **metrics}
 
     def _parts(self, weights: Tensor, own: range, measured: bool) -> Iterator[tuple[Tensor, bool]]:
@@ -292,7 +292,7 @@ class Trainer:
         config = self.config
         if step < config.warm_up_steps:
             return (step + 1) / config.warm_up_steps
-        done = (step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
+        done = (step - config.warm_up_steps) / max(config.n_steps - config.warm_up_steps, 1)
         return {"constant": 1.0, "linear": max(1 - done, 0.0), "cosine": (1 + math.cos(math.pi * min(done, 1))) / 2}[
             config.schedule
         ]
