@@ -7,7 +7,6 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -19,6 +18,7 @@ from llm_mdp.estimators.entry import Given
 from llm_mdp.own import UsageError, visible
 from llm_mdp.report.console import terminal
 from llm_mdp_agents.resolve import ModelConfig, agent_class, is_plain, registered
+from llm_mdp_agents.training.loggers import default_loggers
 from llm_mdp_agents.training.signals import Stopped
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trainer import NonFinite
@@ -52,7 +52,7 @@ class TrainArguments(Generic[C]):
     warm_start: int | None = None
     """Supervised batches on the task's own answers first; by default 200 for a small transformer from scratch, where
     there are answers."""
-    loggers: tuple[str, ...] = field(default_factory=lambda: default_loggers())
+    loggers: tuple[str, ...] = field(default_factory=default_loggers)
     """tensorboard (the default where it is installed), wandb, trackio, or none."""
     shard: bool = False
     """Under torchrun: shard the weights (FSDP2) instead of replicating them."""
@@ -139,11 +139,6 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
     if rewards:
         arguments = with_rewards(arguments, rewards)
     return name, name if isinstance(agent, NoOptions) else arguments.agent, arguments
-
-
-def default_loggers() -> tuple[str, ...]:
-    """TensorBoard, where it is installed."""
-    return ("tensorboard",) if find_spec("tensorboard") else ()
 
 
 ALIASES = {

@@ -118,8 +118,8 @@ EXAMPLES = [each for page in PAGES for each in examples(page.name, page.read_tex
 
 
 def shortened(words: list[str], steps: int) -> list[str]:
-    """A training command as written but for its length: the last --steps counts."""
-    length = ["--steps", str(steps)]
+    """A training command as written but for its length (the last --steps counts) and its progress."""
+    length = ["--steps", str(steps), "-q"]
     return [*words, *length, *([] if "--resume" in words else ["--prompts-per-step", "8", "--eval-prompts", "16"])]
 
 

@@ -106,6 +106,11 @@ def _trackio(folder: Path, config: dict[str, Any], resumed: int | None) -> Logge
     return _Trackio(trackio, folder, config)
 
 
+def default_loggers() -> tuple[str, ...]:
+    """TensorBoard, where it is installed."""
+    return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+
+
 LOGGERS = {"tensorboard": _TensorBoard, "wandb": _wandb, "trackio": _trackio}
 
 

@@ -16,6 +16,7 @@ from llm_mdp.files import write_text
 from llm_mdp.own import is_own
 from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_plain, plain
 from llm_mdp_agents.training.checkpoint import Checkpoint
+from llm_mdp_agents.training.loggers import default_loggers
 from llm_mdp_agents.training.records import CONFIG, load_config
 from llm_mdp_agents.training.train_config import TrainConfig
 
@@ -39,7 +40,7 @@ class RunConfig:
     warm_start: int | None = None
     """Supervised batches on the task's own answers before training; None: 200 for a small transformer from scratch, if
     it can."""
-    loggers: tuple[str, ...] = ("tensorboard",)
+    loggers: tuple[str, ...] = field(default_factory=default_loggers)
     shard: bool = False
     """Under torchrun: shard the weights (FSDP2) instead of replicating them."""
 
