@@ -15,7 +15,7 @@ from llm_mdp.estimators.entry import Entry
 from llm_mdp.files import write_text
 from llm_mdp.own import is_own
 from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_plain, plain
-from llm_mdp_agents.training.checkpoint import Checkpoint
+from llm_mdp_agents.training.checkpoint import Checkpoint, instead
 from llm_mdp_agents.training.loggers import default_loggers
 from llm_mdp_agents.training.records import CONFIG, load_config
 from llm_mdp_agents.training.train_config import TrainConfig
@@ -170,8 +170,9 @@ def config_to_resume(folder: Path, resumed: Checkpoint) -> RunConfig:
             f"{path} is not as the run wrote it{_said(kept, choices)}; remove it to go on with what the checkpoint "
             f"holds, or start another run with it: llm-mdp train --config {shlex.quote(str(path))}"
         )
+    find_agent(config.agent)  # one that has moved is said to have, rather than to be another
     if kept is not None and (said := _said(kept, choices)):
-        raise ValueError(f"{resumed.path} is of another run than {path}{said}; put the run's own checkpoint there.")
+        raise ValueError(f"{resumed.path} is of another run than {path}{said}; {instead(resumed.path)}.")
     return config
 
 
