@@ -1,6 +1,6 @@
 """Where the records of a run can be looked at beside its folder: TensorBoard, wandb and trackio."""
 
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ def check_loggers(loggers: tuple[str, ...]) -> tuple[str, ...]:
     for name in loggers:
         if name not in (*LOGGERS, "none"):
             raise ValueError(f"{name!r} is not a logger; choose from {', '.join(LOGGERS)} and none.")
-        if name != "none" and importlib.util.find_spec(name) is None:
+        if name != "none" and find_spec(name) is None:
             raise ImportError(
                 f"logging to {name} needs the package {name}: pip install {name} (or log to none: metrics.jsonl is "
                 f"there anyway)"
@@ -108,7 +108,7 @@ def _trackio(folder: Path, config: dict[str, Any], resumed: int | None) -> Logge
 
 def default_loggers() -> tuple[str, ...]:
     """TensorBoard, where it is installed."""
-    return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    return ("tensorboard",) if find_spec("tensorboard") else ()
 
 
 LOGGERS = {"tensorboard": _TensorBoard, "wandb": _wandb, "trackio": _trackio}
