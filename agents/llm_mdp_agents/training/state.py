@@ -6,7 +6,7 @@ same tensors: whoever builds the policy again has it. Its fingerprint stays, so 
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from torch import Tensor
 from llm_mdp_agents.optimizers import OptimizerWithMasters
 from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.parallel import Parallel
-
-if TYPE_CHECKING:
-    from llm_mdp_agents.training.trainer import Trainer
 
 ALONE = Parallel()
 """How the models beside the policy are held: whole, by every process."""
@@ -26,8 +23,8 @@ class OtherBase(ValueError):
     """A checkpoint was trained upon other frozen weights than those of the policy."""
 
 
-def state_of(trainer: "Trainer") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `restore` needs; see `Trainer.state`."""
+def state_of(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `restore` needs of a `Trainer`; see its `state`."""
     agent, parallel = trainer.agent, trainer.parallel
     frozen = frozen_names(trainer.policy)
     places = {_place(each) for name, each in trainer.policy.state_dict().items() if name in frozen}
@@ -60,8 +57,8 @@ def state_of(trainer: "Trainer") -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"trainer": packed}
 
 
-def restore(trainer: "Trainer", tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Go on from what `state_of` gave; see `Trainer.restore`."""
+def restore(trainer: Any, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Let a `Trainer` go on from what `state_of` gave; see its `restore`."""
     everything, agent, parallel = checkpoint.unpack(tensors, state["trainer"]), trainer.agent, trainer.parallel
     processes, size = everything["processes"], parallel.size
     if len(processes) != size:
