@@ -3,7 +3,6 @@ accelerator has to finish all that it was given before it can answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +11,7 @@ from transformers import Cache
 
 from llm_mdp.sampling.policies import token_at
 from llm_mdp_agents.lm.architecture import take_rows
-
-if TYPE_CHECKING:
-    from llm_mdp_agents.lm.generation import Read, Reader
+from llm_mdp_agents.lm.reader import Read, Reader
 
 LOOK = 8
 """Columns between two looks at who goes on, where to look is to wait for an accelerator."""
@@ -53,7 +50,7 @@ class Uniform:
 class Drawing:
     """Responses while they are drawn; all but the prompts is on the policy's device."""
 
-    policy: "Reader"
+    policy: Reader
     prompt: Int[Tensor, "R L"]
     tokens: Int[Tensor, "R T"]
     length: Int[Tensor, " R"]
@@ -72,7 +69,7 @@ class Drawing:
         self,
         batch: Int[Tensor, " N"],
         most: int,
-        found: "Read",
+        found: Read,
         step: Callable[[Int[Tensor, "n 1"], Bool[Tensor, "n S"], Cache], Float[Tensor, "n V"]],
         leave: Callable[[Int[Tensor, " n"], Int[Tensor, " n"], Cache, Bool[Tensor, "m S"]], None],
     ) -> None:

@@ -1,0 +1,66 @@
+"""What drawing asks of a policy that reads with a causal language model."""
+
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import Cache
+
+from llm_mdp_agents.lm.architecture import Abilities
+
+Read = tuple[Cache, Bool[Tensor, "N S"], Float[Tensor, "N V"]]
+"""What was read: keys and values, which of their columns each row may see, and the logits of each row's next token."""
+
+
+class Reader(Protocol):
+    """What drawing asks of a policy that reads with a causal language model (`lm.policy.LanguageModelPolicy`)."""
+
+    model: Any
+    """A `transformers` causal LM, with or without peft adapters."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def causal_lm(self) -> Any:
+        """The model without adapters' wrapper."""
+        ...
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the model was seen to do."""
+        ...
+
+    @property
+    def full_attention(self) -> bool:
+        """Does every layer attend to all that the mask lets through?"""
+        ...
+
+    def lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:
+        """What is read before the response."""
+        ...
+
+    @property
+    def is_masked(self) -> bool:
+        """Is anything forbidden anywhere?"""
+        ...
+
+    def check_length(self, length: int) -> None:
+        """ValueError for texts of more tokens than the model reads."""
+        ...
+
+    def scores(self, logits: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
+        """The model's logits as the policy's, before its masks."""
+        ...
+
+    def constrained(
+        self,
+        logits: Float[Tensor, "N V"],
+        prompt: Int[Tensor, "B L"],
+        tokens: Int[Tensor, "B T"],
+        row: Int[Tensor, " N"],
+        step: Int[Tensor, " N"],
+    ) -> Float[Tensor, "N V"]:
+        """`PolicyModule.constrained`."""
+        ...
