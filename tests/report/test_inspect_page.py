@@ -499,7 +499,7 @@ def test_words_of_a_tokenizer(here, monkeypatch):
         monkeypatch,
     )
     assert made["truth"] == [{"name": "advantage", "label": "advantage by 32 draws"}]
-    assert made["groups"][0]["prompt"].startswith("State the final answer") and len(tokens_in(made)) > 12
+    assert "State the final answer" in made["groups"][0]["prompt"] and len(tokens_in(made)) > 12
 
 
 @pytest.mark.parametrize(
