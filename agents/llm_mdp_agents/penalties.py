@@ -1,4 +1,5 @@
-"""How strong a penalty is as training goes on: the coefficients of the KL penalty and of the entropy bonus.
+"""How strong a penalty is as training goes on: the coefficients of the KL penalty and of the entropy bonus. The
+learning rate follows the same schedules.
 
     β_s = β left(s)                             a schedule over the S steps of a run, s = 0 … S - 1
     β_s+1 = β_s (1 + 0.1 e_s),   e_s = clip((KL_s - target) / target, ±0.2)       (Ziegler et al. 2019, §2.2)

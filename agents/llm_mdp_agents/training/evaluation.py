@@ -47,11 +47,6 @@ def evaluate(policy: Policy, task: Task, prompts: int = 256, seed: int = 0) -> d
     return evaluation(policy, eval_questions(task, prompts, seed), seed).figures
 
 
-def samples(policy: Policy, task: Task, number: int, seed: int = 0) -> list[dict[str, Any]]:
-    """So many prompts, responses and rewards in words, see `Evaluation.samples`."""
-    return evaluation(policy, eval_questions(task, number, seed), seed, number).samples
-
-
 @torch.no_grad()
 def evaluation(policy: Policy, asked: EvalQuestions, seed: int = 0, shown: int = 0) -> Evaluation:
     """One response to every question, and the greedy response to every different one:

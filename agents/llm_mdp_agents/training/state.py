@@ -26,8 +26,7 @@ class OtherBase(ValueError):
 def state_of(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `restore` needs of a `Trainer`; see its `state`."""
     agent, parallel = trainer.agent, trainer.parallel
-    frozen = frozen_names(trainer.policy)
-    places = {_place(each) for name, each in trainer.policy.state_dict().items() if name in frozen}
+    frozen, places = _frozen(trainer.policy)
     everything = {
         "number": trainer.number,
         "base": trainer.base,
@@ -71,8 +70,7 @@ def restore(trainer: Any, tensors: dict[str, Tensor], state: dict[str, Any]) -> 
             f"{str(trainer.base)[:12]} instead of {str(everything['base'])[:12]}); put the base model back as it was, "
             "or start a run anew."
         )
-    frozen = frozen_names(trainer.policy)
-    places = {_place(each) for name, each in trainer.policy.state_dict().items() if name in frozen}
+    frozen, places = _frozen(trainer.policy)
     policy = _completed(everything["policy"], dict(parallel.whole_state(trainer.policy)), frozen, "policy")
     models = {
         name: _completed(
@@ -104,6 +102,12 @@ def restore(trainer: Any, tensors: dict[str, Tensor], state: dict[str, Any]) -> 
 def frozen_names(policy: Any) -> set[str]:
     """The parameters of a policy that are not trained, by their names in its state."""
     return {name for name, each in policy.named_parameters(remove_duplicate=False) if not each.requires_grad}
+
+
+def _frozen(policy: Any) -> tuple[set[str], set[tuple]]:
+    """`frozen_names`, and where in memory these tensors are."""
+    frozen = frozen_names(policy)
+    return frozen, {_place(each) for name, each in policy.state_dict().items() if name in frozen}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_mdp_agents.optimizers import check_optimizer
+from llm_mdp_agents.penalties import Schedule
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TrainConfig:
     """None: 0.05 for tables, 2e-4 for small models, 1e-4 for LoRA, 1e-5 for other large models."""
     optimizer: str = "AdamW"
     """A name in `torch.optim`; weights of 16 bits are trained by copies in float32."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """Of the learning rate, after the warm-up."""
     warm_up_steps: int = 0
     """Steps over which the learning rate rises from 0."""

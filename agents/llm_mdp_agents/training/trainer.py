@@ -6,7 +6,6 @@ Splitting a batch into parts, or over processes, therefore never changes the gra
 without weight need not be read at all.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm_mdp.estimators.objectives import kl_estimate
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts, take_rows
 from llm_mdp.sampling.policies import Policy
@@ -27,6 +25,7 @@ from llm_mdp_agents.base import Agent
 from llm_mdp_agents.lm.engines import Engine
 from llm_mdp_agents.models import ScoredTask, default_learning_rate, is_large
 from llm_mdp_agents.optimizers import OptimizerWithMasters
+from llm_mdp_agents.penalties import left, measured_kl
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.evaluation import Evaluation, evaluation
@@ -292,10 +291,7 @@ class Trainer:
         config = self.config
         if step < config.warm_up_steps:
             return (step + 1) / config.warm_up_steps
-        done = (step - config.warm_up_steps) / max(config.n_steps - config.warm_up_steps, 1)
-        return {"constant": 1.0, "linear": max(1 - done, 0.0), "cosine": (1 + math.cos(math.pi * min(done, 1))) / 2}[
-            config.schedule
-        ]
+        return left(config.schedule, step - config.warm_up_steps, max(config.n_steps - config.warm_up_steps, 1))
 
     @cached_property
     def base(self) -> str | None:
@@ -340,6 +336,5 @@ def describe(evidence: Evidence, group_size: int) -> dict[str, float]:
     if group_size > 1:
         metrics["groups_with_signal"] = float(has_signal(reward, group_size).double().mean())
     if evidence.reference_logp is not None:
-        difference = kl_estimate(rollouts.logp, evidence.reference_logp, "k1")
-        metrics["kl"] = float(torch.where(rollouts.mask, difference, 0.0).sum(-1).mean())
+        metrics["kl"] = measured_kl(evidence)
     return metrics
