@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llm_mdp.mdp.tree import PAD, pad_prompts
 from llm_mdp.sampling.policies import Policy
 from llm_mdp_agents.action_masks import mask_policy, task_mask
+from llm_mdp_agents.optimizers import OptimizerWithMasters
 from llm_mdp_envs.task import Question, Task
 from llm_mdp_envs.turns import mask_of
 
@@ -101,7 +102,7 @@ def warm_start(
     check_answers(task)
     assert isinstance(policy, nn.Module)
     mask_policy(policy, task_mask(task))
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
+    optimizer = OptimizerWithMasters([([p for p in policy.parameters() if p.requires_grad], learning_rate)])
     generator = np.random.default_rng([seed, 2])
     for _ in range(batches):
         prompt, tokens, mask = demonstrations(task, (ask or task.questions)(generator, ROWS))
@@ -114,6 +115,7 @@ def warm_start(
         loss = -logp.sum() / mask.sum()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.take_gradients()
+        nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
         optimizer.step()
         progress(float(loss.detach()))

@@ -10,6 +10,7 @@ from llm_mdp_agents.lm.loading import small_transformer
 from llm_mdp_agents.training.first_ratio import FirstRatio
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trainer import Trainer
+from llm_mdp_agents.training.warm_start import warm_start
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
@@ -102,6 +103,18 @@ def test_a_bfloat16_run_goes_on_bit_for_bit():
 def test_float16_is_refused():
     with pytest.raises(ValueError, match=r"float16 weights, .*train in bfloat16 \(--dtype bfloat16\) or float32\."):
         trainer(model("float16"))
+
+
+def test_a_warm_start_in_bfloat16_goes_as_far_as_in_float32():
+    """At a rate whose steps are below half the spacing of most weights: rounded one by one they would be lost."""
+    moved = []
+    for dtype in ("bfloat16", "float32"):
+        policy = model(dtype)
+        start = torch.cat([each.detach().float().flatten() for each in policy.parameters()])
+        warm_start(policy, SUMS, 40, 0, learning_rate=1e-5)
+        now = torch.cat([each.detach().float().flatten() for each in policy.parameters()])
+        moved.append(float((now - start).abs().mean()))
+    assert moved[0] == pytest.approx(moved[1], rel=0.3)
 
 
 # --- the first ratio --------------------------------------------------------------------------------------------------
