@@ -56,7 +56,9 @@ def named_reward(name: str) -> tuple[Callable, float]:
     """
     parts = NAMED.fullmatch(name) if isinstance(name, str) else None
     if parts is None:
-        raise ValueError(f"the reward {shown(name)} names no function; {FORM}.")
+        # A path is shown whole, for its end says which file it is.
+        said = repr(name) if isinstance(name, str) else shown(name)
+        raise ValueError(f"the reward {said} names no function; {FORM}.")
     try:
         weight = 1.0 if parts["weight"] is None else float(parts["weight"])
     except ValueError:
