@@ -3,8 +3,6 @@ cannot."""
 
 import ast
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -14,7 +12,6 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from llm_mdp.cli import __main__ as cli
 from llm_mdp.cli.train import read_train
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.progress_line import SHOWN, figures_within
@@ -23,25 +20,11 @@ from llm_mdp_agents.training.run_config import RunConfig, read_run_config
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.zoo import AGENTS
 from llm_mdp_envs.text import byte_tokenizer
+from tests.terminals import lines_in_a_terminal
 
 ROOT = Path(__file__).parents[2]
 TIMING = {"seconds", "tokens_per_second"}
 SHORT = "--prompts-per-step 4 --eval-prompts 8 --eval-every 2 --loggers none"
-
-
-@pytest.fixture
-def llm_mdp(here, monkeypatch, capsys):
-    """Type a command; gives its exit status, what it printed and what it complained about."""
-
-    def typed(words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["llm-mdp", *words.split()])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        printed = capsys.readouterr()
-        complaints = re.sub(r"(?m)^.*  \d+:\d\d:\d\d (left|so far).*\n", "", printed.err)  # but for its progress
-        return left.value.code or 0, printed.out, complaints
-
-    return typed
 
 
 def config_of(folder) -> dict:
@@ -448,28 +431,8 @@ def test_figures_are_dropped_from_the_right(room, said):
 @pytest.mark.parametrize("columns", [80, 180])
 def test_the_progress_line_fits_the_terminal(columns, here):
     words = f"train rloo Arithmetic --steps 4 {SHORT} --warm-start 60 --width 16 --heads 2 --layers 1"
-    master, slave = pty.openpty()
-    environment = {
-        **os.environ,
-        "COLUMNS": str(columns),
-        "LINES": "40",
-        "TERM": "xterm-256color",
-        "OMP_NUM_THREADS": "1",
-    }
-    program = [sys.executable, "-m", "llm_mdp.cli", *words.split()]
-    with subprocess.Popen(program, stdout=slave, stderr=slave, env=environment) as process:
-        os.close(slave)
-        shown = b""
-        try:
-            while part := os.read(master, 65536):
-                shown += part
-        except OSError:  # the other end is closed
-            pass
-        os.close(master)
-    assert process.returncode == 0
-    lines = [
-        line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())) if line.strip()
-    ]
+    shown = lines_in_a_terminal(["-m", "llm_mdp.cli", *words.split()], columns)
+    lines = [line for line in shown if line.strip()]
     bars = [line for line in lines if "━" in line]
     assert all(len(line) <= columns and "…" not in line for line in bars)
     assert any(re.match(r"warm start ━.* \d+/60 +\S+ (left|so far) +loss \d", line) for line in bars)

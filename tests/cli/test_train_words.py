@@ -1,13 +1,10 @@
 """What else a command line of `llm-mdp train` understands: names of TRL, reward functions of one's own, -q."""
 
 import json
-import re
-import sys
 from dataclasses import replace
 
 import pytest
 
-from llm_mdp.cli import __main__ as cli
 from llm_mdp.cli.train import ALIASES, USAGE, flags_of, in_our_words, names_of_others, read_train, usage
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.records import load_metrics, load_samples
@@ -32,21 +29,11 @@ def broken(completions):
 ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+1=", "answer": "3"}]
 
 
-@pytest.fixture
-def llm_mdp(here, monkeypatch, capsys):
-    """Type a command; gives its exit status, what it printed and what it complained about."""
+@pytest.fixture(autouse=True)
+def files(here):
+    """A data set and functions that reward responses to it."""
     (here / "rewards.py").write_text(REWARDS)
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-
-    def typed(words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["llm-mdp", *words.split()])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        printed = capsys.readouterr()
-        complaints = re.sub(r"(?m)^.*  \d+:\d\d:\d\d (left|so far).*\n", "", printed.err)  # but for its progress
-        return left.value.code or 0, printed.out, complaints
-
-    return typed
 
 
 # Names of others

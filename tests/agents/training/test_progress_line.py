@@ -1,14 +1,11 @@
 """What a run shows while it trains: on a terminal and anywhere else."""
 
-import os
-import pty
 import re
-import subprocess
-import sys
 
 import pytest
 
 from llm_mdp_agents.training.progress_line import SECONDS, WIDTH, Stages, plain_lines, progress_line, time_words
+from tests.terminals import lines_in_a_terminal
 
 
 class Watch:
@@ -105,21 +102,7 @@ with progress_line(True, {"training": 2000}) as show:
 
 @pytest.mark.parametrize("columns", [80, 180])
 def test_the_line_of_a_terminal_fits_and_says_what_its_time_means(columns):
-    master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm-256color"}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=slave, stderr=slave, env=environment) as process:
-        os.close(slave)
-        shown = b""
-        try:
-            while part := os.read(master, 65536):
-                shown += part
-        except OSError:  # the other end is closed
-            pass
-        os.close(master)
-    assert process.returncode == 0
-    lines = [
-        line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())) if "━" in line
-    ]
+    lines = [line for line in lines_in_a_terminal(["-c", PROGRAM], columns) if "━" in line]
     assert lines and all(len(line.rstrip()) <= columns and "…" not in line for line in lines)
     assert re.fullmatch(r"training ━+ 2/2000 \d+:\d\d:\d\d (left|so far) +reward -0.123.*", lines[-1].rstrip())
     assert ("length 3" in lines[-1]) == (columns == 180)
