@@ -247,7 +247,7 @@ SHARED, UNUSED = -1, -2
 
 CAUSAL, MASKED = 2 / 3, 1.0
 """What a pair of columns costs where each sees all before it, and where a mask says so: only the first is computed by
-half (measured on a CPU)."""
+half; the share is a guess after a few times on a CPU."""
 MULTIPLE = 16
 """Attention kernels of accelerators take masks whose columns are a multiple of this as they are."""
 
