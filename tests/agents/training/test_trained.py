@@ -128,7 +128,8 @@ def test_adapters_on_random_weights_are_merged_for_there_is_no_base_to_name(base
 
 
 def test_adapters_stay_in_float32_on_16_bits(base, tmp_path):
-    done = run_of(tmp_path, ModelConfig(str(base), lora_rank=2, dtype="bfloat16"))
+    # From 64 tokens on torch's sdpa in bfloat16 fails under ATEN_CPU_CAPABILITY=default, where the processor has more.
+    done = run_of(tmp_path, ModelConfig(str(base), lora_rank=2, dtype="bfloat16", attention="eager"))
     again = load_policy_of_run(done.folder, None, {}, ModelConfig(), 0)[0]
     mine, theirs = done.policy.state_dict(), again.state_dict()
     assert {each.dtype for name, each in theirs.items() if "lora_" in name} == {torch.float32}

@@ -8,9 +8,11 @@ from pathlib import Path
 def descendants(pid: int) -> list[int]:
     """Living processes below a process (Linux; elsewhere none are seen)."""
     parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            name, _, rest = stat.read_text().rpartition(")")
+    for process in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if not process.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # it may end between any two of our looks
+            name, _, rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")
             state, parent = rest.split()[:2]
             if state != "Z":
                 parents.setdefault(int(parent), []).append(int(name.split()[0]))
