@@ -221,7 +221,7 @@ def file_of(cell: dict[str, Any], folder: Path) -> Path:
 def run(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = known(cell, folder)
     if found is None:
-        found = learn(cell)
+        found = learn(cell) | {"command": " ".join(["python", *sys.argv])}
         write_text(file_of(cell, folder), json.dumps(found) + "\n")
     return found
 
@@ -255,7 +255,7 @@ def main() -> None:
         for each in pool.map(run, wanted, [options.cells] * len(wanted)):
             runs[each["task"], each["agent"], each["seed"]] = each
             document = {
-                "command": " ".join(["python", *sys.argv]),
+                "command": "; ".join(dict.fromkeys(each["command"] for each in runs.values())),
                 "model": "SmolLM2-135M-Instruct",
                 "runs": [*runs.values()],
             }
