@@ -51,8 +51,8 @@ class Point:
     """∇J."""
     kl_gradient: Float[Tensor, " parameters"]
     """∇KL(π ‖ start)."""
-    fisher: Float[Tensor, "nodes V V"]
-    """P(prefix) (diag π - π πᵀ) of every prefix: the Fisher information of its logits."""
+    visits: Float[Tensor, "nodes V"]
+    """P(prompt) P(prefix and this token | prompt), 0 where the environment draws it."""
 
 
 class Following:
@@ -111,7 +111,6 @@ class Following:
         chance, own_logp = self._leaves(logp)
         by_leaf, apart = self._prompt_chance * chance, own_logp - self._start_logp
         reward, length = self.enumeration.response_reward, self.enumeration.length.double()
-        reach = self._reach(by_leaf)
         return Point(
             float((by_leaf * reward).sum()),
             float((by_leaf * apart).sum()),
@@ -119,7 +118,7 @@ class Following:
             self.mean(parameters),
             self._to_parameters(self._by_edge(by_leaf * reward), logp),
             self._to_parameters(self._by_edge(by_leaf * apart), logp),
-            self._fisher(reach, logp),
+            self._by_edge(by_leaf).view_as(logp),
         )
 
     def mean(self, parameters: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
@@ -130,15 +129,19 @@ class Following:
         return self._to_parameters(self._fixed.mean(self._leaves(logp)[0]), logp)
 
     def natural(self, point: Point, direction: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
-        """F⁺ direction: how the logits move where `direction` is the gradient and steps are measured by KL."""
-        if isinstance(self.problem.instance.policy, TabularPolicy):  # one block a prefix
-            nodes = torch.cat([direction, direction.new_zeros(1)])[self._place]
-            moved = (torch.linalg.pinv(point.fisher, hermitian=True) @ nodes[..., None])[..., 0]
-            return self._gather(moved.flatten(), len(direction))
-        place = self._place
-        whole = direction.new_zeros(len(direction) + 1, len(direction) + 1)
-        whole.index_put_((place[:, :, None], place[:, None, :]), point.fisher, accumulate=True)
-        return torch.linalg.pinv(whole[:-1, :-1], hermitian=True) @ direction
+        """F⁺ direction, F the Fisher information of the parameters: the way to go for a gradient `direction` where a
+        step's length is the KL divergence that it makes. Of a table, direction / (P(prefix) π), centred at each
+        prefix."""
+        place, visits = self._place, point.visits
+        if isinstance(self.problem.instance.policy, TabularPolicy):
+            by_logit = torch.where(visits > 0, torch.cat([direction, direction.new_zeros(1)])[place] / visits, 0.0)
+            by_logit = by_logit - by_logit.mean(-1, keepdim=True)
+            return self._gather(by_logit.flatten(), len(direction))
+        reach = visits.sum(-1, keepdim=True)
+        products = torch.where(reach > 0, visits / reach, 0.0)[:, :, None] * visits[:, None, :]
+        fisher = direction.new_zeros(len(direction) + 1, len(direction) + 1)
+        fisher.index_put_((place[:, :, None], place[:, None, :]), torch.diag_embed(visits) - products, accumulate=True)
+        return torch.linalg.pinv(fisher[:-1, :-1], hermitian=True) @ direction
 
     # --- one policy ---------------------------------------------------------------------------------------------------
 
@@ -155,14 +158,6 @@ class Following:
         """Every response's number on each of the policy's tokens in it."""
         total = by_leaf.new_zeros(self.enumeration.n_edges + 1)
         return total.index_add_(0, self._drawn.flatten(), by_leaf[..., None].expand(self._drawn.shape).flatten())[:-1]
-
-    def _reach(self, by_leaf: Float[Tensor, "P N"]) -> Float[Tensor, " nodes"]:
-        """P(prompt) P(prefix | prompt), 0 where the environment draws the next token."""
-        return self._by_edge(by_leaf).view(len(self._place), -1).sum(-1)
-
-    def _fisher(self, reach: Tensor, logp: Tensor) -> Float[Tensor, "nodes V V"]:
-        pi = logp.exp()
-        return reach[:, None, None] * (torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :])
 
     def _to_parameters(self, by_edge: Float[Tensor, " edges"], logp: Tensor) -> Float[Tensor, " parameters"]:
         """Σ by_edge ∇log π."""
