@@ -9,7 +9,9 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.verify.moments import Moments, exact_moments
+from llm_mdp.verify.choice import moments_by
+from llm_mdp.verify.method import Method
+from llm_mdp.verify.moments import Moments
 from llm_mdp.verify.signal import tokens_to_signal
 
 UNBIASED = 1e-9
@@ -70,6 +72,12 @@ class Certificate:
     """c, expected number of tokens that one exact estimate generates, branches included; None: not counted."""
     tokens_to_signal: float | None = None
     """q = tr Cov · c / |E g|² (`signal.tokens_to_signal`); None: E g is zero, or c was not counted."""
+    method: Method | None = None
+    """How an exact one was computed; None: it was sampled."""
+    kept: float | None = None
+    """Chance that a group is kept, in [0, 1]: 1 unless the estimator leaves groups out; None: not counted."""
+    with_signal: float | None = None
+    """Chance that a kept group has a token whose weight is not 0, in [0, 1]; None: not counted."""
 
     @property
     def bound(self) -> float | None:
@@ -135,21 +143,34 @@ def _rounded_up(value: float) -> str:
 
 
 def exact_certificate(
-    estimator: Estimator, enumeration: Enumeration, target: Float[Tensor, " parameters"], magnitude: float = 0.0
+    estimator: Estimator,
+    enumeration: Enumeration,
+    target: Float[Tensor, " parameters"],
+    magnitude: float = 0.0,
+    *,
+    method: str = "auto",
+    prompts: int = 1,
 ) -> Certificate:
     """Exact bias, scale, cosine and trace of the covariance against the true gradient `target`.
 
-    Args: magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`), see `judge`.
+    Args:
+        magnitude: size of the terms that `target` is a sum of (`Problem.magnitude`), see `judge`.
+        method: "groups", one by one; "classes" of responses, at any group size; "auto", whichever is quicker.
+        prompts: P ≥ 1, prompts whose groups are in one update.
 
     Raises:
         TooLarge: when there are too many worlds; a sampled certificate remains.
+        ValueError: for another method, or no number of prompts.
     """
-    moments = exact_moments(estimator, enumeration)
-    certificate, tokens = judge(moments, target, magnitude), moments.tokens or None
+    moments = moments_by(estimator, enumeration, method, prompts)
+    judged, tokens = judge(moments, target, magnitude), moments.tokens or None
+    certificate = replace(
+        judged, tokens=tokens, method=moments.method, kept=moments.kept, with_signal=moments.with_signal
+    )
     if tokens is None or not certificate.cosine:
-        return replace(certificate, tokens=tokens)
+        return certificate
     noise = tokens_to_signal(moments.trace_covariance, tokens, float(moments.mean @ moments.mean))
-    return replace(certificate, tokens=tokens, tokens_to_signal=noise)
+    return replace(certificate, tokens_to_signal=noise)
 
 
 def unresolved(size: float, terms: float) -> str | None:

@@ -1,19 +1,28 @@
 """`certify`: one estimator, one instance, one certificate."""
 
 from dataclasses import replace
+from typing import Any
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import find_entry
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.own import is_own
 from llm_mdp.verify.certificate import Certificate, exact_certificate
-from llm_mdp.verify.check import check_estimator, load_estimator
+from llm_mdp.verify.check import check_estimator, check_interface, load_estimator, with_group_size
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import parse_target
 from llm_mdp.verify.weights import EstimatorError
 
 
-def certify(estimator: Estimator | str, instance: Instance | None = None, target: str = "reward") -> Certificate:
+def certify(
+    estimator: Estimator | str,
+    instance: Instance | None = None,
+    target: str = "reward",
+    *,
+    group_size: int | None = None,
+    method: str = "auto",
+    prompts: int = 1,
+) -> Certificate:
     """The exact certificate: is E g, the expected gradient that the estimator gives, the true policy gradient?
 
         print(certify(RLOO(group_size=3)))            # unbiased: relative bias below 1e-09, scale 1, cosine 1
@@ -23,6 +32,9 @@ def certify(estimator: Estimator | str, instance: Instance | None = None, target
         instance: what to certify it on; None: a random token MDP, V = 3, T = 4, γ = 0.9, where biases show.
         target: what the gradient should be that of, an expression of `targets.TERMS`: "reward" for ∇J, "kl" for
             -∇KL(π ‖ reference), "reward - 0.3 kl", "max of K", …; K is the estimator's group size.
+        group_size: K, responses to a prompt; None: the estimator's own, 3 for a name of the catalogue.
+        method: "groups", "classes" or "auto", see `exact_certificate`.
+        prompts: P ≥ 1, prompts whose groups are in one update.
 
     Raises:
         EstimatorError: if the estimator could not be verified: it mixes worlds or prompts, gives two answers, …
@@ -34,14 +46,31 @@ def certify(estimator: Estimator | str, instance: Instance | None = None, target
     if instance is not None and not isinstance(instance, Instance):
         raise ValueError(f"instance is {instance!r}; give random_instance(…) or read_instance(FILE).")
     problem = Problem(random_instance(3, 4, gamma=0.9) if instance is None else instance)
+    if group_size is not None and group_size > 1:
+        problem = replace(problem, group_size=group_size)
     found = estimator
     if isinstance(found, str):
-        found = load_estimator(found) if is_own(found) else problem.make(find_entry(found))
+        found = load_estimator(found, group_size) if is_own(found) else problem.make(find_entry(found))
     if not isinstance(found, type) and not hasattr(found, "collect") and callable(found):
         raise EstimatorError(
             f"{found!r} is a function; write a class with `advantages`, see examples/own_estimator.py."
         )
+    if group_size is not None and not isinstance(estimator, str):
+        found = _of_size(found, group_size)
     check_estimator(found, problem.enumeration)
     if found.group_size > 1:
         problem = replace(problem, group_size=found.group_size)
-    return exact_certificate(found, problem.enumeration, problem.target(target), problem.magnitude(target))
+    return exact_certificate(
+        found, problem.enumeration, problem.target(target), problem.magnitude(target), method=method, prompts=prompts
+    )
+
+
+def _of_size(estimator: Any, group_size: int) -> Any:
+    check_interface(estimator)
+    changed = with_group_size(estimator, group_size)
+    if changed is None:
+        raise EstimatorError(
+            f"{type(estimator).__name__} draws {estimator.group_size} responses to a prompt and cannot be given "
+            f"{group_size}; leave group_size out, or make it a field of a dataclass."
+        )
+    return changed

@@ -27,7 +27,16 @@ from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
-from llm_mdp.verify.weights import Precision, check_worlds, edges, flatten_gradients, squared_norms, token_weights
+from llm_mdp.verify.method import Method
+from llm_mdp.verify.weights import (
+    Loudness,
+    Precision,
+    check_worlds,
+    edges,
+    flatten_gradients,
+    squared_norms,
+    token_weights,
+)
 
 MAX_UPDATED = 5_000
 """Worlds up to which each one's own updated policy is differentiated."""
@@ -50,6 +59,12 @@ class Moments:
     """The coarsest floating point that the estimator computed in."""
     weights: float = 0.0
     """E of the sum of |weight| over the tokens."""
+    kept: float | None = None
+    """Chance that a group is kept: 1 unless the estimator leaves groups out; None: not counted."""
+    with_signal: float | None = None
+    """Chance that a kept group has a token whose weight is not 0 (`weights.QUIET`); None: not counted."""
+    method: Method | None = None
+    """How all this was summed up."""
 
 
 def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
@@ -62,10 +77,11 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
     if updates_first(estimator):
         gradients, weight = displaced_gradients(estimator, enumeration)
         expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
-        return Moments(expected, max(square - float(expected @ expected), 0.0), math.sqrt(square))
+        trace, method = max(square - float(expected @ expected), 0.0), Method("groups", "", len(weight), 0)
+        return Moments(expected, trace, math.sqrt(square), kept=1.0, method=method)
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
-    second = total = noise = tokens = rewards = weights = 0.0
-    affine, precision = False, Precision()
+    second = total = noise = tokens = rewards = weights = everything = 0.0
+    affine, precision, loudness, groups = False, Precision(), Loudness(), 0
     for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
@@ -76,7 +92,9 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
             check_worlds(estimator, evidence, derivative, enumeration)
         edge = edges(evidence, enumeration).expand(derivative.shape)
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
-        total += float(weight.sum())
+        total, everything = total + float(weight.sum()), everything + float(sampler.weight.sum())
+        groups += weight.numel()
+        loudness.add(weight, derivative.abs().amax((-2, -1)))
         weights += float((weight * derivative.abs().sum((-2, -1))).sum())
         second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
         noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
@@ -95,6 +113,9 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         rewards / total,
         precision.coarsest,
         weights / total,
+        kept=total / everything,
+        with_signal=loudness.with_signal(),
+        method=Method("groups", "", groups, 0),
     )
 
 

@@ -36,6 +36,31 @@ class Precision(TorchFunctionMode):
         return result
 
 
+QUIET = 40
+"""Weights below 2⁻⁴⁰ (9e-13) of the largest are rounding: the group has no signal."""
+
+
+class Loudness:
+    """How likely a group's largest |weight| is to be of each binary order of magnitude, over all groups that were
+    added."""
+
+    def __init__(self):
+        self.chance: dict[int, float] = {}
+
+    def add(self, weight: Float[Tensor, "*worlds"], largest: Float[Tensor, "*worlds"]) -> None:
+        """Groups with these probabilities and largest |weight| of a token."""
+        magnitude = torch.where(largest > 0, torch.frexp(largest).exponent, -(10**6)).flatten()
+        for order in magnitude.unique().tolist():
+            chance = float(weight.flatten()[magnitude == order].sum())
+            self.chance[order] = self.chance.get(order, 0.0) + chance
+
+    def with_signal(self) -> float:
+        """The share of groups in which a weight is more than rounding."""
+        loudest = max(order for order, chance in self.chance.items() if chance > 0)
+        loud = sum(chance for order, chance in self.chance.items() if order > max(loudest - QUIET, -(10**5)))
+        return loud / sum(self.chance.values())
+
+
 def token_weights(
     estimator: Estimator, evidence: Evidence, enumeration: Enumeration, worlds: tuple[int, ...]
 ) -> Float[Tensor, "*worlds B T"]:
