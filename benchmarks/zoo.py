@@ -64,6 +64,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "zoo.json"
 CELLS = HERE.parent / "runs" / "zoo"
 SEEDS, EVAL_RESPONSES, QUICK = 3, 1000, 50
+COSTED = 256
+"""Responses on which it is measured what a prompt costs. With four, a seed whose four were short got batches four times
+as large, and so few updates (8 instead of 34) that PPO and its kin seemed to fail."""
 OWN_SEED = 1000
 """Of the responses that are judged; no run is trained with it."""
 
@@ -195,8 +198,9 @@ def play(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokens_a_prompt(config: AgentConfig, policy: Policy, task: Task, seed: int) -> float:
-    """What a prompt costs this agent, measured on a few."""
-    agent, prompts = build_agent(config, policy, task, seed), 4
+    """What a prompt costs this agent, measured on `COSTED` responses."""
+    agent = build_agent(config, policy, task, seed)
+    prompts = max(COSTED // agent.group_size, 1)
     sampler = TaskSampler(agent.behaviour, task, agent.generator, np.random.default_rng(seed), prompts)
     agent.collect(sampler)
     return sampler.cost.tokens / prompts

@@ -233,7 +233,10 @@ def test_gradient_checkpointing_changes_nothing(build, adapters):
     policy, calls = build(), []
     if adapters:
         policy = adapted(policy)
-    policy.causal_lm.activation_checkpointing_enable({"use_reentrant": False})
+    causal_lm = policy.causal_lm
+    # transformers has had two names for it.
+    enable = getattr(causal_lm, "activation_checkpointing_enable", None) or causal_lm.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     policy.train()
     prompt, tokens, mask = batch(3, 4, 10)
     layers = next(module for module in policy.modules() if isinstance(module, torch.nn.ModuleList))
