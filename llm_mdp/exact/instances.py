@@ -1,7 +1,7 @@
 """Instances: a token MDP with a policy, a reference policy and a critic, small enough to be written down."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llm_mdp.exact.right_or_wrong import outcome_reward
 from llm_mdp.mdp.environment import Environment
 from llm_mdp.mdp.hidden_rewards import TableReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_shape
@@ -152,10 +153,14 @@ def random_instance(
     gamma: float = 1.0,
     n_prompts: int = 1,
     environment_at: tuple[int, ...] = (),
+    success: float | None = None,
     seed: int = 0,
     name: str = "",
 ) -> Instance:
     """Independent standard normal logits, hidden token rewards, reference logits and values.
+
+    `success` makes rewards right or wrong: RM(W) is 1 for some responses, of about this probability together, and 0 for
+    the others (`exact.right_or_wrong`).
 
     `environment_at` makes a conversation: after so many tokens the next one is drawn by an environment, from standard
     normal logits of its own (`mdp.environment.Environment`). (1, 3) at horizon 5 is three turns of one token.
@@ -180,6 +185,8 @@ def random_instance(
     value = TabularValue.random(tree, tokens, generator)
     environment = Environment.random(tree, n_prompts, environment_at, generator) if environment_at else None
     mdp = TokenMDP(vocab_size, eos, horizon, reward, gamma, prompts, environment)
+    if success is not None:
+        mdp = replace(mdp, token_reward=outcome_reward(mdp, policy, success, stream(seed, "rewards")))
     return Instance(mdp, policy, reference, value, name)
 
 

@@ -13,6 +13,7 @@ from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instance_files import read_instance
 from llm_mdp.exact.instances import Instance, random_instance, stream
 from llm_mdp.exact.ngram_gradient import expected_length, ngram_critic, reward_moments
+from llm_mdp.exact.right_or_wrong import outcome_reward
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.mdp.token_mdp import TokenMDP
@@ -20,7 +21,7 @@ from llm_mdp.sampling.policies import Critic, NgramPolicy, Policy, TabularPolicy
 from llm_mdp.variance.chains import chain_estimates, chain_of
 from llm_mdp.variance.entropy import chain_entropy, mean_entropy, with_entropy
 from llm_mdp.variance.measurement import Measurement, exact_measurement
-from llm_mdp.variance.rewards import early_reward, outcome_reward, sparse_reward
+from llm_mdp.variance.rewards import early_reward, sparse_reward
 from llm_mdp.variance.sampled import sampled_measurement, tree_estimates
 from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.problem import Problem
@@ -145,7 +146,8 @@ def make_bench(
             instance, mdp=replace(mdp, token_reward=early_reward(mdp.vocab_size, mdp.horizon, generator))
         )
     elif setting.rewards == "outcome":
-        reward = outcome_reward(instance, 0.5 if setting.success is None else setting.success, generator)
+        success = 0.5 if setting.success is None else setting.success
+        reward = outcome_reward(mdp, instance.policy, success, generator)
         instance = replace(instance, mdp=replace(mdp, token_reward=reward))
     return TreeBench(instance)
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instance_files import (
     instance_from_dict,
     instance_to_dict,
@@ -184,6 +185,23 @@ def test_a_random_instance_is_decided_by_its_seed():
     numbers = [torch.cat([table.detach().flatten() for table in tables(instance)]) for instance in (same, other)]
     assert not torch.isin(numbers[0], numbers[1]).any()
     assert len(numbers[0].unique()) == len(numbers[0]), "every number is its own draw"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1, 2]), st.sampled_from([0.3, 0.8]))
+def test_right_or_wrong_rewards_are_one_with_about_the_chance_that_was_asked_for(seed, n_prompts, success):
+    shape = {"vocab_size": 4, "horizon": 3, "n_prompts": n_prompts, "seed": seed}
+    instance, dense = random_instance(**shape, success=success), random_instance(**shape)
+    e = Enumeration(instance.mdp, instance.policy)
+    assert set(e.response_reward.flatten().tolist()) == {0.0, 1.0}
+    chance = float(e.mdp.prompt_probability @ (e.probability * e.response_reward).sum(-1))
+    assert abs(chance - success) < float(e.probability.max())  # as close as whole responses come
+    assert all(torch.equal(one, other) for one, other in zip(instance.policy.levels, dense.policy.levels))
+
+
+def test_a_chance_of_success_is_between_0_and_1():
+    with pytest.raises(ValueError, match=r"success is 1.0; .* above 0 and below 1"):
+        random_instance(success=1.0)
 
 
 def test_random_numbers_are_standard_normal():
