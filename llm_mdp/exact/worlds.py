@@ -19,6 +19,8 @@ from llm_mdp.sampling.policies import Critic, Policy, draw_tokens
 from llm_mdp.sampling.sampler import check_temperatures
 
 MAX_WORLDS = 20_000_000
+MAX_BATCHES = 1_000_000
+"""Batches of several prompts that are enumerated."""
 MAX_GROUP_SIZE = 10_000
 """Groups of more responses than this are not drawn either."""
 
@@ -28,7 +30,7 @@ class TreeRollouts(Rollouts):
     """Rollouts that remember which leaf of the enumeration each row is."""
 
     leaf: Int[Tensor, "W B"]
-    which_prompt: Int[Tensor, " W"]
+    which_prompt: Int[Tensor, "W B"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TreeBranches(Branches):
 def of_rows(table: Shaped[Tensor, "P N ..."], rollouts: Rollouts) -> Shaped[Tensor, "W B ..."]:
     """What a table over prompts and leaves says of every row."""
     assert isinstance(rollouts, TreeRollouts)
-    return _take(table.flatten(0, 1), rollouts.which_prompt[..., None] * table.shape[1] + rollouts.leaf)
+    return _take(table.flatten(0, 1), rollouts.which_prompt * table.shape[1] + rollouts.leaf)
 
 
 def _take(table: Shaped[Tensor, "N ..."], index: Int[Tensor, "*shape"]) -> Tensor:
@@ -50,8 +52,8 @@ def _take(table: Shaped[Tensor, "N ..."], index: Int[Tensor, "*shape"]) -> Tenso
 
 
 class WorldSampler:
-    """Looks everything up in an enumeration. After `collect`: `weight` is the probability of each world (times
-    `kept`)."""
+    """Looks everything up in an enumeration. After `collect`: `weight` is the probability of each world, and `kept`
+    says which worlds lost none of their groups; None: all."""
 
     weight: Float[Tensor, "*worlds"]
 
@@ -71,10 +73,10 @@ class WorldSampler:
         leaf_logp = e.leaf_logp(temperature) if behaviour is None else e.leaf_logp_of(behaviour, temperature)
         prompt, leaf = self._worlds(group_size, leaf_logp)
         return TreeRollouts(
-            prompt=e.prompt[prompt][:, None].expand(*leaf.shape, -1),
+            prompt=e.prompt[prompt],
             tokens=_take(e.tokens, leaf),
             mask=_take(e.mask, leaf),
-            logp=_take(leaf_logp.flatten(0, 1), prompt[:, None] * e.tree.n_leaves + leaf),
+            logp=_take(leaf_logp.flatten(0, 1), prompt * e.tree.n_leaves + leaf),
             finish=e.finish[leaf],
             leaf=leaf,
             which_prompt=prompt,
@@ -82,8 +84,9 @@ class WorldSampler:
 
     def _worlds(
         self, group_size: int, leaf_logp: Float[Tensor, "P N T"]
-    ) -> tuple[Int[Tensor, " W"], Int[Tensor, "W K"]]:
-        """The prompt and the responses of each world, where `leaf_logp` is that of who draws; sets `weight`."""
+    ) -> tuple[Int[Tensor, "W B"], Int[Tensor, "W B"]]:
+        """The prompt and the response of every row of each world, where `leaf_logp` is that of who draws; sets
+        `weight`."""
         raise NotImplementedError
 
     def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B"]:
@@ -114,7 +117,7 @@ class WorldSampler:
             here = begins[..., row, step]
             if temperature == 0 and self.enumeration.mdp.environment is None:
                 reached = of_rows(self.enumeration.greedy_leaf, rollouts)[..., row, step]
-                reward = self.enumeration.response_reward[rollouts.which_prompt[:, None], reached]
+                reward = self.enumeration.response_reward[rollouts.which_prompt[:, row], reached]
                 drawn = self._drawn_tokens(reached, step, here)
                 parts.append(Branches(row, step, torch.where(here, reward, 0.0), drawn))
             else:
@@ -144,7 +147,7 @@ class WorldSampler:
         raise NotImplementedError
 
     def keep(self, evidence: Evidence, groups: Bool[Tensor, "W P"]) -> Evidence:
-        self.kept = groups[..., 0]
+        self.kept = groups.all(-1)
         return evidence
 
 
@@ -158,13 +161,14 @@ class ExactSampler(WorldSampler):
         self.groups, self.enumerate_branches = groups, enumerate_branches
 
     def _worlds(self, group_size, leaf_logp):
-        prompt, leaf = self.groups.which_prompt, self.groups.leaf
-        if group_size != leaf.shape[-1]:
-            raise ValueError(
-                f"collect asked for groups of {group_size}, but the estimator's group_size is {leaf.shape[-1]}."
-            )
+        leaf = self.groups.leaf
+        prompt = self.groups.which_prompt.reshape(len(leaf), -1)
+        size = leaf.shape[-1] // prompt.shape[-1]
+        if group_size != size:
+            raise ValueError(f"collect asked for groups of {group_size}, but the estimator's group_size is {size}.")
+        prompt = prompt.repeat_interleave(size, dim=-1)
         probability = (leaf_logp.sum(-1) + self.enumeration.reply_logp).exp()
-        self.weight = self.groups.weight * probability[prompt[:, None], leaf].prod(-1)
+        self.weight = self.groups.weight * probability[prompt, leaf].prod(-1)
         return prompt, leaf
 
     def _joined(self, parts):
@@ -201,7 +205,7 @@ class ExactSampler(WorldSampler):
             )
         choice = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, 1, len(sizes))
         outcome = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step] + choice, 0)
-        prompt = rollouts.which_prompt[:, None]
+        prompt = rollouts.which_prompt[:, row]
         logp = e.written_logp()
         prefix_logp = of_rows(logp.cumsum(-1) - logp, rollouts)[:, row, step]
         chance = (logp.sum(-1)[prompt, outcome] - prefix_logp).exp()
@@ -215,22 +219,21 @@ class ExactSampler(WorldSampler):
 
 
 class TreeSampler(WorldSampler):
-    """Independent worlds, drawn from the enumeration by inverse cumulative probabilities."""
+    """Independent worlds of `prompts` groups each, drawn from the enumeration by inverse cumulative probabilities."""
 
-    def __init__(self, enumeration: Enumeration, worlds: int, generator: torch.Generator):
+    def __init__(self, enumeration: Enumeration, worlds: int, generator: torch.Generator, prompts: int = 1):
         super().__init__(enumeration)
-        self.generator = generator
+        self.generator, self.prompts = generator, prompts
         self.weight = torch.full((worlds,), 1 / worlds, dtype=torch.float64)
 
     def _worlds(self, group_size, leaf_logp):
         mdp, worlds = self.enumeration.mdp, len(self.weight)
-        prompt = torch.zeros(worlds, dtype=torch.int64)
+        prompt = torch.zeros(worlds * self.prompts, dtype=torch.int64)
         if len(mdp.prompts) > 1:
-            prompt = torch.multinomial(mdp.prompt_probability, worlds, replacement=True, generator=self.generator)
-        first = torch.zeros(worlds, group_size, dtype=torch.int64)
-        return prompt, self._draw(
-            prompt[:, None].expand(first.shape), first, first + self.enumeration.tree.n_leaves, leaf_logp
-        )
+            prompt = torch.multinomial(mdp.prompt_probability, len(prompt), replacement=True, generator=self.generator)
+        prompt = prompt.view(worlds, self.prompts).repeat_interleave(group_size, dim=-1)
+        first = torch.zeros_like(prompt)
+        return prompt, self._draw(prompt, first, first + self.enumeration.tree.n_leaves, leaf_logp)
 
     def _draw(
         self, prompt: Tensor, first: Tensor, end: Tensor, leaf_logp: Float[Tensor, "P N T"]
@@ -254,7 +257,7 @@ class TreeSampler(WorldSampler):
         # After the end of a response there is no prefix to continue; what is drawn there is not used.
         first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
         end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
-        prompt = rollouts.which_prompt[:, None].expand(first.shape)
+        prompt = rollouts.which_prompt[:, row]
         if temperature:
             leaf = self._draw(prompt, first, end, e.leaf_logp(temperature))
         else:
@@ -276,10 +279,11 @@ class TreeSampler(WorldSampler):
 
 @dataclass(frozen=True)
 class Groups:
-    """A chunk of groups of responses; `weight` times Π π(W_k) is the probability of the group."""
+    """A chunk of groups of responses; `weight` times Π π(W_k) is the probability of the group. Of batches of groups,
+    `which_prompt` has one entry a group, and `leaf` their responses one group after the other."""
 
-    which_prompt: Int[Tensor, " W"]
-    leaf: Int[Tensor, "W K"]
+    which_prompt: Int[Tensor, " W"] | Int[Tensor, "W P"]
+    leaf: Int[Tensor, "W B"]
     weight: Float[Tensor, " W"]
 
 
@@ -307,15 +311,58 @@ def all_groups(
             yield Groups(torch.full((len(part),), number), part, weight if ordered else weight * _orders(part))
 
 
+def all_batches(
+    enumeration: Enumeration, group_size: int, prompts: int, *, ordered_groups: bool, ordered: bool, chunk: int = 20_000
+) -> Iterator[Groups]:
+    """Every batch of this many groups, each with a prompt of its own, in chunks. Batches without an order of groups
+    stand for all their orders, and so do groups without an order of responses.
+
+    Raises:
+        TooLarge: more than MAX_BATCHES batches.
+    """
+    check_batches(enumeration, group_size, prompts, ordered_groups, ordered)
+    parts = list(all_groups(enumeration, group_size, ordered_groups))
+    prompt, leaf, weight = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("which_prompt", "leaf", "weight")
+    )
+    every = torch.arange(len(leaf))
+    for first in every:
+        if prompts == 1:
+            rest = every.new_zeros(1, 0)
+        elif ordered:
+            rest = torch.cartesian_prod(*[every] * (prompts - 1)).reshape(-1, prompts - 1)
+        else:
+            rest = torch.combinations(every[first:], prompts - 1, with_replacement=True)
+        for batch in torch.cat([first.expand(len(rest), 1), rest], dim=1).split(chunk):
+            orders = torch.ones(len(batch), dtype=torch.float64) if ordered else _orders(batch)
+            yield Groups(prompt[batch], leaf[batch].flatten(1), weight[batch].prod(-1) * orders)
+
+
+def check_batches(enumeration: Enumeration, group_size: int, prompts: int, ordered_groups: bool, ordered: bool) -> None:
+    """Raise TooLarge if there are more than MAX_BATCHES batches to enumerate."""
+    check_group_size(group_size)
+    n = enumeration.tree.n_leaves
+    groups = enumeration.n_prompts * (n**group_size if ordered_groups else math.comb(n + group_size - 1, group_size))
+    count = groups**prompts if ordered else math.comb(groups + prompts - 1, prompts)
+    if count > MAX_BATCHES:
+        raise TooLarge(
+            f"{_in_words(count)} batches of {prompts} groups of {group_size} out of {n} responses are too many (at "
+            f"most {MAX_BATCHES:,}); take a smaller instance, a smaller --group-size, or fewer --prompts."
+        )
+
+
+def _in_words(count: int) -> str:
+    return f"{count:,}" if count < 10**15 else f"about 10^{math.floor(math.log10(count))}"
+
+
 def check_groups(enumeration: Enumeration, group_size: int, ordered: bool) -> None:
     """Raise TooLarge if there are more than MAX_WORLDS groups to enumerate."""
     check_group_size(group_size)
     n, prompts = enumeration.tree.n_leaves, enumeration.n_prompts
     count = prompts * (n**group_size if ordered else math.comb(n + group_size - 1, group_size))
     if count > MAX_WORLDS:
-        number = f"{count:,}" if count < 10**15 else f"about 10^{math.floor(math.log10(count))}"
         raise TooLarge(
-            f"{number} groups of {group_size} out of {n} responses are too many (at most {MAX_WORLDS:,}); "
+            f"{_in_words(count)} groups of {group_size} out of {n} responses are too many (at most {MAX_WORLDS:,}); "
             "take a smaller instance, a smaller --group-size, or --sampled N."
         )
 

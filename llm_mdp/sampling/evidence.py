@@ -77,7 +77,7 @@ class Evidence:
     """log-probability of the same tokens under a fixed reference policy."""
 
 
-_TRAILING = {"finish": 1, "leaf": 1, "response_reward": 1, "which_prompt": 0}
+_TRAILING = {"finish": 1, "leaf": 1, "response_reward": 1, "which_prompt": 1}
 """Dimensions from the rows on: (B,) for these, (B, something) for every other tensor."""
 
 
@@ -85,8 +85,7 @@ def take_rows(evidence: Evidence, rows: Int[Tensor, " N"]) -> Evidence:
     """The evidence of the rows with these numbers, in this order."""
 
     def pick(name: str, tensor: Tensor) -> Tensor:
-        trailing = _TRAILING.get(name, 2)
-        return tensor if trailing == 0 else tensor.index_select(-trailing, rows)
+        return tensor.index_select(-_TRAILING.get(name, 2), rows)
 
     branches = evidence.branches
     if branches is not None:

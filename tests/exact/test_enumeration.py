@@ -167,7 +167,7 @@ def test_groups_have_the_probabilities_of_their_responses(ordered, size):
         sampler = ExactSampler(every, groups)
         rollouts = sampler.rollouts(size)
         for prompt, leaves, weight in zip(
-            rollouts.which_prompt.tolist(), rollouts.leaf.tolist(), sampler.weight.tolist()
+            rollouts.which_prompt[:, 0].tolist(), rollouts.leaf.tolist(), sampler.weight.tolist()
         ):
             key = prompt, tuple(leaves)
             assert key not in found, "each group once"
@@ -516,7 +516,7 @@ def test_drawn_responses_have_their_probabilities(temperature):
     every = enumerate_all(instance)
     drawn = TreeSampler(every, n, torch.Generator().manual_seed(2)).rollouts(2, temperature)
     for prompt, asked in enumerate(instance.mdp.prompts):
-        here = drawn.which_prompt == prompt
+        here = drawn.which_prompt[:, 0] == prompt
         assert abs(float(here.double().mean()) - asked.probability) < 4 * math.sqrt(
             asked.probability * (1 - asked.probability) / n
         )
@@ -542,8 +542,8 @@ def test_drawn_branches_have_the_probabilities_of_the_responses_below_their_pref
     for prompt, leaf in ((0, len(every.tokens) - 1), (1, len(every.tokens) // 2)):
         leaves = plain_leaves(instance, prompt)
         for f, t in enumerate(step):
-            same = (rollouts.which_prompt == prompt) & (rollouts.tokens[:, 0, :t] == every.tokens[leaf, :t]).all(-1)
-            same &= rollouts.mask[:, 0, t]
+            same = (rollouts.tokens[:, 0, :t] == every.tokens[leaf, :t]).all(-1)
+            same &= (rollouts.which_prompt[:, 0] == prompt) & rollouts.mask[:, 0, t]
             below = [other for other in leaves if other.tokens[:t] == leaves[leaf].tokens[:t]]
             reward = branches.reward[same, f]
             counts = torch.tensor([int((reward - other.reward).abs().lt(1e-9).sum()) for other in below])
@@ -591,7 +591,7 @@ def test_tokens_of_exact_branches_are_expected_or_counted():
                 if not enumerated
                 else (sampler.weight[..., None] * branches.tokens).sum(0) / before[..., None]
             )
-            for world, prompt in enumerate(rollouts.which_prompt.tolist()):
+            for world, prompt in enumerate(rollouts.which_prompt[:, 0].tolist()):
                 leaves, response = plain_leaves(instance, prompt), rollouts.tokens[world, 0]
                 for f, step in enumerate(branches.step.tolist()):
                     if not rollouts.mask[world, 0, step]:
@@ -621,7 +621,7 @@ def test_tokens_of_drawn_branches_are_those_of_the_responses_drawn():
         {round(leaf.reward, 9): len(leaf.tokens) for leaf in plain_leaves(instance, prompt)} for prompt in range(2)
     ]
     assert all(len(each) == every.tree.n_leaves for each in lengths)
-    for world, prompt in enumerate(rollouts.which_prompt.tolist()):
+    for world, prompt in enumerate(rollouts.which_prompt[:, 0].tolist()):
         for row, step, reward, tokens in zip(
             branches.row, branches.step, branches.reward[world].tolist(), branches.tokens[world].tolist()
         ):
