@@ -14,7 +14,7 @@ from llm_mdp.mdp.tree import PAD
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.weights import flatten_gradients
 from llm_mdp_agents.lm.loading import LoRAOptions
-from llm_mdp_agents.lm.policy import packed_reading, plain_reading
+from llm_mdp_agents.lm.packing import packed_reading, plain_reading
 from llm_mdp_agents.training.determinism import numerics
 from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo import AGENTS

@@ -97,10 +97,8 @@ def load_policy(
             f"own tokenizer, or give the model rows for new tokens (resize_token_embeddings) and save it."
         )
     vocab_size = own.get("vocab_size", rows) if tokenizer is None else len(tokenizer)
-    policy = LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature)
-    if (subset := own.get("token_subset") if token_subset is None else token_subset) is not None:
-        policy.token_subset = TokenSubset(subset, vocab_size)
-    return policy
+    subset = own.get("token_subset") if token_subset is None else token_subset
+    return LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature, subset)
 
 
 def small_transformer(

@@ -1,0 +1,101 @@
+"""How texts are laid out for a language model: one response a row, or all responses to a prompt in one."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from llm_mdp.mdp.tree import PAD
+from llm_mdp_agents.lm.architecture import positions
+
+SHARED, UNUSED = -1, -2
+"""Owners of columns that belong to no single response."""
+
+
+CAUSAL, MASKED = 2 / 3, 1.0
+"""What a pair of columns costs where each sees all before it, and where a mask says so: only the first is computed by
+half; the share is a guess after a few times on a CPU."""
+MULTIPLE = 16
+"""Attention kernels of accelerators take masks whose columns are a multiple of this as they are."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Texts as a model reads them, and where in them the state before each policy token is."""
+
+    text: Int[Tensor, "G S"]
+    """PAD where there is no token."""
+    state: Int[Tensor, " N"]
+    """Column in the flattened text, for every policy token, row by row."""
+    position: Int[Tensor, "G S"] | None = None
+    """None: columns are counted."""
+    owner: Int[Tensor, "G S"] | None = None
+    """The response that a column belongs to, SHARED for prompts, UNUSED for padding; None: one response a row, from the
+    first column on."""
+
+    def on(self, device: torch.device) -> "Reading":
+        """The same there; on accelerators texts that need a mask get a convenient width."""
+        parts: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        missing = -self.text.shape[1] % MULTIPLE if self.owner is not None and device.type != "cpu" else 0
+        if missing:
+            row, column = self.state // self.text.shape[1], self.state % self.text.shape[1]
+            parts["state"] = row * (self.text.shape[1] + missing) + column
+            for name, fill in (("text", PAD), ("position", 0), ("owner", UNUSED)):
+                parts[name] = pad(parts[name], (0, missing), value=fill)
+        for name, part in parts.items():
+            parts[name] = part if part is None else part.to(device, non_blocking=True)
+        return type(self)(**parts)
+
+    def attention(self) -> Bool[Tensor, "G 1 S S"] | None:
+        """Which column sees which: earlier ones of the prompt and of its own response. None: all earlier ones."""
+        if self.owner is None:
+            return None
+        seen = (self.owner[:, :, None] == self.owner[:, None, :]) | (self.owner == SHARED)[:, None, :]
+        return seen.tril()[:, None]
+
+    def cost(self, width: int) -> float:
+        """Multiplications and additions of one layer, about: 24 h² a token and 4 h a pair of tokens."""
+        rows, columns = self.text.shape
+        share = CAUSAL if self.owner is None else MASKED
+        return rows * columns * (24 * width**2 + columns * 4 * width * share)
+
+
+def plain_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Reading:
+    """One row a response, from the first column on: its prompt, and its tokens up to the last of the policy, which need
+    not be read. What stands after a text is not seen by it."""
+    step = torch.arange(tokens.shape[1])
+    needed = torch.where(step < (mask * step).amax(-1, keepdim=True), tokens, PAD)
+    text = torch.cat([lead, needed], dim=1)
+    text = text.gather(1, (text == PAD).long().argsort(dim=1, stable=True))
+    text = text[:, : int((text != PAD).sum(-1).max())]
+    row, step = mask.nonzero().unbind(1)
+    before = (lead != PAD).sum(-1)[row] - 1 + step
+    return Reading(text, row * text.shape[1] + before.clamp(max=text.shape[1] - 1))
+
+
+def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Reading:
+    """One row a run of equal prompts: the prompt, then all responses to it side by side, positions starting again after
+    the prompt."""
+    first = torch.ones(len(lead), dtype=torch.bool)
+    first[1:] = (lead[1:] != lead[:-1]).any(-1)
+    group, lead = first.cumsum(0) - 1, lead[first]
+    step = torch.arange(tokens.shape[1])
+    length = (mask * step).amax(-1)
+    before = length.cumsum(0) - length
+    start = lead.shape[1] + before - before[first][group]
+    columns = int((start + length).max())
+
+    text, owner = (torch.full((len(lead), columns), fill) for fill in (PAD, UNUSED))
+    text[:, : lead.shape[1]], owner[:, : lead.shape[1]] = lead, torch.where(lead == PAD, UNUSED, SHARED)
+    position = positions(text != PAD)
+    row, column = (step < length[:, None]).nonzero().unbind(1)
+    place = group[row], start[row] + column
+    position[place] = position[group[row], -1] + 1 + column
+    text[place], owner[place] = tokens[row, column], row
+
+    row, chosen = mask.nonzero().unbind(1)
+    state = group[row] * columns + torch.where(chosen == 0, lead.shape[1] - 1, start[row] + chosen - 1)
+    return Reading(text, state, position, owner)
