@@ -34,11 +34,13 @@ class Problem:
         instance: MDP, policy, reference policy, wrong critic.
         group_size: K ≥ 2 of the group estimators.
         beta: β > 0 of DPO, RTO and PRIME.
+        prompts: P ≥ 1, prompts whose groups are in one update.
     """
 
     instance: Instance
     group_size: int = 3
     beta: float = 0.7
+    prompts: int = 1
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -48,6 +50,8 @@ class Problem:
         check_group_size(self.group_size)
         if not 0 < self.beta < math.inf:
             raise ValueError(f"--beta is {self.beta}; it must be above 0 and finite.")
+        if self.prompts < 1:
+            raise ValueError(f"--prompts is {self.prompts}; an update has the groups of at least 1 prompt.")
 
     @cached_property
     def enumeration(self) -> Enumeration:
