@@ -46,17 +46,16 @@ class Meter(SamplerAround):
         return getattr(self.sampler, name)
 
     def cost(self, group_size: int) -> tuple[Float[Tensor, "*worlds"], Float[Tensor, "*worlds"]]:
-        """Generated tokens (or their expectation, where branches were summed up by theirs) and reward calls of every
-        group.
+        """Generated tokens (or their expectation, where branches were summed up by theirs) and reward calls.
 
         Returns:
-            One number a world; without worlds one for every group of `group_size` rows.
+            One number a world, of all its groups; without worlds one for every group of `group_size` rows.
         """
         assert self.responses is not None
         length = self.responses.length.double()
         worlds = length.dim() > 1
         tokens = length.sum(-1) if worlds else length.unflatten(0, (-1, group_size)).sum(-1)
-        rewards = torch.full_like(tokens, group_size)
+        rewards = torch.full_like(tokens, length.shape[-1] if worlds else group_size)
         for branches in self.branched:
             assert branches.tokens is not None
             drawn = (branches.tokens > 0).double()

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,9 @@ from llm_mdp.exact.worlds import (
     ExactSampler,
     Groups,
     TreeBranches,
+    all_batches,
     all_groups,
+    check_batches,
     check_groups,
 )
 from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
@@ -67,22 +70,26 @@ class Moments:
     """How all this was summed up."""
 
 
-def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
+def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) -> Moments:
     """Mean and trace of the covariance of the estimator over all its outcomes.
+
+    Args: prompts: P ≥ 1, prompts whose groups are in one update. Where the estimator leaves groups out, the figures are
+        those of updates that lose none of theirs, and `kept` is the chance of that (`batches` puts the rest together).
 
     Raises:
         TooLarge: see `exact_certificate`.
         ValueError: when the estimator is malformed; `check.check_estimator` says more.
     """
     if updates_first(estimator):
-        gradients, weight = displaced_gradients(estimator, enumeration)
+        gradients, weight = displaced_gradients(estimator, enumeration, prompts)
         expected, square = weight @ gradients, float(weight @ gradients.square().sum(-1))
-        trace, method = max(square - float(expected @ expected), 0.0), Method("groups", "", len(weight), 0)
+        trace = max(square - float(expected @ expected), 0.0)
+        method = Method("groups", "", len(weight), 0, prompts)
         return Moments(expected, trace, math.sqrt(square), kept=1.0, method=method)
     mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
     second = total = noise = tokens = rewards = weights = everything = 0.0
     affine, precision, loudness, groups = False, Precision(), Loudness(), 0
-    for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration)):
+    for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration, prompts=prompts)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
         tokens, rewards = tokens + spent[0], rewards + spent[1]
@@ -94,7 +101,8 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
         total, everything = total + float(weight.sum()), everything + float(sampler.weight.sum())
         groups += weight.numel()
-        loudness.add(weight, derivative.abs().amax((-2, -1)))
+        largest = derivative.abs().amax(-1).unflatten(-1, (prompts, -1)).amax(-1)
+        loudness.add((weight / prompts)[..., None].expand(largest.shape), largest)
         weights += float((weight * derivative.abs().sum((-2, -1))).sum())
         second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
         noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
@@ -115,7 +123,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration) -> Moments:
         weights / total,
         kept=total / everything,
         with_signal=loudness.with_signal(),
-        method=Method("groups", "", groups, 0),
+        method=Method("groups", "", groups, 0, prompts),
     )
 
 
@@ -145,15 +153,24 @@ def covariance(estimator: Estimator, enumeration: Enumeration) -> Float[Tensor, 
 
 
 def _worlds(
-    estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None
+    estimator: Estimator, enumeration: Enumeration, enumerate_branches: bool | None = None, prompts: int = 1
 ) -> Iterator[tuple[Meter, Evidence]]:
-    """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups without order
-    where the estimator has none, branch means where they suffice."""
-    check_groups(enumeration, estimator.group_size, ordered=False)  # fewer than in order: before any work
-    ordered = estimator.group_size > 1 and not _ignores_order(estimator, enumeration)
+    """All worlds of an estimator, in chunks, and the `ExactSampler` that gave them (metered). Groups, and batches of
+    them, without order where the estimator has none, branch means where they suffice."""
+    size = estimator.group_size
+    if prompts == 1:
+        check_groups(enumeration, size, ordered=False)  # fewer than in order: before any work
+    else:
+        check_batches(enumeration, size, prompts, ordered_groups=False, ordered=False)
+    ordered = size > 1 and not _ignores_order(estimator, enumeration, prompts)
     if enumerate_branches is None:
-        enumerate_branches = not _affine_in_branches(estimator, enumeration)
-    for groups in all_groups(enumeration, estimator.group_size, ordered):
+        enumerate_branches = not _affine_in_branches(estimator, enumeration, prompts)
+    if prompts == 1:
+        worlds = all_groups(enumeration, size, ordered)
+    else:
+        batches = not _ignores_order(estimator, enumeration, prompts, of="groups")
+        worlds = all_batches(enumeration, size, prompts, ordered_groups=ordered, ordered=batches)
+    for groups in worlds:
         sampler = Meter(ExactSampler(enumeration, groups, enumerate_branches))
         yield sampler, estimator.collect(sampler)
 
@@ -192,30 +209,41 @@ class _ProbeSampler(ExactSampler):
 
 
 def _some_groups(
-    estimator: Estimator, enumeration: Enumeration, *, left: float = 0.5, order: Tensor | None = None
+    estimator: Estimator, enumeration: Enumeration, prompts: int = 1, left: float = 0.5, order: Tensor | None = None
 ) -> tuple[_ProbeSampler, Evidence]:
-    """A few random groups to probe an estimator with, their responses in another order if one is given."""
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(enumeration.n_prompts, (32,), generator=generator)
-    leaf = torch.randint(enumeration.tree.n_leaves, (32, estimator.group_size), generator=generator)
-    leaf = leaf if order is None else leaf[:, order]
+    """A few random batches to probe an estimator with, their rows in another order if one is given."""
+    generator, size = torch.Generator().manual_seed(0), estimator.group_size
+    prompt = torch.randint(enumeration.n_prompts, (32, prompts), generator=generator)
+    leaf = torch.randint(enumeration.tree.n_leaves, (32, prompts * size), generator=generator)
+    if order is not None:
+        prompt, leaf = prompt[:, order[::size] // size], leaf[:, order]
     sampler = _ProbeSampler(enumeration, Groups(prompt, leaf, torch.ones(32, dtype=torch.float64)))
     sampler.left = left
     return sampler, estimator.collect(sampler)
 
 
-def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
-    """Does permuting the responses of a group only permute their weights, and keep the same groups? Tried on random
-    groups."""
-    sampler, evidence = _some_groups(estimator, enumeration)
+def _ignores_order(
+    estimator: Estimator,
+    enumeration: Enumeration,
+    prompts: int = 1,
+    of: Literal["responses", "groups"] = "responses",
+) -> bool:
+    """Does permuting the responses of a group, or the groups of a batch, only permute their weights, and keep the same
+    groups? Tried on random batches."""
+    sampler, evidence = _some_groups(estimator, enumeration, prompts)
     if evidence.branches is not None or sampler.drawn is not None:
         return False
     weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
     tolerance = 1e-12 * float(weights.abs().max() + 1)
-    # A rotation and an exchange of two generate every order.
-    every = torch.arange(estimator.group_size)
-    for order in (every.roll(1), torch.cat([every[:2].flip(0), every[2:]])):
-        other, permuted = _some_groups(estimator, enumeration, order=order)
+    every = torch.arange(prompts * estimator.group_size).view(prompts, -1)
+    orders = []
+    for number in range(prompts) if of == "responses" else (slice(None),):
+        # A rotation and an exchange of two generate every order.
+        part = every[number]
+        for moved in (part.roll(1, 0), torch.cat([part[:2].flip(0), part[2:]])):
+            orders.append(every.index_put((torch.arange(prompts)[number],), moved).flatten())
+    for order in orders:
+        other, permuted = _some_groups(estimator, enumeration, prompts, order=order)
         moved = token_weights(estimator, permuted, enumeration, other.weight.shape)
         if not torch.allclose(weights[..., order, :], moved, rtol=1e-10, atol=tolerance):
             return False
@@ -224,11 +252,11 @@ def _ignores_order(estimator: Estimator, enumeration: Enumeration) -> bool:
     return True
 
 
-def _affine_in_branches(estimator: Estimator, enumeration: Enumeration) -> bool:
+def _affine_in_branches(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) -> bool:
     """Is every token's weight an affine function of branch rewards, and are they passed on? Tried at random rewards."""
     tried = []
     for left in (1.0, 0.0, 0.5):
-        sampler, evidence = _some_groups(estimator, enumeration, left=left)
+        sampler, evidence = _some_groups(estimator, enumeration, prompts, left)
         if sampler.drawn is None:
             return True
         if evidence.branches is not sampler.drawn:
@@ -246,20 +274,21 @@ def updates_first(estimator: Estimator) -> bool:
 
 
 def displaced_gradients(
-    estimator: Estimator, enumeration: Enumeration
+    estimator: Estimator, enumeration: Enumeration, prompts: int = 1
 ) -> tuple[Float[Tensor, "W parameters"], Float[Tensor, " W"]]:
     """The second update of every world, at the parameters that its own first update gave, and the worlds'
     probabilities."""
-    if enumeration.tree.n_leaves > MAX_UPDATED:
+    responses = enumeration.tree.n_leaves * (enumeration.n_prompts if prompts > 1 else 1)
+    updated = math.comb(responses + prompts - 1, prompts)
+    if updated > MAX_UPDATED:
         raise TooLarge(
-            f"{enumeration.tree.n_leaves:,} updated policies are too many to differentiate one by one (at most "
-            f"{MAX_UPDATED:,}); "
-            "take a smaller instance."
+            f"{updated:,} updated policies are too many to differentiate one by one (at most {MAX_UPDATED:,}); "
+            "take a smaller instance" + (", or fewer prompts." if prompts > 1 else ".")
         )
     scorer = _Scorer(enumeration.policy)
     start = {name: parameter.detach() for name, parameter in scorer.named_parameters()}
     gradients, weights = [], []
-    for sampler, evidence in _worlds(estimator, enumeration):
+    for sampler, evidence in _worlds(estimator, enumeration, prompts=prompts):
         derivative = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
         edge = edges(evidence, enumeration)
         for world in range(len(sampler.weight)):
