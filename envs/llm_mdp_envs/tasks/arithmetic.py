@@ -40,6 +40,8 @@ class Arithmetic(ArrayTask):
         ValueError: naming the argument, its value and its range.
     """
 
+    text_face: ClassVar[str] = "llm_mdp_envs.tasks.arithmetic_text:ArithmeticText"
+    """With text=True a task is made of this class, in words (`registry.face_of`)."""
     separates: ClassVar[str] = (
         "token rewards from their sum and from the outcome alone, on a task with structure to learn"
     )
