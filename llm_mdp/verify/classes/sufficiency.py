@@ -1,0 +1,297 @@
+"""Does a summary say all that the weights of an estimator depend on? Tried on thousands of groups.
+
+The weights of every own class (or own response) and state of the others are asked for once, of a representative. Then
+groups are drawn in many ways, typical ones and odd ones (`representatives.How`), with the own response at any place
+among them, and every response of every group must have the weights that are in the table. The cheapest summary that is
+not refused is taken.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from llm_mdp.exact.enumeration import TooLarge
+from llm_mdp.verify.classes.calls import Refused, Subject
+from llm_mdp.verify.classes.convolution import CHUNK, Laws
+from llm_mdp.verify.classes.partition import Partition
+from llm_mdp.verify.classes.representatives import HOWS, Representatives
+from llm_mdp.verify.classes.summaries import SUMMARIES, Summary, nothing
+
+TRIED = 6_000
+"""Groups on which a summary must hold, of each prompt; fewer where groups are very large (`tries`)."""
+FIRST = 256
+"""Groups of each kind that are tried before the weights of all states are asked for."""
+MAX_ENTRIES = 400_000_000
+"""Token weights that are asked of an estimator, in all groups together: a minute or two of one core."""
+AGREE = 1e-11
+"""What two weights may differ by and be the same, as a share of their size and of the root mean square of all."""
+UNITS = 64
+"""The same in units of the last place, of what was computed in coarser floating point or of rewards that nearly
+agree."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """All weights of one prompt's groups."""
+
+    representatives: Representatives
+    values: Float[Tensor, "U S X"]
+    """Of every unit and every state of the others: T weights, the cost of branches in tokens and rewards, 1 if the
+    group is kept."""
+    tries: int
+    """Groups that it was compared with."""
+
+    @property
+    def classes(self) -> Partition:
+        return self.representatives.classes
+
+    @property
+    def laws(self) -> Laws:
+        return self.representatives.laws
+
+    @property
+    def by_leaf(self) -> bool:
+        """Is a unit one response, or a class?"""
+        return self.representatives.by_leaf
+
+    @property
+    def weights(self) -> Float[Tensor, "U S T"]:
+        return self.values[..., :-3]
+
+    @property
+    def kept(self) -> Float[Tensor, "U S"]:
+        """1 where the group is kept."""
+        return self.values[..., -1]
+
+    @property
+    def chance(self) -> Float[Tensor, "U S"]:
+        """Probability that the first response of a group is this unit and the others are in this state."""
+        classes = self.classes
+        own = classes.chance if self.by_leaf else classes.probability
+        return own[:, None] * self.laws.chances[self.representatives.others]
+
+
+@dataclass(frozen=True, eq=False)
+class Sufficient:
+    """A summary that was not refused, and the weights by it."""
+
+    summary: Summary
+    tables: tuple[Table, ...]
+    """One a prompt."""
+
+
+def find_sufficient(
+    subject: Subject, partitions: list[Partition], most: float = MAX_ENTRIES, generator: torch.Generator | None = None
+) -> Sufficient:
+    """The cheapest summary that is not refused, and all weights by it.
+
+    Args: most: weights that may be asked for, in all.
+
+    Raises:
+        Refused: none is left.
+        TooLarge: it takes too many values.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    failed: list[Summary] = []
+    owns = (True,) if any(_own_matters(subject, classes, generator) for classes in partitions) else (False, True)
+    for by_leaf in owns:
+        failed = []
+        for summary in SUMMARIES:
+            everybody = [
+                _representatives(subject, classes, summary, by_leaf, failed, generator) for classes in partitions
+            ]
+            if not all(_looks_sufficient(subject, each) for each in everybody):
+                failed.append(summary)
+                continue
+            _check_cost(subject, everybody, summary, most)
+            tables = []
+            for each in everybody:
+                table = _table(subject, each)
+                if table is None:
+                    break
+                tables.append(table)
+            if len(tables) == len(everybody):
+                return Sufficient(summary, tuple(tables))
+            failed.append(summary)
+    raise Refused("its weights depend on more of the other responses than their rewards, lengths and finishes")
+
+
+def tries(subject: Subject) -> int:
+    """How many groups are tried: thousands, hundreds where a group has thousands of responses."""
+    return max(500, min(TRIED, 50_000_000 // (subject.group_size * subject.enumeration.tree.horizon)))
+
+
+def _representatives(
+    subject: Subject,
+    classes: Partition,
+    summary: Summary,
+    by_leaf: bool,
+    failed: list[Summary],
+    generator: torch.Generator,
+) -> Representatives:
+    try:
+        laws = Laws(summary.of_class(classes), classes.probability, subject.group_size)
+    except TooLarge as error:
+        refused = "; ".join(each.words for each in failed)
+        raise TooLarge(
+            f"its weights depend on more of the others than one of these: {refused}. What is next, {summary.words}, "
+            f"takes too many values in groups of {subject.group_size}: {error}; take a smaller group size, or --sampled N."
+        ) from error
+    return Representatives(classes, laws, by_leaf, generator)
+
+
+def _check_cost(subject: Subject, everybody: list[Representatives], summary: Summary, most: float) -> None:
+    """Raise TooLarge if more weights would have to be asked for than `most`."""
+    entries = sum(map(_groups_asked, everybody)) * subject.group_size * subject.enumeration.tree.horizon
+    if entries > most:
+        states, units = sum(each.states for each in everybody), sum(each.units for each in everybody)
+        raise TooLarge(
+            f"its weights depend on {summary.words} of the others: {states:,} values, for {units:,} "
+            f"{'responses' if everybody[0].by_leaf else 'classes of responses'}, in groups of {subject.group_size} are "
+            f"{entries:.0e} weights to ask for (at most {most:.0e}); take a smaller group size or instance, or "
+            "--sampled N."
+        )
+
+
+def _groups_asked(draw: Representatives) -> int:
+    """About how many groups have all weights: of classes one for every sum over a whole group, but for classes that
+    cannot all be in it; of responses one each, for most are rare."""
+    if draw.by_leaf:
+        return draw.units * draw.states
+    return max(len(draw.laws.codes[-1]), draw.units * draw.states // (draw.others + 1))
+
+
+def _own_matters(subject: Subject, classes: Partition, generator: torch.Generator) -> bool:
+    """Does another own response of the same class have other weights, in the same company?"""
+    laws = Laws(nothing(classes), classes.probability, subject.group_size)
+    draw = Representatives(classes, laws, False, generator)
+    for evenly in (False, True):
+        group = draw.independent(FIRST, evenly)
+        at = torch.randint(group.shape[1], (FIRST,), generator=generator)
+        own = group.gather(1, at[:, None])[:, 0]
+        changed = group.scatter(1, at[:, None], draw.sibling(own)[:, None])
+        one, two = _own_rows(subject, classes, group, at), _own_rows(subject, classes, changed, at)
+        if not _alike(one, two, _tolerance(subject, classes, float(one[:, :-3].abs().max()))).all():
+            return True
+    return False
+
+
+def _looks_sufficient(subject: Subject, draw: Representatives) -> bool:
+    """Do a few hundred groups and as many other ones with the same units and states agree?"""
+    for number, how in enumerate(HOWS):
+        unit = torch.randint(draw.units, (FIRST,), generator=draw.generator)
+        state = torch.randint(draw.states, (FIRST,), generator=draw.generator)
+        if how == "typical":
+            chances = draw.laws.chances[draw.others]
+            place = torch.rand(FIRST, generator=draw.generator, dtype=torch.float64) * chances.sum()
+            state = torch.searchsorted(chances.cumsum(0), place, right=True).clamp(max=draw.states - 1)
+        one, two = (_own_rows(subject, draw.classes, *draw.groups(unit, state, HOWS[kind])) for kind in (0, number))
+        if not _alike(one, two, _tolerance(subject, draw.classes, float(one[:, :-3].abs().max()))).all():
+            return False
+    return True
+
+
+def _own_rows(
+    subject: Subject, classes: Partition, group: Int[Tensor, "R K"], at: Int[Tensor, " R"]
+) -> Float[Tensor, "R X"]:
+    """What the own response of every group gets."""
+    answers = _ask(subject, classes, group)
+    return answers[torch.arange(len(at)), at]
+
+
+def _ask(subject: Subject, classes: Partition, group: Int[Tensor, "R K"]) -> Float[Tensor, "R K X"]:
+    return subject(torch.full((len(group),), classes.prompt), classes.leaf[group])
+
+
+def _table(subject: Subject, draw: Representatives) -> Table | None:
+    """The weights of all units and states; None if groups are found that have others."""
+    number = tries(subject)
+    table = Table(draw, _filled(subject, draw), number)
+    square = table.chance[..., None] * table.weights.square()
+    tolerance = _tolerance(subject, draw.classes, float(square.sum().sqrt()))
+    for group in _company(draw, number).split(_at_once(subject)):
+        if not _agrees(subject, table, group, tolerance):
+            return None
+    return table
+
+
+def _filled(subject: Subject, draw: Representatives) -> Float[Tensor, "U S X"]:
+    """The weights of all units and states. Every group has those of all its responses, so few groups have them all."""
+    values: Float[Tensor, "US X"] = torch.zeros(0, 0)
+    missing = torch.arange(draw.units * draw.states)
+    there = torch.zeros(len(missing), dtype=torch.bool)
+    while len(missing):
+        asked = missing[_some_of_every_total(draw, missing)]
+        for part in asked.split(_at_once(subject)):
+            group, at = draw.groups(part // draw.states, part % draw.states, "quick")
+            answers, state = _ask(subject, draw.classes, group), draw.state_of_others(group)
+            if not len(values):
+                values = torch.zeros(len(there), answers.shape[-1], dtype=torch.float64)
+            place = draw.unit[group] * draw.states + state
+            values[place[state >= 0]] = answers[state >= 0]
+            # The own one last, for it was asked for: that of another response could be improbable.
+            values[part], there[part] = answers[torch.arange(len(at)), at], True
+            there[place[state >= 0]] = True
+        missing = missing[~there[missing]]
+    return values.unflatten(0, (draw.units, draw.states))
+
+
+def _some_of_every_total(draw: Representatives, missing: Int[Tensor, " M"]) -> Int[Tensor, " A"]:
+    """Which of the missing units and states to ask for next: of those in which whole groups add up to the same, one or
+    a quarter, for the others will come with them."""
+    if draw.others == 0:
+        return torch.arange(len(missing))
+    total = draw.total_code(missing // draw.states, missing % draw.states)
+    order = torch.randperm(len(missing), generator=draw.generator)
+    order = order[total[order].argsort(stable=True)]
+    ordered = total[order]
+    first = torch.searchsorted(ordered, ordered)
+    number = torch.searchsorted(ordered, ordered, right=True) - first
+    rank = torch.arange(len(order)) - first
+    return order[rank < (number / 4).ceil()] if draw.by_leaf else order[rank == 0]
+
+
+def _at_once(subject: Subject) -> int:
+    """Groups that are looked at at once."""
+    return max(1, CHUNK // (subject.group_size * subject.enumeration.tree.horizon))
+
+
+def _company(draw: Representatives, number: int) -> Int[Tensor, "R K"]:
+    """Groups to compare a table with: in every way of drawing, a fifth each."""
+    fifth = number // 5 + 1
+    unit = torch.randint(draw.units, (fifth * len(HOWS),), generator=draw.generator)
+    state = torch.randint(draw.states, (fifth * len(HOWS),), generator=draw.generator)
+    given = [draw.groups(u, s, how)[0] for u, s, how in zip(unit.split(fifth), state.split(fifth), HOWS)]
+    return torch.cat([*given, draw.independent(fifth, False), draw.independent(fifth, True)])
+
+
+def _agrees(subject: Subject, table: Table, group: Int[Tensor, "R K"], tolerance: tuple[float, float]) -> bool:
+    """Do all responses of these groups get what the table says?"""
+    draw = table.representatives
+    answers, state = _ask(subject, table.classes, group), draw.state_of_others(group)
+    expected = table.values[draw.unit[group], state.clamp(min=0)]
+    return bool((_alike(answers, expected, tolerance) | (state < 0)).all())
+
+
+def _tolerance(subject: Subject, classes: Partition, size: float) -> tuple[float, float]:
+    """What weights of the same group may differ by: a share of their size, and a number.
+
+    Differences of rewards that nearly agree are known to fewer digits.
+    """
+    unit = torch.finfo(getattr(torch, subject.precision)).eps
+    if unit > 1e-6:
+        raise Refused(f"it computes in {subject.precision}, too coarse to tell what its weights depend on")
+    share = max(AGREE, UNITS * unit)
+    largest, spread = float(classes.reward.abs().max()), float(classes.reward.max() - classes.reward.min())
+    if spread == 0:
+        return share, share * size + 1e-12 * largest
+    return share, (share + UNITS * torch.finfo(torch.float64).eps * min(largest / spread, 1e9)) * size
+
+
+def _alike(
+    one: Float[Tensor, "*shape X"], two: Float[Tensor, "*shape X"], tolerance: tuple[float, float]
+) -> Bool[Tensor, "*shape"]:
+    share, number = tolerance
+    return ((one - two).abs() <= share * two.abs() + number).all(-1) & (one[..., -1] == two[..., -1])
