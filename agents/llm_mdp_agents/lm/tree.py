@@ -18,9 +18,6 @@ from llm_mdp_agents.lm.packing import Reading
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
 from llm_mdp_agents.lm.precision import kept_double
 
-MOST_COLUMNS = 1024
-"""Prefixes that share a row; a larger tree takes several, each with the ancestors of its prefixes."""
-
 
 @dataclass(frozen=True)
 class TreeReading(Reading):
@@ -50,13 +47,21 @@ class PackedTree:
         prompts: in the model's tokens, PAD on the left.
         eos: the model's token that ends a response, one of the subset; None: only the horizon does.
         horizon: T ≥ 1, most tokens of a response.
+        most_nodes: prefixes that share a row; a larger tree takes several, each with the ancestors of its prefixes.
 
     Raises:
         ValueError: if the policy is not restricted, or obeys a task's masks; if its model does not attend to all that a
             mask lets through (a sliding window, recurrent layers, biases by distance), or reads no texts that long.
     """
 
-    def __init__(self, policy: LanguageModelPolicy, prompts: Int[Tensor, "P L"], eos: int | None, horizon: int):
+    def __init__(
+        self,
+        policy: LanguageModelPolicy,
+        prompts: Int[Tensor, "P L"],
+        eos: int | None,
+        horizon: int,
+        most_nodes: int = 1024,
+    ):
         if not isinstance(policy.token_subset, TokenSubset):
             raise ValueError("the policy may draw every token; restrict it, LanguageModelPolicy(…, tokens=[…]).")
         if policy.action_mask is not None:
@@ -65,6 +70,7 @@ class PackedTree:
         if eos is not None and eos not in self.tokens:
             raise ValueError(f"eos is {eos}, which is not among the tokens of the subset, {list(self.tokens)!s:.200}.")
         self.tree = PrefixTree(len(self.tokens), None if eos is None else self.tokens.index(eos), horizon)
+        self.prompts, self.eos, self.most_nodes = prompts, eos, most_nodes
         self.lead = policy.lead(prompts)
         policy.check_length(int((self.lead != PAD).sum(-1).max()) + horizon - 1)
         if not policy.full_attention:
@@ -99,7 +105,7 @@ class PackedTree:
         return [
             _part(lead[lead != PAD], number * self.tree.n_nodes, nodes, self._ancestors, self._last_token, self._depth)
             for number, lead in enumerate(self.lead)
-            for nodes in self._order.split(MOST_COLUMNS)
+            for nodes in self._order.split(self.most_nodes)
         ]
 
     @cached_property

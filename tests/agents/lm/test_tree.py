@@ -8,7 +8,6 @@ from llm_mdp.mdp.tree import PAD
 
 pytest.importorskip("transformers")
 
-from llm_mdp_agents.lm import tree as tree_module
 from llm_mdp_agents.lm.loading import load_policy
 from llm_mdp_agents.lm.precision import kept_double
 from llm_mdp_agents.lm.tree import PackedTree
@@ -70,12 +69,11 @@ def test_the_gradient_is_that_of_reading_each_prefix_alone():
     assert torch.cat([(g - h).flatten() for g, h in zip(found, expected)]).norm() < 1e-10 * size
 
 
-def test_a_tree_in_several_rows_is_the_same(monkeypatch):
+def test_a_tree_in_several_rows_is_the_same():
     policy = policy_of("llama")
     with torch.no_grad():
         whole = PackedTree(policy, PROMPTS, EOS, 4).logp()
-        monkeypatch.setattr(tree_module, "MOST_COLUMNS", 7)
-        split = PackedTree(policy, PROMPTS, EOS, 4)
+        split = PackedTree(policy, PROMPTS, EOS, 4, most_nodes=7)
         assert len(split.rows) == 2 * 6
         found = split.logp()
     torch.testing.assert_close(found.logp, whole.logp, rtol=0, atol=1e-10)
