@@ -72,6 +72,12 @@ class Representatives:
         source = torch.where(place == at[:, None], 0, place + (place < at[:, None]).long())
         return shifted.gather(1, source), at
 
+    def adding_up(self, state: Int[Tensor, " R"], how: How) -> Int[Tensor, "R K"]:
+        """Whole groups that add up to each state of K."""
+        if how == "quick":
+            return self._pick(self.laws.some(self.others + 1, state), how)
+        return self._pick(self.laws.draw(self.others + 1, state, self.generator, evenly=how != "typical"), how)
+
     def state_of_others(self, group: Int[Tensor, "R K"]) -> Int[Tensor, "R K"]:
         """What the others of every response of these groups add up to; -1: too improbable for float64."""
         code = self.code[group]
