@@ -77,6 +77,8 @@ class Following:
             raise ValueError(
                 f"the policy is {kind}; only tables and n-gram tables without forbidden tokens can be followed exactly."
             )
+        if problem.prompts > 1:
+            raise ValueError(f"prompts is {problem.prompts}; only updates of one prompt are followed: leave it out.")
         start = TabularPolicy(e.tree, e.prompt, e.logits)
         self.build, self.enumeration = build, e
         self.problem = replace(problem, instance=replace(instance, policy=deepcopy(instance.policy), reference=start))
