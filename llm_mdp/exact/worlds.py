@@ -304,11 +304,25 @@ def all_groups(
     elif ordered:
         groups = torch.cartesian_prod(*[every] * group_size)
     else:
-        groups = torch.combinations(every, group_size, with_replacement=True)
+        groups = multisets(n, group_size)
     for number in range(prompts):
         for part in groups.split(chunk):
             weight = enumeration.mdp.prompt_probability[number].expand(len(part))
             yield Groups(torch.full((len(part),), number), part, weight if ordered else weight * _orders(part))
+
+
+def multisets(n: int, size: int) -> Int[Tensor, "W size"]:
+    """Every choice of `size` of n things without order, repetitions allowed, each row ascending, in lexicographic order.
+    (`torch.combinations` fills a table of n^size bits first.)"""
+    chosen = torch.arange(n)[:, None]
+    for _ in range(size - 1):
+        last = chosen[:, -1]
+        number = n - last
+        begin = number.cumsum(0) - number
+        step = torch.arange(int(number.sum())) - begin.repeat_interleave(number)
+        follow = last.repeat_interleave(number) + step
+        chosen = torch.cat([chosen.repeat_interleave(number, 0), follow[:, None]], 1)
+    return chosen
 
 
 def all_batches(
@@ -332,7 +346,7 @@ def all_batches(
         elif ordered:
             rest = torch.cartesian_prod(*[every] * (prompts - 1)).reshape(-1, prompts - 1)
         else:
-            rest = torch.combinations(every[first:], prompts - 1, with_replacement=True)
+            rest = first + multisets(len(every) - int(first), prompts - 1)
         for batch in torch.cat([first.expand(len(rest), 1), rest], dim=1).split(chunk):
             orders = torch.ones(len(batch), dtype=torch.float64) if ordered else _orders(batch)
             yield Groups(prompt[batch], leaf[batch].flatten(1), weight[batch].prod(-1) * orders)
