@@ -1,8 +1,8 @@
 """An independent second opinion on group estimators: groups of any size, batches of several prompts.
 
 Like second_opinion.py this program imports NOTHING of the package, only numpy and the standard library, and follows the
-definitions of CLAIMS.md. It writes down every response that the policy can give; then either every batch of groups (each
-multiset of responses once, weighed with the number of its orders) or as many random batches as it is told to draw.
+definitions of CLAIMS.md. It writes down every response that the policy can give; then either every batch of groups
+(each multiset once, weighed with the number of its orders) or as many random batches as it is told to draw.
 It knows no classes of responses, no summaries and no convolutions. A sceptic can run it:
 
     python tests/second_opinion_groups.py FILE --group-size 8 --json
@@ -189,10 +189,8 @@ def prefix_values(b: Batch):
 
 
 def prefix_differences(b: Batch):
-    """v(state after the token) - v(state before it); a reply belongs to the state after the token before it."""
-    v, q = prefix_values(b), b.q
-    after = [next((s for s in range(t + 1, q.T) if s not in q.theirs), q.T) for t in range(q.T)]
-    return v[..., after] - v[..., :-1]
+    v = prefix_values(b)
+    return v[..., 1:] - v[..., :-1]
 
 
 def turn_rewards(b: Batch):
