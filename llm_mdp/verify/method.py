@@ -23,15 +23,18 @@ class Method:
     """Groups on which it was tried whether the summary says all that the weights depend on; 0 for groups."""
     prompts: int = 1
     """P, prompts whose groups are in one update."""
+    apart: bool = False
+    """Is the update the mean of what every prompt's group gives alone? Then one group says all."""
 
     @property
     def words(self) -> str:
         """One line: method, summary, states, tries."""
-        batch = "" if self.prompts == 1 else f" in batches of {self.prompts} prompts"
+        batches = self.prompts > 1 and not self.apart
+        mean = f"; an update is the mean of {self.prompts:,} such groups" if self.apart else ""
         if self.name == "groups":
-            what = "groups" if self.prompts == 1 else "batches"
-            return f"all {self.states:,} {what}, one by one"
+            return f"all {self.states:,} {'batches' if batches else 'groups'}, one by one{mean}"
+        where = f" in batches of {self.prompts:,} prompts" if batches else ""
         return (
-            f"classes of responses{batch}, of the others {self.summary} ({self.states:,} values); "
-            f"{self.tries:,} groups agreed"
+            f"classes of responses{where}, of the others {self.summary} ({self.states:,} values); "
+            f"{self.tries:,} {'batches' if batches else 'groups'} agreed{mean}"
         )
