@@ -5,7 +5,9 @@ import math
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.worlds import MAX_WORLDS, check_group_size
+from llm_mdp.verify.batches import batch_moments
 from llm_mdp.verify.classes.calls import Refused
+from llm_mdp.verify.classes.convolution import in_words
 from llm_mdp.verify.classes.moments import class_moments
 from llm_mdp.verify.classes.sufficiency import MAX_ENTRIES
 from llm_mdp.verify.method import METHODS
@@ -13,6 +15,8 @@ from llm_mdp.verify.moments import Moments, exact_moments
 
 FEW = 20_000
 """Groups, without order, that are taken one by one without asking for anything else."""
+OVERHEAD = 4
+"""Classes must ask for so many times fewer weights than groups, or groups are taken."""
 
 
 def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "auto", prompts: int = 1) -> Moments:
@@ -28,37 +32,26 @@ def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "au
         raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}.")
     if not isinstance(prompts, int) or isinstance(prompts, bool) or prompts < 1:
         raise ValueError(f"prompts is {prompts!r}; it must be a whole number of at least 1.")
-    if prompts > 1:
-        raise ValueError(f"prompts is {prompts}; only updates of one prompt can be certified.")
     check_group_size(estimator.group_size)
-    groups = enumeration.n_prompts * math.comb(
-        enumeration.tree.n_leaves + estimator.group_size - 1, estimator.group_size
-    )
+    if prompts > 1:
+        return batch_moments(estimator, enumeration, prompts, method, lambda: moments_by(estimator, enumeration, method))
+    size, leaves = estimator.group_size, enumeration.tree.n_leaves
+    groups = enumeration.n_prompts * math.comb(leaves + size - 1, size)
     if method == "groups" or (method == "auto" and groups <= FEW):
         return exact_moments(estimator, enumeration)
-    possible, most = method == "auto" and groups <= MAX_WORLDS, MAX_ENTRIES
-    if possible:
-        most = min(groups * estimator.group_size * enumeration.tree.horizon, MAX_ENTRIES)
+    possible, most = groups <= MAX_WORLDS, MAX_ENTRIES
+    if method == "auto" and possible:
+        most = min(groups * size * enumeration.tree.horizon // OVERHEAD, MAX_ENTRIES)
     try:
         return class_moments(estimator, enumeration, most)
-    except Refused as why:
-        if possible:
+    except (Refused, TooLarge) as why:
+        if method == "auto" and possible:
             return exact_moments(estimator, enumeration)
-        name = type(estimator).__name__
+        by_classes = f"by classes of responses {type(estimator).__name__} cannot be certified: {why}"
+        if possible:
+            raise TooLarge(f'{by_classes}; take method="groups", or --sampled N.') from why
         raise TooLarge(
-            f"{name} cannot be certified by classes of responses, because {why}; "
-            + (
-                'take method="groups", or --sampled N.'
-                if groups <= MAX_WORLDS
-                else f"and {_number(groups)} groups are too many to take one by one (at most {MAX_WORLDS:,}): take a "
-                "smaller group size or instance, or --sampled N."
-            )
+            f"{in_words(groups)} groups of {size} out of {leaves:,} responses are too many to take one by one (at most "
+            f"{MAX_WORLDS:,}), and {by_classes}; take a smaller --group-size, a smaller instance or one with fewer "
+            "different rewards, or --sampled N."
         ) from why
-    except TooLarge:
-        if possible:
-            return exact_moments(estimator, enumeration)
-        raise
-
-
-def _number(count: int) -> str:
-    return f"{count:,}" if count < 10**15 else f"about 10^{math.floor(math.log10(count))}"

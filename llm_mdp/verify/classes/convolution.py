@@ -1,5 +1,7 @@
 """The law of a summary over m independent responses, by convolution, and responses that have a given summary."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,7 +32,7 @@ class Laws:
         group_size: K ≥ 1.
 
     Raises:
-        TooLarge: more than MAX_CANDIDATES states times features.
+        TooLarge: more than MAX_CANDIDATES states times features; the message is a number of values, in words.
     """
 
     feature: Int[Tensor, " C"]
@@ -48,6 +50,10 @@ class Laws:
         features, self.feature = _distinct(vectors)
         self.chance = torch.zeros(len(features), dtype=torch.float64).index_add_(0, self.feature, probability)
         self.code, self._check, self._codes = _codes(features - features.amin(0, keepdim=True), group_size)
+        # As many features as span all of them give states that are all different: before any work.
+        spanned = int(torch.linalg.matrix_rank((features - features[:1]).double())) if features.shape[1] else 0
+        if (least := math.comb(group_size - 1 + spanned, spanned)) * len(features) > MAX_CANDIDATES:
+            raise TooLarge(f"at least {in_words(least)} values")
         nothing = torch.zeros(1, dtype=torch.int64)
         self.codes, self.chances = [nothing], [torch.ones(1, dtype=torch.float64)]
         self._checks, self._last = nothing, [nothing]
@@ -58,13 +64,10 @@ class Laws:
         """Add the law of one more response."""
         features = len(self.code)
         if len(self.codes[-1]) * features > MAX_CANDIDATES:
-            raise TooLarge(
-                f"{len(self.codes[-1]):,} values for {len(self.codes) - 1} of the other responses, and "
-                f"{features:,} kinds of one more"
-            )
+            raise TooLarge(f"more than {len(self.codes[-1]):,} values")
         together = (self.codes[-1][:, None] + self.code).flatten()
         if self._codes <= DENSE:
-            states, place = torch.arange(self._codes), together
+            states, place = torch.arange(int(together.max()) + 1), together
         else:
             states, place = together.unique(return_inverse=True)
         added = (self.chances[-1][:, None] * self.chance).flatten()
@@ -119,6 +122,11 @@ class Laws:
             drawn[:, more] = chosen
             left = left - self.code[chosen]
         return drawn
+
+
+def in_words(count: int) -> str:
+    """A number that may be astronomical."""
+    return f"{count:,}" if count < 10**15 else f"about 10^{math.floor(math.log10(count))}"
 
 
 def choose(share: Float[Tensor, "R F"], generator: torch.Generator) -> Int[Tensor, " R"]:

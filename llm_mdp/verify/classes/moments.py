@@ -80,7 +80,7 @@ class Pieces:
         if entries > MAX_DIRECTIONS:
             raise TooLarge(
                 f"its weights are sums of {sum(len(psi) for psi in self.psi):,} products, over {edges:,} (prefix, "
-                f"token) pairs (at most {MAX_DIRECTIONS:,} together); take a smaller instance, or --sampled N."
+                f"token) pairs (at most {MAX_DIRECTIONS:,} together)"
             )
         rows = []
         for number, psi in enumerate(self.psi):
@@ -187,8 +187,8 @@ def _between(table: Table, alphas: list[Float[Tensor, "S B"]]) -> Float[Tensor, 
     states, law = laws.codes[others - 1], laws.chances[others - 1]
     if len(states) * sum(width) ** 2 > MAX_PRODUCTS:
         raise TooLarge(
-            f"its weights are sums of {sum(width):,} products, and two of the others' leave {len(states):,} values of "
-            "the rest: too many to add up; take a smaller group size or instance, or --sampled N."
+            f"its weights are sums of {sum(width):,} products, for each of {len(states):,} values of what they depend "
+            "on, too many to be added up two by two"
         )
     joined = torch.cat(alphas, dim=1)
     feature = laws.feature.repeat_interleave(torch.tensor(width))

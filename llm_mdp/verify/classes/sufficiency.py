@@ -94,27 +94,21 @@ def find_sufficient(
         TooLarge: it takes too many values.
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    failed: list[Summary] = []
+    too_large: TooLarge | None = None
     owns = (True,) if any(_own_matters(subject, classes, generator) for classes in partitions) else (False, True)
     for by_leaf in owns:
-        failed = []
         for summary in SUMMARIES:
-            everybody = [
-                _representatives(subject, classes, summary, by_leaf, failed, generator) for classes in partitions
-            ]
-            if not all(_looks_sufficient(subject, each) for each in everybody):
-                failed.append(summary)
-                continue
-            _check_cost(subject, everybody, summary, most)
-            tables = []
-            for each in everybody:
-                table = _table(subject, each)
-                if table is None:
-                    break
-                tables.append(table)
-            if len(tables) == len(everybody):
-                return Sufficient(summary, tuple(tables))
-            failed.append(summary)
+            try:
+                everybody = [_representatives(subject, *(each, summary, by_leaf, generator)) for each in partitions]
+                if all(_looks_sufficient(subject, each) for each in everybody):
+                    _check_cost(subject, everybody, summary, most)
+                    tables = [table for each in everybody if (table := _table(subject, each)) is not None]
+                    if len(tables) == len(everybody):
+                        return Sufficient(summary, tuple(tables))
+            except TooLarge as error:
+                too_large = too_large or error
+    if too_large is not None:
+        raise too_large
     raise Refused("its weights depend on more of the other responses than their rewards, lengths and finishes")
 
 
@@ -124,20 +118,14 @@ def tries(subject: Subject) -> int:
 
 
 def _representatives(
-    subject: Subject,
-    classes: Partition,
-    summary: Summary,
-    by_leaf: bool,
-    failed: list[Summary],
-    generator: torch.Generator,
+    subject: Subject, classes: Partition, summary: Summary, by_leaf: bool, generator: torch.Generator
 ) -> Representatives:
     try:
         laws = Laws(summary.of_class(classes), classes.probability, subject.group_size)
     except TooLarge as error:
-        refused = "; ".join(each.words for each in failed)
         raise TooLarge(
-            f"its weights depend on more of the others than one of these: {refused}. What is next, {summary.words}, "
-            f"takes too many values in groups of {subject.group_size}: {error}; take a smaller group size, or --sampled N."
+            f"its weights may depend on {summary.words} of the other responses, which takes {error} "
+            f"({len(classes.reward.unique())} different rewards, {classes.size} classes of reward, length and finish)"
         ) from error
     return Representatives(classes, laws, by_leaf, generator)
 
@@ -148,10 +136,9 @@ def _check_cost(subject: Subject, everybody: list[Representatives], summary: Sum
     if entries > most:
         states, units = sum(each.states for each in everybody), sum(each.units for each in everybody)
         raise TooLarge(
-            f"its weights depend on {summary.words} of the others: {states:,} values, for {units:,} "
-            f"{'responses' if everybody[0].by_leaf else 'classes of responses'}, in groups of {subject.group_size} are "
-            f"{entries:.0e} weights to ask for (at most {most:.0e}); take a smaller group size or instance, or "
-            "--sampled N."
+            f"its weights may depend on {summary.words} of the other responses, which takes {states:,} values: "
+            f"{entries:.0e} weights, with {units:,} {'responses' if everybody[0].by_leaf else 'classes of responses'} "
+            f"that may be the own one (at most {most:.0e})"
         )
 
 
