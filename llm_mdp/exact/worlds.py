@@ -312,8 +312,8 @@ def all_groups(
 
 
 def multisets(n: int, size: int) -> Int[Tensor, "W size"]:
-    """Every choice of `size` of n things without order, repetitions allowed, each row ascending, in lexicographic order.
-    (`torch.combinations` fills a table of n^size bits first.)"""
+    """Every choice of `size` of n things without order, repetitions allowed, each row ascending, in lexicographic
+    order. (`torch.combinations` fills a table of n^size bits first.)"""
     chosen = torch.arange(n)[:, None]
     for _ in range(size - 1):
         last = chosen[:, -1]
