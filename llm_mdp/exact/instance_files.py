@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from llm_mdp.files import write_text
 from llm_mdp.mdp.environment import Environment, check_places
 from llm_mdp.mdp.hidden_rewards import TableReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP, check_prompts, check_shape
-from llm_mdp.mdp.tree import PrefixTree, pad_prompts
+from llm_mdp.mdp.tree import PAD, PrefixTree, context_code, pad_prompts
 from llm_mdp.own import did_you_mean
-from llm_mdp.sampling.policies import TabularPolicy, TabularValue
+from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy, TabularValue
 
-OPTIONAL = ("gamma", "prompts", "environment_at")
+OPTIONAL = ("gamma", "prompts", "environment_at", "order", "adversary")
 """Keys of a file that may be left out."""
 
 
@@ -131,7 +131,8 @@ def instance_from_dict(content: dict[str, Any], name: str = "") -> Instance:
     tree = PrefixTree(vocab_size, eos, horizon)
     check_size(tree, len(prompts))
     columns = _read_nodes(content["nodes"], tree, len(prompts))
-    return _build(tree, float(gamma), prompts, tuple(environment_at), columns, name)
+    instance = _build(tree, float(gamma), prompts, tuple(environment_at), columns, name)
+    return instance if "order" not in content else _with_shared_logits(instance, content["order"], columns.logits)
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,32 @@ def _build(
         name,
         order,
     )
+
+
+def _with_shared_logits(instance: Instance, order: Any, logits: list[list[float]]) -> Instance:
+    """The instance with a policy that knows the last `order` tokens only."""
+    mdp = instance.mdp
+    if not isinstance(order, int) or isinstance(order, bool) or not 0 <= order <= mdp.horizon:
+        raise InstanceError(
+            f"order is {_shown(order)}; it must be the number of last tokens that the policy knows, 0 … {mdp.horizon}."
+        )
+    table = torch.zeros(1, (mdp.vocab_size + 1) ** order, mdp.vocab_size, dtype=torch.float64)
+    first: dict[int, Node] = {}
+    for node, row in zip(instance.node_order, logits):
+        prompt, prefix = node
+        if not mdp.policy_steps[len(prefix)]:
+            continue
+        text = [PAD] * order + [*mdp.prompts[prompt].tokens, *prefix]
+        code = int(context_code(torch.tensor(text[len(text) - order :], dtype=torch.int64), mdp.vocab_size))
+        there = first.setdefault(code, node)
+        if there == node:
+            table[0, code] = torch.tensor(row, dtype=torch.float64)
+        elif table[0, code].tolist() != row:
+            raise InstanceError(
+                f"logits at {_node_name(node)} are {_shown(row)}, and at {_node_name(there)} "
+                f"{_shown(table[0, code].tolist())}; with order {order} these two are one parameter."
+            )
+    return replace(instance, policy=NgramPolicy(table, order))
 
 
 def _read_text(path: str | os.PathLike[str]) -> str:

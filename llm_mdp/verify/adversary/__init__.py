@@ -1,0 +1,1 @@
+"""Where following a biased estimator ends: many small instances at once, and the search for the worst of them."""
