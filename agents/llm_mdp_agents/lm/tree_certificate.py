@@ -21,6 +21,7 @@ from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.verify.certificate import Certificate, judge
 from llm_mdp.verify.choice import moments_by
 from llm_mdp_agents.lm.precision import kept_double
+from llm_mdp_agents.lm.spread import Spread, covariance_factors, spread
 from llm_mdp_agents.lm.tree import PackedTree, Part
 from llm_mdp_agents.lm.tree_problem import ModelProblem
 
@@ -157,6 +158,23 @@ class ModelCertifier:
         for one, true_one in zip(again, true):
             one.sub_(true_one)
         return math.sqrt(dot(again, again) / dot(true, true))
+
+    def spread(self, estimator: Estimator, probes: int, generator: torch.Generator) -> Spread:
+        """tr Cov of one estimate in the parameters, with its interval: some 10 backward passes.
+
+        Args: probes: at least `spread.LEAST_PROBES`.
+
+        Raises:
+            TooLarge: if the second moments cannot be had (`spread.covariance_factors`).
+        """
+        enumeration = self.asked.problem.enumeration
+        shape = (enumeration.n_prompts, enumeration.tree.n_nodes, enumeration.tree.vocab_size)
+
+        def length_of(by_edge: Tensor) -> float:
+            gradient = self.space.gradient(by_edge.view(shape))
+            return dot(gradient, gradient)
+
+        return spread(covariance_factors(estimator, enumeration), enumeration.n_edges, length_of, probes, generator)
 
     def certify(
         self, estimator: Estimator, target: str = "reward", *, method: str = "auto", prompts: int = 1
