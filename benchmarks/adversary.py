@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from llm_mdp.exact.optima import NotConverged
 from llm_mdp.verify.adversary.files import write_adversary
 from llm_mdp.verify.adversary.many import Many
 from llm_mdp.verify.adversary.search import QUICK, SHAPES, VISIBLE, Row, draw, search
-from llm_mdp.verify.adversary.shapes import Shape, instance_of
+from llm_mdp.verify.adversary.shapes import Shape, instance_of, shape_of
 from llm_mdp.verify.claims import CLAIMS, Claim
 from llm_mdp.verify.drift import drifts
 from llm_mdp.verify.problem import Problem
@@ -61,11 +62,15 @@ def biased_rows() -> list[tuple[Claim, tuple[Shape, ...]]]:
     return rows
 
 
-def typical_drift(row: Row) -> dict[str, Any] | None:
-    """Mean share of the gain that is lost again, with its 95 % bootstrap interval over instances."""
-    numbers = draw(TYPICAL, INSTANCES, stream(0, "typical"))
+def typical_drift(row: Row, like: Shape) -> dict[str, Any] | None:
+    """Mean share of the gain that is lost again, with its 95 % bootstrap interval over instances.
+
+    Args: like: where the row is biased; three tokens, three prompts and three steps or more, with its discount and turns.
+    """
+    shape = replace(TYPICAL, horizon=max(3, like.horizon), gamma=like.gamma, environment_at=like.environment_at)
+    numbers = draw(shape, INSTANCES, stream(0, "typical"))
     try:
-        many = Many(TYPICAL, numbers, row.build, row.group_size, row.beta, row.target)
+        many = Many(shape, numbers, row.build, row.group_size, row.beta, row.target)
     except NotConverged:
         return None
     if many.way == "alone":
@@ -110,7 +115,10 @@ def main() -> None:
         if found.loss < VISIBLE:
             path.unlink()
         done = known()  # another process may have written beside this one
-        done[claim.id] = said | {"drift": typical_drift(row), "cpu_seconds": round(time.process_time() - began, 1)}
+        done[claim.id] = said | {
+            "drift": typical_drift(row, shape_of(found.instance)),
+            "cpu_seconds": round(time.process_time() - began, 1),
+        }
         results = {"command": "python benchmarks/adversary.py", "seed": 0, "typical_instances": INSTANCES, "rows": done}
         write_results(RESULTS, ("torch",), results)
         print(
