@@ -21,7 +21,7 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.sampling.evidence import Evidence, as_worlds
 from llm_mdp.sampling.policies import Policy, logp_of
-from llm_mdp.sampling.sampler import Sampler
+from llm_mdp.sampling.sampler import NothingKept, Sampler
 from llm_mdp.sampling.shared_draws import Meter, SharedDraws
 from llm_mdp.variance.allocation import Allocation, Split, allocate, few_cuts, fitted_price
 from llm_mdp.variance.measurement import Measurement
@@ -106,9 +106,19 @@ def shared_estimates(
 
 
 def estimates_on(
-    replay: SharedDraws, estimators: Mapping[str, Estimator], policy: Policy, sketch: Sketch
+    replay: SharedDraws,
+    estimators: Mapping[str, Estimator],
+    policy: Policy,
+    sketch: Sketch,
+    rows_at_once: int | None = None,
+    choosy: bool = False,
 ) -> dict[str, Estimates]:
-    """Every estimator on draws that are there, see `shared_estimates`; branches are drawn when they are asked for."""
+    """Every estimator on draws that are there, see `shared_estimates`; branches are drawn when they are asked for.
+
+    Args:
+        rows_at_once: most responses that go through the model at once; None: a group.
+        choosy: an estimator may leave groups out, whose estimates are then 0.
+    """
     assert isinstance(policy, nn.Module)
     start, group_size = time.perf_counter(), replay.largest
     weights: dict[str, list[Tensor]] = {name: [] for name in estimators}
@@ -116,16 +126,16 @@ def estimates_on(
     for name, estimator in estimators.items():
         for replay.part in range(group_size // estimator.group_size):
             meter = Meter(replay)
-            worlds = as_worlds(estimator.collect(meter), estimator.group_size)
-            if len(worlds.response_reward) * group_size < len(replay.reward):
+            weight = _weights(estimator, meter, len(replay.reward) // group_size)
+            if meter.groups is not None and not choosy and not bool(meter.groups.all()):
                 raise ValueError(
                     f"{name} leaves groups out, which cannot be compared on shared draws; measure it on a token MDP."
                 )
-            weights[name].append(loss_weights(estimator, worlds, worlds.rollouts.logp))
+            weights[name].append(weight)
             costs[name].append(torch.stack(meter.cost(estimator.group_size)))
     drawn = replay.drawn_tokens
     per_token = (time.perf_counter() - start) / drawn
-    gradients, seconds = _streamed(policy, replay, weights, sketch)
+    gradients, seconds = _streamed(policy, replay, weights, sketch, rows_at_once or group_size)
     found = {}
     for name, parts in costs.items():
         (tokens, rewards), (gradient, square) = torch.stack(parts).mean(0), gradients[name]
@@ -133,30 +143,53 @@ def estimates_on(
     return found
 
 
+def _weights(estimator: Estimator, meter: Meter, prompts: int) -> Float[Tensor, "N K T"]:
+    """The weight of every token, each group by itself; 0 in groups that the estimator leaves out."""
+    try:
+        worlds = as_worlds(estimator.collect(meter), estimator.group_size)
+    except NothingKept:
+        assert meter.responses is not None
+        return torch.zeros(prompts, estimator.group_size, meter.responses.tokens.shape[-1], dtype=torch.float64)
+    weight = loss_weights(estimator, worlds, worlds.rollouts.logp)
+    if meter.groups is None:
+        return weight
+    return weight.new_zeros(prompts, *weight.shape[1:]).index_put((meter.groups,), weight)
+
+
 def _streamed(
-    policy: Any, replay: SharedDraws, weights: Mapping[str, Sequence[Float[Tensor, "N K T"]]], sketch: Sketch
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
-    """Σ weight ∇log π of every prompt and estimator, one prompt in memory at a time; and the mean seconds of one."""
+    policy: Any, replay: SharedDraws, weights: Mapping[str, Sequence[Float[Tensor, "N K T"]]], sketch: Sketch,
+    rows_at_once: int,
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:  # fmt: skip
+    """Σ weight ∇log π of every prompt and estimator, one prompt (or fewer responses) in memory at a time; and the mean
+    seconds of one."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     number = len(replay.reward) // replay.largest
     means = {name: torch.zeros(number, min(sum(sketch.sizes), WIDTH), dtype=torch.float64) for name in weights}
     squares = {name: torch.zeros(number, dtype=torch.float64) for name in weights}
     seconds = dict.fromkeys(weights, 0.0)
+
+    def logp_at(rows: slice) -> Tensor:
+        return logp_of(policy, replay.batch.prompt[rows], replay.batch.tokens[rows], replay.batch.mask[rows])
+
     for prompt in range(number):
         # A group without signal has no gradient, and a prompt without any need not be read.
         every = ((name, k, part[prompt]) for name, parts in weights.items() for k, part in enumerate(parts))
         wanted = [(name, k, weight) for name, k, weight in every if bool((weight != 0).any())]
         if not wanted:
             continue
-        start = time.perf_counter()
-        here = slice(prompt * replay.largest, (prompt + 1) * replay.largest)
-        logp = logp_of(policy, replay.batch.prompt[here], replay.batch.tokens[here], replay.batch.mask[here])
-        forward = (time.perf_counter() - start) / replay.largest
+        first, whole, forward = prompt * replay.largest, None, 0.0
+        if rows_at_once >= replay.largest:
+            start = time.perf_counter()
+            whole = logp_at(slice(first, first + replay.largest))
+            forward = (time.perf_counter() - start) / replay.largest
         for name, k, weight in wanted:
             start, size, share = time.perf_counter(), len(weight), 1 / len(weights[name])
-            gradient = torch.autograd.grad(
-                logp[k * size : (k + 1) * size], parameters, weight.to(logp), retain_graph=True, allow_unused=True
-            )  # fmt: skip
+            if whole is not None:
+                gradient = torch.autograd.grad(
+                    whole[k * size : (k + 1) * size], parameters, weight.to(whole), retain_graph=True, allow_unused=True
+                )
+            else:
+                gradient = _in_parts(logp_at, first + k * size, weight, parameters, rows_at_once)
             vector, square = sketch(gradient)
             means[name][prompt] += share * vector
             squares[name][prompt] += share * square
@@ -164,6 +197,22 @@ def _streamed(
     return {name: (means[name], squares[name]) for name in weights}, {
         name: each / number for name, each in seconds.items()
     }
+
+
+def _in_parts(
+    logp_at: Callable[[slice], Tensor], first: int, weight: Float[Tensor, "K T"], parameters: Sequence[nn.Parameter],
+    rows_at_once: int,
+) -> list[Tensor | None]:  # fmt: skip
+    """Σ weight ∇log π of the responses from the row `first` on, of which so many are in memory at a time."""
+    total: list[Tensor | None] = [None for _ in parameters]
+    for start in range(0, len(weight), rows_at_once):
+        part = weight[start : start + rows_at_once]
+        if not bool((part != 0).any()):
+            continue
+        logp = logp_at(slice(first + start, first + start + len(part)))
+        gradient = torch.autograd.grad(logp, parameters, part.to(logp), allow_unused=True)
+        total = [new if old is None else old if new is None else old + new for old, new in zip(total, gradient)]
+    return total
 
 
 def measure_task(
@@ -216,9 +265,9 @@ def measure_task(
         done += number
         tell(done)
         if foretell is not None and done - number < PILOT_PROMPTS <= done < prompts:
-            pilot, each = _joined(parts[target]), (time.perf_counter() - start) / done
+            pilot, each = joined_estimates(parts[target]), (time.perf_counter() - start) / done
             foretell(sampled_measurement(pilot, reference=pilot, seed=seed, known="unbiased"), each)
-    whole = {name: _joined(each) for name, each in parts.items()}
+    whole = {name: joined_estimates(each) for name, each in parts.items()}
     reference = whole[target]
     measured = {}
     for name in estimators:
@@ -238,7 +287,7 @@ def measure_task(
     return measured, facts
 
 
-def _joined(parts: Sequence[Estimates]) -> Estimates:
+def joined_estimates(parts: Sequence[Estimates]) -> Estimates:
     """All batches, with the mean of their seconds."""
     sizes = [len(part.square) for part in parts]
     return Estimates(
@@ -293,7 +342,7 @@ def pilot_allocation(
     for replay in batches or (SharedDraws(sampler, max(group_sizes)),):
         parts.append(estimates_on(replay, estimators, policy, sketch))
         signal |= bool(has_signal(replay.reward, max(group_sizes)).any())
-    found = {name: _joined([part[name] for part in parts]) for name in estimators}
+    found = {name: joined_estimates([part[name] for part in parts]) for name in estimators}
     if not signal:
         raise NoSignal(
             f"the {max(group_sizes)} responses to every prompt of the pilot batch have the same reward, so nothing "

@@ -48,6 +48,16 @@ SECTIONS = {
             "Groups with signal", "Fraction of prompts whose responses differ in reward.", {"groups_with_signal": ""}
         ),
         Curve("Signal to noise", "Squared length of the expected gradient over its variance.", {"signal_to_noise": ""}),
+        Curve(
+            "Cosine to RLOO",
+            "Of the agent's expected gradient to RLOO's, which is the true one; 95 % intervals.",
+            {"cosine_to_rloo": ""},
+        ),
+        Curve(
+            "Tokens to signal",
+            "At which the noise of the agent's estimate equals its signal.",
+            {"tokens_to_signal": ""},
+        ),
     ],
     "Policy": [
         Curve("Entropy", "Estimated from the sampled tokens, in nats a token.", {"entropy": ""}),
@@ -66,7 +76,9 @@ SECTIONS = {
         Curve("Tokens", "Sampled in one step.", {"tokens": ""}),
     ],
 }
-BAND = {name: (f"{name}_low", f"{name}_high") for name in ("eval/reward", "eval/greedy_reward")}
+BANDED = ("eval/reward", "eval/greedy_reward", "cosine_to_rloo", "tokens_to_signal")
+BAND = {name: (f"{name}_low", f"{name}_high") for name in BANDED}
+MEASURED = ("groups_measured", "groups_measured_with_signal")
 UNSEEN = ("eval/prompts", "eval/held_out")
 """Said in words."""
 GRADED = re.compile(r"(eval/)?(part|detail)/.*")
@@ -130,7 +142,7 @@ def finite(series: Series, name: str) -> tuple[np.ndarray, np.ndarray]:
 def sections_of(series: Series) -> list[tuple[str, list[dict[str, Any]]]]:
     """(title, figures) of the curves that there are."""
     known = {name for curves in SECTIONS.values() for curve in curves for name in curve.series}
-    known |= {edge for band in BAND.values() for edge in band} | {*UNSEEN}
+    known |= {edge for band in BAND.values() for edge in band} | {*UNSEEN, *MEASURED}
     names = sorted(set(series) - known)
     # An evaluation's curve stands in the drawing of the training's.
     pairs = {name: f"eval/{name}" for name in names if not name.startswith("eval/")}

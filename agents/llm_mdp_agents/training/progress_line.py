@@ -17,6 +17,7 @@ SHOWN = {
     "gradient_norm": "gradient",
     "groups_with_signal": "signal",
     "signal_to_noise": "snr",
+    "cosine_to_rloo": "cosine",
     "loss": "loss",
 }
 """What the line says of the latest batch, the most important first, and its words for it."""

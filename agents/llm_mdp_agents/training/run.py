@@ -30,11 +30,11 @@ from llm_mdp_agents.training.run_config import (
     run_config_of,
     write_run_config,
 )
-from llm_mdp_agents.training.run_folder import CHECKPOINTS, Place, begin_anew, is_main, run_folder, way_on
+from llm_mdp_agents.training.run_folder import CHECKPOINTS, Place, begin_anew, is_main, or_anew, run_folder, way_on
 from llm_mdp_agents.training.run_lock import run_lock
 from llm_mdp_agents.training.run_report import write_report
 from llm_mdp_agents.training.signals import Stop, Stopped, listening
-from llm_mdp_agents.training.state import OtherBase
+from llm_mdp_agents.training.state import Older, OtherBase
 from llm_mdp_agents.training.stopping import best_of, check_measured, why_stopped
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trained import save_policy
@@ -273,7 +273,9 @@ class Session:
         self.show("preparing", {})
         self.parts.agent.report = report
         self.trainer.prepare()
-        for note in self.parts.agent.notes if spoken else ():
+        trainer = self.trainer
+        unmeasured = trainer.own_gradient.notice(trainer.prompts, self.config.n_steps)
+        for note in [*self.parts.agent.notes, *filter(None, [unmeasured])] if spoken else ():
             print(visible(note), file=sys.stderr)
         self.record(self.evaluate())
         check_measured(self.config.best_by, self.metrics[-1])
@@ -286,6 +288,10 @@ class Session:
             self.trainer.restore(resumed.tensors, resumed.state)
         except OtherBase:
             raise  # an earlier checkpoint is of the same base
+        except Older as error:
+            raise checkpoint.CheckpointError(
+                f"{resumed.path} {error}; {or_anew(resumed.path.parent.parent)}"
+            ) from error
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise checkpoint.CheckpointError(
                 f"{resumed.path} does not fit this run ({' '.join(str(error).split())}); "

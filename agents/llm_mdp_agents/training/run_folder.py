@@ -51,6 +51,12 @@ def begin_anew(folder: Path) -> str:
     )
 
 
+def or_anew(folder: Path) -> str:
+    """What to do where this version cannot go on, as the end of a sentence."""
+    anew = f"llm-mdp train --config {shlex.quote(str(folder / CONFIG))}"
+    return f"go on with the version that wrote it, or start the run anew: {anew}"
+
+
 def way_on(folder: Path | None, error: BaseException | None = None) -> str:
     """How to go on with a run that a signal ended; nothing in the processes of a group that do not speak.
 

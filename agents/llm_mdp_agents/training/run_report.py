@@ -13,6 +13,7 @@ from llm_mdp.files import write_text
 from llm_mdp.report.pages import rendered
 from llm_mdp.report.rows import number
 from llm_mdp_agents.training.curves import BAND, UNSEEN, Series, finite, how_drawn, sections_of, to_series
+from llm_mdp_agents.training.own_gradient import gradient_words
 from llm_mdp_agents.training.records import RESERVED, load_config, load_metrics, load_samples
 from llm_mdp_agents.training.stopping import best_of, why_stopped
 from llm_mdp_agents.training.train_config import TrainConfig
@@ -42,6 +43,7 @@ def write_report(folder: Path, running: bool = False) -> Path:
     config, metrics, samples = load_config(folder), load_metrics(folder), load_samples(folder)
     series, steps = to_series(metrics), _part(config, "train", "steps")
     command = config.get("command", "")
+    notes = (_evaluated_on(series), _how_it_ended(metrics, config), gradient_words(metrics), _note(series))
     page = rendered(
         "run.html",
         package="llm_mdp_agents.training",
@@ -49,7 +51,7 @@ def write_report(folder: Path, running: bool = False) -> Path:
         facts=_facts(config, series),
         command=command if isinstance(command, str) else shlex.join(map(str, command)),
         summary=summary(series, steps if isinstance(steps, int) else None, running),
-        note=" ".join(filter(None, (_evaluated_on(series), _how_it_ended(metrics, config), _note(series)))),
+        note=" ".join(filter(None, notes)),
         cards=_cards(series),
         sections=sections_of(series),
         how_drawn=how_drawn(series),

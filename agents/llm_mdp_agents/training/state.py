@@ -19,6 +19,16 @@ ALONE = Parallel()
 """How the models beside the policy are held: whole, by every process."""
 
 
+PARTS = {"number", "base", "policy", "optimizer", "scheduler", "processes", "agent"}
+OF_PROCESS = {"generator", "questions", "position", "cost"}
+OF_AGENT = {"models", "optimizers", "numbers", "waiting", "generator"}
+"""What `restore` cannot do without."""
+
+
+class Older(ValueError):
+    """A checkpoint of an earlier version, which did not keep all that decides how training goes on."""
+
+
 class OtherBase(ValueError):
     """A checkpoint was trained upon other frozen weights than those of the policy."""
 
@@ -51,6 +61,7 @@ def state_of(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "waiting": agent.waiting,
             "generator": agent.generator.get_state(),
         },
+        "own_gradient": trainer.own_gradient.state,
     }
     tensors, packed = checkpoint.pack(everything, "trainer")
     return tensors, {"trainer": packed}
@@ -59,6 +70,7 @@ def state_of(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def restore(trainer: Any, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Let a `Trainer` go on from what `state_of` gave; see its `restore`."""
     everything, agent, parallel = checkpoint.unpack(tensors, state["trainer"]), trainer.agent, trainer.parallel
+    _check_whole(everything)
     processes, size = everything["processes"], parallel.size
     if len(processes) != size:
         raise ValueError(
@@ -96,7 +108,19 @@ def restore(trainer: Any, tensors: dict[str, Tensor], state: dict[str, Any]) -> 
         load_optimizer_state(optimizer, everything["agent"]["optimizers"][name], ALONE)
     agent.numbers, agent.waiting = everything["agent"]["numbers"], everything["agent"]["waiting"]
     agent.generator.set_state(everything["agent"]["generator"])
+    # Where nothing was measured yet, the next measurement comes when a run would have its first.
+    trainer.own_gradient.restore(everything.get("own_gradient", trainer.own_gradient.state))
     agent.estimator = agent.make_estimator()
+
+
+def _check_whole(everything: dict[str, Any]) -> None:
+    """Raise Older where a part of the state is missing."""
+    missing = PARTS - everything.keys()
+    if not missing:
+        missing = {f"processes.{name}" for each in everything["processes"] for name in OF_PROCESS - each.keys()}
+        missing |= {f"agent.{name}" for name in OF_AGENT - everything["agent"].keys()}
+    if missing:
+        raise Older(f"is of an earlier version of LLM-MDP, which did not keep {', '.join(sorted(missing))}")
 
 
 def frozen_names(policy: Any) -> set[str]:

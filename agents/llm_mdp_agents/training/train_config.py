@@ -48,7 +48,11 @@ class TrainConfig:
     stop_after: int | None = None
     """Stop after this many evaluations in a row without a better `best_by`; None: never."""
     signal_every: int = 10
-    """Steps between measurements of the gradient's signal-to-noise ratio; 0: never."""
+    """Steps between measurements of the gradient's signal-to-noise ratio, and of what `measure_share` is for; 0:
+    never."""
+    measure_share: float = 0.05
+    """Most of the run that goes into the agent's expected gradient on the questions of the evaluation: its cosine to
+    RLOO's, and the tokens at which its noise equals its signal (`own_gradient`); as often as this affords, 0: never."""
     checkpoint_every: int = 50
     """Steps between checkpoints, where there is a folder for them."""
     keep: int = 2
@@ -73,6 +77,8 @@ class TrainConfig:
         for name in ("warm_up_steps", "signal_every", "seed", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        if not 0 <= self.measure_share <= 1:
+            raise ValueError(f"measure_share is {self.measure_share}; it is a share of the run, from 0 to 1.")
         if self.eval_split is not None and not 0 <= self.eval_split < 1:
             raise ValueError(f"eval_split is {self.eval_split}; it is a share, at least 0 and below 1.")
         if self.eval_split is not None and self.eval_problems is not None:

@@ -31,6 +31,7 @@ from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.evaluation import Evaluation, evaluation
 from llm_mdp_agents.training.first_ratio import check_first_ratio, is_half
 from llm_mdp_agents.training.graded import columns, graded, joined
+from llm_mdp_agents.training.own_gradient import OwnGradient
 from llm_mdp_agents.training.parallel import Parallel
 from llm_mdp_agents.training.questions import EvalQuestions, TrainQuestions, eval_questions
 from llm_mdp_agents.training.state import fingerprint, frozen_names, restore, state_of
@@ -94,6 +95,10 @@ class Trainer:
             engine,
             self.ask,
         )
+        self.own_gradient = OwnGradient(
+            agent, policy, self.asked, self.parallel, share=config.measure_share, every=config.signal_every,
+            seed=config.seed, rows_at_once=config.micro_batch,
+        )  # fmt: skip
 
     def prepare(self) -> None:
         """What the agent trains before the first update: on whole batches that all processes draw alike, so that its
@@ -135,13 +140,14 @@ class Trainer:
         self.sampler.scores.clear()
         # Not kept while the next batch is drawn.
         self.optimizer.zero_grad()
+        known = self.own_gradient.figures(self.number, self.sampler.prompts_per_batch * self.parallel.size)
         whole, own = self.parallel.gather(self.parallel.on_whole_model(self.policy, self._collect))
         if whole is None:
             self.scheduler.step()
-            return {"skipped": 1.0, "groups_with_signal": 0.0}
+            return {"skipped": 1.0, "groups_with_signal": 0.0, **known}
         self._check(whole, "reward", whole.response_reward)
         whole, rounding = self._scored_as_trained(whole, own)
-        metrics = describe(whole, self.agent.group_size) | self._graded() | rounding
+        metrics = describe(whole, self.agent.group_size) | self._graded() | rounding | known
         for epoch in range(self.config.epochs):
             weights, loss = self._weights(whole, own, drawn_now=epoch == 0 and self.agent.behaviour is self.policy)
             measured = epoch == 0 and self.config.signal_every > 0 and self.number % self.config.signal_every == 0

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from llm_mdp_agents import resume, train
+from llm_mdp_agents.training import checkpoint
 from llm_mdp_agents.training.records import load_metrics
 
 SHORT = {"prompts_per_step": 4, "eval_prompts": 8, "eval_every": 2, "signal_every": 0, "progress": False}
@@ -143,6 +144,32 @@ def test_what_does_not_fit_is_a_sentence_that_offers_the_one_before(run, monkeyp
         ) as refused:
             resume(run, progress=False, steps=DONE)
         assert "\n" not in str(refused.value)
+
+
+def without(run, *parts: str) -> None:
+    """The newest checkpoint alone, as a version wrote it that did not keep these parts."""
+    found = checkpoint.load(run / "checkpoints")
+    entries = found.state["trainer"]["dict"]
+    found.state["trainer"]["dict"] = [entry for entry in entries if entry[0] not in parts]
+    shutil.rmtree(run / "checkpoints")
+    checkpoint.save(run / "checkpoints", found.step, found.tensors, found.state, keep=1)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_sentence(run):
+    without(run, "base", "scheduler")
+    words = (
+        r"step-000006 is of an earlier version of LLM-MDP, which did not keep base, scheduler; go on with the version "
+        r"that wrote it, or start the run anew: llm-mdp train --config .*config.json$"
+    )
+    with pytest.raises(ValueError, match=words) as refused:
+        resume(run, progress=False, steps=DONE)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_from_before_the_gradient_was_measured_goes_on(run, runs):
+    without(run, "own_gradient")
+    resume(run, progress=False, steps=DONE)
+    assert trained(run) == trained(runs / "whole")
 
 
 @pytest.mark.parametrize("file", ["report.html", "samples.jsonl", "config.json", ".lock", "metrics.jsonl"])
