@@ -10,6 +10,11 @@ from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import Policy
 
 
+def is_right_or_wrong(response_reward: Float[Tensor, "*shape"]) -> bool:
+    """Is every RM(W) 0 or 1, but for rounding?"""
+    return bool(torch.minimum(response_reward.abs(), (response_reward - 1).abs()).max() < 1e-9)
+
+
 def outcome_reward(mdp: TokenMDP, policy: Policy, success: float, generator: torch.Generator) -> TableReward:
     """1 / γᵗ⁻¹ for the last token of randomly chosen responses; RM is then 1 or 0. The policy is right with about this
     probability over all prompts, the first of which is the easiest and the last the hardest.

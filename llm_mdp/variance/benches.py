@@ -13,7 +13,7 @@ from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instance_files import read_instance
 from llm_mdp.exact.instances import Instance, random_instance, stream
 from llm_mdp.exact.ngram_gradient import expected_length, ngram_critic, reward_moments
-from llm_mdp.exact.right_or_wrong import outcome_reward
+from llm_mdp.exact.right_or_wrong import is_right_or_wrong, outcome_reward
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.mdp.token_mdp import TokenMDP
@@ -46,7 +46,7 @@ class TreeBench:
     def facts(self) -> dict[str, Any]:
         """J, |∇J|, expected length: what there is to know, JSON-able."""
         e = self.enumeration
-        outcomes = bool(torch.minimum(e.response_reward.abs(), (e.response_reward - 1).abs()).max() < 1e-9)
+        outcomes = is_right_or_wrong(e.response_reward)
         return {
             "J": self.problem.gradient[0], "grad_norm": float(self.target.norm()), "expected_length": e.expected_length,
             "entropy": mean_entropy(e), "success": self.problem.gradient[0] if outcomes else None, "target": "exact",

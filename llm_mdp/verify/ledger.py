@@ -1,6 +1,7 @@
 """Running the ledger: every claim on an instance, as one JSON-able document (what `llm-mdp verify --json` writes)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import llm_mdp
@@ -17,6 +18,7 @@ from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.certificate import FIGURES, Certificate, exact_certificate
 from llm_mdp.verify.check import load_estimator
 from llm_mdp.verify.claims import CLAIMS, Claim, always
+from llm_mdp.verify.group_sizes import BY_SIZE, ONE_SIZE, Sizes, at_sizes, compares, entry_of
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import sampled_certificate
 from llm_mdp.verify.weights import NotFinite
@@ -29,6 +31,7 @@ def run_ledger(
     sampled: int | None = None,
     seed: int = 0,
     confidence: float = 0.99,
+    sizes: Sizes = ONE_SIZE,
     progress: Callable[[str], None] = lambda claim: None,
 ) -> dict[str, Any]:
     """Check claims on one instance.
@@ -36,6 +39,7 @@ def run_ledger(
     Args:
         sampled: draw this many responses for each claim instead of enumerating; None: exact.
         confidence: of each sampled certificate.
+        sizes: further group sizes and numbers of prompts, of rows that compare responses; and the method.
         progress: called with the id of each claim when it is done.
 
     Returns:
@@ -52,13 +56,19 @@ def run_ledger(
         gradient = flatten(instance, gradients)
     rows = {}
     for claim in claims:
-        rows[claim.id] = claim_row(claim, problem, sampled=sampled, seed=seed, confidence=confidence)
+        options = {"sampled": sampled, "seed": seed, "confidence": confidence, "method": sizes.method}
+        rows[claim.id] = claim_row(claim, problem, **options)
+        if compares(claim):
+            rows[claim.id] |= _by_size(claim, problem, rows[claim.id], sizes, options)
         progress(claim.id)
     return {
         "name": instance.name,
         "policy": getattr(instance.policy, "kind", type(instance.policy).__name__),
         "mode": "exact" if sampled is None else "sampled",
         "group_size": group_size_of(claims, problem),
+        "group_sizes": list(sizes.group_sizes),
+        "prompts": problem.prompts,
+        "prompts_of_updates": list(sizes.prompts),
         "beta": problem.beta,
         "seed": seed,
         "version": llm_mdp.__version__,
@@ -69,6 +79,25 @@ def run_ledger(
         "claims": rows,
         "instance": instance_to_dict(instance),
     }
+
+
+def _by_size(
+    claim: Claim, problem: Problem, row: dict[str, Any], sizes: Sizes, options: dict[str, Any]
+) -> dict[str, Any]:
+    """`by_group_size` and `by_prompts` of a row: what it is at every K, and at every P."""
+
+    def entry(group_size: int, prompts: int) -> dict[str, Any] | None:
+        if (group_size, prompts) == (row["group_size"], row["prompts"]):
+            return entry_of(row)
+        there = at_sizes(claim, problem, group_size, prompts)
+        return None if there is None else entry_of(claim_row(*there, **options | {"method": sizes.further_method}))
+
+    found = {
+        "by_group_size": {str(size): entry(size, row["prompts"]) for size in sizes.group_sizes},
+        "by_prompts": {str(number): entry(row["group_size"], number) for number in sizes.prompts},
+    }
+    known = {key: {size: one for size, one in by.items() if one is not None} for key, by in found.items()}
+    return {key: by for key, by in known.items() if by}
 
 
 def find_claims(names: Sequence[str], group_size: int | None = None) -> tuple[Claim, ...]:
@@ -124,8 +153,11 @@ def named_claim(entry: Entry) -> Claim:
     )
 
 
-def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int, confidence: float) -> dict[str, Any]:
-    """One claim on one instance."""
+def claim_row(
+    claim: Claim, problem: Problem, *, sampled: int | None, seed: int, confidence: float, method: str = "auto"
+) -> dict[str, Any]:
+    """One claim on one instance, at the problem's K and P."""
+    own = claim.estimator.group_size if isinstance(claim.estimator, Estimator) else problem.group_size
     row: dict[str, Any] = {
         "group": claim.group,
         "verdict": "not computed",
@@ -137,6 +169,11 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
         "trace_covariance": None,
         "tokens": None,
         "tokens_to_signal": None,
+        "group_size": own if compares(claim) else None,
+        "prompts": problem.prompts,
+        "kept": None,
+        "with_signal": None,
+        "method": None,
         "statement": claim.statement,
         "source": claim.source,
         "paper": claim.paper,
@@ -152,7 +189,9 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
         estimator = claim.build(problem)
         target, magnitude = problem.target(claim.target), problem.magnitude(claim.target)
         if sampled is None:
-            certificate = exact_certificate(estimator, problem.enumeration, target, magnitude)
+            certificate = exact_certificate(
+                estimator, problem.enumeration, target, magnitude, method=method, prompts=problem.prompts
+            )
         else:
             certificate = sampled_certificate(
                 estimator, problem.enumeration, target, sampled, magnitude=magnitude, seed=seed, confidence=confidence
@@ -163,7 +202,9 @@ def claim_row(claim: Claim, problem: Problem, *, sampled: int | None, seed: int,
         if claim.group == "yours":
             raise
         return row | {"verdict": "undecided", "undecided": f"overflow: {error}"}
-    figures = {name: getattr(certificate, name) for name in (*FIGURES, "tokens", "tokens_to_signal")}
+    shown = (*FIGURES, "tokens", "tokens_to_signal", "kept", "with_signal")
+    figures = {name: getattr(certificate, name) for name in shown}
+    figures |= {"method": None if certificate.method is None else asdict(certificate.method)}
     if certificate.samples is not None:
         figures |= {"samples": certificate.samples, "bound": certificate.bound, "confidence": certificate.confidence}
         figures |= {"certificate": certificate.statement, "needed": certificate.needed}
@@ -198,8 +239,9 @@ def holds(certificate: Certificate, expected: str) -> bool | None:
 
 
 def exit_status(document: dict[str, Any]) -> int:
-    """1 if any computed verdict differs from the expected one, 2 if none was computed."""
+    """1 if any computed verdict differs from the expected one, at any K or P; 2 if none was computed."""
     rows = [row for run in document.get("instances", [document]) for row in run["claims"].values()]
-    if all(row["verdict"] == "not computed" for row in rows):
+    further = [one for row in rows for key in BY_SIZE for one in row.get(key, {}).values()]
+    if all(row["verdict"] == "not computed" for row in (*rows, *further)):
         return 2
-    return int(any(row["holds"] is False for row in rows))
+    return int(any(row["holds"] is False for row in (*rows, *further)))
