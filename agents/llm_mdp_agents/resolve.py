@@ -65,6 +65,10 @@ class ModelConfig:
     attention: str = "auto"
     """Kernel of the attention: sdpa, eager, flash_attention_2 and what else transformers knows; "auto": its own choice
     for the model."""
+    decode: Literal["growing", "static"] = "growing"
+    """How keys and values are kept while responses are drawn: with room for the next tokens, or at a fixed width with a
+    compiled step, which takes half a minute once for every shape and pays where starting kernels takes the time (few
+    rows, small models, a GPU)."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     temperature: float = 1.0
@@ -92,7 +96,7 @@ class ModelConfig:
 
 
 SHAPE = ("width", "layers", "heads")
-ADAPTERS = ("lora_rank", "lora_alpha", "lora_targets", "merge", "attention", "gradient_checkpointing")
+ADAPTERS = ("lora_rank", "lora_alpha", "lora_targets", "merge", "attention", "decode", "gradient_checkpointing")
 WITHOUT_MODEL = (*SHAPE, *ADAPTERS, "dtype", "temperature")
 NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS}
 """Options that change nothing about a kind of policy; SHAPE, for a model that has a name."""
@@ -299,7 +303,8 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
         lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets)
     policy = load_policy(
         kind, tokenizer=task.tokenizer, dtype=config.dtype, device=device, lora=lora, attention=config.attention,
-        gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature, seed=seed,
+        decode=config.decode, gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature,
+        seed=seed,
     )  # fmt: skip
     check_size(task, policy, kind)
     policy.check_length(task.prompt_length + int(policy.begin is not None) + task.horizon - 1)

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Cache
 
 from llm_mdp.sampling.policies import token_at
-from llm_mdp_agents.lm.architecture import take_rows
-from llm_mdp_agents.lm.reader import Read, Reader
+from llm_mdp_agents.lm.reader import Memory, Reader
 
 LOOK = 8
 """Columns between two looks at who goes on, where to look is to wait for an accelerator."""
@@ -69,19 +67,18 @@ class Drawing:
         self,
         batch: Int[Tensor, " N"],
         most: int,
-        found: Read,
-        step: Callable[[Int[Tensor, "n 1"], Bool[Tensor, "n S"], Cache], Float[Tensor, "n V"]],
-        leave: Callable[[Int[Tensor, " n"], Int[Tensor, " n"], Cache, Bool[Tensor, "m S"]], None],
+        memory: Memory,
+        logits: Float[Tensor, "N V"],
+        leave: Callable[[Int[Tensor, " n"], Int[Tensor, " n"], Memory], None],
     ) -> None:
         """Draw until these rows, which all go on, have ended: at most `most` tokens each.
 
         Args:
-            found: what was read of them.
-            step: reads the newest token of each and gives the scores of the next.
+            memory: what was read of them.
+            logits: the scores of the next token of each.
             leave: is told which rows leave, and where what is kept of them still is.
         """
         policy, device = self.policy, self.policy.device
-        cache, seen, logits = found
         # What a policy may draw is known on the CPU only, from all tokens so far.
         every = 1 if device.type == "cpu" or policy.is_masked else LOOK
         uniform = Uniform(self.generator, device)
@@ -98,18 +95,17 @@ class Drawing:
                 asked = torch.tensor(alive, dtype=torch.bool).nonzero()[:, 0]
                 if len(asked) == 0:
                     break
-                if 2 * len(asked) < len(batch):
+                if memory.shrinks and 2 * len(asked) < len(batch):
                     ended = torch.isin(torch.arange(len(batch)), asked, invert=True).nonzero()[:, 0]
-                    leave(batch[ended], ended.to(device), cache, seen)
+                    leave(batch[ended], ended.to(device), memory)
                     kept = asked.to(device, non_blocking=True)
-                    batch, rows, seen, asked = batch[asked], rows[kept], seen[kept], torch.arange(len(asked))
-                    take_rows(cache, kept)
+                    batch, rows, asked = batch[asked], rows[kept], torch.arange(len(asked))
+                    memory.take(kept)
             newest = self.tokens[rows, self.length[rows] - 1][:, None]
             # A row that has ended reads its last token again and again until it leaves the batch; nobody looks at what
             # comes out.
-            seen = torch.cat([seen, self.alive[rows][:, None]], dim=1)
-            logits = step(newest, seen, cache)
-        leave(batch, torch.arange(len(batch), device=device), cache, seen)
+            logits = memory.read(newest, self.alive[rows])
+        leave(batch, torch.arange(len(batch), device=device), memory)
 
     def _draw(self, rows: Int[Tensor, " n"], logits: Float[Tensor, "n V"], uniform: Uniform) -> None:
         """The next token of those among these rows that go on."""

@@ -9,7 +9,6 @@ other tokens than if they were drawn at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import Ends, as_tensor, finish_of, is_end, prefixes_of
 from llm_mdp_agents.lm.architecture import arguments_of, empty_cache, forward, positions, take_rows
 from llm_mdp_agents.lm.drawing import Drawing
-from llm_mdp_agents.lm.reader import Read, Reader
+from llm_mdp_agents.lm.reader import Memory, Read, Reader
 
 CACHE_BYTES, SHARE_OF_DEVICE = 2 * 2**30, 1 / 4
 """Most memory of keys and values of rows that are drawn at once, on the CPU, and as a share of an accelerator's."""
@@ -38,6 +37,24 @@ class Kept:
     """Keys and values, (N, heads, S, width) each."""
     seen: Bool[Tensor, "N S"]
     """The columns that hold a token of the row."""
+
+
+@dataclass
+class Growing:
+    """Keys and values that get a column with every token, of rows that leave when they have ended: a `Memory`."""
+
+    policy: Reader
+    cache: Cache
+    seen: Bool[Tensor, "N S"]
+    shrinks = True
+
+    def read(self, newest: Int[Tensor, "N 1"], alive: Bool[Tensor, " N"]) -> Float[Tensor, "N V"]:
+        self.seen = torch.cat([self.seen, alive[:, None]], dim=1)
+        return _read(self.policy, newest, self.seen, self.cache)
+
+    def take(self, rows: Int[Tensor, " n"]) -> None:
+        self.seen = self.seen[rows]
+        take_rows(self.cache, rows)
 
 
 class Conversation:
@@ -212,16 +229,19 @@ def _complete(
         generator, temperature, greedy,
     )  # fmt: skip
 
-    def left(rows: Int[Tensor, " n"], place: Int[Tensor, " n"], cache: Cache, seen: Bool[Tensor, "N S"]) -> None:
+    def left(rows: Int[Tensor, " n"], place: Int[Tensor, " n"], memory: Memory) -> None:
         if keep is not None:
-            layers = [(keys[place], values[place]) for keys, values in _layers(cache)]
-            keep.append(Kept(rows if names is None else names[rows], layers, seen[place]))
+            layers = [(keys[place], values[place]) for keys, values in _layers(memory.cache)]
+            keep.append(Kept(rows if names is None else names[rows], layers, memory.seen[place]))
 
     # What is kept for the next turn is there together in any case.
     parts = [rows] if keep is not None else _parts(policy, rows, before + length[rows], horizon)
     for batch in parts:
         if len(batch):
-            drawing.run(batch, int((horizon - length[batch]).max()), read(batch), partial(_read, policy), left)
+            most, (cache, seen, logits) = int((horizon - length[batch]).max()), read(batch)
+            fixed = policy.fixed_width
+            memory = Growing(policy, cache, seen) if fixed is None else fixed.memory(cache, seen, most)
+            drawing.run(batch, most, memory, logits, left)
     tokens, logp = drawing.tokens.cpu(), drawing.logp.cpu()
     return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -46,6 +46,7 @@ def load_policy(
     lora: LoRAOptions | None = None,
     gradient_checkpointing: bool = False,
     attention: str = "auto",
+    decode: Literal["growing", "static"] = "growing",
     temperature: float = 1.0,
     token_subset: Iterable[int] | None = None,
     seed: int = 0,
@@ -62,6 +63,7 @@ def load_policy(
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         attention: kernel of the attention, a name that `transformers` knows (sdpa, eager, flash_attention_2 …); "auto":
             its own choice for the model.
+        decode: see `LanguageModelPolicy.decode`; "static" is tried on the model at once.
         temperature: see `LanguageModelPolicy`.
         token_subset: the only tokens that it may draw, end tokens among them; all others have probability 0, in
             sampling and in scoring. None: those that it was saved with, if any, else all.
@@ -98,7 +100,10 @@ def load_policy(
         )
     vocab_size = own.get("vocab_size", rows) if tokenizer is None else len(tokenizer)
     subset = own.get("token_subset") if token_subset is None else token_subset
-    return LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature, subset)
+    policy = LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature, subset)
+    policy.decode = decode
+    _ = policy.fixed_width  # says now what cannot be
+    return policy
 
 
 def small_transformer(

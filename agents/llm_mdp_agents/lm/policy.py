@@ -10,7 +10,7 @@ what it cannot, it does the plain way. All tensors that come and go are on the C
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,7 @@ from llm_mdp_agents.lm.architecture import (
     mask_of,
     try_out,
 )
+from llm_mdp_agents.lm.fixed_width import FixedWidth
 from llm_mdp_agents.lm.packing import Reading, packed_reading, plain_reading
 
 LOGIT_BYTES, ACCELERATOR_LOGIT_BYTES = 64 * 2**20, 2**30
@@ -59,7 +60,11 @@ class LanguageModelPolicy(PolicyModule):
 
     kind = "transformer"
     model: Any
+    decode: Literal["growing", "static"] = "growing"
+    """How keys and values are kept while it draws: with room for the next tokens, or at a fixed width, for a compiled
+    step (`fixed_width`)."""
     _abilities: Abilities | None = None
+    _fixed_width: FixedWidth | None = None
 
     def __init__(
         self,
@@ -114,6 +119,23 @@ class LanguageModelPolicy(PolicyModule):
         """Does every layer attend to all that the mask lets through, at the positions it is told? Others read
         everything anew for a branch or a turn."""
         return self.abilities.packs and attends_to_all(self.causal_lm)
+
+    @property
+    def fixed_width(self) -> FixedWidth | None:
+        """Makes memories of a fixed width; None: they grow.
+
+        Raises:
+            ValueError: if this model's cannot have one, or nothing here compiles.
+        """
+        if self.decode == "growing":
+            return None
+        if self._fixed_width is None:
+            self._fixed_width = FixedWidth(self)
+        return self._fixed_width
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy compiles a step of its own."""
+        return self.__dict__ | {"_fixed_width": None}
 
     @cached_property
     def _longest(self) -> tuple[float, str]:

@@ -13,6 +13,41 @@ Read = tuple[Cache, Bool[Tensor, "N S"], Float[Tensor, "N V"]]
 """What was read: keys and values, which of their columns each row may see, and the logits of each row's next token."""
 
 
+class Memory(Protocol):
+    """What is kept of rows that are being drawn."""
+
+    @property
+    def cache(self) -> Cache:
+        """Keys and values."""
+        ...
+
+    @property
+    def seen(self) -> Bool[Tensor, "N S"]:
+        """The columns that hold a token of the row."""
+        ...
+
+    @property
+    def shrinks(self) -> bool:
+        """Do rows leave when they have ended? Otherwise they stay until all have."""
+        ...
+
+    def read(self, newest: Int[Tensor, "N 1"], alive: Bool[Tensor, " N"]) -> Float[Tensor, "N V"]:
+        """One more token of each row; the scores of the next. What is read of rows that are not alive is not seen."""
+        ...
+
+    def take(self, rows: Int[Tensor, " n"]) -> None:
+        """Keep these rows, in this order."""
+        ...
+
+
+class Widens(Protocol):
+    """What makes memories that have a fixed width."""
+
+    def memory(self, cache: Cache, seen: Bool[Tensor, "N S"], most: int) -> Memory:
+        """What was read, with room for so many tokens more."""
+        ...
+
+
 class Reader(Protocol):
     """What drawing asks of a policy that reads with a causal language model (`lm.policy.LanguageModelPolicy`)."""
 
@@ -35,6 +70,11 @@ class Reader(Protocol):
     @property
     def full_attention(self) -> bool:
         """Does every layer attend to all that the mask lets through?"""
+        ...
+
+    @property
+    def fixed_width(self) -> Widens | None:
+        """Makes memories of a fixed width (`fixed_width.FixedWidth`); None: they grow."""
         ...
 
     def lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:

@@ -1,5 +1,7 @@
 """Sampling with keys and values kept draws what sampling without them draws: same tokens, same log-probabilities."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_envs.task import Question, Scores, Task
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
+FixedWidth = pytest.importorskip("llm_mdp_agents.lm.fixed_width").FixedWidth
 loading = pytest.importorskip("llm_mdp_agents.lm.loading")
 
 V = 7
@@ -56,6 +59,17 @@ def mistral():
     return llama(model_type="mistral", sliding_window=4)
 
 
+def fixed(build):
+    """Keys and values of a fixed width; the step is not compiled, which takes long and changes rounding alone."""
+
+    def built():
+        policy = build()
+        policy.decode, policy._fixed_width = "static", FixedWidth(policy, compiled=False)
+        return policy
+
+    return built
+
+
 def seed(number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
@@ -74,7 +88,7 @@ def check_same(one, other):
     torch.testing.assert_close(one.logp, other.logp, **EXACT)
 
 
-@pytest.mark.parametrize("build", [gpt2, llama, mistral])
+@pytest.mark.parametrize("build", [gpt2, llama, mistral, fixed(gpt2), fixed(llama)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -97,7 +111,7 @@ def test_samples_are_those_of_reading_everything_anew(build, options):
     )
 
 
-@pytest.mark.parametrize("build", [gpt2, llama, mistral])
+@pytest.mark.parametrize("build", [gpt2, llama, mistral, fixed(gpt2), fixed(llama)])
 @pytest.mark.parametrize(
     "options", [{}, {"greedy": True}, {"temperature": 1.7, "stop": (6,)}], ids=["plain", "greedy", "temperature"]
 )
@@ -253,7 +267,9 @@ def talk(policy, task, *, anew: bool, monkeypatch, temperature=1.0):
         return drawn, [source.branches(drawn, boundary, each) for each in ((1.0, 1.0), (0.0,))], source
 
 
-@pytest.mark.parametrize(("build", "temperature", "spare"), [(gpt2_long, 1.0, 64), (llama, 0.8, 1)])
+@pytest.mark.parametrize(
+    ("build", "temperature", "spare"), [(gpt2_long, 1.0, 64), (llama, 0.8, 1), (fixed(llama), 1.0, 64)]
+)
 def test_turns_with_keys_and_values_kept_are_those_of_reading_everything_anew(build, temperature, spare, monkeypatch):
     monkeypatch.setattr("llm_mdp_agents.lm.architecture.SPARE", spare)
     policy, task = build(), Talk()
@@ -288,3 +304,27 @@ def test_models_with_windows_read_every_turn_anew(monkeypatch):
     assert policy.conversation() is None and llama().conversation() is not None
     kept, anew = (talk(policy, task, anew=each, monkeypatch=monkeypatch)[0] for each in (False, True))
     check_same(kept, anew)
+
+
+# --- a fixed width ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_compiled_step_draws_the_same_tokens():
+    """Up to rounding: angles of positions are in float32. More rows than a power of two, then fewer."""
+    policy, plain = llama(), llama()
+    policy.decode = "static"
+    for prompts in (PROMPTS[:3], PROMPTS[:2]):
+        one, other = (each.sample(prompts, 2, generator=seed(), **OPTIONS) for each in (policy, plain))
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.finish, other.finish)
+        torch.testing.assert_close(one.logp, other.logp, rtol=0, atol=1e-5)
+    assert policy.fixed_width is policy.fixed_width, "compiled once"
+    assert copy.deepcopy(policy)._fixed_width is None
+
+
+def test_a_fixed_width_is_refused_where_it_cannot_be(monkeypatch):
+    with pytest.raises(ValueError, match="MistralForCausalLM does not attend to all columns alike"):
+        FixedWidth(mistral())
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match="none of the compilers"):
+        FixedWidth(llama())
