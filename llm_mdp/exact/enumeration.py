@@ -13,6 +13,11 @@ from llm_mdp.sampling.policies import AtTemperature, Greedy, Policy, TabularValu
 
 MAX_LEAVES = 200_000
 MAX_EDGES = 6_000
+WHATEVER_THE_POLICY = (
+    *("mdp", "tree", "tokens", "mask", "length", "finish", "prompt", "node", "edge", "first_leaf"),
+    *("response_reward", "hidden_reward"),
+)
+"""What of an enumeration says nothing about its policy."""
 
 
 class TooLarge(ValueError):
@@ -40,20 +45,31 @@ class Enumeration:
                 f"{tree.horizon}) are too many to "
                 f"enumerate (at most {MAX_LEAVES:,}); take a smaller vocabulary or horizon."
             )
-        self.mdp, self.policy, self.tree = mdp, policy, tree
+        self.mdp, self.tree = mdp, tree
         self.tokens = tree.leaves
         written = self.tokens >= 0
         self.mask = written & mdp.policy_steps
         self.length = self.mask.sum(-1)
         self.finish = ended_by(finish_of(self.tokens, mdp.eos), self.tokens, mdp.policy_steps)
         self.prompt = mdp.prompt_tokens
-        with torch.no_grad():
-            self.logits = [level.detach() for level in node_logits(policy, mdp)]
         self.node = tree.node_index(self.tokens)
         edge = torch.where(written, self.node * tree.vocab_size + self.tokens, 0)
         self.edge = edge + torch.arange(self.n_prompts)[:, None, None] * (tree.n_nodes * tree.vocab_size)
         self.first_leaf = tree.first_leaf(self.tokens)
+        self._follow(policy)
+
+    def _follow(self, policy: Policy) -> None:
+        self.policy = policy
+        with torch.no_grad():
+            self.logits = [level.detach() for level in node_logits(policy, self.mdp)]
         self._tempered: dict[float, Enumeration] = {1.0: self}
+
+    def under(self, policy: Policy) -> "Enumeration":
+        """The same responses under another policy: rewards, and how the tree is numbered, are not computed again."""
+        other = object.__new__(type(self))
+        other.__dict__.update({name: self.__dict__[name] for name in WHATEVER_THE_POLICY if name in self.__dict__})
+        other._follow(policy)
+        return other
 
     @property
     def n_prompts(self) -> int:
@@ -129,7 +145,7 @@ class Enumeration:
         environment has no temperature."""
         if temperature not in self._tempered:
             policy = AtTemperature(self.policy, temperature) if temperature else Greedy(self.policy)
-            self._tempered[temperature] = Enumeration(self.mdp, policy)
+            self._tempered[temperature] = self.under(policy)
         return self._tempered[temperature]
 
     def _per_leaf(self, function) -> Tensor:

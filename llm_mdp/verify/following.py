@@ -178,6 +178,8 @@ class Following:
         assert isinstance(policy, nn.Module)
         nn.utils.vector_to_parameters(parameters, policy.parameters())
         problem = replace(self.problem)
+        # What the problem would enumerate itself when it is asked, but for what stays.
+        vars(problem)["enumeration"] = self.enumeration.under(policy)
         return self.build(problem), problem.enumeration
 
     def _worlds(self, parameters: Tensor) -> Iterator[tuple[Groups, ExactSampler, Tensor, Tensor]]:

@@ -39,6 +39,7 @@ SPENT = 3e-5
 """KL / κ may differ from 1 by this."""
 LOOSEST = 16.0
 """A leap of log b after which there is no penalty any more: it was weakened by e^15."""
+TOO_LITTLE = f"there is too little to lose: the policy starts within {ROOM:g} of the range of RM from the best one"
 MISSED = "budget cannot be reached"
 """How reasons begin that are an answer about the row."""
 
@@ -131,7 +132,7 @@ def _budget(problem: Problem) -> _Budget | str:
         return float((chance * reward).sum()), float((chance * apart).sum())
 
     if spread == 0 or (top := best(1e-9 * spread)[0]) - J_start < ROOM * spread:
-        return f"there is too little to lose: the policy starts within {ROOM:g} of the range of RM from the best one"
+        return TOO_LITTLE
     middle = (J_start + top) / 2
     low, high = math.log(1e-3 * spread), math.log(1e3 * spread)
     for _ in range(30):
