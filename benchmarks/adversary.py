@@ -25,9 +25,9 @@ from machine import write_results
 
 from llm_mdp.exact.instances import stream
 from llm_mdp.exact.optima import NotConverged
-from llm_mdp.verify.adversary.files import write_adversary
+from llm_mdp.verify.adversary.files import read_adversary, write_adversary
 from llm_mdp.verify.adversary.many import Many
-from llm_mdp.verify.adversary.search import QUICK, SHAPES, VISIBLE, Row, draw, search
+from llm_mdp.verify.adversary.search import QUICK, SHAPES, VISIBLE, Adversary, Row, careful_loss, draw, search
 from llm_mdp.verify.adversary.shapes import Shape, instance_of, shape_of
 from llm_mdp.verify.claims import CLAIMS, Claim
 from llm_mdp.verify.drift import drifts
@@ -38,8 +38,6 @@ RESULTS = HERE / "results" / "adversary.json"
 FILES = HERE.parent / "docs" / "adversarial"
 GROUP_SIZE, BETA = 2, 0.7
 TYPICAL, INSTANCES = Shape(3, 3, prompts=((0,), (1,), (2,))), 60
-FEW_DRAWS = {"ppo-second-epoch", "ppo-second-epoch-new-theta"}
-"""Every outcome has an update of its own: followed one instance at a time, on the smallest shape."""
 
 
 def biased_on(claim: Claim, shape: Shape) -> bool:
@@ -65,7 +63,7 @@ def biased_rows() -> list[tuple[Claim, tuple[Shape, ...]]]:
 def typical_drift(row: Row, like: Shape) -> dict[str, Any] | None:
     """Mean share of the gain that is lost again, with its 95 % bootstrap interval over instances.
 
-    Args: like: where the row is biased; three tokens, three prompts and three steps or more, with its discount and turns.
+    Args: like: where the row is biased: it says the discount, the turns, and the horizon if that is above three.
     """
     shape = replace(TYPICAL, horizon=max(3, like.horizon), gamma=like.gamma, environment_at=like.environment_at)
     numbers = draw(shape, INSTANCES, stream(0, "typical"))
@@ -95,36 +93,40 @@ def known() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="ids of claims (default: all that are missing)")
+    parser.add_argument("--again", action="store_true", help="no search: follow the instances that were found again")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    done = known()
     FILES.mkdir(parents=True, exist_ok=True)
     for claim, shapes in biased_rows():
+        done = known()
         if claim.id not in arguments.rows if arguments.rows else claim.id in done:
             continue
         gc.freeze()  # nothing here is cyclic, and the collector would look at it all again and again
         began, row = time.process_time(), Row(claim.build, GROUP_SIZE, BETA, claim.target)
-        few = {"draws": 1000, "generations": 4} if claim.id in FEW_DRAWS else {}
-        found = search(
-            row, shapes[:1] if few else shapes, progress=lambda line, name=claim.id: print(name, line), **few
-        )
         path = FILES / f"{claim.id}.json"
-        said = write_adversary(
-            claim.id, row, found, path, f"llm-mdp verify {claim.id} --instance docs/adversarial/{path.name}"
-        )
+        if arguments.again:
+            if claim.id not in done:
+                continue
+            before = done[claim.id]
+            drawn = before["worst of random draws"]
+            instance = read_adversary(path).instance if path.exists() else None
+            if instance is None:
+                continue
+            found = Adversary(instance, careful_loss(row, instance), drawn["loss"], drawn["draws"], before["searched"])
+        else:
+            found = search(row, shapes, progress=lambda line, name=claim.id: print(name, line, flush=True))
+        size = f" --group-size {GROUP_SIZE}" if claim.entry and claim.entry.compares else ""
+        again = f"llm-mdp verify {claim.id} --instance docs/adversarial/{path.name}{size}"
+        said = write_adversary(claim.id, row, found, path, again)
         if found.loss < VISIBLE:
             path.unlink()
+        drift = typical_drift(row, shape_of(found.instance))
         done = known()  # another process may have written beside this one
-        done[claim.id] = said | {
-            "drift": typical_drift(row, shape_of(found.instance)),
-            "cpu_seconds": round(time.process_time() - began, 1),
-        }
+        seconds = done[claim.id]["cpu_seconds"] if arguments.again else round(time.process_time() - began, 1)
+        done[claim.id] = said | {"drift": drift, "cpu_seconds": seconds}
         results = {"command": "python benchmarks/adversary.py", "seed": 0, "typical_instances": INSTANCES, "rows": done}
         write_results(RESULTS, ("torch",), results)
-        print(
-            f"{claim.id:<32}loss {found.loss:.3f} (draws {found.worst_drawn:.3f})  drift {done[claim.id]['drift']}",
-            flush=True,
-        )
+        print(f"{claim.id:<32}loss {found.loss:.3f} (draws {found.worst_drawn:.3f})  drift {drift}", flush=True)
 
 
 if __name__ == "__main__":

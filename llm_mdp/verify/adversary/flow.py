@@ -26,7 +26,7 @@ class Manner:
     """Error of one step that is allowed, in nats of the logits."""
     rest: float = 1e-4
     """A path is at rest where its field is below this part of the longest that it met."""
-    steps: int = 1500
+    steps: int = 400
     """Steps after which a path is left, wherever it is."""
 
 

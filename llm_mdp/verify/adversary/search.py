@@ -46,7 +46,7 @@ LIMIT = 3.0
 """No logit or reward of a search is larger."""
 QUICK = Manner(tolerance=0.1, rest=1e-3, steps=100)
 """How paths are followed in a search, …"""
-CAREFUL = Manner(tolerance=0.01, rest=1e-4, steps=1500)
+CAREFUL = Manner(tolerance=0.01, rest=1e-4, steps=400)
 """… and for the figures that are reported."""
 
 
@@ -207,7 +207,7 @@ def rounder(row: Row, shape: Shape, found: Numbers, least: float) -> tuple[Numbe
     """The worst of `found` with rounded numbers, each as round as can be where the loss stays as large as `least`; and
     how many instances were tried on the way."""
     tried, best = 0, found[[0]]
-    for digits in (1, 2):
+    for digits in (1, 2, 3, 4):
         near = _rounded(found, digits)
         scores = row.losses(shape, near)
         tried += len(near)
