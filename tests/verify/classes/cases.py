@@ -14,20 +14,29 @@ from llm_mdp_agents.lm.policy import tiny_transformer
 Response = tuple[int, ...]
 
 
-def with_rewards(instance: Instance, reward: Callable[[Response], float], **logits: list[float]) -> Instance:
+def with_rewards(
+    instance: Instance, reward: Callable[[Response], float], *, always_right: int | None = None, **logits: list[float]
+) -> Instance:
     """The same instance where a response has the reward reward(W), all of it on its last token.
 
     Args:
+        always_right: a prompt at which every reward is 1.
         logits: of single nodes, "p" and the tokens of the prefix: p=[0, 9], p01=[0, 3].
     """
     content = instance_to_dict(instance)
     for node in content["nodes"]:
-        prefix = tuple(node["prefix"])
+        prefix, reward_of = tuple(node["prefix"]), reward
+        if always_right is not None and node["prompt"] == always_right:
+            reward_of = _right
         for token in range(content["vocab_size"]):
             ends = token == content["eos"] or len(prefix) + 1 == content["horizon"]
-            node["token_reward"][token] = reward((*prefix, token)) if ends else 0.0
+            node["token_reward"][token] = reward_of((*prefix, token)) if ends else 0.0
         node["logits"] = logits.get("p" + "".join(map(str, prefix)), node["logits"])
     return instance_from_dict(content, instance.name)
+
+
+def _right(W: Response) -> float:
+    return 1.0
 
 
 def right_or_wrong(W: Response) -> float:
@@ -49,7 +58,7 @@ INSTANCES: dict[str, Callable[[], Instance]] = {
     "every reward another": lambda: random_instance(3, 2, gamma=0.9, seed=3),
     "right or wrong": lambda: with_rewards(random_instance(3, 2, seed=4), right_or_wrong),
     "two prompts": lambda: with_rewards(random_instance(2, 3, n_prompts=2, seed=6), right_or_wrong),
-    "always right": lambda: with_rewards(random_instance(2, 3, seed=7), lambda W: 1.0),
+    "always right": lambda: with_rewards(random_instance(2, 3, seed=7), _right),
     "right once in a million": lambda: with_rewards(
         random_instance(2, 3, seed=8), lambda W: float(W == (1, 0)), p=[0.0, 0.0], p1=[-13.8, 0.0]
     ),
@@ -64,6 +73,16 @@ INSTANCES: dict[str, Callable[[], Instance]] = {
     "it replies, right or wrong": lambda: with_rewards(
         random_instance(2, 4, environment_at=(1, 3), seed=15), right_or_wrong
     ),
+    "one prompt is always right": lambda: with_rewards(
+        random_instance(2, 3, n_prompts=2, seed=18), right_or_wrong, always_right=0
+    ),
+    "a token that is never drawn": lambda: with_rewards(
+        random_instance(3, 2, seed=19), right_or_wrong, p=[0.3, -900.0, 0.1], p2=[-900.0, 0.0, 0.5]
+    ),
+    "large rewards": lambda: with_rewards(random_instance(2, 3, seed=20), lambda W: 1e6 * right_or_wrong(W) - 3e5),
+    "rewards equal but for rounding": lambda: with_rewards(
+        random_instance(2, 3, seed=21), lambda W: [0.3, 0.1 + 0.2, 1.0][sum(W) % 3]
+    ),
     "bigram policy": _ngram,
     "transformer policy": _transformer,
 }
@@ -71,6 +90,7 @@ INSTANCES: dict[str, Callable[[], Instance]] = {
 LARGER: dict[str, Callable[[], Instance]] = {
     "nine responses": lambda: with_rewards(random_instance(2, 8, seed=16), lambda W: float(len(W) % 3 == 1)),
     "fifteen responses": lambda: with_rewards(random_instance(3, 3, seed=17), right_or_wrong),
+    "rarely right": lambda: with_rewards(random_instance(3, 3, seed=17), lambda W: float(W == (1, 2, 2))),
 }
 """With groups of eight that are 12,870, and more of 16 than can be taken one by one."""
 
