@@ -3,7 +3,7 @@
 import math
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.enumeration import MAX_EDGES, Enumeration, TooLarge
 from llm_mdp.exact.worlds import MAX_WORLDS, check_group_size
 from llm_mdp.verify.batches import batch_moments
 from llm_mdp.verify.classes.calls import Refused
@@ -34,12 +34,15 @@ def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "au
         raise ValueError(f"prompts is {prompts!r}; it must be a whole number of at least 1.")
     check_group_size(estimator.group_size)
     if prompts > 1:
-        return batch_moments(estimator, enumeration, prompts, method, lambda: moments_by(estimator, enumeration, method))
+        return batch_moments(
+            estimator, enumeration, prompts, method, lambda: moments_by(estimator, enumeration, method)
+        )
     size, leaves = estimator.group_size, enumeration.tree.n_leaves
     groups = enumeration.n_prompts * math.comb(leaves + size - 1, size)
-    if method == "groups" or (method == "auto" and groups <= FEW):
+    scored = enumeration.n_edges <= MAX_EDGES
+    if method == "groups" or (method == "auto" and groups <= FEW and scored):
         return exact_moments(estimator, enumeration)
-    possible, most = groups <= MAX_WORLDS, MAX_ENTRIES
+    possible, most = groups <= MAX_WORLDS and scored, MAX_ENTRIES
     if method == "auto" and possible:
         most = min(groups * size * enumeration.tree.horizon // OVERHEAD, MAX_ENTRIES)
     try:
@@ -50,8 +53,13 @@ def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "au
         by_classes = f"by classes of responses {type(estimator).__name__} cannot be certified: {why}"
         if possible:
             raise TooLarge(f'{by_classes}; take method="groups", or --sampled N.') from why
-        raise TooLarge(
+        by_groups = (
             f"{in_words(groups)} groups of {size} out of {leaves:,} responses are too many to take one by one (at most "
-            f"{MAX_WORLDS:,}), and {by_classes}; take a smaller --group-size, a smaller instance or one with fewer "
+            f"{MAX_WORLDS:,})"
+            if groups > MAX_WORLDS
+            else f"groups one by one need a matrix of {enumeration.n_edges:,} scores (at most {MAX_EDGES:,})"
+        )
+        raise TooLarge(
+            f"{by_groups}, and {by_classes}; take a smaller --group-size, a smaller instance or one with fewer "
             "different rewards, or --sampled N."
         ) from why

@@ -19,6 +19,7 @@ from llm_mdp.exact.worlds import check_group_size
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.sampling.policies import Critic, Policy, TabularPolicy, TabularValue
 from llm_mdp.verify.certificate import unresolved
+from llm_mdp.verify.geometry import geometry_of
 from llm_mdp.verify.targets import Targets, parse_target
 from llm_mdp.verify.weights import flatten_gradients
 
@@ -142,7 +143,7 @@ class Problem:
         """Could a bias of direction show at all? Not with a gradient of one dimension, or rewards of two values."""
         e = self.enumeration
         values = min(len(reward.unique()) for reward in e.response_reward)
-        return values > 2 and int(torch.linalg.matrix_rank(e.scores)) > 1
+        return values > 2 and geometry_of(e).rank() > 1
 
 
 class GivenByProblem(Given):

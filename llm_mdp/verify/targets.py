@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.verify.weights import squared_norms
+from llm_mdp.verify.geometry import Geometry, geometry_of
 
 TERMS = {
     "reward": "J = E RM(W)",
@@ -64,7 +64,7 @@ class Targets:
         token_logp = torch.where(e.mask, edge_logp[e.edge], 0.0)
         value = e.mdp.prompt_probability @ self._by_prompt(term, token_logp)
         (by_edge,) = torch.autograd.grad(value, edge_logp)
-        return by_edge @ e.scores
+        return self._geometry.gradient(by_edge)
 
     def magnitude(self, term: str) -> float:
         """Root mean square of X(W) ∇log π(W), X what the term adds up for a response: less than about 1e-13 of it is
@@ -86,8 +86,11 @@ class Targets:
     def _chance_of_score(self) -> Float[Tensor, "P N"]:
         """P(W) |∇log π(W)|²."""
         e = self.enumeration
-        score = squared_norms(e.mask.double().expand(e.n_prompts, -1, -1)[..., None, :], e.edge[..., None, :], e.gram)
-        return e.mdp.prompt_probability[:, None] * e.probability * score
+        return e.mdp.prompt_probability[:, None] * e.probability * self._geometry.sizes()
+
+    @cached_property
+    def _geometry(self) -> Geometry:
+        return geometry_of(self.enumeration)
 
     def _by_prompt(self, term: str, token_logp: Float[Tensor, "P N T"]) -> Float[Tensor, " P"]:
         e, reference = self.enumeration, self.reference_logp

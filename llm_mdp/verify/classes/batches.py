@@ -25,11 +25,11 @@ from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.verify.classes.batch_draws import BatchDraws
 from llm_mdp.verify.classes.calls import Refused, Subject
 from llm_mdp.verify.classes.convolution import CHUNK
-from llm_mdp.verify.classes.geometry import Geometry, geometry_of
 from llm_mdp.verify.classes.partition import Partition, partition
 from llm_mdp.verify.classes.pools import OWN, POOLS, Own, Pool
 from llm_mdp.verify.classes.representatives import HOWS
 from llm_mdp.verify.classes.sufficiency import AGREE, FIRST, MAX_ENTRIES, UNITS
+from llm_mdp.verify.geometry import Geometry, geometry_of
 from llm_mdp.verify.method import Method
 from llm_mdp.verify.moments import Moments
 from llm_mdp.verify.weights import QUIET

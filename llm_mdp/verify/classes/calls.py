@@ -37,12 +37,14 @@ class Subject:
 
     Raises:
         Refused: it branches at random, updates first, or passes on other responses than it drew.
+        EstimatorError: it mixes worlds (when many groups are first asked for).
     """
 
     def __init__(self, estimator: Estimator, enumeration: Enumeration):
         self.estimator, self.enumeration = estimator, enumeration
         self.group_size = estimator.group_size
         self._precision: Precision | None = None
+        self._checked = False
         if estimator.displacement(torch.zeros(0, dtype=torch.float64)) is not None:
             raise Refused("it differentiates its loss at a policy that was updated first")
         likeliest = (enumeration.leaf_logp().sum(-1) + enumeration.reply_logp).argmax(-1)
@@ -80,8 +82,9 @@ class Subject:
         assert self._precision is not None
         with self._precision if first else nullcontext():
             weights = token_weights(self.estimator, evidence, self.enumeration, tuple(drawn.weight.shape))
-        if first:
+        if not self._checked and len(leaf) > 10:
             check_worlds(self.estimator, evidence, weights, self.enumeration)
+            self._checked = True
         cost = torch.zeros(*leaf.shape, 2, dtype=torch.float64)
         for branches in sampler.branched:
             assert branches.tokens is not None

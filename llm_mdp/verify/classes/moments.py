@@ -22,10 +22,10 @@ from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.classes.calls import Subject
 from llm_mdp.verify.classes.factors import factorise
-from llm_mdp.verify.classes.geometry import Geometry, geometry_of
 from llm_mdp.verify.classes.partition import Partition, partition
 from llm_mdp.verify.classes.signal import Signal, signal_of
 from llm_mdp.verify.classes.sufficiency import MAX_ENTRIES, Sufficient, Table, find_sufficient
+from llm_mdp.verify.geometry import Geometry, geometry_of
 from llm_mdp.verify.method import Method
 from llm_mdp.verify.moments import Moments
 

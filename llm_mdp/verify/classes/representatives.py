@@ -97,6 +97,24 @@ class Representatives:
         found = torch.searchsorted(self._cumulative, place, right=True) - 1
         return self._order[found.clamp(0, len(self._order) - 1)]
 
+    def everybody(self) -> Int[Tensor, "G K"]:
+        """Groups in which every response occurs, in the company of any others."""
+        number = len(self.classes.leaf)
+        missing = -number % (self.others + 1)
+        order = torch.randperm(number, generator=self.generator)
+        filled = torch.cat([order, torch.randint(number, (missing,), generator=self.generator)])
+        return filled.unflatten(0, (-1, self.others + 1))
+
+    def twins(self, number: int) -> Int[Tensor, "number K"]:
+        """Groups of which all responses are the same, all but one, or as many as may be; in any places."""
+        size = self.others + 1
+        group = torch.cat([self.independent(number // 2, False), self.independent(number - number // 2, True)])
+        same = torch.randint(2, size + 1, (number,), generator=self.generator) if size > 1 else torch.ones(number)
+        kind = torch.randint(3, (number,), generator=self.generator)
+        same = torch.where(kind == 0, size, torch.where(kind == 1, size - 1, same.long()))
+        rank = self._uniform((number, size)).argsort(dim=1)
+        return torch.where(rank < same[:, None], group[:, :1], group)
+
     def sibling(self, position: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """Another response of the same class (the same, where there is one only), all equally likely."""
         return self._in_class(self.classes.kind[position])

@@ -194,11 +194,11 @@ def _ask(subject: Subject, classes: Partition, group: Int[Tensor, "R K"]) -> Flo
 
 def _table(subject: Subject, draw: Representatives) -> Table | None:
     """The weights of all units and states; None if groups are found that have others."""
-    number = tries(subject)
-    table = Table(draw, _filled(subject, draw), number)
+    company = _company(draw, tries(subject))
+    table = Table(draw, _filled(subject, draw), len(company))
     square = table.chance[..., None] * table.weights.square()
     tolerance = _tolerance(subject, draw.classes, float(square.sum().sqrt()))
-    for group in _company(draw, number).split(_at_once(subject)):
+    for group in company.split(_at_once(subject)):
         if not _agrees(subject, table, group, tolerance):
             return None
     return table
@@ -246,12 +246,15 @@ def _at_once(subject: Subject) -> int:
 
 
 def _company(draw: Representatives, number: int) -> Int[Tensor, "R K"]:
-    """Groups to compare a table with: in every way of drawing, a fifth each."""
-    fifth = number // 5 + 1
-    unit = torch.randint(draw.units, (fifth * len(HOWS),), generator=draw.generator)
-    state = torch.randint(draw.states, (fifth * len(HOWS),), generator=draw.generator)
-    given = [draw.groups(u, s, how)[0] for u, s, how in zip(unit.split(fifth), state.split(fifth), HOWS)]
-    return torch.cat([*given, draw.independent(fifth, False), draw.independent(fifth, True)])
+    """Groups to compare a table with: a sixth drawn in each of six ways, and some in which every response occurs."""
+    sixth = number // (len(HOWS) + 3) + 1
+    given = []
+    for how in HOWS:
+        unit, state = (torch.randint(most, (sixth,), generator=draw.generator) for most in (draw.units, draw.states))
+        given.append(draw.groups(unit, state, how)[0])
+    return torch.cat(
+        [*given, draw.independent(sixth, False), draw.independent(sixth, True), draw.twins(sixth), draw.everybody()]
+    )
 
 
 def _agrees(subject: Subject, table: Table, group: Int[Tensor, "R K"], tolerance: tuple[float, float]) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.sampling.policies import TabularPolicy
+from llm_mdp.verify.weights import squared_norms
 
 
 class Geometry(ABC):
@@ -29,6 +30,14 @@ class Geometry(ABC):
         self, chance: Float[Tensor, " N"], edge: Int[Tensor, "N T"], weights: Float[Tensor, "B N T"]
     ) -> Float[Tensor, "B B"]:
         """Σ_i chance_i <Σ_t u_bit s_it, Σ_t u_b'it s_it> over responses i, s_it the scores of their tokens."""
+
+    @abstractmethod
+    def sizes(self) -> Float[Tensor, "P N"]:
+        """|∇log π(W)|² of every response."""
+
+    @abstractmethod
+    def rank(self) -> int:
+        """Dimensions that scores span."""
 
 
 class TableGeometry(Geometry):
@@ -53,6 +62,15 @@ class TableGeometry(Geometry):
     def within(self, chance, edge, weights):
         return torch.einsum("nt,bnt,cnt->bc", chance[:, None] * self.square[edge], weights, weights)
 
+    def sizes(self):
+        e = self.enumeration
+        return torch.where(e.mask, self.square[e.edge], 0.0).sum(-1)
+
+    def rank(self):
+        e = self.enumeration
+        own = e.mdp.policy_steps.repeat_interleave(torch.tensor(e.tree.level_sizes))
+        return int(((self.pi > 0).sum(-1) - 1)[:, own].sum())
+
     @staticmethod
     def _centred(weights: Float[Tensor, "*rows M V"], pi: Float[Tensor, "*shape M V"]) -> Float[Tensor, "*rows M V"]:
         return weights - pi * weights.sum(-1, keepdim=True)
@@ -76,12 +94,20 @@ class ScoreGeometry(Geometry):
             total += torch.einsum("n,bnt,nts,cns->bc", c, w, gram[e[:, :, None], e[:, None, :]], w)
         return total
 
+    def sizes(self):
+        e = self.enumeration
+        written = e.mask.double().expand(e.n_prompts, -1, -1)
+        return squared_norms(written[..., None, :], e.edge[..., None, :], e.gram)
+
+    def rank(self):
+        return int(torch.linalg.matrix_rank(self.enumeration.scores))
+
 
 def geometry_of(enumeration: Enumeration) -> Geometry:
     """The quickest that the policy allows."""
     policy = enumeration.policy
     if (
-        isinstance(policy, TabularPolicy)
+        type(policy) is TabularPolicy
         and policy.tree == enumeration.tree
         and torch.equal(policy.prompts, enumeration.prompt)
     ):
