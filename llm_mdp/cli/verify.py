@@ -273,7 +273,7 @@ DEFAULT_INSTANCES: list[tuple[PolicyKind, dict[str, Any]]] = [
     ("ngram", {"vocab_size": 3, "horizon": 4, "n_prompts": 2}),
     ("transformer", {"vocab_size": 3, "horizon": 4, "gamma": 0.9, "n_prompts": 2}),
     ("tabular", {"vocab_size": 3, "horizon": 4, "gamma": 0.9, "environment_at": (1,)}),
-    ("tabular", {"vocab_size": 3, "horizon": 3, "n_prompts": 2, "success": 0.4}),
+    ("tabular", {"vocab_size": 3, "horizon": 2, "success": 0.4}),
 ]
 """Short and long, discounted and not, the end token at every place, one prompt and two, every kind of policy, a
 conversation of two turns, and rewards that say right or wrong."""

@@ -35,6 +35,9 @@ PRACTICE = "practice"
 INTERVALS = {"relative_bias": "bias_interval", "scale": "scale_interval", "cosine": "cosine_interval"}
 """Where a claim's object has the confidence interval of a sampled figure."""
 
+BY = {"by_group_size": "K", "by_prompts": "P"}
+"""Where a claim's object has what it is at several sizes, and the letter of the size."""
+
 NOT_RIGHT = ("biased", "fails")
 """Verdicts that a single instance is enough to show, the gravest first; what does not fit one instance is no law."""
 
@@ -107,8 +110,17 @@ class ClaimRow:
 
     @property
     def contradictions(self) -> list[tuple[str, dict]]:
-        """The entries whose verdict is not the expected one."""
-        return [entry for entry in self.entries if entry[1]["holds"] is False]
+        """The entries whose verdict is not the expected one; of one that is as expected, the sizes at which it is
+        not."""
+        found = []
+        for name, claim in self.entries:
+            if claim["holds"] is False:
+                found.append((name, claim))
+                continue
+            for by, letter in BY.items():
+                wrong = [(size, one) for size, one in claim.get(by, {}).items() if one["holds"] is False]
+                found += [(f"{name}, {letter} = {size}", claim | one) for size, one in wrong]
+        return found
 
     @property
     def status(self) -> str:
@@ -360,6 +372,8 @@ def setting(instances: list[tuple[str, dict]]) -> list[tuple[str, str]]:
     values = {
         name: dict.fromkeys(str(x[key]) for _, x in instances if x.get(key) is not None) for key, name in names.items()
     }
+    several = dict.fromkeys(str(prompts) for _, x in instances if (prompts := x.get("prompts", 1)) > 1)
+    values["prompts of an update"] = several
     return [(name, ", ".join(distinct)) for name, distinct in values.items() if distinct]
 
 

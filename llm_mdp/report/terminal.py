@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llm_mdp.own import visible
 from llm_mdp.report.rows import (
+    BY,
     PRACTICE,
     SYMBOLS,
     ClaimRow,
@@ -30,6 +31,7 @@ from llm_mdp.report.rows import (
     summary,
     verdict_text,
 )
+from llm_mdp.report.sizes import HEAD, Point, line, methods, missing, own_size, points, where
 
 WIDE = 180
 """Columns from which statement, reason and repair get columns of their own."""
@@ -136,9 +138,49 @@ def _print_narrow(title: str, rows: list[ClaimRow], console: Console, *, brief: 
             ratio(row.span("cosine").low),
             _breakable(figure_text(row, "tokens_to_signal"), NARROW_WIDTHS[5]),
         )
-        console.print(_line([Text(row.id, style="bold"), _verdict(row), *map(Text, figures)]))
+        console.print(_line([_name(row), _verdict(row), *map(Text, figures)]))
         words = _statement(row) if brief and _is_right(row) else _words(row)
         console.print(Padding(words, (0, 0, 0, 2)), highlight=False)
+        for part in _over_sizes(row, brief):
+            console.print(Padding(part, (0, 0, 0, 2)), highlight=False)
+
+
+def _name(row: ClaimRow) -> Text:
+    """Its id, and of what group size its figures are."""
+    size = own_size(row).replace(" = ", "=")
+    return Text(row.id, style="bold").append(f" {size}" if size else "", style="not bold dim")
+
+
+def _over_sizes(row: ClaimRow, brief: bool) -> list[Text | Table]:
+    """What the row is at other group sizes and numbers of prompts: in the whole ledger one line, else a table of
+    each."""
+    if brief:
+        return [Text(words, style="dim")] if (words := line(row)) else []
+    found: list[Text | Table] = []
+    for by, letter in BY.items():
+        if not (listed := points(row, by)):
+            continue
+        found += [
+            _table_of(letter, listed),
+            *(Text(said, style="dim") for said in (where(row, by), missing(row, by)) if said),
+        ]
+    return [*found, Text(methods(row), style="dim")] if found else []
+
+
+def _table_of(letter: str, listed: list[Point]) -> Table:
+    """One line a size; a column that says nothing is left out."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, name in enumerate((letter, *HEAD)):
+        table.add_column(
+            Text(name, style="underline"),
+            justify="left" if name in ("verdict", "method") else "right",
+            overflow="fold",
+            no_wrap=place == 0,
+        )
+    for point in listed:
+        verdict = Text(f"{SYMBOLS[point.row.verdict]} {point.cells[1]}", style=COLOURS.get(point.row.verdict, "dim"))
+        table.add_row(point.cells[0], verdict, *point.cells[2:])
+    return table
 
 
 def _line(cells: list[Text]) -> Table:
@@ -179,6 +221,10 @@ def _explanation(row: ClaimRow) -> list[Text]:
     return [*paper, *lines, *found, *(Text(f"→ repair: {repair}", style="cyan") for repair in row.repairs)]
 
 
+def _sizes_in_words(row: ClaimRow) -> list[Text]:
+    return [Text(words, style="dim")] if (words := line(row)) else []
+
+
 def _verdict(row: ClaimRow) -> Text:
     text = Text(f"{SYMBOLS[row.verdict]} {verdict_text(row)}", style=COLOURS.get(row.verdict, "dim"))
     return text.append(" ⚠", style="bold red") if row.contradictions else text
@@ -199,11 +245,11 @@ def _wide_table(title: str, rows: list[ClaimRow]) -> Table:
         if row.contradictions:
             verdict.append(f"\nCONTRADICTION: {contradiction_text(row)}", style="bold red")
         table.add_row(
-            Text(row.id),
+            _name(row),
             verdict,
             *(figure_text(row, key) for key in ("relative_bias", "scale", "cosine", "tokens_to_signal")),
             _statement(row),
-            Text("\n").join(_explanation(row)),
+            Text("\n").join([*_explanation(row), *_sizes_in_words(row)]),
         )
     return table
 

@@ -86,11 +86,20 @@ def _by_size(
 ) -> dict[str, Any]:
     """`by_group_size` and `by_prompts` of a row: what it is at every K, and at every P."""
 
+    refused: list[int] = []
+
     def entry(group_size: int, prompts: int) -> dict[str, Any] | None:
         if (group_size, prompts) == (row["group_size"], row["prompts"]):
             return entry_of(row)
         there = at_sizes(claim, problem, group_size, prompts)
-        return None if there is None else entry_of(claim_row(*there, **options | {"method": sizes.further_method}))
+        if there is None:
+            return None
+        if refused and sizes.further_method == "classes" and group_size > refused[0]:
+            nothing = dict.fromkeys(entry_of(row)) | {"verdict": "not computed", "expected": row["expected"]}
+            return nothing | {"reason": f"not computed: nor are smaller groups (K = {refused[0]}) by classes"}
+        found = entry_of(claim_row(*there, **options | {"method": sizes.further_method}))
+        refused.extend([group_size] if found["verdict"] == "not computed" else [])
+        return found
 
     found = {
         "by_group_size": {str(size): entry(size, row["prompts"]) for size in sizes.group_sizes},
@@ -204,7 +213,8 @@ def claim_row(
         return row | {"verdict": "undecided", "undecided": f"overflow: {error}"}
     shown = (*FIGURES, "tokens", "tokens_to_signal", "kept", "with_signal")
     figures = {name: getattr(certificate, name) for name in shown}
-    figures |= {"method": None if certificate.method is None else asdict(certificate.method)}
+    if (how := certificate.method) is not None:
+        figures |= {"method": asdict(how) | {"words": how.words}}
     if certificate.samples is not None:
         figures |= {"samples": certificate.samples, "bound": certificate.bound, "confidence": certificate.confidence}
         figures |= {"certificate": certificate.statement, "needed": certificate.needed}
