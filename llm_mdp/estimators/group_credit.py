@@ -61,7 +61,7 @@ class REINFORCEPlusPlus(Estimator):
     """Aₖₜ = rₖ - mean r of its group, then normalised over all tokens of the batch (REINFORCE++-baseline, Hu et al.
     2025).
 
-    A verified batch holds one prompt; the more there are, the smaller the error of the direction. Claim: `reinforce++`,
+    The more prompts a batch holds, the smaller the error of the direction (`verify --prompts`). Claim: `reinforce++`,
     biased.
     """
 

@@ -128,10 +128,12 @@ PRACTICES: tuple[Claim, ...] = (
         figure=second_epoch_at_its_policy,
     ),
     Claim(
-        "reinforce++", "practices", "REINFORCE++: RMₖ - group mean, normalised over the batch's tokens; 1 prompt here",
+        "reinforce++", "practices",
+        "REINFORCE++: RMₖ - group mean, normalised over the tokens of the batch's P prompts, P = 1 unless stated",
         "Hu et al. 2025", biased_from(1),
-        "with one prompt it is remark-4-whitening, for a constant shift is normalised away; with P prompts the error "
-        "of the direction falls like 1/P", repair="many prompts a batch; leave-one-out mean (rloo)",
+        "with one prompt it is remark-4-whitening, for a constant shift is normalised away; with many the error of the "
+        "direction falls like 1/P (--prompts), that of the length stays",
+        repair="many prompts a batch; leave-one-out mean (rloo)",
     ),
     Claim(
         "opo", "practices", "OPO: RMₖ - Σ len RM / Σ len over the group", "Hao et al. 2025",

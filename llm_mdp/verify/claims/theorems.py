@@ -63,7 +63,7 @@ THEOREMS: tuple[Claim, ...] = (
         repair="leave-one-out mean (rloo); a scale from earlier batches", paper=NORMALISATION, finding="differs",
     ),
     Claim(
-        "remark-4-batch", "theorems", "RM(W) normalised over the tokens of a batch of N responses, N = K here",
+        "remark-4-batch", "theorems", "RM(W) normalised over the tokens of a batch of N responses, N = P K",
         "Remark 4", biased_from(1),
         "differs at finite N: each response is in the mean and the std that it is compared with. The error of the "
         "direction falls like 1/N; that of a std of its own for every prompt (grpo) does not",
@@ -71,7 +71,7 @@ THEOREMS: tuple[Claim, ...] = (
         finding="differs", estimator="remark-4-whitening",
     ),
     Claim(
-        "remark-4-batch-responses", "theorems", "RM(W) normalised over the N responses of a batch, N = K here",
+        "remark-4-batch-responses", "theorems", "RM(W) normalised over the N responses of a batch, N = P K",
         "Remark 4", biased_from(1),
         "differs at finite N, as over tokens (remark-4-batch)",
         repair="large batches; leave-one-out mean (rloo), a scale from earlier batches", paper=NORMALISATION,

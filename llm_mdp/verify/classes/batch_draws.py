@@ -148,6 +148,12 @@ class BatchDraws:
     def whos(self) -> int:
         return self.first_who[-1]
 
+    @property
+    def entries(self) -> int:
+        """About how many token weights all of them are."""
+        rows = self.number * self.subject.group_size * self.subject.enumeration.tree.horizon
+        return max(self.whos * self.omegas // 4, self.omegas) * rows
+
     def possible(self) -> Bool[Tensor, "who omega"]:
         """Which whos occur in which batches."""
         rows = []

@@ -13,16 +13,20 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from llm_mdp.verify.classes.partition import Partition
-from llm_mdp.verify.classes.summaries import classes_themselves, rewards, tokens
 
 LATTICE = 1_000
 """Rewards are whole multiples of their smallest gap, up to this many, or their squares are not added up."""
 
+
+def _by_reward(classes: Partition) -> Int[Tensor, "C R"]:
+    return one_hot(classes.reward.unique(return_inverse=True)[1])
+
+
 PIECES: dict[str, Callable[[Partition], Int[Tensor, "C D"]]] = {
-    "rewards": rewards,
-    "tokens": tokens,
-    "tokens by reward": lambda classes: rewards(classes) * tokens(classes),
-    "classes": classes_themselves,
+    "rewards": _by_reward,
+    "tokens": lambda classes: classes.length[:, None],
+    "tokens by reward": lambda classes: _by_reward(classes) * classes.length[:, None],
+    "classes": lambda classes: torch.eye(classes.size, dtype=torch.int64),
 }
 """What the classes of a group may be added up in."""
 
@@ -109,6 +113,7 @@ POOLS = (
     Pool("the variances of the groups' rewards", ("rewards",), _spread),
     Pool("the number with each reward", ("rewards",), _joined("rewards")),
     Pool("the number with each reward, and the tokens", ("rewards", "tokens"), _joined("rewards", "tokens")),
+    Pool("the tokens with each reward", ("tokens by reward",), _joined("tokens by reward")),
     Pool("how many groups have which rewards", ("rewards",), _kinds("rewards")),
     Pool(
         "the number with each reward, and its tokens",
