@@ -19,6 +19,8 @@ from torch import Tensor
 
 PAD = -1
 """Fills `tokens` after the end of a response and `prompt` before its beginning."""
+MANY_PROMPTS = 32
+"""More prompts than this are looked up by numbers that stand for them, not compared one by one."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,18 @@ class PrefixTree:
 
 def prompt_index(prompt: Int[Tensor, "*batch L"], prompts: Int[Tensor, "P L"]) -> Int[Tensor, "*batch"]:
     """Which of `prompts` each row is. Raises ValueError for a prompt that is not among them."""
-    equal = (prompt[..., None, :] == prompts).all(-1)
-    if not bool(equal.any(-1).all()):
+    base, length = int(prompts.max()) + 2 if prompts.numel() else 2, prompts.shape[-1]
+    if len(prompts) > MANY_PROMPTS and base**length < 2**62:
+        places = base ** torch.arange(length)
+        code, order = ((prompts + 1) * places).sum(-1).sort()
+        index = order[torch.searchsorted(code, ((prompt + 1) * places).sum(-1)).clamp(max=len(prompts) - 1)]
+        found = (prompts[index] == prompt).all(-1)
+    else:
+        equal = (prompt[..., None, :] == prompts).all(-1)
+        index, found = equal.to(torch.int8).argmax(-1), equal.any(-1)
+    if not bool(found.all()):
         raise ValueError("A prompt is not among the prompts of this table; use the prompts of the same TokenMDP.")
-    return equal.to(torch.int8).argmax(-1)
+    return index
 
 
 def pad_prompts(prompts: list[tuple[int, ...]]) -> Int[Tensor, "P L"]:

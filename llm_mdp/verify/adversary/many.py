@@ -18,6 +18,7 @@ from torch import Tensor
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instances import Instance, stream
+from llm_mdp.exact.tree_gradient import tree_values
 from llm_mdp.exact.worlds import ExactSampler, Groups, all_groups
 from llm_mdp.mdp.token_mdp import Prompt
 from llm_mdp.sampling.evidence import Evidence, Rollouts
@@ -403,7 +404,15 @@ class _SideBySide(Problem):
 
 
 class _AllAtOnce(Enumeration):
-    """Looks up all prompts in one call."""
+    """Looks up all prompts in one call, and checks them once."""
+
+    @cached_property
+    def remaining(self) -> list[Tensor]:
+        counting = copy(self.mdp)
+        for name, value in {"gamma": 1.0, "discount": torch.ones_like(self.mdp.discount)}.items():
+            object.__setattr__(counting, name, value)
+        ones = [torch.full_like(level, float(own)) for level, own in zip(self.logits, self.mdp.policy_steps)]
+        return tree_values(counting, self.logits, ones).V
 
     def _per_leaf(self, function) -> Tensor:
         shape = (self.n_prompts, *self.tokens.shape)
