@@ -242,6 +242,7 @@ def test_a_resumed_run_measures_the_same(monkeypatch):
     assert whole.own_gradient.state == other.own_gradient.state
 
 
+@pytest.mark.slow
 def test_a_language_model_logs_it(monkeypatch, tmp_path):
     monkeypatch.setattr(own_gradient, "COST_OF_SMALL", 1)
     run = train(

@@ -2,13 +2,16 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
 from llm_mdp.cli.train import read_train
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.instances import random_instance
 from llm_mdp.own import UsageError
 from llm_mdp_agents import zoo
-from llm_mdp_agents.certificates import own_certificate
+from llm_mdp_agents.certificates import counted_reward, own_certificate
 from llm_mdp_agents.check import check_agent
 from llm_mdp_agents.resolve import find_agent
 from llm_mdp_agents.training.run import train
@@ -138,6 +141,23 @@ def test_the_certificate_is_that_of_the_options_given():
     dr = own_certificate(zoo.AGENTS["grpo"], zoo.AGENTS["grpo"].Config(variant="dr-grpo", group_size=3))
     assert dr.certificate.verdict == "proportional" and dr.place == "V=3 T=4 K=3"
     assert dr.certificate.scale == pytest.approx(2 / 3 / 4, rel=1e-9)
+
+
+def test_large_groups_are_certified_on_the_largest_shape():
+    """By classes: 49 million groups of 8 are too many to look at one by one."""
+    own = own_certificate(zoo.AGENTS["grpo"])
+    assert own.place == "V=3 T=4 K=8, rewards of 0 to 4" and own.certificate.verdict == "biased"
+    assert own.certificate.method is not None and own.certificate.method.name == "classes"
+    instance = random_instance(3, 4, gamma=0.9, n_prompts=2)
+    mdp = replace(instance.mdp, token_reward=counted_reward(instance.mdp, 0))
+    rewards = Enumeration(mdp, instance.policy).response_reward
+    assert set(rewards.round(decimals=9).flatten().tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
+
+
+def test_an_agent_that_looks_at_more_than_classes_is_certified_on_a_smaller_shape():
+    own = own_certificate(zoo.AGENTS["rto"], zoo.AGENTS["rto"].Config(dpo_batches=1))
+    assert own.place == "V=3 T=2 K=8"
+    assert own.certificate.method is not None and own.certificate.method.name == "groups"
 
 
 def test_equations_become_code():
