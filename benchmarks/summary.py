@@ -32,6 +32,7 @@ def main() -> None:
         learning(load("learning")),
         trepo_cost(load("trepo_cost")),
         turns(load("turns")),
+        kills(load("kills")),
     ]
     (HERE / "README.md").write_text("\n".join(sections), encoding="utf-8")
     text = TRAINING.read_text(encoding="utf-8")
@@ -297,6 +298,29 @@ def turns(result: dict) -> str:
     header += ["RLOO, tokens to signal", "TRePO, tokens to signal"]
     table = section("Turns of a conversation", "python benchmarks/turns.py", words, header, rows, result)
     return f"{table}\n![Noise and tokens to signal against the turns of a conversation](../docs/figures/turns.svg)\n"
+
+
+def kills(result: dict) -> str:
+    disturbed = result["kills"] | result["stops"]
+    rows = [
+        [
+            name,
+            str(each["total"]),
+            str(each["runs"]),
+            str(sum(each["not equal"].values())),
+            str(len(each["other ends"])),
+        ]
+        for name, each in disturbed.items()
+    ]
+    damage, answers = result["damage"], result["damage"]["answers"]
+    words = (
+        "Runs that were killed or stopped at random moments and resumed until they were finished, beside undisturbed "
+        "ones: weights, metrics (but for seconds) and samples are equal bit for bit, or counted as not equal. Of "
+        f"{damage['cases']} ways to damage the files of a run, {answers.get('equal weights', 0)} led to the same weights, "
+        f"{answers.get('refused', 0)} were refused in a sentence, and {len(damage['wrong'])} went wrong."
+    )
+    header = ["run: signal", "signals", "finished runs", "not equal", "other ends"]
+    return section("Kills", "python benchmarks/kills.py", words, header, rows, result)
 
 
 def within(interval: list[float], form: str, unit: str = "") -> str:
