@@ -10,6 +10,8 @@ from llm_mdp.exact.enumeration import TooLarge
 
 MAX_CANDIDATES = 20_000_000
 """States of m responses times what one more may add, beyond which no law is made."""
+MAX_STATES = 20_000_000
+"""States of m = 0 … K responses, all together: half a gigabyte."""
 MAX_CODE = 2**62
 """Sums of codes stay below."""
 DENSE = 5_000_000
@@ -32,7 +34,8 @@ class Laws:
         group_size: K ≥ 1.
 
     Raises:
-        TooLarge: more than MAX_CANDIDATES states times features; the message is a number of values, in words.
+        TooLarge: more than MAX_CANDIDATES states times features, or MAX_STATES states; the message is a number of
+            values, in words.
     """
 
     feature: Int[Tensor, " C"]
@@ -65,6 +68,8 @@ class Laws:
         features = len(self.code)
         if len(self.codes[-1]) * features > MAX_CANDIDATES:
             raise TooLarge(f"more than {len(self.codes[-1]):,} values")
+        if sum(map(len, self.codes)) > MAX_STATES:
+            raise TooLarge(f"more than {MAX_STATES:,} values for groups of up to that size, all together")
         together = (self.codes[-1][:, None] + self.code).flatten()
         if self._codes <= DENSE:
             states, place = torch.arange(int(together.max()) + 1), together
