@@ -5,7 +5,8 @@ task gives every complete response. Whatever holds of an estimator on that table
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from llm_mdp_agents.action_masks import task_mask
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
 from llm_mdp_agents.lm.tree import PackedTree, TreeLogp
 from llm_mdp_envs.task import Question, Task
+from llm_mdp_envs.text import Asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,21 @@ class ModelProblem:
     packed: PackedTree
     covered: Float[Tensor, "P M"]
     """See `TreeLogp.covered`."""
+    questions: tuple[str, ...]
+    """What is asked, in words, and how the answer begins."""
+    words: tuple[str, ...]
+    """Every token of the subset as a text."""
+
+    def at_group_size(self, group_size: int) -> Problem:
+        """The problem with groups of this size; what is enumerated is shared."""
+        if group_size not in self._sized:
+            self._sized[group_size] = other = replace(self.problem, group_size=group_size)
+            vars(other)["enumeration"] = self.problem.enumeration
+        return self._sized[group_size]
+
+    @cached_property
+    def _sized(self) -> dict[int, Problem]:
+        return {self.problem.group_size: self.problem}
 
     def covered_by_step(self) -> list[float]:
         """The share of the model's probability that the subset has at each step 1 … T: the mean over the prefixes that
@@ -87,7 +104,17 @@ def model_problem(
     with torch.no_grad():
         found = packed.logp()
     instance = _instance(packed.tree, found, _rewards(packed, task, questions))
-    return ModelProblem(Problem(instance, group_size, beta), packed, found.covered.double().cpu())
+    asked = tuple(_in_words(task, question) for question in questions)
+    words = tuple(task.decode([token]) for token in packed.tokens)
+    return ModelProblem(Problem(instance, group_size, beta), packed, found.covered.double().cpu(), asked, words)
+
+
+def _in_words(task: Task, question: Question) -> str:
+    asked = question.secret
+    if not isinstance(asked, Asked):
+        return task.decode(question.prompt)
+    text = asked.text if isinstance(asked.text, str) else str(asked.text[-1].get("content"))
+    return f"{text} → {asked.beginning!r}" if asked.beginning else text
 
 
 def _end(policy: LanguageModelPolicy, task: Task) -> int | None:

@@ -95,3 +95,52 @@ def adopt_ends(task: Task, policy: Any) -> None:
     config = getattr(policy.causal_lm, "generation_config", None)
     if config is not None and isinstance(task, TextTask):
         task.end_also(*end_ids(task.tokenizer, config.eos_token_id))
+
+
+DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "eos")
+"""What --tokens digits stands for."""
+
+
+def tokens_named(task: Task, words: str) -> tuple[int, ...]:
+    """The tokens that a list with commas names: each by its text ("7", " yes") or its number ("id:32"), the task's end
+    token by "eos", and the ten digits and that by "digits".
+
+    Raises:
+        ValueError: naming the word that is no token, or says one again.
+    """
+    found: dict[int, str] = {}
+    for word in words.split(","):
+        for name in DIGITS if word.strip() == "digits" else (word,):
+            token = _token_named(task, name)
+            if token in found and name != "eos":
+                raise ValueError(f"--tokens names the token {token} twice, as {found[token]!r} and {name!r}.")
+            found[token] = name
+    return tuple(found)
+
+
+def _token_named(task: Task, name: str) -> int:
+    if name.strip() == "eos":
+        if task.eos is None:
+            raise ValueError("--tokens has eos, and the tokenizer has no end token; leave it out.")
+        return task.eos
+    if name.strip().startswith("id:"):
+        number = name.strip().removeprefix("id:")
+        if not number.isdecimal() or int(number) >= task.vocab_size:
+            raise ValueError(f"--tokens has {name!r}; a number of a token is id:0 … id:{task.vocab_size - 1}.")
+        return int(number)
+    known = task.tokenizer.get_vocab() if hasattr(task.tokenizer, "get_vocab") else {}
+    written = known[name] if name in known else _written_as_one(task, name)
+    if written is None or task.decode([written]) != name:
+        raise ValueError(
+            f"--tokens has {name!r}, which is not one token of this tokenizer; give texts that are one token each, or "
+            f"numbers of tokens, such as id:32, with commas between them."
+        )
+    return written
+
+
+def _written_as_one(task: Task, name: str) -> int | None:
+    """The token that alone writes this text; None: there is none."""
+    if task.tokenizer is None:
+        return next((token for token in range(task.vocab_size) if task.decode([token]) == name), None)
+    tokens = task.tokenizer.encode(name, add_special_tokens=False)
+    return tokens[0] if len(tokens) == 1 else None
