@@ -7,7 +7,9 @@ from typing import Any
 
 from llm_mdp.report.drawings import MAX_EDGES, edge_count, plane_svg, prompt_count, tree_svg
 from llm_mdp.report.pages import check_finite, rendered
+from llm_mdp.report.paths import paths_figure
 from llm_mdp.report.rows import (
+    BY,
     EXACT,
     FINDINGS,
     PRACTICE,
@@ -25,6 +27,8 @@ from llm_mdp.report.rows import (
     summary,
     tone,
 )
+from llm_mdp.report.size_curves import size_curves
+from llm_mdp.report.sizes import HEAD, methods, missing, own_size, points, where
 
 Instances = list[tuple[str, dict]]
 
@@ -122,6 +126,9 @@ def render_ledger(document: Document) -> str:
         groups=[(title, [_claim(places[row.id], row, by_view) for row in members]) for title, members in grouped(rows)],
         trees=[_trees(instance.get("instance") or {}) for _, instance in instances],
         contradiction_text=contradiction_text,
+        own_size=own_size,
+        over_sizes=over_sizes,
+        paths_figure=paths_figure,
         figure_text=figure_text,
     )
 
@@ -167,6 +174,21 @@ def _figure(row: ClaimRow | None, column: Column) -> Figure:
     beyond = " beyond-left" * (low < left - EXACT) + " beyond-right" * (high > right + EXACT)
     start, end = ((min(max(value, left), right) - left) / (right - left) * 100 for value in (low, high))
     return Figure(text, kind, sort, exact, column.track.kind + beyond, (start, end))
+
+
+def over_sizes(row: ClaimRow) -> dict[str, Any] | None:
+    """What the page shows of a row at other group sizes and numbers of prompts; None: nothing is known."""
+    tables = [
+        {
+            "letter": letter,
+            "points": listed,
+            "curves": curves,
+            "about": [said for said in (where(row, by), missing(row, by)) if said],
+        }
+        for (by, letter), curves in zip(BY.items(), size_curves(row))
+        if (listed := points(row, by))
+    ]
+    return {"tables": tables, "head": HEAD, "methods": methods(row)} if tables else None
 
 
 def _trees(content: dict) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def run_ledger(
         gradient = flatten(instance, gradients)
     rows = {}
     for claim in claims:
-        options = {"sampled": sampled, "seed": seed, "confidence": confidence, "method": sizes.method}
+        options: dict[str, Any] = {"sampled": sampled, "seed": seed, "confidence": confidence, "method": sizes.method}
         rows[claim.id] = claim_row(claim, problem, **options)
         if compares(claim):
             rows[claim.id] |= _by_size(claim, problem, rows[claim.id], sizes, options)
@@ -97,7 +97,8 @@ def _by_size(
         if refused and sizes.further_method == "classes" and group_size > refused[0]:
             nothing = dict.fromkeys(entry_of(row)) | {"verdict": "not computed", "expected": row["expected"]}
             return nothing | {"reason": f"not computed: nor are smaller groups (K = {refused[0]}) by classes"}
-        found = entry_of(claim_row(*there, **options | {"method": sizes.further_method}))
+        further: dict[str, Any] = {**options, "method": sizes.further_method}
+        found = entry_of(claim_row(*there, **further))
         refused.extend([group_size] if found["verdict"] == "not computed" else [])
         return found
 
