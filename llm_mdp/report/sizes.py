@@ -91,10 +91,10 @@ def _at(claim: dict, by: str, size: int) -> dict:
 def own_size(row: ClaimRow) -> str:
     """`K = 3`, or `K = 3, P = 8`, of a row that compares responses; else nothing."""
     sizes = {(claim.get("group_size"), claim.get("prompts", 1)) for _, claim in row.entries}
-    group_sizes, prompts = ({size[place] for size in sizes} for place in (0, 1))
-    if len(sizes) != 1 or None in group_sizes:
+    group_size, prompts = sizes.pop()
+    if sizes or group_size is None:
         return ""
-    return f"K = {group_sizes.pop()}" + (f", P = {P}" if (P := prompts.pop()) > 1 else "")
+    return f"K = {group_size}" + (f", P = {prompts}" if prompts > 1 else "")
 
 
 def line(row: ClaimRow) -> str:
