@@ -57,26 +57,6 @@ class Figures:
     """J; for a target that is no reward, J and that target together."""
 
 
-@dataclass(frozen=True)
-class Points:
-    """`following.Point` of several instances."""
-
-    J: Float[Tensor, " b"]
-    kl: Float[Tensor, " b"]
-    mean: Float[Tensor, "b S"]
-    gradient: Float[Tensor, "b S"]
-    kl_gradient: Float[Tensor, "b S"]
-    visits: Float[Tensor, "b nodes V"]
-    places: Int[Tensor, "nodes V"]
-
-    def natural(self, direction: Float[Tensor, "b S"]) -> Float[Tensor, "b S"]:
-        """F⁺ direction of tables, as `Following.natural`."""
-        padded = torch.cat([direction, direction.new_zeros(len(direction), 1)], dim=1)
-        by_logit = torch.where(self.visits > 0, padded[:, self.places] / self.visits, 0.0)
-        by_logit = by_logit - by_logit.mean(-1, keepdim=True)
-        return torch.zeros_like(padded).index_add_(1, self.places.flatten(), by_logit.flatten(1))[:, :-1]
-
-
 class Many:
     """B instances of one shape, with one estimator.
 
@@ -129,21 +109,6 @@ class Many:
     def spread(self) -> Float[Tensor, " B"]:
         """Largest RM less smallest RM."""
         return self.reward.flatten(1).amax(1) - self.reward.flatten(1).amin(1)
-
-    def at(self, theta: Float[Tensor, "b S"], which: Int[Tensor, " b"]) -> "Points":
-        """Everything at θ that is needed to follow an estimator of tables, prefix by prefix."""
-        chance, logp = self._logp_of(theta, which)
-        by_leaf = self.numbers.chance[which][..., None] * chance
-        reward, apart = self.reward[which], logp - self._start_logp[which]
-        return Points(
-            (by_leaf * reward).sum((-2, -1)),
-            (by_leaf * apart).sum((-2, -1)),
-            self._mean(theta, which),
-            self._gradient(theta, which, {"reward": 1.0}),
-            self._gradient(theta, which, {"kl": 1.0}),
-            self._by_edge(by_leaf, self._drawn).view(len(theta), self.shape.nodes, -1),
-            self.shape.places.view(self.shape.nodes, -1),
-        )
 
     # --- what is true -------------------------------------------------------------------------------------------------
 
