@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,11 @@ from machine import machine
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.claims import CLAIMS, Claim
-from llm_mdp.verify.price import has_room, price, prices
+from llm_mdp.verify.price import has_room, price, prices, without_price
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.typical_price import FILE
 
+LEDGER = Path(__file__).parent / "results" / "ledger.json"
 INSTANCES = 60
 COSTLY = {"prime": 5, "ppo-second-epoch": 20}
 """Rows of which fewer instances are computed: these take minutes each, and none comes to rest."""
@@ -43,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "V = 3, T = 4": {"vocab_size": 3, "horizon": 4},
     "V = T = 3, a reply after the first token": {"vocab_size": 3, "horizon": 3, "environment_at": (1,)},
 }
+FIRST = ("V = T = 3", "token")
 RESAMPLES = 10_000
 FEWEST = 10
 """Prices that a mean, and rows that a correlation, is computed of."""
@@ -58,6 +61,12 @@ def problems(setting: str, kind: str) -> list[Problem]:
         found += [problem] if has_room(problem) else []
         seed += 1
     return found
+
+
+def biased_rows() -> set[str]:
+    """The rows that are biased on one of the instances of the ledger."""
+    runs = json.loads(LEDGER.read_text(encoding="utf-8"))["instances"]
+    return {name for run in runs for name, row in run["claims"].items() if row["verdict"] == "biased"}
 
 
 def certificate(claim: Claim, problem: Problem) -> Certificate:
@@ -141,10 +150,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"rows": {}}
-    rows = results["rows"]
+    rows, biased = results["rows"], biased_rows()
     for claim in CLAIMS:
         asked = claim.id in options.rows if options.rows else claim.id not in rows
-        if options.summary or not asked or claim.figure is not None or claim.target not in ("reward", "kl"):
+        if options.summary or not asked or claim.id not in biased or without_price(claim, problems(*FIRST)[0]):
             continue
         begun, setting = time.perf_counter(), setting_of(claim)
         if setting is None:
