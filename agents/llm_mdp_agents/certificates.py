@@ -8,7 +8,7 @@ import torch
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
-from llm_mdp.exact.instances import random_instance, stream
+from llm_mdp.exact.instances import Instance, random_instance, stream
 from llm_mdp.mdp.hidden_rewards import TableReward
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PrefixTree
@@ -72,16 +72,21 @@ def _certified(
     if method == "classes":
         instance = replace(instance, mdp=replace(instance.mdp, token_reward=counted_reward(instance.mdp, seed)))
     problem = Problem(instance)
+    agent = prepared(kind, config, instance, seed)
+    # Before training, whoever draws has the weights of the policy that trains: one enumeration serves both.
+    target, magnitude = problem.target("reward"), problem.magnitude("reward")
+    found = exact_certificate(agent, problem.enumeration, target, magnitude, method=method)
+    return OwnCertificate(found, *shape, agent.group_size, method == "classes")
+
+
+def prepared(kind: type[Agent], config: AgentConfig, instance: Instance, seed: int = 0) -> Estimator:
+    """An agent before its first update of an instance's policy, with the models that it has after `prepare`."""
     agent = kind(config, instance.policy, TokenMDPTask(instance.mdp), seed)
     agent.prepare(
         PolicySampler(agent.behaviour, instance.mdp, torch.Generator().manual_seed(seed), prompts_per_batch=64)
     )
-    # Before training, whoever draws has the weights of the policy that trains: one enumeration serves both.
-    target, magnitude = problem.target("reward"), problem.magnitude("reward")
     # An Agent has an estimator's three methods, which is all that verification asks for.
-    estimator: Estimator = agent  # pyright: ignore[reportAssignmentType]
-    found = exact_certificate(estimator, problem.enumeration, target, magnitude, method=method)
-    return OwnCertificate(found, *shape, agent.group_size, method == "classes")
+    return agent  # pyright: ignore[reportReturnType]
 
 
 def counted_reward(mdp: TokenMDP, seed: int) -> TableReward:

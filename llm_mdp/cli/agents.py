@@ -29,7 +29,11 @@ from llm_mdp_agents.zoo import AGENTS
 @dataclass(frozen=True)
 class AgentsArguments:
     """List the agents: algorithm, paper, file, and two things computed now: the certificate of each agent's own default
-    configuration, as it trains, and the verdicts of the ledger about its claims."""
+    configuration, as it trains, and the verdicts of the ledger about its claims.
+
+    With --model FOLDER the certificates are on a language model, in all its parameters, with options of their own
+    (llm-mdp agents --model FOLDER --help).
+    """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[AGENT ...]")] = ()
     """Only these (default: all)."""
@@ -39,6 +43,10 @@ class AgentsArguments:
 
 def agents(argv: Sequence[str]) -> int:
     """Run `llm-mdp agents`."""
+    if any(word.partition("=")[0] == "--model" for word in argv):
+        from llm_mdp.cli.agents_model import agents_model
+
+        return agents_model(argv)
     one_thread()
     arguments = tyro.cli(AgentsArguments, args=argv, prog="llm-mdp agents", config=FLAGS)
     check_writable(arguments.json)
@@ -62,14 +70,17 @@ def agents(argv: Sequence[str]) -> int:
 def described(agent: type[Agent]) -> dict[str, Any]:
     """All that is said of an agent, JSON-able."""
     own = own_certificate(agent)
-    return {
-        "name": agent.name,
-        "paper": agent.paper,
-        "file": f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}",
+    return named(agent) | {
         "certificate": asdict(own.certificate) | {"words": str(own.certificate), "computed_on": own.place},
         "why_the_default": agent.why_the_default if own.certificate.verdict == "biased" else "",
         "options": [each.name for each in fields(agent.Config)],
     }
+
+
+def named(agent: type[Agent]) -> dict[str, Any]:
+    """Where an agent comes from and stands."""
+    file = f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
+    return {"name": agent.name, "paper": agent.paper, "file": file}
 
 
 def show(agent: dict[str, Any], console: Console) -> None:
@@ -81,5 +92,6 @@ def show(agent: dict[str, Any], console: Console) -> None:
     console.print(Padding(words, margin), style=COLOURS.get(certificate["verdict"], ""))
     if agent["why_the_default"]:
         console.print(Padding(f"why the default: {agent['why_the_default']}", margin))
-    verdicts = ", ".join(f"{claim} {verdict}" for claim, verdict in agent["claims"].items())
-    console.print(Padding(f"the ledger: {verdicts}", margin), style="dim")
+    if "claims" in agent:
+        verdicts = ", ".join(f"{claim} {verdict}" for claim, verdict in agent["claims"].items())
+        console.print(Padding(f"the ledger: {verdicts}", margin), style="dim")
