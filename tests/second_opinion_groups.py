@@ -11,8 +11,8 @@ and compare with `llm-mdp verify --instance FILE --group-size 8 --json OTHER`.
 
 Arrays of a batch have the axes (batch, prompt of the batch, response of the group), and weights a fourth, the step.
 What a row returns is the factor of the token's score in g, the division by the number of responses included.
-Conventions as in second_opinion.py; several prompts are drawn independently, by their probabilities. A batch of groups
-that are left out under a condition holds kept groups only, as one that is drawn until it is full.
+Conventions as in second_opinion.py; several prompts are drawn independently, by their probabilities. Groups that are
+left out are no part of the batch: its statistics are those of the others, and a batch of which nothing is left is none.
 """
 
 import argparse
@@ -347,11 +347,27 @@ def batches_outright(q: SimpleNamespace, K: int, P: int) -> Iterator[tuple[Batch
 
 
 def gradients(weight: Callable, b: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """g of every batch (G, parameters), and the largest weight in each."""
+    """g of every batch (G, parameters), and the largest weight in each of its groups (G, P)."""
     weights, scores = np.where(b.own, weight(b), 0.0), b.q.scores
     edge = b.of(b.q.edge) + len(scores) * np.arange(len(b.leaf))[:, None, None, None]
     flat = np.bincount(edge.ravel(), weights.ravel(), len(scores) * len(b.leaf))
-    return flat.reshape(-1, len(scores)) @ scores, np.abs(weights).max((1, 2, 3))
+    return flat.reshape(-1, len(scores)) @ scores, np.abs(weights).max((2, 3))
+
+
+def updates(weight: Callable, b: Batch, keep: Callable | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """g of the groups that are kept of every batch, the largest weight in each group (0 in others), and which are kept
+    (G, P)."""
+    if keep is None:
+        return *gradients(weight, b), np.ones(b.prompt.shape, bool)
+    kept = keep(b)
+    g, loudest = np.zeros((len(kept), b.q.scores.shape[1])), np.zeros(kept.shape)
+    for number in range(1, b.P + 1):  # what is kept is a smaller batch
+        here = kept.sum(1) == number
+        which = here[:, None] & kept
+        rest = Batch(b.q, b.prompt[which].reshape(-1, number), b.leaf[which].reshape(-1, number, b.K))
+        g[here], loud = gradients(weight, rest)
+        loudest[which] = loud.ravel()
+    return g, loudest, kept
 
 
 def figures(mean: np.ndarray, mean_square: float, target: np.ndarray) -> dict:
@@ -382,27 +398,26 @@ def opinion(
         weight: batch -> (G, P, K, T), or what broadcasts to it.
         keep: batch -> which groups (G, P) are not left out; None: all are kept.
     """
-    mean, square, total, tokens, loudness = np.zeros(q.scores.shape[1]), 0.0, 0.0, 0.0, []
+    mean, square, total, tokens, groups, loudness = np.zeros(q.scores.shape[1]), 0.0, 0.0, 0.0, 0.0, []
     for b, chance in batches_outright(q, K, P):
-        kept = np.ones(b.prompt.shape, bool) if keep is None else keep(b)
-        left = chance * kept.all(1)
-        g, loudest = gradients(weight, b)
+        g, loudest, kept = updates(weight, b, keep)
+        left = chance * kept.any(1)
         mean, square, total = mean + left @ g, square + left @ (g**2).sum(1), total + left.sum()
-        tokens += chance @ b.L.sum((1, 2))
-        loudness.append((left, loudest))
+        tokens, groups = tokens + chance @ b.L.sum((1, 2)), groups + chance @ kept.sum(1)
+        loudness.append((chance[:, None] * kept, loudest))
     if total == 0:
         return {"kept": 0.0}
     mean, square = mean / total, square / total
-    kept = total ** (1 / P)
-    largest = max((loud[left > 0].max() for left, loud in loudness if (left > 0).any()), default=0.0)
-    with_signal = sum(left[loud > ROUNDING * largest].sum() for left, loud in loudness) / total if largest else 0.0
-    answer = {"mean": mean, **figures(mean, square, target if target is not None else targets(q, K)["reward"])}
-    cost, signal = tokens / kept, float(mean @ mean)
+    largest = max(loud[left > 0].max(initial=0.0) for left, loud in loudness)
+    loud = sum(left[loud > ROUNDING * largest].sum() for left, loud in loudness) if largest else 0.0
+    answer = figures(mean, square, target if target is not None else targets(q, K)["reward"])
+    cost, signal = tokens / total, float(mean @ mean)
     return answer | {
+        "mean": mean,
         "tokens": float(cost),
-        "tokens_to_signal": answer["trace_covariance"] * cost / signal if answer.get("cosine") else None,
-        "kept": float(kept),
-        "with_signal": float(with_signal),
+        "tokens_to_signal": float(answer["trace_covariance"] * cost / signal) if answer.get("cosine") else None,
+        "kept": float(groups / P),
+        "with_signal": float(loud / groups),
         "root_mean_square": float(np.sqrt(square)),
     }
 
@@ -428,9 +443,8 @@ def drawn(
         for x in range(q.X):
             found = np.searchsorted(cumulative[x] / cumulative[x, -1], place, side="right").clip(max=q.N - 1)
             leaf = np.where(prompt[..., None] == x, found, leaf)
-        b = Batch(q, prompt, leaf)
-        g = gradients(weight, b)[0]
-        answer.append(g if keep is None else g[keep(b).all(1)])
+        g, _, kept = updates(weight, Batch(q, prompt, leaf), keep)
+        answer.append(g[kept.any(1)])
     return np.concatenate(answer)
 
 
