@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "adversary.json"
 FILES = HERE.parent / "docs" / "adversarial"
 GROUP_SIZE, BETA = 2, 0.7
+OTHER_SIZES = (2, 3, 4, 8)
 TYPICAL, INSTANCES = Shape(3, 3, prompts=((0,), (1,), (2,))), 60
 
 
@@ -123,6 +124,9 @@ def main() -> None:
         drift = typical_drift(row, shape_of(found.instance))
         done = known()  # another process may have written beside this one
         seconds = done[claim.id]["cpu_seconds"] if arguments.again else round(time.process_time() - began, 1)
+        if claim.entry and claim.entry.compares:
+            losses = {k: careful_loss(replace(row, group_size=k), found.instance) for k in OTHER_SIZES}
+            said |= {"loss_by_group_size": {str(k): round(loss, 4) for k, loss in losses.items()}}
         done[claim.id] = said | {"drift": drift, "cpu_seconds": seconds}
         results = {"command": "python benchmarks/adversary.py", "seed": 0, "typical_instances": INSTANCES, "rows": done}
         write_results(RESULTS, ("torch",), results)

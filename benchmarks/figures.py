@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from learning import cells
+from learning import TABULAR, cells, exact_end
 from rliable import library, metrics
 
 matplotlib.use("Agg")
@@ -40,7 +40,9 @@ FOLDER = HERE.parent / "docs" / "figures"
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    learning_figures(json.loads((HERE / "results" / "learning.json").read_text())["runs"], cells(), FOLDER)
+    learned = json.loads((HERE / "results" / "learning.json").read_text())["runs"]
+    learning_figures(learned, cells(), FOLDER)
+    bias_figure([run for run in learned if run["reward"] == TABULAR], FOLDER / "bias.svg")
     if (smollm2 := HERE / "results" / "smollm2.json").exists():
         smollm2_figure(json.loads(smollm2.read_text()), FOLDER / "smollm2.svg")
     ledger = json.loads((HERE / "results" / "ledger.json").read_text())
@@ -120,6 +122,24 @@ def learning_figures(runs: list[dict[str, Any]], cells: dict[str, list[tuple[str
         "All agents at equal generated tokens",
         folder / "agents.svg",
     )
+
+
+def bias_figure(runs: list[dict[str, Any]], path: Path) -> None:
+    """J against updates of biased estimators and their repair, and where each ends when it is followed exactly."""
+    figure, axis = plt.subplots(figsize=(8, 3.2))
+    by_agent: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_agent.setdefault(run["agent"], []).append(run)
+    for (name, its), colour in zip(by_agent.items(), COLOURS):
+        updates = [point["updates"] for point in its[0]["curve"]]
+        values = np.array([[point["J"] for point in run["curve"]] for run in its])
+        middle, low, high = zip(*(interval(column[:, None]) for column in values.T))
+        axis.plot(updates, middle, color=colour, label=name if name != "reinforce" else "reinforce (the repair)")
+        axis.fill_between(updates, low, high, color=colour, alpha=0.2, linewidth=0)
+        axis.axhline(exact_end(name), color=colour, linewidth=0.9, linestyle=(0, (5, 4)))
+    axis.set(xlabel="updates of 128 responses", ylabel="expected reward J")
+    axis.legend(frameon=False, fontsize=8, loc="center right")
+    _finish(figure, "Where three biased estimators lead, with samples (dashed: followed exactly)", path)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

@@ -42,6 +42,8 @@ VISIBLE = 0.01
 """A smaller loss than this is no finding."""
 KEPT = 0.95
 """What rounder numbers must keep of the loss."""
+SLACK = 2e-3
+"""What following quickly may be off by: rounder numbers keep the worst draw's loss but for this."""
 LIMIT = 3.0
 """No logit or reward of a search is larger."""
 QUICK = Manner(tolerance=0.1, rest=1e-3, steps=100)
@@ -151,7 +153,7 @@ def _of_shape(row: Row, shape: Shape, draws: int, generations: int, seed: int) -
         searched += CHILDREN
         order = scores.argsort(descending=True)[:PARENTS]
         parents, loss = both[order], scores[order]
-    plain, tried = rounder(row, shape, parents, max(worst, KEPT * float(loss[0])))
+    plain, tried = rounder(row, shape, parents, max(worst - SLACK, KEPT * float(loss[0])))
     instance = instance_of(shape, plain, 0)
     return Adversary(instance, careful_loss(row, instance), worst, draws, searched + tried)
 
