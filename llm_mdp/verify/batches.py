@@ -33,6 +33,8 @@ TRIED = 3_000
 """Groups on which it is tried whether an estimator weighs the responses to a prompt by themselves."""
 ENTRIES = 4_000_000
 """Token weights that are asked for at once in these tries."""
+KEPT = 1e-9
+"""What the chances that groups are kept may differ by, alone and in batches."""
 UNITS = 4096
 """Units in the last place of what the estimator computes in that two sums of the same terms may differ by."""
 
@@ -54,6 +56,9 @@ def batch_moments(
     alone = single()
     chances = _numbers(_kept(alone), prompts)
     by_number = {n: alone if n == 1 else _of_batches(estimator, enumeration, n, method) for n in chances}
+    for n, each in by_number.items():
+        if each.kept is not None and abs(each.kept - _kept(alone) ** n) > KEPT:
+            raise _by_others(estimator)
     return _mixture(by_number, chances, alone, prompts)
 
 
@@ -72,6 +77,13 @@ def _of_batches(estimator: Estimator, enumeration: Enumeration, prompts: int, me
             f"{name} has weights that depend on the whole batch, and batches of {size} cannot be certified by classes "
             f"of responses, because {why}; take fewer prompts, smaller groups or a smaller instance."
         ) from why
+
+
+def _by_others(estimator: Estimator) -> TooLarge:
+    return TooLarge(
+        f"{type(estimator).__name__} leaves out groups by what the other groups of the batch are, so batches of all "
+        "numbers of groups would have to be told apart; take --prompts 1, or decide on every group by itself."
+    )
 
 
 def _batches(enumeration: Enumeration, group_size: int, prompts: int) -> int:
@@ -107,7 +119,7 @@ def _apart(estimator: Estimator, enumeration: Enumeration, prompts: int) -> bool
     tolerance = UNITS * unit
     _, together, _ = _answers(estimator, enumeration, prompt.view(worlds, -1), leaf.view(worlds, -1))
     if not torch.equal(together.flatten(), kept.flatten()):
-        return False
+        raise _by_others(estimator)
     staying = kept[:, 0].nonzero()[:, 0]
     if not len(staying):
         return True

@@ -16,6 +16,8 @@ MAX_KEYS = 10_000_000
 """Own classes with what they may see of a batch."""
 MAX_BEFORE = 50_000_000
 """Values of Ω times kinds of groups."""
+MAX_SUMS = 20_000_000
+"""Numbers in all sums of one prompt's groups."""
 
 
 class BatchDraws:
@@ -66,9 +68,8 @@ class BatchDraws:
             self.draws.append(Representatives(classes, laws, by_leaf, generator))
             first = torch.zeros_like(laws.code).scatter_(0, laws.feature, torch.arange(classes.size))
             of_feature = vectors[here][first]
-            every, others = torch.arange(len(laws.codes[size])), torch.arange(len(laws.codes[size - 1]))
-            sums.append(of_feature[laws.some(size, every)].sum(1))
-            rests.append(of_feature[laws.some(size - 1, others)].sum(1))
+            sums.append(_vectors(laws, size, of_feature))
+            rests.append(_vectors(laws, size - 1, of_feature))
         self._types(pool, names, [each.shape[1] for each in tables], sums, levels(whole.reward), deciding is not None)
         self._whos(own, names, [each.shape[1] for each in tables], rests)
 
@@ -287,3 +288,14 @@ class BatchDraws:
             who[here] = torch.where(state >= 0, own, -1)
         code, types = self.codes(prompt, position)
         return who, torch.where((types >= 0).all(-1), self.laws.find(self.number, code.sum(-1)), -1)
+
+
+def _vectors(laws: Laws, number: int, of_feature: Int[Tensor, "F D"]) -> Int[Tensor, "S D"]:
+    """What the states of `number` responses are, as sums."""
+    states = len(laws.codes[number])
+    if states * of_feature.shape[1] > MAX_SUMS:
+        raise TooLarge(f"{states:,} kinds of groups, each with {of_feature.shape[1]:,} numbers")
+    total = torch.zeros(states, of_feature.shape[1], dtype=torch.int64)
+    for feature in laws.some(number, torch.arange(states)).unbind(1):
+        total += of_feature[feature]
+    return total

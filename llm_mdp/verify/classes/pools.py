@@ -12,8 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.verify.classes.partition import Partition
 
+MAX_KINDS = 20_000_000
+"""Groups times kinds of groups."""
 LATTICE = 1_000
 """Rewards are whole multiples of their smallest gap, up to this many, or their squares are not added up."""
 
@@ -79,7 +82,14 @@ def _joined(*names: str) -> Callable[[Sums], Int[Tensor, "S D"]]:
 
 def _kinds(*names: str) -> Callable[[Sums], Int[Tensor, "S D"]]:
     """One for the kind of group that it is."""
-    return lambda sums: one_hot(_joined(*names)(sums).unique(dim=0, return_inverse=True)[1])
+
+    def of_group(sums: Sums) -> Int[Tensor, "S D"]:
+        kind = _joined(*names)(sums).unique(dim=0, return_inverse=True)[1]
+        if len(kind) * (kinds := int(kind.max()) + 1) > MAX_KINDS:
+            raise TooLarge(f"groups are of {kinds:,} kinds")
+        return one_hot(kind)
+
+    return of_group
 
 
 def _spread(sums: Sums) -> Int[Tensor, "S 1"] | None:
