@@ -130,11 +130,12 @@ def bias_figure(runs: list[dict[str, Any]], path: Path) -> None:
     by_agent: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         by_agent.setdefault(run["agent"], []).append(run)
-    for (name, its), colour in zip(by_agent.items(), COLOURS):
+    for number, ((name, its), colour) in enumerate(zip(by_agent.items(), COLOURS)):
+        width = 1.5 * (len(by_agent) - number)  # those that end alike lie on each other
         updates = [point["updates"] for point in its[0]["curve"]]
         values = np.array([[point["J"] for point in run["curve"]] for run in its])
         middle, low, high = zip(*(interval(column[:, None]) for column in values.T))
-        axis.plot(updates, middle, color=colour, label=name if name != "reinforce" else "reinforce (the repair)")
+        axis.plot(updates, middle, color=colour, linewidth=width, label=name if number else f"{name} (the repair)")
         axis.fill_between(updates, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.axhline(exact_end(name), color=colour, linewidth=0.9, linestyle=(0, (5, 4)))
     axis.set(xlabel="updates of 128 responses", ylabel="expected reward J")

@@ -12,7 +12,7 @@ PATHS = Path(__file__).with_name("paths.json")
 """Of every biased row of the ledger, on the instance in docs/adversarial/: `python benchmarks/adversary.py` writes
 them."""
 PANELS = (("J", "expected reward J"), ("kl", "KL to the start, in nats"), ("length", "expected length, in tokens"))
-WIDE, HIGH, GAP, LEFT, TOP = 232, 150, 70, 46, 58
+WIDE, HIGH, GAP, LEFT, TOP = 232, 150, 70, 54, 58
 """Of one panel, and around it, in pixels."""
 
 COLOURS = {
