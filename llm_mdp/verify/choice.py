@@ -48,9 +48,12 @@ def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "au
     try:
         return class_moments(estimator, enumeration, most)
     except (Refused, TooLarge) as why:
-        if method == "auto" and possible:
-            return exact_moments(estimator, enumeration)
         by_classes = f"by classes of responses {type(estimator).__name__} cannot be certified: {why}"
+        if method == "auto" and possible:
+            try:
+                return exact_moments(estimator, enumeration)
+            except TooLarge as error:
+                raise TooLarge(f"{by_classes}. One by one, {error}") from why
         if possible:
             raise TooLarge(f'{by_classes}; take method="groups", or --sampled N.') from why
         by_groups = (

@@ -6,7 +6,9 @@ among them, and every response of every group must have the weights that are in 
 not refused is taken.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +29,7 @@ MAX_ENTRIES = 400_000_000
 """Token weights that are asked of an estimator, in all groups together: a minute or two of one core."""
 AGREE = 1e-11
 """What two weights may differ by and be the same, as a share of their size and of the root mean square of all."""
+READS_MORE = "its weights depend on more of the other responses than their rewards, lengths and finishes"
 UNITS = 64
 """The same in units of the last place, of what was computed in coarser floating point or of rewards that nearly
 agree."""
@@ -95,11 +98,15 @@ def find_sufficient(
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     too_large: TooLarge | None = None
-    owns = (True,) if any(_own_matters(subject, classes, generator) for classes in partitions) else (False, True)
-    for by_leaf in owns:
+    own_matters = [_own_matters(subject, classes, generator) for classes in partitions]
+    laws = [_laws(subject, classes) for classes in partitions]
+    for by_leaf in (True,) if any(own_matters) else (False, True):
         for summary in SUMMARIES:
             try:
-                everybody = [_representatives(subject, *(each, summary, by_leaf, generator)) for each in partitions]
+                everybody = [
+                    Representatives(classes, of_prompt(summary), by_leaf, generator)
+                    for classes, of_prompt in zip(partitions, laws)
+                ]
                 if all(_looks_sufficient(subject, each) for each in everybody):
                     _check_cost(subject, everybody, summary, most)
                     tables = [table for each in everybody if (table := _table(subject, each)) is not None]
@@ -109,7 +116,7 @@ def find_sufficient(
                 too_large = too_large or error
     if too_large is not None:
         raise too_large
-    raise Refused("its weights depend on more of the other responses than their rewards, lengths and finishes")
+    raise Refused(READS_MORE)
 
 
 def tries(subject: Subject) -> int:
@@ -117,17 +124,21 @@ def tries(subject: Subject) -> int:
     return max(500, min(TRIED, 50_000_000 // (subject.group_size * subject.enumeration.tree.horizon)))
 
 
-def _representatives(
-    subject: Subject, classes: Partition, summary: Summary, by_leaf: bool, generator: torch.Generator
-) -> Representatives:
-    try:
-        laws = Laws(summary.of_class(classes), classes.probability, subject.group_size)
-    except TooLarge as error:
-        raise TooLarge(
-            f"its weights may depend on {summary.words} of the other responses, which takes {error} "
-            f"({len(classes.reward.unique())} different rewards, {classes.size} classes of reward, length and finish)"
-        ) from error
-    return Representatives(classes, laws, by_leaf, generator)
+def _laws(subject: Subject, classes: Partition) -> Callable[[Summary], Laws]:
+    """The laws of every summary of one prompt's responses, made when they are first asked for."""
+
+    @cache
+    def of(summary: Summary) -> Laws:
+        try:
+            return Laws(summary.of_class(classes), classes.probability, subject.group_size)
+        except TooLarge as error:
+            raise TooLarge(
+                f"its weights may depend on {summary.words} of the other responses, which takes {error} "
+                f"({len(classes.reward.unique())} different rewards, {classes.size} classes of reward, length and "
+                "finish)"
+            ) from error
+
+    return of
 
 
 def _check_cost(subject: Subject, everybody: list[Representatives], summary: Summary, most: float) -> None:
@@ -151,16 +162,26 @@ def _groups_asked(draw: Representatives) -> int:
 
 
 def _own_matters(subject: Subject, classes: Partition, generator: torch.Generator) -> bool:
-    """Does another own response of the same class have other weights, in the same company?"""
-    laws = Laws(nothing(classes), classes.probability, subject.group_size)
-    draw = Representatives(classes, laws, False, generator)
-    for evenly in (False, True):
-        group = draw.independent(FIRST, evenly)
+    """Does another own response of the same class have other weights, in the same company?
+
+    Raises:
+        Refused: if it is the company that matters: others of the same classes, in another order.
+    """
+    draw = Representatives(classes, Laws(nothing(classes), classes.probability, subject.group_size), False, generator)
+    for group in (draw.independent(FIRST, False), draw.independent(FIRST, True), draw.twins(FIRST)):
         at = torch.randint(group.shape[1], (FIRST,), generator=generator)
-        own = group.gather(1, at[:, None])[:, 0]
-        changed = group.scatter(1, at[:, None], draw.sibling(own)[:, None])
-        one, two = _own_rows(subject, classes, group, at), _own_rows(subject, classes, changed, at)
-        if not _alike(one, two, _tolerance(subject, classes, float(one[:, :-3].abs().max()))).all():
+        order = torch.rand(group.shape, generator=generator).argsort(dim=1)
+        moved, company = (order == at[:, None]).long().argmax(1), draw.sibling(group.flatten()).view(group.shape)
+        own = group.gather(1, at[:, None])
+        company = company.scatter(1, at[:, None], own).gather(1, order)
+        changed = group.scatter(1, at[:, None], draw.sibling(own[:, 0])[:, None])
+        given, same, other = (
+            _own_rows(subject, classes, *each) for each in ((group, at), (company, moved), (changed, at))
+        )
+        tolerance = _tolerance(subject, classes, float(given[:, :-3].abs().max()))
+        if not _alike(given, same, tolerance).all():
+            raise Refused(READS_MORE)
+        if not _alike(given, other, tolerance).all():
             return True
     return False
 

@@ -1,0 +1,283 @@
+"""Certificates by classes of responses: equal to groups one by one, refused where an estimator reads more, and at group
+sizes at which there are no groups one by one."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import comb
+
+import pytest
+import torch
+
+from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, TRePO
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.estimators.off_policy import OffPolicy, Reweighted
+from llm_mdp.estimators.practices import SecondEpoch, ZeroStdFiltered
+from llm_mdp.estimators.values import leave_one_out
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.instances import random_instance
+from llm_mdp.sampling.evidence import Evidence, take_rows
+from llm_mdp.sampling.policies import NgramPolicy
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.certify import certify
+from llm_mdp.verify.choice import moments_by
+from llm_mdp.verify.classes.calls import Refused
+from llm_mdp.verify.classes.moments import class_moments
+from llm_mdp.verify.method import Method
+from llm_mdp.verify.moments import Moments, exact_moments
+from llm_mdp.verify.problem import Problem
+
+RIGHT_OR_WRONG = random_instance(3, 3, n_prompts=2, seed=5, success=0.4)
+PROBLEM = Problem(RIGHT_OR_WRONG)
+ENUMERATION = PROBLEM.enumeration
+OTHER = PROBLEM.given.behaviour
+
+
+def assert_equal(found: Moments, expected: Moments) -> None:
+    """All figures to 1e-12."""
+    assert float((found.mean - expected.mean).norm()) < 1e-12 * expected.root_mean_square
+    for name in ("trace_covariance", "root_mean_square", "weights", "tokens", "rewards", "kept", "with_signal"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12), name
+
+
+def method_of(found: Moments) -> Method:
+    assert found.method is not None
+    return found.method
+
+
+@dataclass(frozen=True)
+class DropsLong(RLOO):
+    """Groups with more than six tokens are left out."""
+
+    def collect(self, sampler):
+        evidence = super().collect(sampler)
+        return sampler.keep(evidence, evidence.rollouts.length.sum(-1, keepdim=True) <= 6)
+
+
+@dataclass(frozen=True)
+class OfTheLongest(RLOO):
+    """Divided by the longest response of the group: of classes, the finest summary alone will do."""
+
+    def advantages(self, evidence):
+        longest = evidence.rollouts.length.amax(-1, keepdim=True)
+        return super().advantages(evidence) / longest[..., None]
+
+
+EQUAL = {
+    "own reward": (REINFORCE(group_size=3), "nothing"),
+    "rloo": (RLOO(3), "the number with each reward"),
+    "tokens": (REINFORCE(group_size=3, reduction="token_mean"), "the tokens"),
+    "token mean": (GRPO(3, reduction="token_mean"), "the number with each reward, and the tokens"),
+    "longest": (OfTheLongest(3), "the number of each reward, length and finish"),
+    "filtered": (ZeroStdFiltered(3), "the number with each reward"),
+    "long ones dropped": (DropsLong(3), "the number with each reward, and the tokens"),
+    "of another policy": (OffPolicy(group_size=3, behaviour=OTHER), "the number with each reward"),
+    "own ratios": (Reweighted(group_size=3, behaviour=OTHER, level="token"), "the number with each reward"),
+    "own values": (PPO(group_size=3, critic=PROBLEM.given.critic(0.3), lam=0.7), "nothing"),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_classes_give_what_groups_give_by_the_cheapest_summary(name):
+    estimator, summary = EQUAL[name]
+    found = moments_by(estimator, ENUMERATION, "classes")
+    method = method_of(found)
+    assert (method.name, method.summary) == ("classes", summary)
+    assert method.tries > 5_000
+    assert_equal(found, exact_moments(estimator, ENUMERATION))
+
+
+def test_shared_parameters_have_the_same_second_moment():
+    policy = NgramPolicy.random(3, 1, torch.Generator().manual_seed(0))
+    enumeration = Enumeration(RIGHT_OR_WRONG.mdp, policy)
+    for estimator in (GRPO(2, reduction="token_mean"), ZeroStdFiltered(3)):
+        assert_equal(class_moments(estimator, enumeration), exact_moments(estimator, enumeration))
+
+
+@dataclass(frozen=True)
+class Peeks(RLOO):
+    """RLOO whose baseline holds a tenth of something of the others."""
+
+    what: str = ""
+
+    def advantages(self, evidence):
+        return super().advantages(evidence) + 0.1 * self.seen(evidence)[..., None]
+
+    def seen(self, evidence):
+        rollouts, reward = evidence.rollouts, evidence.response_reward
+        first = rollouts.tokens[..., 0]
+        same = (rollouts.tokens[..., None, :, :] == rollouts.tokens[..., :, None, :]).all(-1)
+        if self.what == "log-probabilities":
+            return leave_one_out(rollouts.logp.sum(-1), self.group_size)
+        if self.what == "first tokens":
+            return leave_one_out((first == 1).double(), self.group_size)
+        if self.what == "place":
+            return torch.arange(reward.shape[-1]).double().expand(reward.shape)
+        if self.what == "coincidence of two":
+            return (same.sum(-1) > 1).double()
+        if self.what == "coincidence of all":
+            return same.all(-1).double()
+        # One of 560 groups, by what their tokens are.
+        number = (rollouts.tokens + 2) * torch.arange(1, 1 + rollouts.tokens.shape[-1]) ** 5
+        return (number.sum((-2, -1), keepdim=True)[..., 0] % 500 == 204).double().expand(reward.shape)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["log-probabilities", "first tokens", "place", "coincidence of two", "coincidence of all", "one group of 560"],
+)
+def test_what_reads_more_of_the_others_is_refused(what):
+    with pytest.raises(Refused, match="more of the other responses than their rewards, lengths and finishes"):
+        class_moments(Peeks(3, what=what), ENUMERATION)
+
+
+@dataclass(frozen=True)
+class OneRareResponse(RLOO):
+    """The least probable response among the others changes the baseline."""
+
+    leaf: int = 0
+
+    def advantages(self, evidence):
+        rare = (evidence.rollouts.leaf == self.leaf).any(-1, keepdim=True)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().advantages(evidence) + 0.1 * rare.double()[..., None]
+
+
+def test_every_single_response_is_tried_in_company():
+    e = Problem(random_instance(3, 8, seed=3, success=0.3)).enumeration
+    rare = int(e.probability[0].argmin())
+    assert float(e.probability[0, rare]) < 1e-5
+    with pytest.raises(Refused):
+        class_moments(OneRareResponse(3, leaf=rare), e)
+
+
+@dataclass(frozen=True)
+class BestHalf(Estimator):
+    """Passes on some of the responses only."""
+
+    group_size: int = 4
+
+    def collect(self, sampler):
+        rollouts = sampler.rollouts(self.group_size)
+        return take_rows(Evidence(rollouts, sampler.response_reward(rollouts)), torch.tensor([0, 1]))
+
+    def advantages(self, evidence):
+        return evidence.response_reward[..., None]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reason"),
+    [
+        (TRePO(group_size=2), "it draws branches at random"),
+        (SecondEpoch(group_size=2), "it differentiates its loss at a policy that was updated first"),
+        (BestHalf(), "it passes on other responses than it drew"),
+    ],
+)
+def test_what_classes_cannot_show_is_refused_in_words(estimator, reason):
+    with pytest.raises(Refused, match=reason):
+        class_moments(estimator, ENUMERATION)
+    with pytest.raises(TooLarge, match=rf"by classes of responses \w+ cannot be certified: {reason}"):
+        moments_by(estimator, ENUMERATION, "classes")
+
+
+def test_few_groups_go_one_by_one_as_ever_and_many_by_classes(monkeypatch):
+    chosen = moments_by(RLOO(3), ENUMERATION)
+    assert torch.equal(chosen.mean, exact_moments(RLOO(3), ENUMERATION).mean)
+    assert method_of(chosen) == Method("groups", "", 2 * comb(17, 3), 0)
+    monkeypatch.setattr("llm_mdp.verify.choice.FEW", 10)
+    assert method_of(moments_by(GRPO(3), ENUMERATION)).name == "classes"
+    # What is refused falls back, and says by what.
+    fallen = moments_by(Peeks(3, what="place"), ENUMERATION)
+    assert method_of(fallen).words == "all 6,750 groups, one by one"
+    assert torch.equal(fallen.mean, exact_moments(Peeks(3, what="place"), ENUMERATION).mean)
+
+
+def test_what_remains_is_said_when_nothing_exact_does():
+    remains = "take a smaller --group-size, a smaller instance or one with fewer different rewards, or --sampled N."
+    with pytest.raises(TooLarge, match="groups of 20 out of 15 responses are too many to take one by one") as found:
+        moments_by(Peeks(20, what="place"), ENUMERATION)
+    assert "Peeks cannot be certified: its weights depend on more of the other responses" in str(found.value)
+    assert str(found.value).endswith(remains)
+    # Few enough without order, but this one sees the order.
+    with pytest.raises(TooLarge, match=r"Peeks cannot be certified: .*\. One by one, 259,492,675,781,250 groups of 12"):
+        moments_by(Peeks(12, what="place"), ENUMERATION)
+    with pytest.raises(ValueError, match="method is 'class'; choose one of auto, groups, classes"):
+        certify(RLOO(3), RIGHT_OR_WRONG, method="class")
+
+
+@pytest.mark.parametrize("what", ["coarse", "mixes"])
+def test_estimators_that_are_not_well_are_not_certified(what):
+    class Coarse(RLOO):
+        def loss(self, logp, evidence):
+            return -(self.advantages(evidence).bfloat16() * logp).double().sum((-2, -1))
+
+    class Mixes(RLOO):
+        def advantages(self, evidence):
+            return (evidence.response_reward - evidence.response_reward.mean())[..., None]
+
+    kind, error, words = {
+        "coarse": (Coarse, Refused, "it computes in bfloat16"),
+        "mixes": (Mixes, ValueError, "Mixes mixes worlds"),
+    }[what]
+    with pytest.raises(error, match=words):
+        class_moments(kind(8), ENUMERATION)
+
+
+SIZES = (2, 4, 8, 16)
+
+
+@pytest.fixture(scope="module")
+def by_size():
+    """Certificates on responses that are right or wrong, three of ten right, V = 4 and T = 4."""
+    problem = Problem(random_instance(4, 4, seed=3, success=0.3))
+    target, size = problem.target("reward"), problem.magnitude("reward")
+    kinds = {
+        "rloo": RLOO(2),
+        "grpo": GRPO(2),
+        "token mean": RLOO(2, reduction="token_mean"),
+        "sequence mean": RLOO(2, reduction="sequence_mean"),
+    }
+    return {
+        name: [exact_certificate(replace(kind, group_size=K), problem.enumeration, target, size) for K in SIZES]
+        for name, kind in kinds.items()
+    }
+
+
+def test_at_real_group_sizes_biases_are_others_than_at_three(by_size):
+    """REACH.md, §1: RLOO's scale is 1, GRPO's grows, the token mean's direction gets right and the sequence mean's does
+    not."""
+    assert all(each.verdict == "unbiased" for each in by_size["rloo"])
+    scales = [each.scale for each in by_size["grpo"]]
+    assert scales[0] < 1 < scales[2] and scales == sorted(scales)
+    assert all(1 - each.cosine < 1e-12 for each in by_size["grpo"])
+    error = [1 - each.cosine**2 for each in by_size["token mean"]]
+    # sin falls like 1/K, or the squares by a factor of four.
+    assert all(3 < before / after < 6 for before, after in pairwise(error))
+    lengths = [each.cosine for each in by_size["sequence mean"]]
+    assert lengths == pytest.approx([lengths[0]] * len(SIZES), rel=1e-12) and lengths[0] < 0.999
+    noise = [each.tokens_to_signal for each in by_size["rloo"]]
+    assert noise == sorted(noise, reverse=True)
+
+
+@pytest.mark.slow
+def test_sixty_four_responses_to_a_prompt():
+    problem = Problem(random_instance(4, 4, seed=3, success=0.3))
+    target, size = problem.target("reward"), problem.magnitude("reward")
+    found = {
+        type(each).__name__ + each.reduction: exact_certificate(each, problem.enumeration, target, size)
+        for each in (RLOO(64), GRPO(64), RLOO(64, reduction="token_mean"), ZeroStdFiltered(64))
+    }
+    assert found["RLOOsum"].verdict == "unbiased"
+    scale, cosine = found["GRPOsum"].scale, found["RLOOtoken_mean"].cosine
+    assert found["GRPOsum"].verdict == "proportional" and scale is not None and scale > 2
+    assert cosine is not None and 0 < 1 - cosine < 1e-4
+    assert found["ZeroStdFilteredsum"].kept == pytest.approx(1, abs=1e-9)
+
+
+def test_a_tree_of_thousands_of_responses_needs_no_score_matrix():
+    problem = Problem(random_instance(3, 10, n_prompts=2, seed=3, success=0.3))
+    e = problem.enumeration
+    assert (e.tree.n_leaves, e.n_edges) == (2047, 6138)
+    found = exact_certificate(RLOO(8), e, problem.target("reward"), problem.magnitude("reward"))
+    assert found.verdict == "unbiased"
+    assert found.tokens == pytest.approx(8 * e.expected_length, rel=1e-12)
+    with pytest.raises(TooLarge, match="groups one by one need a matrix of 6,138 scores"):
+        moments_by(Peeks(1 + 1, what="place"), e)
