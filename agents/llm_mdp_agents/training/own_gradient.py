@@ -118,7 +118,7 @@ class OwnGradient:
 
     def notice(self, prompts: int, steps: int) -> str | None:
         """Why a run of so many steps will have no figures, for people; None: it will, or nobody wants them."""
-        if not self.share or not self.every:
+        if not self.share or not self.every or steps < self.every:
             return None
         if self.why_not is not None:
             return f"{COSINE} is not measured: {self.why_not}."

@@ -168,6 +168,7 @@ def test_why_there_are_no_figures():
     words = rloo.notice(128, 100)
     assert words == "cosine_to_rloo is not measured: it takes more than 5% of this run (measure_share); 6% would do."
     assert (rloo.notice(8, 100) or "").endswith("5% of this run (measure_share); 96% would do.")
+    assert rloo.notice(8, 9) is None, "so short a run has nothing to measure"
     assert (rloo.notice(1, 100) or "").endswith("5% of this run (measure_share).")
 
 
