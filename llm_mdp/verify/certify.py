@@ -1,6 +1,6 @@
 """`certify`: one estimator, one instance, one certificate."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_mdp.estimators.base import Estimator
@@ -9,6 +9,9 @@ from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.own import is_own
 from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.check import check_estimator, check_interface, load_estimator, with_group_size
+from llm_mdp.verify.claims import Claim, always
+from llm_mdp.verify.ledger import named_claim
+from llm_mdp.verify.price import Price, price
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import parse_target
 from llm_mdp.verify.weights import EstimatorError
@@ -22,7 +25,7 @@ def certify(
     group_size: int | None = None,
     method: str = "auto",
     prompts: int = 1,
-) -> Certificate:
+) -> "Certified":
     """The exact certificate: is E g, the expected gradient that the estimator gives, the true policy gradient?
 
         print(certify(RLOO(group_size=3)))            # unbiased: relative bias below 1e-09, scale 1, cosine 1
@@ -60,9 +63,32 @@ def certify(
     check_estimator(found, problem.enumeration)
     if found.group_size > 1:
         problem = replace(problem, group_size=found.group_size)
-    return exact_certificate(
+    certificate = exact_certificate(
         found, problem.enumeration, problem.target(target), problem.magnitude(target), method=method, prompts=prompts
     )
+    # A name of the catalogue is made anew at every policy that it leads to; an object is what it is.
+    if isinstance(estimator, str) and not is_own(estimator):
+        claim = replace(named_claim(find_entry(estimator)), target=target)
+    else:
+        name = type(found).__name__
+        claim = Claim(name, "yours", "", name, always("report"), "", target=target, estimator=found)
+    return Certified(**vars(certificate), claim=claim, problem=replace(problem, prompts=prompts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified(Certificate):
+    """A certificate that remembers what it is of."""
+
+    claim: Claim = field(repr=False, compare=False)
+    problem: Problem = field(repr=False, compare=False)
+
+    def price(self) -> Price:
+        """What following the estimator costs from this instance's policy on (`docs/price.md`): the share lost of the
+        reward that the true gradient gains with the same KL, or the reason why there is no such figure.
+
+            print(certify("token-mean", random_instance(3, 3)).price())
+        """
+        return price(self.claim, self.problem)
 
 
 def _of_size(estimator: Any, group_size: int) -> Any:
