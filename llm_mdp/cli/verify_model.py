@@ -136,8 +136,8 @@ def verify_model(argv: Sequence[str]) -> int:
 
 
 FIGURES = (
-    "verdict", "relative_bias", "scale", "cosine", "one_minus_cosine", "trace_covariance", "trace_covariance_interval",
-    "tokens", "tokens_to_signal", "tokens_to_signal_interval", "kept", "with_signal", "method",
+    "verdict", "expected", "holds", "relative_bias", "scale", "cosine", "one_minus_cosine", "trace_covariance",
+    "trace_covariance_interval", "tokens", "tokens_to_signal", "tokens_to_signal_interval", "kept", "with_signal", "method",
 )  # fmt: skip
 """What a row has at every group size."""
 
@@ -295,7 +295,6 @@ def claim_row(
         "group": claim.group,
         "verdict": "not computed",
         "expected": claim.expected(problem),
-        "holds": None,
         "group_size": None,
         "logits": None,
         "only_here": None,

@@ -10,11 +10,13 @@ from rich.text import Text
 from llm_mdp.report.rows import bias, number, ratio
 
 COLOURS = {"unbiased": "green", "proportional": "yellow", "biased": "red"}
+ROUNDING = 1e-24
+"""1 - cosine below this is the rounding of float64 at the logits."""
 LEGEND = (
     "The verdict is decided at the logits, in float64: what is unbiased or proportional there is so in every "
-    "parametrisation, unless a line above says otherwise. The figures are in all parameters of the model. scale: the part of the true gradient that E g "
-    "has, which a learning rate can undo; 1 - cosine: what none can undo; to signal: the tokens of a batch at which "
-    "noise equals signal, ± half of an interval that holds it with 95 % confidence."
+    "parametrisation, unless a line above says otherwise. The figures are in all parameters of the model. scale: the "
+    "part of the true gradient that E g has, which a learning rate can undo; 1 - cosine: what none can undo; to "
+    "signal: the tokens of a batch at which noise equals signal, ± half of an interval of 95 % confidence."
 )
 
 
@@ -63,7 +65,7 @@ def _table(document: dict[str, Any]) -> Table:
                 verdict,
                 bias(figures["relative_bias"]),
                 ratio(figures["scale"]),
-                "–" if cosine is None else "0" if cosine < 1e-12 else f"{cosine:.1e}",
+                "–" if cosine is None else "0" if cosine < ROUNDING else f"{cosine:.1e}",
                 _signal(figures),
             )
     return table
