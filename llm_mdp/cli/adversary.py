@@ -2,17 +2,36 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from llm_mdp.exact.instances import stream
+from llm_mdp.exact.optima import NotConverged
 from llm_mdp.own import UsageError
 from llm_mdp.verify.adversary.files import write_adversary
-from llm_mdp.verify.adversary.many import OBJECTIVES
-from llm_mdp.verify.adversary.search import VISIBLE, Adversary, Row, search
+from llm_mdp.verify.adversary.many import OBJECTIVES, Many
+from llm_mdp.verify.adversary.search import (
+    CHILDREN,
+    DRAWS,
+    GENERATIONS,
+    QUICK,
+    SHAPES,
+    VISIBLE,
+    Adversary,
+    Row,
+    draw,
+    search,
+)
 from llm_mdp.verify.claims import Claim
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import parse_target
+
+PATIENT = 1800.0
+"""Seconds from which on it is said beforehand that a search may take long."""
 
 
 def check_adversary(claims: Sequence[Claim], path: Path | None) -> None:
@@ -38,6 +57,7 @@ def find_adversary(claim: Claim, problem: Problem, path: Path, seed: int) -> dic
     """
     group_size = claim.build(problem).group_size
     row = Row(claim.build, max(group_size, 2), problem.beta, claim.target)
+    _say_how_long(claim, row)
     found = search(row, seed=seed, progress=lambda line: print(f"{claim.id}: {line}", file=sys.stderr, flush=True))
     if found.loss < VISIBLE:
         return {"line": _nothing(claim, found)}
@@ -52,6 +72,30 @@ def find_adversary(claim: Claim, problem: Problem, path: Path, seed: int) -> dic
         f"{100 * found.worst_drawn:.3g} % in {found.draws:,} random draws); it is in {path}: {again}"
     )
     return said | {"line": line}
+
+
+def _say_how_long(claim: Claim, row: Row) -> None:
+    """A line on the standard error where instances must be followed one at a time and this takes long."""
+    shape = SHAPES[0]
+    try:
+        many = Many(shape, draw(shape, 3, stream(0, "probe")), row.build, row.group_size, row.beta, row.target)
+        began = time.perf_counter()
+        many.field(many.numbers.start, torch.arange(3))
+    except NotConverged as error:
+        print(
+            f"{claim.id}: it cannot be made on every instance ({error}); each is tried alone, which may take hours; Ctrl-C stops it.",
+            file=sys.stderr,
+        )
+        return
+    # Three calls a step of both a search's draws and what evolution makes of them.
+    seconds = (time.perf_counter() - began) / 3 * 3 * QUICK.steps * (DRAWS + CHILDREN * GENERATIONS)
+    if many.way == "alone" and seconds > PATIENT:
+        print(
+            f"{claim.id}: its instances are followed one at a time, which may take {seconds / 3600:.1f} hours; Ctrl-C "
+            "stops it.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _nothing(claim: Claim, found: Adversary) -> str:
