@@ -50,26 +50,25 @@ def find_sums(subject: Subject, partitions: list[Partition], number: int, genera
         TooLarge: those that are left take too many values.
     """
     reasons: list[Exception] = []
-    owns = (True,) if _own_matters(subject, partitions, number, generator) else (False, True)
+    by_leaf = _own_matters(subject, partitions, number, generator)
     for deciding in (("rewards",), ("classes",)) if _drops(subject, partitions, generator) else (None,):
-        for by_leaf in owns:
-            for pool in POOLS:
-                given = {"deciding": deciding, "by_leaf": by_leaf, "generator": generator}
-                found: Table | None = None
-                try:
-                    if not _pool_holds(BatchDraws(subject, partitions, OWN[0], pool, number, **given)):
-                        continue
-                    for own in OWN:
-                        draws = BatchDraws(subject, partitions, own, pool, number, **given)
-                        table = _table(draws, own, pool) if found or _looks_sufficient(draws) else None
-                        # The weights may depend on less than which groups have a signal does.
-                        if table is not None and (table.loud is not None or draws.entries > FURTHER):
-                            return table
-                        found = found or table
-                except (Refused, TooLarge) as error:
-                    reasons.append(error)
-                if found is not None:
-                    return found
+        for pool in POOLS:
+            given = {"deciding": deciding, "by_leaf": by_leaf, "generator": generator}
+            found: Table | None = None
+            try:
+                if not _pool_holds(BatchDraws(subject, partitions, OWN[0], pool, number, **given)):
+                    continue
+                for own in OWN:
+                    draws = BatchDraws(subject, partitions, own, pool, number, **given)
+                    table = _table(draws, own, pool) if found or _looks_sufficient(draws) else None
+                    # The weights may depend on less than which groups have a signal does.
+                    if table is not None and (table.loud is not None or draws.entries > FURTHER):
+                        return table
+                    found = found or table
+            except (Refused, TooLarge) as error:
+                reasons.append(error)
+            if found is not None:
+                return found
     large = [error for error in reasons if isinstance(error, TooLarge)]
     if large:
         raise TooLarge(

@@ -298,7 +298,7 @@ def test_a_certificate_says_how_many_prompts_an_update_has():
 
 
 def test_what_is_too_large_says_so_with_the_remedy():
-    estimator, problem = build("remark-4-batch", random_instance(3, 4, seed=1), 4)
+    estimator, problem = build("remark-4-batch", random_instance(3, 3, seed=1), 4)
     with pytest.raises(TooLarge, match=r"8 prompts and 4 responses .* fewer prompts"):
         moments_by(estimator, problem.enumeration, prompts=8)
 
