@@ -14,6 +14,7 @@ import tyro
 
 from llm_mdp.cli.adversary import check_adversary, find_adversary
 from llm_mdp.cli.options import check_seed, check_writable, command_line
+from llm_mdp.cli.price import add_prices
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instance_files import read_instance, write_instance
@@ -44,7 +45,8 @@ class VerifyArguments:
     """Check which estimators of the policy gradient are unbiased, merely proportional, or biased, and why.
 
     Without options: every claim of the ledger on several random token MDPs and policies. With --instance, or any of
-    --vocab, --horizon, --gamma, --success: on that one.
+    --vocab, --horizon, --gamma, --success: on that one. With --model FOLDER: on a language model, with options of its
+    own (llm-mdp verify --model FOLDER --help).
     """
 
     claims: Annotated[
@@ -87,12 +89,18 @@ class VerifyArguments:
     """Write a self-contained page to this file."""
     save_counter_example: Path | None = None
     """Write the smallest instance on which your own estimator is not unbiased to this file."""
+    price: bool = False
+    """Compute what following each estimator costs: the share of the reward lost at equal KL (seconds a row)."""
     adversary: Path | None = None
     """Search for the instance on which following this one estimator is worst, and write it to this file (minutes)."""
 
 
 def verify(argv: Sequence[str]) -> int:
     """Run `llm-mdp verify`; the exit status is 1 if any verdict differs from the expected one."""
+    if any(word.partition("=")[0] == "--model" for word in argv):
+        from llm_mdp.cli.verify_model import verify_model
+
+        return verify_model(names_first(argv))
     command = tyro.cli(VerifyArguments, args=names_first(argv), prog="llm-mdp verify")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # many small tensors: more threads only wait for one another
@@ -140,6 +148,10 @@ def verify(argv: Sequence[str]) -> int:
     document = runs[0] if len(runs) == 1 else {"instances": runs}
     for claim in own:
         explain(claim, runs, instances, command)
+    priced = []
+    if command.price:
+        with progress_bar(terminal(stderr=True), len(claims) * len(problems)) as done:
+            priced = add_prices(claims, problems, runs, done)
     if command.adversary:
         worst = find_adversary(claims[0], problems[0], command.adversary, command.seed)
         runs[0]["claims"][claims[0].id]["adversary"] = worst
@@ -151,6 +163,8 @@ def verify(argv: Sequence[str]) -> int:
     if command.html:
         write_text(command.html, render_ledger(document))
     print_report(document, terminal())
+    if priced:
+        print("", *priced, sep="\n")
     if command.adversary:
         print(f"\nworst case: {runs[0]['claims'][claims[0].id]['adversary']['line']}")
     return exit_status(document)
