@@ -106,13 +106,11 @@ def main() -> None:
         began, row = time.process_time(), Row(claim.build, GROUP_SIZE, BETA, claim.target)
         path = FILES / f"{claim.id}.json"
         if arguments.again:
-            if claim.id not in done:
+            if not path.exists():
                 continue
-            before = done[claim.id]
+            read = read_adversary(path)
+            instance, before = read.instance, read.said
             drawn = before["worst of random draws"]
-            instance = read_adversary(path).instance if path.exists() else None
-            if instance is None:
-                continue
             found = Adversary(instance, careful_loss(row, instance), drawn["loss"], drawn["draws"], before["searched"])
         else:
             found = search(row, shapes, progress=lambda line, name=claim.id: print(name, line, flush=True))
@@ -123,7 +121,9 @@ def main() -> None:
             path.unlink()
         drift = typical_drift(row, shape_of(found.instance))
         done = known()  # another process may have written beside this one
-        seconds = done[claim.id]["cpu_seconds"] if arguments.again else round(time.process_time() - began, 1)
+        seconds = (
+            done.get(claim.id, {}).get("cpu_seconds") if arguments.again else round(time.process_time() - began, 1)
+        )
         if claim.entry and claim.entry.compares:
             losses = {k: careful_loss(replace(row, group_size=k), found.instance) for k in OTHER_SIZES}
             said |= {"loss_by_group_size": {str(k): round(loss, 4) for k, loss in losses.items()}}

@@ -83,7 +83,8 @@ def _say_how_long(claim: Claim, row: Row) -> None:
         many.field(many.numbers.start, torch.arange(3))
     except NotConverged as error:
         print(
-            f"{claim.id}: it cannot be made on every instance ({error}); each is tried alone, which may take hours; Ctrl-C stops it.",
+            f"{claim.id}: it cannot be made on every instance ({error}); each is tried alone, which may take hours; "
+            "Ctrl-C stops it.",
             file=sys.stderr,
         )
         return

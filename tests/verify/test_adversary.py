@@ -79,6 +79,25 @@ def test_an_estimator_that_differs_in_company_is_followed_alone():
     assert torch.allclose(one.field(theta, torch.arange(3))[2], alone(one, 2).mean(theta[2]), rtol=1e-9, atol=1e-12)
 
 
+@dataclass(frozen=True)
+class DividesByTheReward(Estimator):
+    """Has no finite derivative where a reward is zero; its weights move with the policy."""
+
+    def advantages(self, evidence):
+        return 1 / evidence.response_reward[..., None] + 0 * evidence.rollouts.logp + evidence.rollouts.logp.exp()
+
+
+def test_one_instance_without_a_finite_loss_does_not_stop_the_others():
+    shape = Shape()
+    numbers = draw(shape, 9, stream(1, "test"))
+    numbers.reward[:, :, :] = numbers.reward.abs() + 0.5
+    numbers.reward[6] = 0.0
+    one = Many(shape, numbers, lambda problem: DividesByTheReward())
+    found = one.field(one.numbers.start, torch.arange(9)).isfinite().all(1)
+    assert one.way == "anew"
+    assert found.tolist() == [index != 6 for index in range(9)]
+
+
 @pytest.mark.parametrize("target", ["reward", "kl", "entropy"])
 def test_the_objective_is_what_the_gradient_is_of(target):
     shape = Shape(horizon=3, environment_at=(1,))

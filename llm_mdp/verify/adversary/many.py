@@ -9,27 +9,25 @@ followed alone.
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from functools import cache, cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instances import Instance, stream
-from llm_mdp.exact.tree_gradient import tree_values
 from llm_mdp.exact.worlds import ExactSampler, Groups, all_groups
-from llm_mdp.mdp.token_mdp import Prompt
-from llm_mdp.sampling.evidence import Evidence, Rollouts
+from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.adversary.shapes import Numbers, Shape, instance_of, levels, side_by_side
+from llm_mdp.verify.adversary.wide import Centred, SideBySide, distinct
 from llm_mdp.verify.following import Following
 from llm_mdp.verify.moments import _affine_in_branches, _ignores_order, updates_first
-from llm_mdp.verify.problem import STALENESS, GivenByProblem, Problem
+from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import parse_target
-from llm_mdp.verify.weights import edges, loss_weights, token_weights
+from llm_mdp.verify.weights import NotFinite, edges, loss_weights, token_weights
 
 Build = Callable[[Problem], Estimator]
 """Makes the estimator on a problem, as `Claim.build` does."""
@@ -151,7 +149,7 @@ class Many:
             return torch.stack([self._one(row, int(index)) for row, index in zip(theta, which)])
         if self._fixed is None:
             parts = zip(theta.split(TOGETHER), which.split(TOGETHER))
-            return torch.cat([self._together(rows, here) for rows, here in parts])
+            return torch.cat([self._apart(rows, here) for rows, here in parts])
         table, kept = (part[which] for part in self._fixed)
         drawn = self._group_chance(self._logp_of(theta, which)[0]) * self.numbers.chance[which][..., None]
         total = (drawn * kept).sum((-2, -1))
@@ -190,10 +188,14 @@ class Many:
         return "fixed"
 
     def _tables(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The weights of all edges in all groups to every prompt, and which groups are kept; None: others draw."""
+        """The weights of all edges in all groups to every prompt, and which groups are kept; None: others draw, or some of
+        them have no finite weights."""
         parts = []
         for rows, which in zip(theta.split(TOGETHER), torch.arange(len(theta)).split(TOGETHER)):
-            sampler, weights, edge, _, _ = self._worlds(rows, which)
+            try:
+                sampler, weights, edge, _, _ = self._worlds(rows, which)
+            except NotFinite:
+                return None
             own = self._group_chance(self._logp_of(rows, which)[0]) * self._orders
             if sampler.drawn is not None or not torch.allclose(sampler.weight, own.flatten(), rtol=1e-9, atol=1e-15):
                 return None
@@ -210,6 +212,16 @@ class Many:
     def _local(self, edge: Tensor) -> Tensor:
         """Edges of the large token MDP as edges of each instance's own."""
         return edge % self._edges
+
+    def _apart(self, theta: Tensor, which: Tensor) -> Tensor:
+        """`_together`, with no numbers for the instances at whose θ the loss has no finite derivative."""
+        try:
+            return self._together(theta, which)
+        except NotFinite:
+            if len(which) == 1:
+                return torch.full_like(theta, torch.nan)
+            half = len(which) // 2
+            return torch.cat([self._apart(theta[:half], which[:half]), self._apart(theta[half:], which[half:])])
 
     def _together(self, theta: Tensor, which: Tensor) -> Tensor:
         sampler, weights, edge, prompts, again = self._worlds(theta, which)
@@ -251,7 +263,7 @@ class Many:
             if len(self._sides) > 64:
                 self._sides.clear()
             logits = self._logits(self.numbers.start[which], which).view(len(which), self.shape.nodes, -1)
-            prompts = _distinct(len(which) * len(self.shape.prompts))
+            prompts = distinct(len(which) * len(self.shape.prompts))
             self._sides[key] = side_by_side(self.shape, self.numbers[which], logits, prompts)
         return self._sides[key]
 
@@ -264,12 +276,12 @@ class Many:
         policy = TabularPolicy(self.shape.tree, side.mdp.prompt_tokens, levels(self.shape, by_node))
         instance = copy(side)
         object.__setattr__(instance, "policy", policy)
-        problem = _SideBySide(instance, self.group_size, self.beta)
+        problem = SideBySide(instance, self.group_size, self.beta)
         object.__setattr__(problem, "prompts_each", len(self.shape.prompts))
         estimator, e = self.build(problem), problem.enumeration
         every = torch.arange(number).repeat_interleave(len(self._leaf))
         groups = Groups(every, self._leaf.repeat(number, 1), self._orders.repeat(number))
-        sampler = _Centred(e, groups, self._each_branch)
+        sampler = Centred(e, groups, self._each_branch)
         if problem.given.centred:
             J = self.figures(theta, which).J.repeat_interleave(len(self.shape.prompts))
             sampler.less = J[every]
@@ -283,7 +295,7 @@ class Many:
             self._followed[index] = Following(self.build, Problem(instance, self.group_size, self.beta))
         try:
             return self._followed[index].mean(theta)
-        except NothingKept:
+        except (NothingKept, NotFinite):
             return torch.full_like(theta, torch.nan)
 
     # --- tables -------------------------------------------------------------------------------------------------------
@@ -321,76 +333,3 @@ class Many:
         by_logit = (by_node - pi * by_node.sum(-1, keepdim=True)).flatten(1)
         total = theta.new_zeros(len(theta), theta.shape[1] + 1)
         return total.index_add_(1, self.shape.places, by_logit)[:, :-1]
-
-
-@cache
-def _distinct(number: int) -> tuple[Prompt, ...]:
-    """So many prompts, equally likely; none looks like that of the instance in its place, so that it shows if an
-    estimator reads them."""
-    width = number.bit_length()
-    return tuple(Prompt(tuple(map(int, f"{k + 1:0{width}b}")), 1 / number) for k in range(number))
-
-
-class _Given(GivenByProblem):
-    """What estimators are made of, where the prompts are instances that know nothing of each other."""
-
-    centred = False
-
-    @property
-    def expected_reward(self) -> float | None:
-        """None, as every instance has its own: the sampler takes it off the rewards instead."""
-        self.centred = True
-        return None
-
-    @property
-    def behaviour(self) -> TabularPolicy:
-        """The same noise for all of them as for each alone."""
-        problem = self.problem
-        assert isinstance(problem, _SideBySide)
-        e, each = problem.enumeration, problem.prompts_each
-        noise = TabularPolicy.random(e.tree, e.prompt[:each], stream(0, "behaviour"), STALENESS)
-        wide = [level.detach().repeat(e.n_prompts // each, 1, 1) for level in noise.levels]
-        return TabularPolicy(e.tree, e.prompt, [own + other for own, other in zip(e.logits, wide)])
-
-
-@dataclass(frozen=True, eq=False)
-class _SideBySide(Problem):
-    """A problem whose prompts are instances."""
-
-    prompts_each: int = 1
-
-    @cached_property
-    def enumeration(self) -> Enumeration:
-        return _AllAtOnce(self.instance.mdp, self.instance.policy)
-
-    @cached_property
-    def given(self) -> _Given:
-        return _Given(self)
-
-
-class _AllAtOnce(Enumeration):
-    """Looks up all prompts in one call, and checks them once."""
-
-    @cached_property
-    def remaining(self) -> list[Tensor]:
-        counting = copy(self.mdp)
-        for name, value in {"gamma": 1.0, "discount": torch.ones_like(self.mdp.discount)}.items():
-            object.__setattr__(counting, name, value)
-        ones = [torch.full_like(level, float(own)) for level, own in zip(self.logits, self.mdp.policy_steps)]
-        return tree_values(counting, self.logits, ones).V
-
-    def _per_leaf(self, function) -> Tensor:
-        shape = (self.n_prompts, *self.tokens.shape)
-        prompt = self.prompt[:, None].expand(*shape[:2], -1)
-        with torch.no_grad():
-            return function(prompt, self.tokens.expand(shape), self.mask.expand(shape)).to(torch.float64)
-
-
-class _Centred(ExactSampler):
-    """Rewards less the expected one of their own instance, where an estimator would have taken it off."""
-
-    less: Float[Tensor, " W"] | None = None
-
-    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, "W B"]:
-        reward = super().response_reward(rollouts)
-        return reward if self.less is None else reward - self.less[:, None]
