@@ -274,8 +274,8 @@ def outcome(plan: Plan, enumeration: Enumeration, group_size: int) -> str:
     return "certified"
 
 
-def tried(strategy: st.SearchStrategy[Plan], examples: int) -> Counter:
-    """How often each outcome was had, at K = 3 and at K = 5."""
+def tried(strategy: st.SearchStrategy[Plan], examples: int, group_sizes: tuple[int, ...]) -> Counter:
+    """How often each outcome was had."""
     outcomes = Counter()
 
     @settings(
@@ -287,14 +287,20 @@ def tried(strategy: st.SearchStrategy[Plan], examples: int) -> Counter:
     )
     @given(strategy, st.sampled_from(ENUMERATIONS))
     def try_one(plan: Plan, enumeration: Enumeration) -> None:
-        for group_size in (3, 5):
+        for group_size in group_sizes:
             outcomes[outcome(plan, enumeration, group_size)] += 1
 
     try_one()
     return outcomes
 
 
-FAST = 10
+def fast_and_slow(fast: int, slow: int):
+    """A few in groups of three; many, in groups of five too."""
+    return pytest.mark.parametrize(
+        "examples, group_sizes", [(fast, (3,)), pytest.param(slow, (3, 5), marks=pytest.mark.slow)]
+    )
+
+
 HONEST = plans()
 OWN_TOKENS = plans(of_own_tokens=st.sampled_from(sorted(OF_OWN_TOKENS)))
 PEEKING = plans(peek=st.sampled_from(sorted(PEEKS)), of_own_tokens=st.none() | st.sampled_from(sorted(OF_OWN_TOKENS)))
@@ -304,19 +310,19 @@ def mostly_certified(outcomes: Counter) -> bool:
     return outcomes["certified"] >= 0.9 * (outcomes["certified"] + outcomes["refused"])
 
 
-@pytest.mark.parametrize("examples", [FAST, pytest.param(100, marks=pytest.mark.slow)])
-def test_what_reads_rewards_and_lengths_is_certified_rightly(examples):
-    assert mostly_certified(tried(HONEST, examples))
+@fast_and_slow(10, 100)
+def test_what_reads_rewards_and_lengths_is_certified_rightly(examples, group_sizes):
+    assert mostly_certified(tried(HONEST, examples, group_sizes))
 
 
-@pytest.mark.parametrize("examples", [FAST // 2, pytest.param(30, marks=pytest.mark.slow)])
-def test_what_reads_its_own_tokens_too_is_certified_rightly(examples):
-    assert mostly_certified(tried(OWN_TOKENS, examples))
+@fast_and_slow(4, 30)
+def test_what_reads_its_own_tokens_too_is_certified_rightly(examples, group_sizes):
+    assert mostly_certified(tried(OWN_TOKENS, examples, group_sizes))
 
 
-@pytest.mark.parametrize("examples", [FAST // 2, pytest.param(70, marks=pytest.mark.slow)])
-def test_what_peeks_is_never_certified_wrongly(examples):
-    assert tried(PEEKING, examples)["refused"]
+@fast_and_slow(6, 70)
+def test_what_peeks_is_never_certified_wrongly(examples, group_sizes):
+    assert tried(PEEKING, examples, group_sizes)["refused"]
 
 
 @pytest.mark.parametrize("peek", sorted(PEEKS))

@@ -18,7 +18,16 @@ def test_a_batch_written_down(row):
     check("two prompts", row, 2, 2)
 
 
-@pytest.mark.parametrize("row", ["rloo", "zero-std-filtered", "token-mean-loo", "remark-4-batch", "reinforce++"])
+@pytest.mark.parametrize(
+    "row, group_size, prompts",
+    [
+        ("rloo", 8, 8),
+        ("zero-std-filtered", 8, 8),
+        ("token-mean-loo", 8, 8),
+        ("remark-4-batch", 4, 8),
+        ("reinforce++", 4, 4),
+    ],
+)
 @pytest.mark.slow
-def test_drawn_batches_agree(row):
-    drawn_agrees("two prompts", row, 8, prompts=8)
+def test_drawn_batches_agree(row, group_size, prompts):
+    drawn_agrees("two prompts", row, group_size, prompts)
