@@ -188,8 +188,8 @@ class Many:
         return "fixed"
 
     def _tables(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The weights of all edges in all groups to every prompt, and which groups are kept; None: others draw, or some of
-        them have no finite weights."""
+        """The weights of all edges in all groups to every prompt, and which groups are kept; None: others draw, or
+        some have no finite weights."""
         parts = []
         for rows, which in zip(theta.split(TOGETHER), torch.arange(len(theta)).split(TOGETHER)):
             try:
