@@ -225,8 +225,20 @@ def facts(setting: dict) -> list[tuple[str, str]]:
         "expected length" if exact else "mean length drawn": number(setting["expected_length"]),
         "budget": f"{amount(setting['budget'])} tokens",
         "true gradient": "exact" if exact else f"unknown; {setting['target']} stands in",
+        "figures": _methods(setting["rows"]),
     }
     return [(name, value) for name, value in known.items() if value != "–"]
+
+
+def _methods(rows: list[dict]) -> str:
+    """How the figures of a setting's rows came about; nothing of results that do not say."""
+    if not any("method" in row for row in rows):
+        return "–"
+    words = {"groups": "group by group", "classes": "by classes of responses", None: "outcome by outcome"}
+    found = Counter("sampled" if row["samples"] else words[row.get("method")] for row in rows)
+    exact = ", ".join(f"{number} {how}" for how, number in found.items() if how != "sampled")
+    parts = [f"exact: {exact}"] * bool(exact) + [f"sampled: {found['sampled']}"] * bool(found["sampled"])
+    return "; ".join(parts)
 
 
 def _drawn_norm(setting: dict) -> str:

@@ -27,7 +27,9 @@ from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.problem import Problem
 
 EXACT_GROUPS = 300_000
-"""Groups of responses up to which a measurement is exact: a second or two."""
+"""Groups of responses up to which a measurement takes them one by one: a second or two."""
+CLASS_WEIGHTS = 20_000_000
+"""Token weights up to which it asks for those of classes of responses, where groups are more: some seconds."""
 
 
 class TreeBench:
@@ -52,18 +54,21 @@ class TreeBench:
             "entropy": mean_entropy(e), "success": self.problem.gradient[0] if outcomes else None, "target": "exact",
         }  # fmt: skip
 
-    def is_exact(self, estimator: Estimator) -> bool:
-        """Are its groups few enough to enumerate?"""
+    def has_few_groups(self, estimator: Estimator) -> bool:
+        """Are its groups few enough to enumerate one by one?"""
         return self.enumeration.tree.n_leaves**estimator.group_size * self.enumeration.n_prompts <= EXACT_GROUPS
 
     def measure(self, estimator: Estimator, number: int, seed: int, known: Proved | None = None) -> Measurement:
-        """Exactly where it can be, else from `number` estimates.
+        """Exactly where it can be, group by group or by classes of responses, else from `number` estimates.
 
         Args: known: see `variance.sampled_measurement`.
         """
-        if self.is_exact(estimator):
+        few = self.has_few_groups(estimator)
+        if few or estimator.group_size > 1:
+            most = None if few else CLASS_WEIGHTS
+            magnitude = self.problem.magnitude("reward")
             try:
-                return exact_measurement(estimator, self.enumeration, self.target, self.problem.magnitude("reward"))
+                return exact_measurement(estimator, self.enumeration, self.target, magnitude, classes=most)
             except TooLarge:
                 pass
         return sampled_measurement(

@@ -26,9 +26,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.variance.unseen import TooFew
 from llm_mdp.verify.certificate import judge
+from llm_mdp.verify.classes.calls import Refused
+from llm_mdp.verify.classes.moments import class_moments
+from llm_mdp.verify.method import MethodName
 from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.signal import tokens_to_signal
 
@@ -154,6 +157,8 @@ class Measurement:
     """Why nothing was measured but the cost."""
     level: float = LEVEL
     """Of the quantiles of its intervals; higher where draws were barely enough (`unseen.BARELY`)."""
+    method: MethodName | None = None
+    """How exact figures came about; None: they are sampled, or no groups were enumerated."""
 
     def interval(self, figure: str, budget: float = 1.0) -> tuple[float, float] | None:
         """What holds the figure with 95 % confidence; None if it is exact.
@@ -240,6 +245,7 @@ class Measurement:
             "intervals": intervals,
             "confidence": CONFIDENCE if intervals else None,
             "samples": self.samples,
+            "method": self.method,
             "by_theorem": list(self.by_theorem),
             "too_few": self.too_few and asdict(self.too_few) | {"words": self.too_few.words},
         }
@@ -278,16 +284,28 @@ def finite(value: float) -> float | None:
 
 
 def exact_measurement(
-    estimator: Estimator, enumeration: Enumeration, target: Float[Tensor, " parameters"], magnitude: float = 0.0
+    estimator: Estimator,
+    enumeration: Enumeration,
+    target: Float[Tensor, " parameters"],
+    magnitude: float = 0.0,
+    classes: int | None = None,
 ) -> Measurement:
-    """All figures by enumeration (`verify.exact_moments`).
+    """All figures by enumeration, group by group (`verify.exact_moments`) or by classes (`verify.classes`).
+
+    Args: classes: by classes of responses, with at most so many token weights asked of the estimator; None: groups.
 
     Raises:
-        TooLarge: when there are too many worlds; `tree_estimates` remains.
+        TooLarge: when there are too many worlds, or classes do not do for it; `tree_estimates` remains.
         ValueError: when the true gradient is zero, so that nothing is relative to it.
     """
     check_target(target)
-    moments = exact_moments(estimator, enumeration)
+    if classes is None:
+        moments = exact_moments(estimator, enumeration)
+    else:
+        try:
+            moments = class_moments(estimator, enumeration, classes)
+        except Refused as why:
+            raise TooLarge(f"classes of responses do not do, because {why}") from why
     if not moments.tokens > 0:
         raise ValueError(
             f"what {type(estimator).__name__} draws is not counted, so it has no place at equal cost; verify it "
@@ -300,7 +318,8 @@ def exact_measurement(
     spread = Spread(
         moments.tokens, moments.rewards, moments.trace_covariance, signal, float(mean @ target), float(target @ target)
     )
-    return Measurement(spread, certificate.verdict, moments.branch_noise)
+    method = None if moments.method is None else moments.method.name
+    return Measurement(spread, certificate.verdict, moments.branch_noise, method=method)
 
 
 def check_target(target: Float[Tensor, " parameters"]) -> None:

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mdp.estimators.algorithms import PPO, REINFORCE, RLOO, TRePO
+from llm_mdp.estimators.algorithms import GRPO, PPO, REINFORCE, RLOO, TRePO
+from llm_mdp.estimators.catalogue import CATALOGUE
+from llm_mdp.estimators.practices import ZeroStdFiltered
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instance_files import write_instance
 from llm_mdp.exact.instances import random_instance, stream
@@ -20,6 +22,7 @@ from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.variance.benches import NgramBench, TreeBench, make_bench
 from llm_mdp.variance.chains import chain_of
 from llm_mdp.variance.entropy import mean_entropy, with_entropy
+from llm_mdp.variance.measurement import exact_measurement
 from llm_mdp.variance.setting import Setting
 from llm_mdp.verify.moments import exact_moments
 from llm_mdp_agents.lm.policy import tiny_transformer
@@ -289,11 +292,34 @@ def test_small_trees_are_measured_exactly_and_large_ones_are_sampled(monkeypatch
     bench = tree(vocab_size=3, horizon=3)
     assert bench.measure(RLOO(group_size=2), 50, 0).samples is None
     monkeypatch.setattr("llm_mdp.variance.benches.EXACT_GROUPS", 100)
+    monkeypatch.setattr("llm_mdp.variance.benches.CLASS_WEIGHTS", 100)
     sampled = bench.measure(RLOO(group_size=2), 50, 0, known="unbiased")
     assert sampled.samples == 50 and sampled.verdict == "unbiased"
     assert bench.measure(TRePO(temperatures=(1.0,) * 2), 50, 0).samples is None, (
         "branches are summed up, whatever their number"
     )
+
+
+def test_right_or_wrong_rows_are_exact_by_classes_where_groups_are_many():
+    bench = tree(vocab_size=2, horizon=2, rewards="outcome", success=0.4)
+    for estimator in (GRPO(group_size=4), RLOO(group_size=4), ZeroStdFiltered(group_size=4)):
+        by_group, by_class = (
+            exact_measurement(estimator, bench.enumeration, bench.target, classes=most) for most in (None, 10**7)
+        )
+        assert (by_group.method, by_class.method, by_group.verdict) == ("groups", "classes", by_class.verdict)
+        for name in ("tokens", "rewards", "trace", "signal", "dot"):
+            assert getattr(by_class.spread, name) == pytest.approx(getattr(by_group.spread, name), rel=1e-10), name
+    large = bench.measure(RLOO(group_size=64), 50, 0)
+    assert (large.samples, large.method, large.verdict) == (None, "classes", "unbiased")
+
+
+def test_what_reads_more_than_classes_say_is_sampled_where_groups_are_many(monkeypatch):
+    bench = tree(vocab_size=3, horizon=3, rewards="outcome", success=0.4)
+    prime = CATALOGUE["prime"].make(bench.given, group_size=2)
+    assert bench.measure(prime, 50, 0).method == "groups"
+    monkeypatch.setattr("llm_mdp.variance.benches.EXACT_GROUPS", 10)
+    sampled = bench.measure(prime, 50, 0)
+    assert (sampled.samples, sampled.method) == (50, None)
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 1), (30, 4, 1), (2, 1_000, 7), (4, 10_000, 1)])
