@@ -192,16 +192,18 @@ def test_a_share_is_a_share():
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
 
-LITTLE = {"steps": 6, "prompts_per_step": 64, "signal_every": 2, "eval_prompts": 8, "progress": False}
+LITTLE = {"steps": 3, "prompts_per_step": 64, "signal_every": 1, "eval_prompts": 8, "progress": False}
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("grpo", {"group_size": 3}), ("ppo", {"critic_warm_up": 1}), ("trepo", {"budget": 2000, "group_size": 4})],
+    [("grpo", {"group_size": 3}), ("ppo", {"critic_warm_up": 1}), ("trepo", {"budget": 500, "group_size": 4})],
 )
 @pytest.mark.parametrize("env", ["Tabular", "Ngram"])
 def test_training_is_the_same_without_it(name, options, env, monkeypatch):
-    monkeypatch.setattr(own_gradient, "FEWEST", 4)
+    """Measured from the first step on, before which an agent may have a batch that waits."""
+    for price in ("FEWEST", "FEWEST_ON_TREE", "COST_OF_SMALL", "COST_OF_EXACT", "COST_OF_RESPONSE", "COST_OF_CLASSES"):
+        monkeypatch.setattr(own_gradient, price, 1)
     prompts = {"prompts_per_step": None} if name == "trepo" else {}
     arguments = {"horizon": 3} if env == "Tabular" else {"horizon": 8}
     runs = [
@@ -213,12 +215,25 @@ def test_training_is_the_same_without_it(name, options, env, monkeypatch):
     ]  # fmt: skip
     weights = [[each.detach() for each in run.policy.parameters()] for run in runs]
     assert all(torch.equal(one, two) for one, two in zip(*weights))
-    assert any("groups_measured" in each for each in runs[0].metrics)
+    assert "groups_measured" in runs[0].metrics[1]
     assert not any("groups_measured" in each for each in runs[1].metrics)
     for one, two in zip(*(run.metrics for run in runs)):
         assert {name: one[name] for name in two if "second" not in name} == {
             name: value for name, value in two.items() if "second" not in name
         }
+
+
+def test_the_agent_is_as_it_was():
+    """Its draws, what it told, what it learned, and a batch that waits for the first step."""
+    agent = agent_of("rloo", table())
+    agent.waiting, agent.told, agent.numbers = {"tokens": torch.ones(2)}, {"asked": 3.0}, {"mean": 1.0}
+    before = agent.generator.get_state()
+    with own_gradient.undisturbed(agent):
+        assert not agent.waiting
+        torch.rand(3, generator=agent.generator)
+        agent.told, agent.numbers["mean"] = {"asked": 9.0}, 7.0
+    assert torch.equal(agent.generator.get_state(), before) and list(agent.waiting) == ["tokens"]
+    assert agent.told == {"asked": 3.0} and agent.numbers == {"mean": 1.0}
 
 
 def test_a_resumed_run_measures_the_same(monkeypatch):
