@@ -137,7 +137,8 @@ def verify_model(argv: Sequence[str]) -> int:
 
 FIGURES = (
     "verdict", "expected", "holds", "relative_bias", "scale", "cosine", "one_minus_cosine", "trace_covariance",
-    "trace_covariance_interval", "tokens", "tokens_to_signal", "tokens_to_signal_interval", "kept", "with_signal", "method",
+    "trace_covariance_interval", "tokens", "tokens_to_signal", "tokens_to_signal_interval", "kept", "with_signal",
+    "method",
 )  # fmt: skip
 """What a row has at every group size."""
 
