@@ -69,7 +69,8 @@ def find_adversary(claim: Claim, problem: Problem, path: Path, seed: int) -> dic
     line = (
         f"from {what} = {ends['start']:g} the exact gradient leads to {ends['exact']:g} and {claim.id} to "
         f"{ends['row']:g}: {100 * found.loss:.3g} % of the rewards' range is lost (at most "
-        f"{100 * found.worst_drawn:.3g} % in {found.draws:,} random draws); it is in {path}: {again}"
+        f"{100 * found.worst_drawn:.3g} % in {found.draws:,} random draws); followed from where the exact "
+        f"gradient led it goes to {said['from the exact end']['row']:g}; the instance is in {path}: {again}"
     )
     return said | {"line": line}
 

@@ -52,6 +52,7 @@ def test_an_estimator_of_ones_own_is_searched_for(tmp_path, monkeypatch):
     (claim,) = find_claims(["mine.py:PerToken"])
     said = find_adversary(claim, Problem(random_instance()), tmp_path / "worst.json", 0)
     assert "the exact gradient leads to" in said["line"] and "worst.json" in said["line"]
+    assert "followed from where the exact gradient led" in said["line"]
     found = read_adversary(tmp_path / "worst.json")
     assert found.said["loss"] >= found.said["worst of random draws"]["loss"]
     assert json.dumps(said)
