@@ -31,7 +31,7 @@ from llm_mdp.verify.weights import edges, token_weights
 MAX_ENTRIES = 20_000_000
 """Groups times edges up to which the weights of all groups are kept: 160 MB. Beyond, estimators are made anew."""
 NOTHING = "the estimator leaves out every group at this policy, so it leads nowhere."
-TRIED = (1.0, 3.0)
+TRIED = (1.0, 3.0, 10.0)
 """How far away weights are tried: standard deviations of normal logits that are added, in nats."""
 
 
