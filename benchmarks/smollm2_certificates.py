@@ -22,7 +22,7 @@ from smollm2 import smollm2
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "smollm2_certificates.json", HERE.parent / "docs" / "language_model_certificates.md"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
-ROWS = ("rloo", "grpo", "dr-grpo", "token-mean-loo", "length-normalised-loo")
+ROWS = ("rloo", "grpo", "token-mean-loo", "length-normalised-loo")
 FORCED = ("--prompt", "What is 5 + 4?", "--begin", "5 + 4 = ", "--answer", "9")
 SUMS = ("--env", "llm_mdp/Arithmetic-v0", "--env-args", "digits=1", "--questions", "4")
 RUNS = {
