@@ -27,6 +27,10 @@ from llm_mdp.verify.classes.calls import Refused
 from llm_mdp.verify.moments import Moments, exact_moments, updates_first
 from llm_mdp.verify.weights import Precision, token_weights
 
+MAX_PROMPTS = 10_000
+"""Prompts of one update."""
+MAX_TOGETHER = 500
+"""The same, where the weights depend on the whole batch."""
 FEW = 5_000
 """Batches, without order, that are taken one by one without asking for anything else."""
 TRIED = 3_000
@@ -51,8 +55,15 @@ def batch_moments(
     Raises:
         TooLarge: if there are too many outcomes, with what remains.
     """
+    if prompts > MAX_PROMPTS:
+        raise TooLarge(f"prompts is {prompts:,}; it must be at most {MAX_PROMPTS:,}.")
     if not updates_first(estimator) and _apart(estimator, enumeration, prompts):
         return _mean_of_groups(single(), prompts)
+    if prompts > MAX_TOGETHER:
+        raise TooLarge(
+            f"{type(estimator).__name__} has weights that depend on the whole batch; then there are at most "
+            f"{MAX_TOGETHER:,} prompts, not {prompts:,}."
+        )
     alone = single()
     chances = _numbers(_kept(alone), prompts)
     by_number = {n: alone if n == 1 else _of_batches(estimator, enumeration, n, method) for n in chances}
