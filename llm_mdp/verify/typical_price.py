@@ -48,7 +48,7 @@ class Typical:
 def typical_prices(row: str) -> dict[str, Typical]:
     """What a row of the ledger costs, by the kind of rewards (`KINDS`); empty if it was never computed."""
     found = _stored().get(row, {})
-    return {kind: _typical(found[kind]) for kind in KINDS if kind in found}
+    return {kind: typical_of(found[kind]) for kind in KINDS if kind in found}
 
 
 def price_text(row: str, verdict: str) -> str:
@@ -56,6 +56,8 @@ def price_text(row: str, verdict: str) -> str:
     direction is exact, as a constant in front of the gradient is absorbed by the penalty."""
     if verdict in ("unbiased", "proportional"):
         return "0"
+    if (reason := _stored().get(row, {}).get("reason")) is not None:
+        return f"none: {reason}"
     found = typical_prices(row)
     texts = {KINDS[kind]: typical.text for kind, typical in found.items()}
     if len(set(texts.values())) == 1:
@@ -73,7 +75,8 @@ def _stored() -> dict[str, Any]:
     return json.loads(FILE.read_text(encoding="utf-8"))["rows"] if FILE.exists() else {}
 
 
-def _typical(row: dict[str, Any]) -> Typical:
+def typical_of(row: dict[str, Any]) -> Typical:
+    """What the file has of a row and one kind of rewards."""
     interval = row.get("interval")
     return Typical(
         row["instances"],
