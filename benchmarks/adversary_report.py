@@ -15,8 +15,8 @@ PAGE = HERE.parent / "docs" / "adversarial.md"
 FIGURES = HERE.parent / "docs" / "figures"
 PICTURED = ("grpo", "token-mean-loo", "length-normalised", "rto-eq41")
 NOT_SEARCHED = {
-    "prime": "its process model is fitted anew at every policy, 0.06 s each, so that 1,000 draws would take five hours; "
-    "on 4 of 12 random instances the fit does not exist (too few successes): nothing is said about it"
+    "prime": "its process model is fitted anew at every policy, 0.06 s each, so that 1,000 draws would take five "
+    "hours; on 4 of 12 random instances the fit does not exist (too few successes): nothing is said about it"
 }
 BETWEEN = "<!-- {name}: begin -->\n\n{text}\n\n<!-- {name}: end -->"
 
@@ -75,7 +75,7 @@ def sizes_table(rows: dict[str, Any]) -> str:
     sizes = list(next(iter(sized.values())))
     return table(
         ["row", *(f"K = {size}" for size in sizes)],
-        [[f"`{name}`", *(f"{100 * loss[size]:.0f} %" for size in sizes)] for name, loss in sized.items()],
+        [[f"`{name}`", *(f"{round(100 * loss[size])} %" for size in sizes)] for name, loss in sized.items()],
     )
 
 
