@@ -65,12 +65,13 @@ def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def renamed(estimator: Estimator) -> str:
-    """A module whose class Zebra is this estimator: its classes' source under other names, its options as defaults."""
+def renamed(estimator: Estimator, name: str) -> str:
+    """A module whose class of this name is this estimator: the source of its classes under other names, its options as
+    their defaults."""
     kinds = [kind for kind in type(estimator).__mro__ if issubclass(kind, Estimator) and kind is not Estimator][::-1]
-    classes = {kind.__name__: "Zebra" if kind is kinds[-1] else f"Horse{n}" for n, kind in enumerate(kinds)}
+    classes = {kind.__name__: name if kind is kinds[-1] else f"Horse{n}" for n, kind in enumerate(kinds)}
     own = [f.name for f in fields(estimator) if f.name not in OF_ESTIMATOR]
-    named = {name: f"stripe_{n}" for n, name in enumerate(own)}
+    named = {field: f"stripe_{n}" for n, field in enumerate(own)}
     imports, bodies = {}, []
     for kind in kinds:
         tree = ast.parse(inspect.getsource(kind))
@@ -87,10 +88,11 @@ def renamed(estimator: Estimator) -> str:
 
 
 def at(problem: Problem, row: str, folder: Path) -> str:
-    """FILE.py:Zebra, the copy of a row's estimator."""
+    """FILE.py:CLASS, the copy of a row's estimator."""
+    name = f"Zebra{list(GROUP_ROWS).index(row)}"
     file = folder / f"copy_of_{row.replace('+', 'p').replace('-', '_')}.py"
-    file.write_text(renamed(GROUP_ROWS[row].build(problem)), encoding="utf-8")
-    return f"{file}:Zebra"
+    file.write_text(renamed(GROUP_ROWS[row].build(problem), name), encoding="utf-8")
+    return f"{file}:{name}"
 
 
 def test_a_copy_has_other_names(tmp_path):
@@ -103,7 +105,7 @@ def certificates(row: str, name: str, group_size: int, folder: Path) -> tuple[Ce
     instance, target = INSTANCES[name](), GROUP_ROWS[row].target
     named = GROUP_ROWS[row].build(Problem(instance, group_size=group_size))
     copy = load_estimator(at(Problem(instance), row, folder), group_size)
-    assert type(copy).__name__ == "Zebra" and type(copy).__module__ != type(named).__module__
+    assert type(copy).__name__.startswith("Zebra") and type(copy).__module__ != type(named).__module__
     return certify(named, instance, target), certify(copy, instance, target)
 
 
@@ -132,7 +134,7 @@ def test_the_command_certifies_copies_alike(tmp_path):
     copies = [at(Problem(instance), row, tmp_path) for row in rows]
     options = ["--instance", file, "--group-size", "8", "--json", answer]
     command = [sys.executable, "-m", "llm_mdp.cli", "verify", *rows, *copies, *map(str, options)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=False, capture_output=True)  # 1: of one's own, unbiased is expected
     claims = json.loads(answer.read_text(encoding="utf-8"))["claims"]
     assert len(claims) == 2 * len(rows)
     for row, copy in zip(rows, list(claims)[len(rows) :]):
