@@ -31,6 +31,8 @@ lint: $(DEV)  ## ruff, pyright
 docs: $(DEV)  ## what is generated in README.md and docs/, the figures, the pages on agents and environments
 	$(BIN)/llm-mdp verify --json benchmarks/results/ledger.json --html benchmarks/results/ledger.html > /dev/null
 	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/ledger.json README.md docs/ledger.md
+	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/group_sizes.json docs/certificates.md
+	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/batches.json docs/certificates.md
 	$(BIN)/python -m llm_mdp.report.errata benchmarks/results/ledger.json docs/errata.md
 	$(BIN)/python -m llm_mdp_envs.registry
 	$(BIN)/python -m llm_mdp_agents.zoo

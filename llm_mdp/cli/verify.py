@@ -145,7 +145,7 @@ def verify(argv: Sequence[str]) -> int:
             | {"command": command_line()}
             for problem, its in zip(problems, sizes)
         ]
-    document = runs[0] if len(runs) == 1 else {"instances": runs}
+    document: dict[str, Any] = runs[0] if len(runs) == 1 else {"instances": runs}
     for claim in own:
         explain(claim, runs, instances, command)
     priced = []

@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,11 @@ from tests.report.test_report import single_document
 
 METHOD = {"name": "classes", "words": "classes of responses, of the others the tokens (9 values); 6,000 groups agreed"}
 FIGURES = ("relative_bias", "scale", "cosine", "tokens_to_signal")
-AT = {3: ("biased", 0.5, 0.9, 90.0), 8: ("biased", 0.45, 0.99, 70.0), 64: ("biased", 0.44, 0.99999, 61.0)}
+AT: dict[int, tuple[Any, ...]] = {
+    3: ("biased", 0.5, 0.9, 90.0),
+    8: ("biased", 0.45, 0.99, 70.0),
+    64: ("biased", 0.44, 0.99999, 61.0),
+}
 
 
 NAMED = {"group-sizes": "old", "batches": "kept"}
