@@ -132,7 +132,7 @@ def verify(argv: Sequence[str]) -> int:
     confidence = 1 - 0.01 / (len(claims) * len(problems))
 
     with progress_bar(terminal(stderr=True), len(claims) * len(problems)) as done:
-        runs = [
+        runs: list[dict[str, Any]] = [
             run_ledger(
                 problem,
                 claims,
@@ -145,7 +145,7 @@ def verify(argv: Sequence[str]) -> int:
             | {"command": command_line()}
             for problem, its in zip(problems, sizes)
         ]
-    document: dict[str, Any] = runs[0] if len(runs) == 1 else {"instances": runs}
+    document = runs[0] if len(runs) == 1 else {"instances": runs}
     for claim in own:
         explain(claim, runs, instances, command)
     priced = []

@@ -8,6 +8,7 @@ from typing import Any
 from llm_mdp.report.drawings import MAX_EDGES, edge_count, plane_svg, prompt_count, tree_svg
 from llm_mdp.report.pages import check_finite, rendered
 from llm_mdp.report.paths import paths_figure
+from llm_mdp.report.price_plot import price_svg, without_price
 from llm_mdp.report.rows import (
     BY,
     EXACT,
@@ -29,6 +30,7 @@ from llm_mdp.report.rows import (
 )
 from llm_mdp.report.size_curves import size_curves
 from llm_mdp.report.sizes import HEAD, methods, missing, own_size, points, where
+from llm_mdp.verify.typical_price import rows_with_price
 
 Instances = list[tuple[str, dict]]
 
@@ -129,6 +131,8 @@ def render_ledger(document: Document) -> str:
         own_size=own_size,
         over_sizes=over_sizes,
         paths_figure=paths_figure,
+        prices=(prices := _prices(rows)),
+        without_price=without_price() if prices else [],
         figure_text=figure_text,
     )
 
@@ -174,6 +178,12 @@ def _figure(row: ClaimRow | None, column: Column) -> Figure:
     beyond = " beyond-left" * (low < left - EXACT) + " beyond-right" * (high > right + EXACT)
     start, end = ((min(max(value, left), right) - left) / (right - left) * 100 for value in (low, high))
     return Figure(text, kind, sort, exact, column.track.kind + beyond, (start, end))
+
+
+def _prices(rows: list[ClaimRow]) -> str:
+    """The picture of what biases cost, where one of the rows is in it; else nothing."""
+    known = set(rows_with_price())
+    return price_svg() if any(row.id in known and row.gravest == "biased" for row in rows) else ""
 
 
 def over_sizes(row: ClaimRow) -> dict[str, Any] | None:
