@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from adversary import FILES, biased_rows
+from adversary import FILES, NOT_SEARCHED, biased_rows
 
 from llm_mdp.report.paths import PATHS, paths_svg, standalone
 
@@ -14,10 +14,6 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "adversarial.md"
 FIGURES = HERE.parent / "docs" / "figures"
 PICTURED = ("grpo", "token-mean-loo", "length-normalised", "rto-eq41")
-NOT_SEARCHED = {
-    "prime": "its process model is fitted anew at every policy, 0.06 s each, so that 1,000 draws would take five "
-    "hours; on 4 of 12 random instances the fit does not exist (too few successes): nothing is said about it"
-}
 BETWEEN = "<!-- {name}: begin -->\n\n{text}\n\n<!-- {name}: end -->"
 
 
