@@ -33,5 +33,7 @@ def summed_up(found: Sequence[Price]) -> str:
         return str(found[0])
     values = [each.value for each in found if each.value is not None]
     reasons = list(dict.fromkeys(each.reason or "" for each in found if each.value is None))
+    if not values:
+        return "; ".join(["no price", *reasons])
     several = f"price {min(values):.3g} to {max(values):.3g} on {len(values)} of {len(found)} instances"
-    return "; ".join([*([several] if values else ["no price"]), *reasons])
+    return "; ".join([several, *reasons])
