@@ -16,6 +16,8 @@ MAX_CODE = 2**62
 """Sums of codes stay below."""
 DENSE = 5_000_000
 """Codes up to which a law is first written with a place for every code, which is quicker than sorting."""
+RANKED = 100
+"""Features whose rank is found: that of thousands takes a minute, and says no more."""
 CHUNK = 4_000_000
 """Entries that are worked on at once."""
 
@@ -32,10 +34,11 @@ class Laws:
         vectors: φ of every class, whole numbers of at least 0.
         probability: q_c of every class.
         group_size: K ≥ 1.
+        most: states of K responses that are wanted, at most.
 
     Raises:
-        TooLarge: more than MAX_CANDIDATES states times features, or MAX_STATES states; the message is a number of
-            values, in words.
+        TooLarge: more than `most`, more than MAX_CANDIDATES states times features, or MAX_STATES states; the message is
+            a number of values, in words.
     """
 
     feature: Int[Tensor, " C"]
@@ -49,13 +52,21 @@ class Laws:
     chances: list[Float[Tensor, " S"]]
     """Their probabilities."""
 
-    def __init__(self, vectors: Int[Tensor, "C D"], probability: Float[Tensor, " C"], group_size: int):
+    def __init__(
+        self,
+        vectors: Int[Tensor, "C D"],
+        probability: Float[Tensor, " C"],
+        group_size: int,
+        most: float = MAX_CANDIDATES,
+    ):
         features, self.feature = _distinct(vectors)
         self.chance = torch.zeros(len(features), dtype=torch.float64).index_add_(0, self.feature, probability)
         self.code, self._check, self._codes = _codes(features - features.amin(0, keepdim=True), group_size)
         # As many features as span all of them give states that are all different: before any work.
-        spanned = int(torch.linalg.matrix_rank((features - features[:1]).double())) if features.shape[1] else 0
-        if (least := math.comb(group_size - 1 + spanned, spanned)) * len(features) > MAX_CANDIDATES:
+        some = (features - features[:1])[:RANKED].double()
+        spanned = int(torch.linalg.matrix_rank(some)) if features.shape[1] else 0
+        least, of_group = (math.comb(size + spanned, spanned) for size in (group_size - 1, group_size))
+        if least * len(features) > MAX_CANDIDATES or of_group > most:
             raise TooLarge(f"at least {in_words(least)} values")
         nothing = torch.zeros(1, dtype=torch.int64)
         self.codes, self.chances = [nothing], [torch.ones(1, dtype=torch.float64)]

@@ -21,6 +21,7 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.classes.calls import Subject
+from llm_mdp.verify.classes.convolution import Laws
 from llm_mdp.verify.classes.factors import factorise
 from llm_mdp.verify.classes.partition import Partition, partition
 from llm_mdp.verify.classes.signal import Signal, signal_of
@@ -126,7 +127,7 @@ def moments_from(sufficient: Sufficient, geometry: Geometry, precision: str = "f
     signals = []
     for rho, table in zip(e.mdp.prompt_probability.tolist(), sufficient.tables):
         pieces = pieces_of(table)
-        edge = e.edge[table.classes.prompt, table.classes.leaf]
+        edge = e.edge[pieces.classes.prompt, pieces.classes.leaf]
         mean.index_add_(0, edge.flatten(), rho * pieces.mean.flatten())
         second += rho * pieces.second_moment(geometry)
         size = table.representatives.others + 1
@@ -156,54 +157,55 @@ def moments_from(sufficient: Sufficient, geometry: Geometry, precision: str = "f
 
 
 def pieces_of(table: Table) -> Pieces:
-    """The factors of one prompt's weights, and what they are multiplied with.
+    """The factors of one prompt's weights, and what they are multiplied with. Classes of which the summary says the
+    same are one class here.
 
     Raises:
         TooLarge: more than MAX_PRODUCTS products.
     """
     classes, laws, others = table.classes, table.laws, table.representatives.others
-    size = others + 1
-    q, law, first = classes.probability, laws.chances[others], classes.first
+    size, law = others + 1, laws.chances[others]
     average = torch.einsum("s,ust->ut", law, table.weights)
     mean = size * classes.chance[:, None] * (average if table.by_leaf else average[classes.kind])
-    alphas, psis, within = [], [], []
-    for number in range(classes.size):
-        n = int(first[number + 1] - first[number])
-        own = table.weights[first[number] : first[number + 1]] if table.by_leaf else table.weights[number : number + 1]
+    merged, order = classes.merged(laws.feature)
+    of_unit = laws.feature[classes.kind] if table.by_leaf else laws.feature
+    alphas, psis, within, first = [], [], [], merged.first
+    for number, q in enumerate(merged.probability):
+        units = (of_unit == number).nonzero()[:, 0]
+        own = table.weights[units]
         alpha, psi = factorise(own.transpose(0, 1).flatten(1))
+        here = order[first[number] : first[number + 1]]
+        place = torch.searchsorted(units, here if table.by_leaf else classes.kind[here])
         alphas.append(alpha)
-        psis.append(psi.unflatten(1, own.shape[::2]).expand(-1, n, -1))
-        within.append(size * q[number] * alpha.T @ (law[:, None] * alpha))
-    return Pieces(classes, mean, tuple(psis), tuple(within), _between(table, alphas))
+        psis.append(psi.unflatten(1, own.shape[::2])[:, place])
+        within.append(size * q * alpha.T @ (law[:, None] * alpha))
+    between = _between(laws, others, merged.probability, alphas)
+    return Pieces(merged, mean[order], tuple(psis), tuple(within), between)
 
 
-def _between(table: Table, alphas: list[Float[Tensor, "S B"]]) -> Float[Tensor, "A A"]:
+def _between(
+    laws: Laws, others: int, probability: Float[Tensor, " F"], alphas: list[Float[Tensor, "S B"]]
+) -> Float[Tensor, "A A"]:
     """K (K-1) q_c q_d E[α_cb(τ + φ_d) α_db'(τ + φ_c)], τ the state of K - 2 others."""
-    classes, laws, others = table.classes, table.laws, table.representatives.others
     width = [alpha.shape[1] for alpha in alphas]
-    total = torch.zeros(sum(width), sum(width), dtype=torch.float64)
     if others == 0 or not sum(width):
-        return total
+        return torch.zeros(sum(width), sum(width), dtype=torch.float64)
     states, law = laws.codes[others - 1], laws.chances[others - 1]
     if len(states) * sum(width) ** 2 > MAX_PRODUCTS:
         raise TooLarge(
             f"its weights are sums of {sum(width):,} products, for each of {len(states):,} values of what they depend "
             "on, too many to be added up two by two"
         )
-    joined = torch.cat(alphas, dim=1)
-    feature = laws.feature.repeat_interleave(torch.tensor(width))
-    q = classes.probability.repeat_interleave(torch.tensor(width))
-    columns = [(feature == number).nonzero()[:, 0] for number in range(len(laws.code))]
+    last = torch.tensor(width).cumsum(0).tolist()
     following = [laws.find(others, states + code) for code in laws.code]
-    for f, one in enumerate(columns):
-        for g, two in enumerate(columns[: f + 1]):
-            if not (len(one) and len(two)):
-                continue
+    total = torch.zeros(sum(width), sum(width), dtype=torch.float64)
+    for f, one in enumerate(alphas):
+        for g, two in enumerate(alphas[: f + 1]):
             # States whose probability is below the smallest float64 are in no list.
             there = ((following[f] >= 0) & (following[g] >= 0)).double() * law
-            left = joined[:, one][following[g].clamp(min=0)]
-            right = joined[:, two][following[f].clamp(min=0)]
-            block = (left * there[:, None]).T @ right
-            total[one[:, None], two] = block
-            total[two[:, None], one] = block.T
-    return (others + 1) * others * q[:, None] * q * total
+            left, right = one[following[g].clamp(min=0)], two[following[f].clamp(min=0)]
+            block = probability[f] * probability[g] * (left * there[:, None]).T @ right
+            rows, columns = slice(last[f] - width[f], last[f]), slice(last[g] - width[g], last[g])
+            total[rows, columns] = block
+            total[columns, rows] = block.T
+    return (others + 1) * others * total

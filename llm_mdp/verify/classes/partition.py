@@ -44,6 +44,22 @@ class Partition:
         """Where every class begins among the responses, and their number."""
         return torch.searchsorted(self.kind, torch.arange(self.size + 1))
 
+    def merged(self, into: Int[Tensor, " C"]) -> tuple["Partition", Int[Tensor, " N"]]:
+        """Classes put together, class c into class into[c], and where each response stood before. What a class no
+        longer has in common is that of one of its members."""
+        kind = into[self.kind]
+        order = kind.argsort(stable=True)
+        some = torch.zeros(int(into.max()) + 1, dtype=torch.int64).index_copy(0, into, torch.arange(self.size))
+        return Partition(
+            self.prompt,
+            self.leaf[order],
+            kind[order],
+            self.chance[order],
+            self.reward[some],
+            self.length[some],
+            self.finish[some],
+        ), order
+
 
 def partition(enumeration: Enumeration, prompt: int, chance: Float[Tensor, " leaves"]) -> Partition:
     """The classes of one prompt's responses, those of chance 0 left out.

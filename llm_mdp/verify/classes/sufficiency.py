@@ -99,7 +99,8 @@ def find_sufficient(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     too_large: TooLarge | None = None
     own_matters = [_own_matters(subject, classes, generator) for classes in partitions]
-    laws = [_laws(subject, classes) for classes in partitions]
+    states = most / (subject.group_size * subject.enumeration.tree.horizon)
+    laws = [_laws(subject, classes, states) for classes in partitions]
     for by_leaf in (True,) if any(own_matters) else (False, True):
         for summary in SUMMARIES:
             try:
@@ -124,13 +125,14 @@ def tries(subject: Subject) -> int:
     return max(500, min(TRIED, 50_000_000 // (subject.group_size * subject.enumeration.tree.horizon)))
 
 
-def _laws(subject: Subject, classes: Partition) -> Callable[[Summary], Laws]:
-    """The laws of every summary of one prompt's responses, made when they are first asked for."""
+def _laws(subject: Subject, classes: Partition, most: float) -> Callable[[Summary], Laws]:
+    """The laws of every summary of one prompt's responses, made when they are first asked for, if whole groups have at
+    most so many states."""
 
     @cache
     def of(summary: Summary) -> Laws:
         try:
-            return Laws(summary.of_class(classes), classes.probability, subject.group_size)
+            return Laws(summary.of_class(classes), classes.probability, subject.group_size, most)
         except TooLarge as error:
             raise TooLarge(
                 f"its weights may depend on {summary.words} of the other responses, which takes {error} "

@@ -8,7 +8,11 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.verify.classes.partition import Partition
+
+MAX_CLASSES = 4_000
+"""Classes that are told apart in a summary."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ def nothing(classes: Partition) -> Int[Tensor, "C D"]:
 
 def rewards(classes: Partition) -> Int[Tensor, "C D"]:
     """How many have each reward but the last, which has the rest."""
-    return one_hot(classes.reward.unique(return_inverse=True)[1])[:, :-1]
+    return _by_reward(classes)[:, :-1]
 
 
 def tokens(classes: Partition) -> Int[Tensor, "C D"]:
@@ -43,13 +47,24 @@ def rewards_and_tokens(classes: Partition) -> Int[Tensor, "C D"]:
 
 def tokens_by_reward(classes: Partition) -> Int[Tensor, "C D"]:
     """How many have each reward, and how many tokens these have in all."""
-    every = one_hot(classes.reward.unique(return_inverse=True)[1])
-    return torch.cat([rewards(classes), every * tokens(classes)], dim=1)
+    return torch.cat([rewards(classes), _by_reward(classes) * tokens(classes)], dim=1)
 
 
 def classes_themselves(classes: Partition) -> Int[Tensor, "C D"]:
     """How many are of each class but the last: all that rewards, lengths and finishes say, in whatever order."""
+    _check_few(classes)
     return torch.eye(classes.size, dtype=torch.int64)[:, :-1]
+
+
+def _by_reward(classes: Partition) -> Int[Tensor, "C R"]:
+    """1 for the reward of each class."""
+    _check_few(classes)
+    return one_hot(classes.reward.unique(return_inverse=True)[1])
+
+
+def _check_few(classes: Partition) -> None:
+    if classes.size > MAX_CLASSES:
+        raise TooLarge(f"more than {MAX_CLASSES:,} values")
 
 
 SUMMARIES = (

@@ -20,6 +20,7 @@ from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.certify import certify
 from llm_mdp.verify.choice import moments_by
+from llm_mdp.verify.classes import sufficiency
 from llm_mdp.verify.classes.calls import Refused
 from llm_mdp.verify.classes.moments import class_moments
 from llm_mdp.verify.method import Method
@@ -141,7 +142,10 @@ class OneRareResponse(RLOO):
         return super().advantages(evidence) + 0.1 * rare.double()[..., None]
 
 
-def test_every_single_response_is_tried_in_company():
+def test_every_single_response_is_tried_in_company(monkeypatch):
+    """Where so few groups are tried that it would not be met by chance."""
+    monkeypatch.setattr(sufficiency, "tries", lambda subject: 6)
+    monkeypatch.setattr(sufficiency, "FIRST", 2)
     e = Problem(random_instance(3, 8, seed=3, success=0.3)).enumeration
     rare = int(e.probability[0].argmin())
     assert float(e.probability[0, rare]) < 1e-5
