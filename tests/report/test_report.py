@@ -676,6 +676,6 @@ def test_readme_without_a_place_is_refused(tmp_path, text, capsys):
 def test_readme_tables_survive_hostile_words():
     text = ledger_markdown(hostile_document())
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 9 for row in rows) and len(rows) == 55 + 3 * 2
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 10 for row in rows) and len(rows) == 55 + 3 * 2
     in_cells = re.sub(r"^\| `.*?` \|", "", "\n".join(rows), flags=re.MULTILINE)  # code spans show markup as it is
     assert not re.search(r"(?<!\\)<(?!br>)", in_cells)
