@@ -20,7 +20,7 @@ SAID = {
 }
 
 
-def lines(svg: str) -> list[list[tuple[float, float]]]:
+def lines(svg: str) -> list[list[tuple[float, ...]]]:
     root = ET.fromstring(svg)
     return [
         [tuple(map(float, point.split(","))) for point in each.get("points", "").split()]
