@@ -249,8 +249,8 @@ def _filled(subject: Subject, draw: Representatives) -> Float[Tensor, "U S X"]:
 
 
 def _some_of_every_total(draw: Representatives, missing: Int[Tensor, " M"]) -> Int[Tensor, " A"]:
-    """Which of the missing units and states to ask for next: of those in which whole groups add up to the same, one or
-    a quarter, for the others will come with them."""
+    """Which of the missing units and states to ask for next: of those in which whole groups add up to the same, an
+    eighth or a quarter, for the others will come with them."""
     if draw.others == 0:
         return torch.arange(len(missing))
     total = draw.total_code(missing // draw.states, missing % draw.states)
@@ -260,7 +260,7 @@ def _some_of_every_total(draw: Representatives, missing: Int[Tensor, " M"]) -> I
     first = torch.searchsorted(ordered, ordered)
     number = torch.searchsorted(ordered, ordered, right=True) - first
     rank = torch.arange(len(order)) - first
-    return order[rank < (number / 4).ceil()] if draw.by_leaf else order[rank == 0]
+    return order[rank < (number / (4 if draw.by_leaf else 8)).ceil()]
 
 
 def _at_once(subject: Subject) -> int:
