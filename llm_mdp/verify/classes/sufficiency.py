@@ -6,6 +6,7 @@ among them, and every response of every group must have the weights that are in 
 not refused is taken.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,8 @@ from llm_mdp.verify.classes.summaries import SUMMARIES, Summary, nothing
 
 TRIED = 6_000
 """Groups on which a summary must hold, of each prompt; fewer where groups are very large (`tries`)."""
+EVERY = 2
+"""All groups are tried where they are at most so many times more than those that are tried anyway."""
 FIRST = 256
 """Groups of each kind that are tried before the weights of all states are asked for."""
 MAX_ENTRIES = 400_000_000
@@ -269,15 +272,18 @@ def _at_once(subject: Subject) -> int:
 
 
 def _company(draw: Representatives, number: int) -> Int[Tensor, "R K"]:
-    """Groups to compare a table with: a sixth drawn in each of six ways, and some in which every response occurs."""
+    """Groups to compare a table with: a sixth drawn in each of six ways, and some in which every response occurs; where
+    there are not many more groups in all, every one of them."""
     sixth = number // (len(HOWS) + 3) + 1
     given = []
     for how in HOWS:
         unit, state = (torch.randint(most, (sixth,), generator=draw.generator) for most in (draw.units, draw.states))
         given.append(draw.groups(unit, state, how)[0])
-    return torch.cat(
-        [*given, draw.independent(sixth, False), draw.independent(sixth, True), draw.twins(sixth), draw.everybody()]
-    )
+    given += [draw.independent(sixth, False), draw.independent(sixth, True), draw.twins(sixth), draw.everybody()]
+    responses, size = len(draw.classes.leaf), draw.others + 1
+    if math.comb(responses + size - 1, size) <= EVERY * number:
+        given.append(torch.combinations(torch.arange(responses), size, with_replacement=True))
+    return torch.cat(given)
 
 
 def _agrees(subject: Subject, table: Table, group: Int[Tensor, "R K"], tolerance: tuple[float, float]) -> bool:

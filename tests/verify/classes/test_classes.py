@@ -132,6 +132,21 @@ def test_what_reads_more_of_the_others_is_refused(what):
 
 
 @dataclass(frozen=True)
+class OneCompany(RLOO):
+    """The baseline is another one in one group out of thousands."""
+
+    def advantages(self, evidence):
+        leaf = evidence.rollouts.leaf.sort(-1).values  # pyright: ignore[reportAttributeAccessIssue]
+        there = (leaf == torch.tensor([2, 4, 9, 11, 13])).all(-1, keepdim=True)
+        return super().advantages(evidence) + 0.1 * there.double()[..., None]
+
+
+def test_every_group_is_tried_where_they_are_few():
+    with pytest.raises(Refused):
+        class_moments(OneCompany(5), ENUMERATION)
+
+
+@dataclass(frozen=True)
 class OneRareResponse(RLOO):
     """The least probable response among the others changes the baseline."""
 
