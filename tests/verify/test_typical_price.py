@@ -1,5 +1,8 @@
 """Stored prices: what the ledger says of them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from llm_mdp.verify.claims import CLAIMS
@@ -44,3 +47,11 @@ def test_right_or_wrong_rewards_make_the_std_harmless_and_a_wrong_critic_costs_m
     grpo, wrong = typical_prices("grpo"), typical_prices("gae-wrong-0")
     assert grpo["outcome"].text.startswith("below") and grpo["token"].mean == pytest.approx(0.03, abs=0.02)
     assert all(each.mean == pytest.approx(0.65, abs=0.15) for each in wrong.values())
+
+
+def test_every_biased_row_of_the_ledger_has_a_price_or_says_why_not():
+    ledger = Path(__file__).parents[2] / "benchmarks" / "results" / "ledger.json"
+    runs = json.loads(ledger.read_text(encoding="utf-8"))["instances"]
+    biased = {name for run in runs for name, row in run["claims"].items() if row["verdict"] == "biased"}
+    assert len(biased) > 50
+    assert not {name for name in biased if not price_text(name, "biased")}
