@@ -214,7 +214,8 @@ def peers(result: dict) -> str:
 def learning(result: dict) -> str:
     by_agent: dict[tuple[str, str], list[dict]] = {}
     for run in result["runs"]:
-        by_agent.setdefault((run["agent"], run["reward"]), []).append(run)
+        if "table" not in run:  # the others are docs/adversarial.md's
+            by_agent.setdefault((run["agent"], run["reward"]), []).append(run)
     rows = []
     for (agent, reward), runs in by_agent.items():
         ends = [run["curve"][-1] for run in runs]
@@ -355,9 +356,26 @@ def engines(result: dict) -> str:
     )
 
 
+def first_run(result: dict) -> str:
+    """What a newcomer's command comes to, in three kinds of weights."""
+    words = (
+        f"`{result['command']}`: `{result['runs'][0]['command']}`, FOLDER that of {result['model']}, no other option but "
+        "for the kind of weights; rewards on 64 questions that training never asks, with their 95 % intervals; one seed "
+        "each, one thread:"
+    )
+    header = ["weights", "drawn before", "drawn after", "greedy before", "greedy after", "tokens", "CPU-minutes"]
+    rows = []
+    for run in result["runs"]:
+        ends = run["curve"][0], run["curve"][-1]
+        shown = [within(end[name], ".2f") for name in ("reward", "greedy_reward") for end in ends]
+        rows.append([run["kind"], *shown, f"{run['tokens']:,}", f"{run['cpu_minutes']:.0f}"])
+    lines = [words, "", "| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
 def training(peers: dict) -> str:
     """The tables of docs/training.md."""
-    lines = []
+    lines = [first_run(load("first_run"))]
     if (HERE / "results" / "smollm2.json").exists():
         words = (
             "`python benchmarks/smollm2.py chain_sum gsm8k mbpp guess_number`, SmolLM2-135M-Instruct on the registered "
