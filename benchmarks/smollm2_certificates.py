@@ -78,7 +78,7 @@ def _cells(figures: dict[str, Any]) -> str:
     noise = "–"
     if signal is not None and figures["verdict"] != "biased":
         low, high = figures["tokens_to_signal_interval"]
-        noise = f"{signal:.0f} ({low:.0f} … {high:.0f})"
+        noise = f"{signal:.3g} ({low:.3g} … {high:.3g})"
     elif figures["verdict"] == "biased":
         noise = "biased"
     bias = "below 1e-9" if figures["relative_bias"] < 1e-9 else f"{figures['relative_bias']:.4g}"
