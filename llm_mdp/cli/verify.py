@@ -203,8 +203,7 @@ def sizes_on(problem: Problem, command: VerifyArguments) -> Sizes:
     """Which K and P an instance is checked at: what was asked for; if nothing was, and the instance is one of ours with
     right-or-wrong rewards, the sizes of training beside the small one of all rows."""
     if not command.group_size and is_ours(command) and is_right_or_wrong(problem.enumeration.response_reward):
-        # By classes alone: what is refused would take longer, group by group, than all the rest.
-        return Sizes((problem.group_size, *TRAINED), command.prompts[1:] and command.prompts, "auto", "classes")
+        return Sizes((problem.group_size, *TRAINED), command.prompts[1:] and command.prompts, "auto", "auto")
     group_sizes, prompts = (many if len(many) > 1 else () for many in (command.group_size, command.prompts))
     return Sizes(group_sizes, prompts, command.method, command.method)
 
