@@ -145,7 +145,7 @@ def test_example(example, tmp_path):
     for number, step in enumerate(example.steps):
         done = run(step, number, tmp_path)
         own = [match["name"] for word in step.words if (match := OWN.fullmatch(word)) and "verify" in step.words]
-        verdicts = dict(re.findall(rf"\b({'|'.join(own)}) +(\S \w+)", done.stdout)) if own else {}
+        verdicts = dict(re.findall(rf"\b({'|'.join(own)})(?: K=\d+)? +(\S \w+)", done.stdout)) if own else {}
         assert verdicts == {name: VERDICTS.get(name, verdicts.get(name, "a verdict")) for name in own}, done.stderr
         planted = any("✗" in verdict for verdict in verdicts.values())
         assert done.returncode == (1 if planted else 0), done.stdout + done.stderr

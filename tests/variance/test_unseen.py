@@ -12,7 +12,7 @@ from llm_mdp.variance.measurement import FIGURES, Measurement, exact_measurement
 from llm_mdp.variance.sampled import Estimates, sampled_measurement, tree_estimates
 from llm_mdp.variance.setting import Setting
 from llm_mdp.variance.unseen import ENOUGH, FURTHER, exponential_weights, seen_in
-from llm_mdp.verify.certificate import exact_moments
+from llm_mdp.verify.moments import exact_moments
 
 
 def rare(success: float) -> TreeBench:

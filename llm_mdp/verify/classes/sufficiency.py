@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.exact.enumeration import TooLarge
+from llm_mdp.exact.worlds import multisets
 from llm_mdp.verify.classes.calls import Refused, Subject
 from llm_mdp.verify.classes.convolution import CHUNK, Laws
 from llm_mdp.verify.classes.partition import Partition
@@ -282,7 +283,7 @@ def _company(draw: Representatives, number: int) -> Int[Tensor, "R K"]:
     given += [draw.independent(sixth, False), draw.independent(sixth, True), draw.twins(sixth), draw.everybody()]
     responses, size = len(draw.classes.leaf), draw.others + 1
     if math.comb(responses + size - 1, size) <= EVERY * number:
-        given.append(torch.combinations(torch.arange(responses), size, with_replacement=True))
+        given.append(multisets(responses, size))
     return torch.cat(given)
 
 
