@@ -15,10 +15,10 @@ from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.mdp.hidden_rewards import ScaledReward, TableReward
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
-from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.claims.misprints import MISPRINTS
 from llm_mdp.verify.ledger import claim_row
+from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
