@@ -690,8 +690,8 @@ def test_how_many_draws_an_answer_takes_is_said_beforehand(variance):
 
 
 def test_too_few_successes_are_said_in_table_page_and_document(variance, here):
-    words = "tempo tempo-td --rewards outcome --success 0.001 --vocab 4 --horizon 5 --group-sizes 4 --jobs 1 --estimates 200"
-    status, said, _ = variance(words)
+    words = "tempo tempo-td --rewards outcome --success 0.001 --vocab 4 --horizon 5 --group-sizes 4"
+    status, said, _ = variance(f"{words} --jobs 1 --estimates 200")
     assert status == 0
     (setting,) = document()["settings"]
     for row in setting["rows"]:
