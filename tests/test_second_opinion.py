@@ -1,11 +1,9 @@
 """The ledger's figures against an independent program that follows CLAIMS.md word by word: second_opinion.py for its
 first edition, second_opinion_rows.py for its second (verify/test_turns.py has a third opinion on conversations)."""
 
-import ast
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from llm_mdp.verify.ledger import run_ledger
 from llm_mdp.verify.problem import Problem
 from tests import second_opinion as sceptic
 from tests import second_opinion_rows as sceptic_rows
+from tests.imports import imported_by
 
 TOLERANCE = 1e-9
 WITHOUT_OPINION = {
@@ -142,14 +141,7 @@ def test_ledger_agrees_on_special_instances(instance):
     ],
 )
 def test_second_opinion_imports_nothing_of_the_package(program, imports):
-    tree = ast.parse(Path(program.__file__).read_text(encoding="utf-8"))
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    assert imported == imports
+    assert imported_by(program) == imports
 
 
 def test_second_opinion_runs_on_a_file_with_defaults_left_out(tmp_path):

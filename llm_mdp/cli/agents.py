@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from llm_mdp.cli.options import FLAGS, check_writable, one_thread
+from llm_mdp.cli.options import FLAGS, check_writable, names_model, one_thread
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.files import write_text
 from llm_mdp.report.console import terminal
@@ -43,7 +43,7 @@ class AgentsArguments:
 
 def agents(argv: Sequence[str]) -> int:
     """Run `llm-mdp agents`."""
-    if any(word.partition("=")[0] == "--model" for word in argv):
+    if names_model(argv):
         from llm_mdp.cli.agents_model import agents_model
 
         return agents_model(argv)

@@ -67,6 +67,11 @@ def check_writable(path: Path | None) -> None:
         raise UsageError(f"{path} cannot be written; choose another place.")
 
 
+def names_model(argv: Sequence[str]) -> bool:
+    """Is `--model` among the words, where that makes a command one about a language model?"""
+    return any(word.partition("=")[0] == "--model" for word in argv)
+
+
 def one_thread() -> None:
     """One thread of torch unless the user says otherwise: small models only wait for one another."""
     import torch

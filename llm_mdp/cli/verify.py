@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from llm_mdp.cli.adversary import check_adversary, find_adversary
-from llm_mdp.cli.options import check_seed, check_writable, command_line
+from llm_mdp.cli.options import check_seed, check_writable, command_line, names_model
 from llm_mdp.cli.price import add_prices
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
@@ -97,7 +97,7 @@ class VerifyArguments:
 
 def verify(argv: Sequence[str]) -> int:
     """Run `llm-mdp verify`; the exit status is 1 if any verdict differs from the expected one."""
-    if any(word.partition("=")[0] == "--model" for word in argv):
+    if names_model(argv):
         from llm_mdp.cli.verify_model import verify_model
 
         return verify_model(names_first(argv))
@@ -203,9 +203,9 @@ def sizes_on(problem: Problem, command: VerifyArguments) -> Sizes:
     """Which K and P an instance is checked at: what was asked for; if nothing was, and the instance is one of ours with
     right-or-wrong rewards, the sizes of training beside the small one of all rows."""
     if not command.group_size and is_ours(command) and is_right_or_wrong(problem.enumeration.response_reward):
-        return Sizes((problem.group_size, *TRAINED), command.prompts[1:] and command.prompts, "auto", "auto")
+        return Sizes((problem.group_size, *TRAINED), command.prompts[1:] and command.prompts)
     group_sizes, prompts = (many if len(many) > 1 else () for many in (command.group_size, command.prompts))
-    return Sizes(group_sizes, prompts, command.method, command.method)
+    return Sizes(group_sizes, prompts, command.method)
 
 
 def is_ours(command: VerifyArguments) -> bool:

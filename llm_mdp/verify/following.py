@@ -24,7 +24,7 @@ from llm_mdp.exact.tree_gradient import node_logits
 from llm_mdp.exact.worlds import ExactSampler, Groups, all_groups, check_groups
 from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
-from llm_mdp.verify.moments import _affine_in_branches, _ignores_order, displaced_gradients, updates_first
+from llm_mdp.verify.moments import affine_in_branches, displaced_gradients, ignores_order, updates_first
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import edges, token_weights
 
@@ -82,7 +82,7 @@ class Following:
         start = TabularPolicy(e.tree, e.prompt, e.logits)
         self.build, self.enumeration = build, e
         self.problem = replace(problem, instance=replace(instance, policy=deepcopy(instance.policy), reference=start))
-        self._place = _places(instance.policy, e)
+        self._place = places_of(instance.policy, e)
         self._given = e.edge_logits.flatten(0, 1)
         self._written = torch.where(e.tokens >= 0, e.edge, e.n_edges)
         self._drawn = torch.where(e.mask, e.edge, e.n_edges)
@@ -93,8 +93,8 @@ class Following:
         """The parameters of the instance's own policy."""
         estimator, _ = self._at(self.start)
         check_groups(e, estimator.group_size, ordered=False)
-        self._ordered = estimator.group_size > 1 and not _ignores_order(estimator, e)
-        self._each_branch = not _affine_in_branches(estimator, e)
+        self._ordered = estimator.group_size > 1 and not ignores_order(estimator, e)
+        self._each_branch = not affine_in_branches(estimator, e)
         self._displaced = updates_first(estimator)
         self._fixed = None if self._displaced else self._fixed_weights()
 
@@ -136,9 +136,7 @@ class Following:
         prefix."""
         place, visits = self._place, point.visits
         if isinstance(self.problem.instance.policy, TabularPolicy):
-            by_logit = torch.where(visits > 0, torch.cat([direction, direction.new_zeros(1)])[place] / visits, 0.0)
-            by_logit = by_logit - by_logit.mean(-1, keepdim=True)
-            return self._gather(by_logit.flatten(), len(direction))
+            return natural_of_tables(direction, visits, place)
         reach = visits.sum(-1, keepdim=True)
         products = torch.where(reach > 0, visits / reach, 0.0)[:, :, None] * visits[:, None, :]
         fisher = direction.new_zeros(len(direction) + 1, len(direction) + 1)
@@ -165,10 +163,8 @@ class Following:
         """Σ by_edge ∇log π."""
         by_edge = by_edge.view_as(logp)
         by_logit = by_edge - logp.exp() * by_edge.sum(-1, keepdim=True)
-        return self._gather(by_logit.flatten(), len(self.start))
-
-    def _gather(self, by_logit: Tensor, size: int) -> Float[Tensor, " parameters"]:
-        return by_logit.new_zeros(size + 1).index_add_(0, self._place.flatten(), by_logit)[:-1]
+        total = by_logit.new_zeros(len(self.start) + 1)
+        return total.index_add_(0, self._place.flatten(), by_logit.flatten())[:-1]
 
     # --- the estimator ------------------------------------------------------------------------------------------------
 
@@ -262,13 +258,26 @@ class Weights:
         return drawn @ self.table / total
 
 
+def natural_of_tables(
+    direction: Float[Tensor, "*b S"], visits: Float[Tensor, "*b nodes V"], places: Int[Tensor, "nodes V"]
+) -> Float[Tensor, "*b S"]:
+    """F⁺ direction of tables: direction / (P(prefix) π), centred at each prefix; 0 where nobody comes.
+
+    Args: places: which parameter each logit is (`places_of`).
+    """
+    padded = torch.cat([direction, direction.new_zeros(*direction.shape[:-1], 1)], dim=-1)
+    by_logit = torch.where(visits > 0, padded[..., places] / visits, 0.0)
+    by_logit = by_logit - by_logit.mean(-1, keepdim=True)
+    return torch.zeros_like(padded).index_add_(-1, places.flatten(), by_logit.flatten(-2))[..., :-1]
+
+
 def flat(policy: Policy) -> Float[Tensor, " parameters"]:
     """All parameters of a policy as one vector, a copy."""
     assert isinstance(policy, nn.Module)
     return nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
 
 
-def _places(policy: Policy, enumeration: Enumeration) -> Int[Tensor, "nodes V"]:
+def places_of(policy: Policy, enumeration: Enumeration) -> Int[Tensor, "nodes V"]:
     """Which parameter the logit of every edge is; the number of parameters where the environment draws the token."""
     numbered = deepcopy(policy)
     assert isinstance(numbered, nn.Module)

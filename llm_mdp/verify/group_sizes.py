@@ -23,13 +23,11 @@ class Sizes:
         group_sizes: every K of a row's `by_group_size`, at the problem's own P; empty: the row has none.
         prompts: every P of its `by_prompts`, at the problem's own K; empty: the row has none.
         method: how exact figures are computed, one of `method.METHODS`.
-        further_method: the same, at other K and P than the problem's own.
     """
 
     group_sizes: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()
     method: str = "auto"
-    further_method: str = "auto"
 
     def check(self, problem: Problem) -> None:
         """Raise TooLarge before any work if every group shall be tried and there are too many."""

@@ -94,11 +94,10 @@ def _by_size(
         there = at_sizes(claim, problem, group_size, prompts)
         if there is None:
             return None
-        if refused and sizes.further_method == "classes" and group_size > refused[0]:
+        if refused and sizes.method == "classes" and group_size > refused[0]:
             nothing = dict.fromkeys(entry_of(row)) | {"verdict": "not computed", "expected": row["expected"]}
             return nothing | {"reason": f"not computed: nor are smaller groups (K = {refused[0]}) by classes"}
-        further: dict[str, Any] = {**options, "method": sizes.further_method}
-        found = entry_of(claim_row(*there, **further))
+        found = entry_of(claim_row(*there, **options))
         refused.extend([group_size] if found["verdict"] == "not computed" else [])
         return found
 

@@ -162,13 +162,13 @@ def _worlds(
         check_groups(enumeration, size, ordered=False)  # fewer than in order: before any work
     else:
         check_batches(enumeration, size, prompts, ordered_groups=False, ordered=False)
-    ordered = size > 1 and not _ignores_order(estimator, enumeration, prompts)
+    ordered = size > 1 and not ignores_order(estimator, enumeration, prompts)
     if enumerate_branches is None:
-        enumerate_branches = not _affine_in_branches(estimator, enumeration, prompts)
+        enumerate_branches = not affine_in_branches(estimator, enumeration, prompts)
     if prompts == 1:
         worlds = all_groups(enumeration, size, ordered)
     else:
-        batches = not _ignores_order(estimator, enumeration, prompts, of="groups")
+        batches = not ignores_order(estimator, enumeration, prompts, of="groups")
         worlds = all_batches(enumeration, size, prompts, ordered_groups=ordered, ordered=batches)
     for groups in worlds:
         sampler = Meter(ExactSampler(enumeration, groups, enumerate_branches))
@@ -222,7 +222,7 @@ def _some_groups(
     return sampler, estimator.collect(sampler)
 
 
-def _ignores_order(
+def ignores_order(
     estimator: Estimator,
     enumeration: Enumeration,
     prompts: int = 1,
@@ -252,7 +252,7 @@ def _ignores_order(
     return True
 
 
-def _affine_in_branches(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) -> bool:
+def affine_in_branches(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) -> bool:
     """Is every token's weight an affine function of branch rewards, and are they passed on? Tried at random rewards."""
     tried = []
     for left in (1.0, 0.0, 0.5):

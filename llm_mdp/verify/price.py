@@ -21,7 +21,6 @@ from llm_mdp.exact.optima import NotConverged, regularised_optimum
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.adversary.many import Many
-from llm_mdp.verify.adversary.points import points_of
 from llm_mdp.verify.adversary.shapes import Numbers, numbers_of, shape_of
 from llm_mdp.verify.claims.claim import Claim
 from llm_mdp.verify.equal_kl import Missed, Pulls, spend
@@ -105,7 +104,7 @@ def prices(claim: Claim, problems: Sequence[Problem]) -> list[Price]:
     many = Many(shape_of(first.instance), numbers, claim.build, first.group_size, first.beta, claim.target)
 
     def pulls(theta: Tensor, which: Tensor) -> list[Pulls]:
-        at = points_of(many, theta, which)
+        at = many.points(theta, which)
         up, down = _roles(claim, at.mean, at.gradient, at.kl_gradient)
         return list(map(Pulls, at.J.tolist(), at.kl.tolist(), up, down, at.natural(up), at.natural(down)))
 

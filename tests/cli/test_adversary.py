@@ -11,21 +11,9 @@ from llm_mdp.verify.adversary.files import read_adversary
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.ledger import find_claims
 from llm_mdp.verify.problem import Problem
+from tests.cli.per_token import OWN
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
-OWN = '''
-from dataclasses import dataclass
-from llm_mdp import Estimator
-
-
-@dataclass(frozen=True)
-class PerToken(Estimator):
-    """The reward, divided by the length."""
-
-    def advantages(self, evidence):
-        length = evidence.rollouts.mask.sum(-1, keepdim=True)
-        return (evidence.response_reward[..., None] / length).expand(evidence.rollouts.mask.shape)
-'''
 
 
 @pytest.mark.parametrize(

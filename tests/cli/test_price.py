@@ -7,20 +7,7 @@ import pytest
 from llm_mdp.cli.price import summed_up
 from llm_mdp.cli.verify import verify
 from llm_mdp.verify.price import Price
-
-OWN = '''
-from dataclasses import dataclass
-from llm_mdp import Estimator
-
-
-@dataclass(frozen=True)
-class PerToken(Estimator):
-    """The reward, divided by the length."""
-
-    def advantages(self, evidence):
-        length = evidence.rollouts.mask.sum(-1, keepdim=True)
-        return (evidence.response_reward[..., None] / length).expand(evidence.rollouts.mask.shape)
-'''
+from tests.cli.per_token import OWN
 
 
 @pytest.mark.slow

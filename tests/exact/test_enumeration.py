@@ -186,9 +186,9 @@ def test_groups_have_the_probabilities_of_their_responses(ordered, size):
 )
 def test_order_does_not_matter_where_it_does_not_matter(estimator, monkeypatch):
     every = enumerate_all(random_instance(3, 2, n_prompts=2))
-    assert verify._ignores_order(estimator, every)
+    assert verify.ignores_order(estimator, every)
     quick = exact_moments(estimator, every)
-    monkeypatch.setattr(verify, "_ignores_order", lambda *_: False)
+    monkeypatch.setattr(verify, "ignores_order", lambda *_: False)
     slow = exact_moments(estimator, every)
     torch.testing.assert_close(quick.mean, slow.mean, rtol=1e-10, atol=1e-12)
     assert quick.trace_covariance == pytest.approx(slow.trace_covariance, rel=1e-10)
@@ -226,7 +226,7 @@ def test_estimators_that_depend_on_the_order_of_a_group(name):
     """Found out, and verified with all orders: the moments are those of a loop over all groups."""
     estimator = ByPlace(len(BY_PLACE[name]), matrix=BY_PLACE[name])
     instance = random_instance(2, 2)
-    assert verify._ignores_order(estimator, enumerate_all(instance)) == (name == "leave-one-out")
+    assert verify.ignores_order(estimator, enumerate_all(instance)) == (name == "leave-one-out")
     leaves, outcomes = plain_leaves(instance), []
     for group in itertools.product(leaves, repeat=estimator.group_size):
         weights = [sum(m * leaf.reward for m, leaf in zip(row, group)) for row in estimator.matrix]
@@ -391,7 +391,7 @@ def test_moments_with_branches_are_those_of_all_their_outcomes(name):
     """Conditional means and variances where they suffice, worlds of their own where they do not: the same as the
     loop."""
     estimator, every, samples, advantage = BRANCHING[name]
-    assert verify._affine_in_branches(estimator, enumerate_all(SMALL)) == ("not affine" not in name)
+    assert verify.affine_in_branches(estimator, enumerate_all(SMALL)) == ("not affine" not in name)
     assert_moments(estimator, SMALL, with_branches(SMALL, every, samples, advantage))
 
 

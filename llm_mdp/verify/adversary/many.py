@@ -23,8 +23,8 @@ from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.adversary.shapes import Numbers, Shape, instance_of, levels, side_by_side
 from llm_mdp.verify.adversary.wide import Centred, SideBySide, distinct
-from llm_mdp.verify.following import Following
-from llm_mdp.verify.moments import _affine_in_branches, _ignores_order, updates_first
+from llm_mdp.verify.following import TRIED, Following, natural_of_tables
+from llm_mdp.verify.moments import affine_in_branches, ignores_order, updates_first
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import parse_target
 from llm_mdp.verify.weights import NotFinite, edges, loss_weights, token_weights
@@ -38,8 +38,6 @@ MAX_TOGETHER = 2_000_000
 """Weights of all of them up to which they do."""
 OBJECTIVES = ("reward", "kl", "entropy")
 """Terms of a target that can be followed."""
-TRIED = (1.0, 3.0)
-"""How far away weights are tried: standard deviations of normal numbers that are added to the logits, in nats."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,24 @@ class Figures:
     """E[tokens that the policy draws]."""
     objective: Float[Tensor, " B"]
     """J; for a target that is no reward, J and that target together."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """`following.Point` of several instances."""
+
+    J: Float[Tensor, " b"]
+    kl: Float[Tensor, " b"]
+    mean: Float[Tensor, "b S"]
+    gradient: Float[Tensor, "b S"]
+    kl_gradient: Float[Tensor, "b S"]
+    visits: Float[Tensor, "b nodes V"]
+    places: Int[Tensor, "nodes V"]
+    """Which parameter each logit is."""
+
+    def natural(self, direction: Float[Tensor, "b S"]) -> Float[Tensor, "b S"]:
+        """F⁺ direction of tables, as `Following.natural`."""
+        return natural_of_tables(direction, self.visits, self.places)
 
 
 class Many:
@@ -91,8 +107,8 @@ class Many:
         self._start_logp = self._logp_of(numbers.start, slice(None))[1]
         probe = Problem(instance_of(shape, numbers, 0), group_size, beta)
         estimator = build(probe)
-        self.ordered = estimator.group_size > 1 and not _ignores_order(estimator, probe.enumeration)
-        self._each_branch = not _affine_in_branches(estimator, probe.enumeration)
+        self.ordered = estimator.group_size > 1 and not ignores_order(estimator, probe.enumeration)
+        self._each_branch = not affine_in_branches(estimator, probe.enumeration)
         parts = list(all_groups(e, estimator.group_size, self.ordered))
         self._leaf = torch.cat([part.leaf for part in parts if int(part.which_prompt[0]) == 0])
         first = torch.cat([part.weight for part in parts if int(part.which_prompt[0]) == 0])
@@ -136,6 +152,20 @@ class Many:
         total = torch.stack([factor * each[term] for term, factor in terms.items()]).sum(0)
         by_leaf = self.numbers.chance[which][..., None] * chance * total
         return self._to_parameters(self._by_edge(by_leaf, self._drawn), theta, which)
+
+    def points(self, theta: Float[Tensor, "b S"], which: Int[Tensor, " b"]) -> Points:
+        """What it takes to follow the estimator by natural steps; no numbers for E g where it leaves out everything."""
+        figures, shape = self.figures(theta, which), self.shape
+        by_leaf = self.numbers.chance[which][..., None] * self.leaf_chance(theta, which)
+        return Points(
+            figures.J,
+            figures.kl,
+            self._mean(theta, which),
+            self._gradient(theta, which, {"reward": 1.0}),
+            self._gradient(theta, which, {"kl": 1.0}),
+            self._by_edge(by_leaf, self._drawn).view(len(theta), shape.nodes, -1),
+            shape.places.view(shape.nodes, -1),
+        )
 
     # --- what the estimator gives -------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from llm_mdp.mdp.hidden_rewards import TableReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
 from llm_mdp.mdp.tree import PrefixTree, pad_prompts
 from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy, TabularValue
-from llm_mdp.verify.following import _places, flat
+from llm_mdp.verify.following import flat, places_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Shape:
     @cached_property
     def places(self) -> Int[Tensor, " edges"]:
         """Which parameter the logit of every edge is; the number of parameters where the environment draws."""
-        return _places(self.enumeration.policy, self.enumeration).flatten()
+        return places_of(self.enumeration.policy, self.enumeration).flatten()
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
 """Certificates of group estimators against an independent program that writes down every group, or draws them:
 tests/second_opinion_groups.py. By classes, by groups, and by what is chosen by itself."""
 
-import ast
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +30,7 @@ from llm_mdp.verify.method import METHODS
 from llm_mdp.verify.problem import Problem
 from tests import second_opinion
 from tests import second_opinion_groups as sceptic
+from tests.imports import imported_by
 from tests.verify.classes.cases import INSTANCES, LARGER, jacobian
 
 TOLERANCE = 1e-12
@@ -255,14 +254,7 @@ def test_what_reads_more_than_rewards_and_lengths_is_refused_where_groups_are_to
 
 
 def test_second_opinion_imports_nothing_of_the_package():
-    tree = ast.parse(Path(sceptic.__file__).read_text(encoding="utf-8"))
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    assert imported == {"argparse", "collections.abc", "itertools", "json", "math", "numpy", "types"}
+    assert imported_by(sceptic) == {"argparse", "collections.abc", "itertools", "json", "math", "numpy", "types"}
 
 
 @pytest.mark.parametrize("group_size", [2, 3, 8])
