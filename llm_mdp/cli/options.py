@@ -67,6 +67,15 @@ def check_writable(path: Path | None) -> None:
         raise UsageError(f"{path} cannot be written; choose another place.")
 
 
+def check_numbers(option: str, values: Sequence[int], least: int) -> None:
+    """Raise UsageError for a number below the least, or one that is given twice."""
+    for value in values:
+        if value < least:
+            raise UsageError(f"{option} has {value}; each must be at least {least}.")
+    if len(set(values)) < len(values):
+        raise UsageError(f"{option} has the same number twice; give each once.")
+
+
 def names_model(argv: Sequence[str]) -> bool:
     """Is `--model` among the words, where that makes a command one about a language model?"""
     return any(word.partition("=")[0] == "--model" for word in argv)

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from llm_mdp.cli.adversary import check_adversary, find_adversary
-from llm_mdp.cli.options import check_seed, check_writable, command_line, names_model
+from llm_mdp.cli.options import check_numbers, check_seed, check_writable, command_line, names_model
 from llm_mdp.cli.price import add_prices
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
@@ -184,11 +184,7 @@ def names_first(argv: Sequence[str]) -> list[str]:
 def check_sizes(command: VerifyArguments) -> None:
     """Raise UsageError for group sizes and numbers of prompts that are none, before any work starts."""
     for option, values, least in (("--group-size", command.group_size, 2), ("--prompts", command.prompts, 1)):
-        for value in values:
-            if value < least:
-                raise UsageError(f"{option} has {value}; each must be at least {least}.")
-        if len(set(values)) < len(values):
-            raise UsageError(f"{option} has the same number twice; give each once.")
+        check_numbers(option, values, least)
     for value in command.group_size:
         check_group_size(value)
     if not command.prompts:

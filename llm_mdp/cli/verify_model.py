@@ -12,7 +12,7 @@ import torch
 import tyro
 
 import llm_mdp
-from llm_mdp.cli.options import FLAGS, check_seed, check_writable, command_line, env_arguments
+from llm_mdp.cli.options import FLAGS, check_numbers, check_seed, check_writable, command_line, env_arguments
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.worlds import check_group_size
 from llm_mdp.files import write_text
@@ -164,11 +164,8 @@ def check(command: VerifyModelArguments) -> None:
             raise UsageError(f"there are {len(command.prompt)} prompts and {given} of --{name}; give one a prompt.")
     if command.horizon < 1:
         raise UsageError(f"--horizon is {command.horizon}; it must be at least 1.")
-    if len(set(command.group_size)) < len(command.group_size):
-        raise UsageError("--group-size has the same number twice; give each once.")
+    check_numbers("--group-size", command.group_size, 2)
     for size in command.group_size:
-        if size < 2:
-            raise UsageError(f"--group-size has {size}; group baselines need at least 2 responses to a prompt.")
         check_group_size(size)
     if command.probes and command.probes < LEAST_PROBES:
         raise UsageError(f"--probes is {command.probes}; give at least {LEAST_PROBES}, or 0 to leave tr Cov out.")
