@@ -17,10 +17,10 @@ from llm_mdp.cli.options import check_numbers, check_seed, check_writable, comma
 from llm_mdp.cli.price import add_prices
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
+from llm_mdp.exact.groups import check_group_size
 from llm_mdp.exact.instance_files import read_instance, write_instance
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.exact.right_or_wrong import is_right_or_wrong
-from llm_mdp.exact.worlds import check_group_size
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.console import terminal

@@ -14,7 +14,7 @@ import tyro
 import llm_mdp
 from llm_mdp.cli.options import FLAGS, check_numbers, check_seed, check_writable, command_line, env_arguments
 from llm_mdp.exact.enumeration import TooLarge
-from llm_mdp.exact.worlds import check_group_size
+from llm_mdp.exact.groups import check_group_size
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.console import terminal

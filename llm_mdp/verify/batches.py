@@ -19,7 +19,8 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
-from llm_mdp.exact.worlds import MAX_BATCHES, ExactSampler, Groups, TreeBranches
+from llm_mdp.exact.groups import MAX_BATCHES, Groups, number_of_batches
+from llm_mdp.exact.worlds import ExactSampler, TreeBranches
 from llm_mdp.sampling.evidence import Branches, occurrence
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.classes.batches import batch_class_moments
@@ -75,7 +76,7 @@ def batch_moments(
 
 def _of_batches(estimator: Estimator, enumeration: Enumeration, prompts: int, method: str) -> Moments:
     """Of updates that lose none of their groups."""
-    count = _batches(enumeration, estimator.group_size, prompts)
+    count = number_of_batches(enumeration, estimator.group_size, prompts)
     if method == "groups" or updates_first(estimator) or (method == "auto" and count <= FEW):
         return exact_moments(estimator, enumeration, prompts)
     try:
@@ -95,12 +96,6 @@ def _by_others(estimator: Estimator) -> TooLarge:
         f"{type(estimator).__name__} leaves out groups by what the other groups of the batch are, so batches of all "
         "numbers of groups would have to be told apart; take --prompts 1, or decide on every group by itself."
     )
-
-
-def _batches(enumeration: Enumeration, group_size: int, prompts: int) -> int:
-    """How many there are, without order."""
-    groups = enumeration.n_prompts * math.comb(enumeration.tree.n_leaves + group_size - 1, group_size)
-    return math.comb(groups + prompts - 1, prompts)
 
 
 # --- each prompt by itself --------------------------------------------------------------------------------------------

@@ -9,15 +9,9 @@ from torch.nn.functional import pad
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import MAX_GROUP_SIZE, Groups, all_groups
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import (
-    MAX_GROUP_SIZE,
-    ExactSampler,
-    Groups,
-    TreeBranches,
-    TreeRollouts,
-    all_groups,
-)
+from llm_mdp.exact.worlds import ExactSampler, TreeBranches, TreeRollouts
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.own import UsageError, load

@@ -1,13 +1,10 @@
 """Exact moments by the method that fits: groups one by one where they are few, else classes of responses."""
 
-import math
-
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import MAX_EDGES, Enumeration, TooLarge
-from llm_mdp.exact.worlds import MAX_WORLDS, check_group_size
+from llm_mdp.exact.groups import MAX_WORLDS, check_group_size, in_words, number_of_groups
 from llm_mdp.verify.batches import batch_moments
 from llm_mdp.verify.classes.calls import Refused
-from llm_mdp.verify.classes.convolution import in_words
 from llm_mdp.verify.classes.moments import class_moments
 from llm_mdp.verify.classes.sufficiency import MAX_ENTRIES
 from llm_mdp.verify.method import METHODS
@@ -38,7 +35,7 @@ def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "au
             estimator, enumeration, prompts, method, lambda: moments_by(estimator, enumeration, method)
         )
     size, leaves = estimator.group_size, enumeration.tree.n_leaves
-    groups = enumeration.n_prompts * math.comb(leaves + size - 1, size)
+    groups = number_of_groups(enumeration, size)
     scored = enumeration.n_edges <= MAX_EDGES
     if method == "groups" or (method == "auto" and groups <= FEW and scored):
         return exact_moments(estimator, enumeration)

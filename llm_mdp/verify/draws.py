@@ -18,7 +18,8 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.worlds import ExactSampler, Groups, TreeBranches, TreeSampler, WorldSampler, all_groups, of_rows
+from llm_mdp.exact.groups import Groups, all_groups
+from llm_mdp.exact.worlds import ExactSampler, TreeBranches, TreeSampler, WorldSampler, of_rows
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.intervals import Squares

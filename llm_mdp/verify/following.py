@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import Groups, all_groups, check_groups
 from llm_mdp.exact.instances import stream
 from llm_mdp.exact.tree_gradient import node_logits
-from llm_mdp.exact.worlds import ExactSampler, Groups, all_groups, check_groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.moments import affine_in_branches, displaced_gradients, ignores_order, updates_first

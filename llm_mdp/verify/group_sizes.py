@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.exact.worlds import check_groups
+from llm_mdp.exact.groups import check_groups
 from llm_mdp.verify.check import with_group_size
 from llm_mdp.verify.claims import Claim
 from llm_mdp.verify.problem import Problem

@@ -17,15 +17,8 @@ from torch.func import functional_call
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
-from llm_mdp.exact.worlds import (
-    ExactSampler,
-    Groups,
-    TreeBranches,
-    all_batches,
-    all_groups,
-    check_batches,
-    check_groups,
-)
+from llm_mdp.exact.groups import Groups, all_batches, all_groups, check_batches, check_groups
+from llm_mdp.exact.worlds import ExactSampler, TreeBranches
 from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept

@@ -12,10 +12,10 @@ from torch import Tensor
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.entry import Entry, Given
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import check_group_size
 from llm_mdp.exact.instances import Instance, stream
 from llm_mdp.exact.optima import process_model, regularised_optimum
 from llm_mdp.exact.tree_gradient import exact_gradient, optimal_baseline
-from llm_mdp.exact.worlds import check_group_size
 from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.sampling.policies import Critic, Policy, TabularPolicy, TabularValue
 from llm_mdp.verify.certificate import unresolved

@@ -19,8 +19,9 @@ from llm_mdp.estimators.learned_credit import PRIME
 from llm_mdp.estimators.objectives import Reduction
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, all_groups, of_rows
+from llm_mdp.exact.worlds import ExactSampler, of_rows
 from llm_mdp.mdp.hidden_rewards import LastTokenReward
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.verify.certificate import exact_certificate

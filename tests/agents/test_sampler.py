@@ -10,8 +10,9 @@ import torch
 from llm_mdp.estimators.algorithms import TRePO
 from llm_mdp.estimators.boundaries import EveryNTokens
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, all_groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts
 from llm_mdp.sampling.policies import NgramPolicy, Policy, logp_of

@@ -10,8 +10,9 @@ from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO
 from llm_mdp.estimators.group_credit import OPO, TEMPO, PassAtK, REINFORCEPlusPlus
 from llm_mdp.estimators.theorems import Whitened
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import Groups
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, Groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.verify.certificate import exact_certificate

@@ -18,8 +18,9 @@ from llm_mdp.estimators.entry import Given, NeedsExactValues
 from llm_mdp.estimators.objectives import log_ratio, soft_gate
 from llm_mdp.estimators.off_policy import SAPO, OffPolicy, Reweighted
 from llm_mdp.estimators.practices import EntropyLoss, KLLoss, KLReward
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import Instance, random_instance
-from llm_mdp.exact.worlds import ExactSampler, all_groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import AtTemperature, NgramPolicy, Policy, TabularPolicy
 from llm_mdp.verify.certificate import exact_certificate

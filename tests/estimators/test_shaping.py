@@ -13,8 +13,9 @@ from llm_mdp.estimators.credit import terminal
 from llm_mdp.estimators.practices import LengthPenalty, OverlongShaping, Tempered
 from llm_mdp.estimators.returns import discounted_to_go
 from llm_mdp.estimators.theorems import TerminalDiscounted
+from llm_mdp.exact.groups import Groups
 from llm_mdp.exact.instances import Instance, random_instance
-from llm_mdp.exact.worlds import ExactSampler, Groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.mdp.hidden_rewards import LastTokenReward, LengthCost, SumReward
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.moments import exact_moments

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from llm_mdp.estimators.algorithms import TRePO, ramp
 from llm_mdp.estimators.boundaries import AtSteps, EveryNTokens
 from llm_mdp.estimators.trepo_readings import InterpolatedValues, PooledDraws, RandomStep
+from llm_mdp.exact.groups import Groups
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, Groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.moments import exact_moments

@@ -25,9 +25,11 @@ from llm_mdp.estimators.boundaries import AfterTokens, EveryNTokens
 from llm_mdp.estimators.practices import SecondEpoch, Tempered, ZeroStdFiltered
 from llm_mdp.estimators.returns import gae
 from llm_mdp.exact import enumeration, worlds
+from llm_mdp.exact import groups as groups_of
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import Instance, random_instance
-from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
+from llm_mdp.exact.worlds import ExactSampler, TreeSampler
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.evidence import Evidence, Finish
 from llm_mdp.sampling.policies import NgramPolicy
@@ -674,7 +676,7 @@ def test_too_many_edges(monkeypatch):
 
 
 def test_too_many_groups(monkeypatch):
-    monkeypatch.setattr(worlds, "MAX_WORLDS", 100)
+    monkeypatch.setattr(groups_of, "MAX_WORLDS", 100)
     every = enumerate_all(random_instance(3, 2))
     assert len(list(all_groups(every, 2))) == 1
     with pytest.raises(TooLarge, match=r"343 groups of 3 out of 7 responses.*at most 100.*--group-size"):

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
+from llm_mdp.exact.worlds import ExactSampler, TreeSampler
 from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import Greedy, NgramPolicy, TabularPolicy, logp_of
 from llm_mdp.sampling.sampler import PolicySampler, Sampler

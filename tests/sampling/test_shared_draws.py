@@ -26,8 +26,9 @@ from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
 from llm_mdp.estimators.theorems import ReturnToGo
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_groups
+from llm_mdp.exact.worlds import ExactSampler, TreeSampler
 from llm_mdp.mdp.tree import prompt_index
 from llm_mdp.sampling.evidence import Branches, Evidence, as_worlds
 from llm_mdp.sampling.policies import NgramPolicy, logp_of

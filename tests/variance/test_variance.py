@@ -26,8 +26,9 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AfterTokens, AtSteps, EveryNTokens
 from llm_mdp.estimators.practices import Tempered, ZeroStdFiltered
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import Instance, random_instance
-from llm_mdp.exact.worlds import ExactSampler, all_groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.mdp.hidden_rewards import LastTokenReward, NgramReward
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy

@@ -13,9 +13,9 @@ import torch
 
 from llm_mdp.cli.verify import VerifyArguments, find_instances
 from llm_mdp.estimators.algorithms import PPO, REINFORCE, RLOO, TRePO
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.ngram_gradient import ngram_gradient
-from llm_mdp.exact.worlds import all_groups
 from llm_mdp.mdp.hidden_rewards import NgramReward, SparseReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy

@@ -28,6 +28,7 @@ from llm_mdp.estimators.algorithms import RLOO
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.values import has_signal
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.groups import number_of_groups
 from llm_mdp.exact.tree_gradient import exact_gradient
 from llm_mdp.report.rows import number
 from llm_mdp.sampling.policies import NgramPolicy, Policy, TabularPolicy
@@ -229,7 +230,7 @@ def cost_of_exact(enumeration: Enumeration, agent: Agent) -> float | None:
     """
     leaves, prompts, size = enumeration.tree.n_leaves, enumeration.n_prompts, agent.group_size
     least = COST_OF_RESPONSE * leaves * prompts
-    if prompts * math.comb(leaves + size - 1, size) <= MOST_WORLDS:
+    if number_of_groups(enumeration, size) <= MOST_WORLDS:
         return max(COST_OF_EXACT, least)
     horizon, others, states = enumeration.tree.horizon, size - 1, 0
     for rewards in enumeration.response_reward:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
+from llm_mdp.exact.groups import Groups, all_groups
 from llm_mdp.exact.instances import Instance, stream
-from llm_mdp.exact.worlds import ExactSampler, Groups, all_groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.worlds import ExactSampler, Groups, TreeRollouts
+from llm_mdp.exact.groups import Groups
+from llm_mdp.exact.worlds import ExactSampler, TreeRollouts
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.classes.convolution import CHUNK
 from llm_mdp.verify.weights import Precision, check_worlds, token_weights

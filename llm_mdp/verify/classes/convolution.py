@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llm_mdp.exact.enumeration import TooLarge
+from llm_mdp.exact.groups import in_words
 
 MAX_CANDIDATES = 20_000_000
 """States of m responses times what one more may add, beyond which no law is made."""
@@ -138,11 +139,6 @@ class Laws:
             drawn[:, more] = chosen
             left = left - self.code[chosen]
         return drawn
-
-
-def in_words(count: int) -> str:
-    """A number that may be astronomical."""
-    return f"{count:,}" if count < 10**15 else f"about 10^{math.floor(math.log10(count))}"
 
 
 def choose(share: Float[Tensor, "R F"], generator: torch.Generator) -> Int[Tensor, " R"]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.exact.enumeration import TooLarge
-from llm_mdp.exact.worlds import multisets
+from llm_mdp.exact.groups import multisets
 from llm_mdp.verify.classes.calls import Refused, Subject
 from llm_mdp.verify.classes.convolution import CHUNK, Laws
 from llm_mdp.verify.classes.partition import Partition

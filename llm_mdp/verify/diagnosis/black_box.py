@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
-from llm_mdp.exact.worlds import ExactSampler, Groups, all_groups
+from llm_mdp.exact.groups import Groups, all_groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.verify.certificate import Certificate, judge
 from llm_mdp.verify.check import check_prompts
 from llm_mdp.verify.moments import Moments, updates_first

@@ -14,8 +14,9 @@ from llm_mdp.estimators.group_credit import REINFORCEPlusPlus
 from llm_mdp.estimators.practices import KLLoss, ZeroStdFiltered
 from llm_mdp.estimators.theorems import Whitened
 from llm_mdp.exact.enumeration import TooLarge
+from llm_mdp.exact.groups import all_batches
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, TreeSampler, all_batches
+from llm_mdp.exact.worlds import ExactSampler, TreeSampler
 from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import logp_of
 from llm_mdp.sampling.sampler import NothingKept, PolicySampler

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instance_files import instance_from_dict, instance_to_dict
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import ExactSampler, all_groups
+from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.choice import moments_by
