@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_mdp.audit.batch import Batch as Batch
+    from llm_mdp.audit.certify import certify as certify
     from llm_mdp.estimators.algorithms import GRPO as GRPO
     from llm_mdp.estimators.algorithms import MARLHF as MARLHF
     from llm_mdp.estimators.algorithms import PPO as PPO
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from llm_mdp.sampling.sampler import Sampler as Sampler
     from llm_mdp.variance.allocation import allocate as allocate
     from llm_mdp.verify.certificate import Certificate as Certificate
-    from llm_mdp.verify.certify import certify as certify
     from llm_mdp.verify.check import check_estimator as check_estimator
     from llm_mdp.verify.diagnosis import Diagnosis as Diagnosis
     from llm_mdp.verify.diagnosis import diagnose as diagnose
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 HOMES = {
+    "audit.batch": "Batch",
+    "audit.certify": "certify",
     "estimators.algorithms": "GRPO MARLHF PPO REINFORCE RLOO ReMax TRePO VinePPO",
     "estimators.base": "Estimator",
     "estimators.boundaries": "AfterTokens AtSteps EveryNTokens",
@@ -79,7 +82,6 @@ HOMES = {
     "sampling.sampler": "PolicySampler Sampler",
     "variance.allocation": "allocate",
     "verify.certificate": "Certificate",
-    "verify.certify": "certify",
     "verify.check": "check_estimator",
     "verify.diagnosis": "Diagnosis diagnose",
     "verify.ledger": "run_ledger",

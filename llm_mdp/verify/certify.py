@@ -55,23 +55,36 @@ def certify(
     if isinstance(found, str):
         found = load_estimator(found, group_size) if is_own(found) else problem.make(find_entry(found))
     if not isinstance(found, type) and not hasattr(found, "collect") and callable(found):
-        raise EstimatorError(
-            f"{found!r} is a function; write a class with `advantages`, see examples/own_estimator.py."
-        )
+        raise EstimatorError(f"{found!r} is a function; llm_mdp.certify takes functions as well.")
     if group_size is not None and not isinstance(estimator, str):
         found = _of_size(found, group_size)
     check_estimator(found, problem.enumeration)
     if found.group_size > 1:
         problem = replace(problem, group_size=found.group_size)
-    certificate = exact_certificate(
-        found, problem.enumeration, problem.target(target), problem.magnitude(target), method=method, prompts=prompts
-    )
+    certificate = certified(found, problem, target, method=method, prompts=prompts)
     # A name of the catalogue is made anew at every policy that it leads to; an object is what it is.
     if isinstance(estimator, str) and not is_own(estimator):
-        claim = replace(named_claim(find_entry(estimator)), target=target)
-    else:
-        name = type(found).__name__
-        claim = Claim(name, "yours", "", name, always("report"), "", target=target, estimator=found)
+        return replace(certificate, claim=replace(named_claim(find_entry(estimator)), target=target))
+    return certificate
+
+
+def certified(
+    estimator: Estimator, problem: Problem, target: str, *, name: str = "", method: str = "auto", prompts: int = 1
+) -> "Certified":
+    """The certificate of an estimator that was checked already, on a problem.
+
+    Args: name: what it is called; by default its class.
+    """
+    certificate = exact_certificate(
+        estimator,
+        problem.enumeration,
+        problem.target(target),
+        problem.magnitude(target),
+        method=method,
+        prompts=prompts,
+    )
+    name = name or type(estimator).__name__
+    claim = Claim(name, "yours", "", name, always("report"), "", target=target, estimator=estimator)
     return Certified(**vars(certificate), claim=claim, problem=replace(problem, prompts=prompts))
 
 

@@ -70,7 +70,7 @@ class Divides(Estimator):
         (lambda: certify(MixesPrompts()), EstimatorError, "MixesPrompts mixes prompts: "),
         (lambda: certify(Divides()), EstimatorError, "Divides.advantages holds "),
         (lambda: certify(RLOO), EstimatorError, r"RLOO is a class; give an object: RLOO\(\)"),
-        (lambda: certify(lambda reward: reward), EstimatorError, ".* is a function; write a class with `advantages`"),
+        (lambda: certify(lambda reward: None), EstimatorError, "<lambda> returned None for rewards of shape"),
         (lambda: certify("grop"), UsageError, r"there is no estimator 'grop'; did you mean grpo\?"),
         (lambda: certify("no_such.py:A"), UsageError, r"there is no file no_such\.py"),
         (lambda: certify(RLOO(), target="rewards"), ValueError, "target is 'rewards'; choose among reward, kl, "),
