@@ -6,7 +6,7 @@ one by one.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -94,12 +94,13 @@ class FunctionEstimator(Estimator):
         if self.together or len(whole.logp) == rows:
             yield whole
         else:
-            yield from (whole.rows(first, first + rows) for first in range(0, len(whole.logp), rows))
+            yield from whole.worlds(rows)
 
     def scalar(self, batch: Batch) -> Float[Tensor, ""]:
         """The loss of one call, what it gives or what its advantages make."""
         if self.gives == "advantages":
-            return policy_gradient(batch.logp, self._advantages(replace(batch, logp=batch.logp.detach())), batch.mask)
+            logp, mask = batch.logp, batch.mask.clone()
+            return policy_gradient(logp, self._advantages(replace(batch, logp=logp.detach().clone())), mask)
         answer = call(self.function, batch, self.name)
         if not isinstance(answer, Tensor) or answer.dim() != 0:
             raise EstimatorError(
@@ -108,13 +109,13 @@ class FunctionEstimator(Estimator):
         return answer.double()
 
     def _advantages(self, batch: Batch) -> Float[Tensor, "B T"]:
-        # Copies: what a function changes in place is its own.
-        answer = call(self.function, batch.rows(0, len(batch.logp)), self.name)
-        weights = per_token(answer, batch, self.name)
-        bad = ~torch.isfinite(weights) & batch.mask
+        # The function may change its batch in place.
+        mask, reward = batch.mask.clone(), batch.response_reward.clone()
+        weights = per_token(call(self.function, batch, self.name), mask.shape, self.group_size, self.name)
+        bad = ~torch.isfinite(weights) & mask
         if bad.any():
             row = int(bad.any(-1).nonzero()[0])
-            group = batch.response_reward[batch.group == batch.group[row]]
+            group = reward.view(-1, self.group_size)[row // self.group_size]
             raise EstimatorError(
                 f"{self.name} gives {weights[bad][0].item()} for the rewards {rounded(group)} of a group; look for a "
                 "division by a zero std or length."
@@ -170,18 +171,18 @@ def tensor_of(answer: Any) -> Tensor | None:
     return answer.detach().to(answer.dtype if answer.is_floating_point() else torch.float64).to("cpu")
 
 
-def per_token(answer: Any, batch: Batch, name: str) -> Float[Tensor, "B T"]:
+def per_token(answer: Any, shape: Sequence[int], group_size: int, name: str) -> Float[Tensor, "B T"]:
     """Advantages of any shape that has one meaning: (B, T), (B, 1), (B,) or (P, K).
 
     Raises:
         EstimatorError: they have another shape, or are no numbers.
     """
-    rows, width = batch.mask.shape
+    rows, width = shape
     given = tensor_of(answer)
     if given is not None:
         if tuple(given.shape) in ((rows, width), (rows, 1)):
             return given.expand(rows, width).double()
-        if tuple(given.shape) in ((rows,), (rows // batch.group_size, batch.group_size)):
+        if tuple(given.shape) in ((rows,), (rows // group_size, group_size)):
             return given.reshape(rows, 1).expand(rows, width).double()
     raise EstimatorError(
         f"{name} returned {described(answer)} for B = {rows} responses of at most T = {width} tokens; return "

@@ -1,6 +1,6 @@
 """A batch as a trainer holds it: plain tensors under the field's names, no worlds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import prod
 
@@ -72,10 +72,24 @@ class Batch:
 
     def rows(self, first: int, last: int) -> "Batch":
         """Copies of the rows first … last - 1, their groups counted from 0."""
-        every = [each.name for each in fields(self) if isinstance(getattr(self, each.name), Tensor)]
-        picked = {name: getattr(self, name)[first:last].clone() for name in every}
+        picked = {name: tensor[first:last].clone() for name, tensor in self._tensors().items()}
         picked["group"] -= int(self.group[first])
         return replace(self, **picked, parts={name: part[first:last].clone() for name, part in self.parts.items()})
+
+    def worlds(self, rows: int) -> Iterator["Batch"]:
+        """So many rows at a time, each with groups counted from 0. What is changed in one shows in no other."""
+        names, tensors = zip(*(self._tensors() | {"group": self.group[:rows].repeat(len(self.group) // rows)}).items())
+        parts = [part.split(rows) for part in self.parts.values()]
+        for number, each in enumerate(zip(*(tensor.split(rows) for tensor in tensors))):
+            given = dict(zip(names, each))
+            # A view of what carries a gradient could not be changed in place.
+            given["logp"] = given["logp"].clone()
+            world = {name: part[number] for name, part in zip(self.parts, parts)}
+            yield Batch(**given, group_size=self.group_size, parts=world)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        every = [each.name for each in fields(self)]
+        return {name: value for name in every if isinstance(value := getattr(self, name), Tensor)}
 
 
 def batch_of(evidence: Evidence, logp: Float[Tensor, "*worlds B T"], group_size: int) -> Batch:

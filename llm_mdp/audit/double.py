@@ -10,21 +10,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 COARSE = (torch.float32, torch.float16, torch.bfloat16)
-_CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+_CASTS = dict.fromkeys((Tensor.float, Tensor.half, Tensor.bfloat16), Tensor.double)
 
 
 class _Lifted(TorchFunctionMode):
     """`.float()`, `.to(torch.float32)`, `dtype=torch.float32` and the like mean float64."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        func = Tensor.double if func in _CASTS else func
-        named = {name: _lift(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_lift, args), **named)
+        named = {name: _lift(value) for name, value in kwargs.items()} if kwargs else {}
+        return _CASTS.get(func, func)(*map(_lift, args), **named)
 
 
 def _lift(value: Any) -> Any:
-    # By identity: == between a tensor and a dtype is a call of torch as well.
-    return torch.float64 if any(value is each for each in COARSE) else value
+    return torch.float64 if isinstance(value, torch.dtype) and value in COARSE else value
 
 
 @contextmanager
