@@ -1,0 +1,97 @@
+"""Single modules of a library, imported without the stack that the whole library needs.
+
+What trains on clusters imports ray, vllm, deepspeed, … at the top of files that hold pure functions of tensors. Here
+names of such modules are replaced by stand-ins while a few modules are imported; afterwards nothing of it is left in
+`sys.modules`, so that nobody else meets a stand-in, and the library can still be imported as it is.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import FunctionType, ModuleType
+
+from llm_mdp.own import UsageError
+
+
+class _Anything(type):
+    """A class that has every attribute, and as a decorator gives back what it decorates."""
+
+    def __getattr__(cls, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn
+
+    def __call__(cls, *args, **kwargs):
+        return args[0] if len(args) == 1 and isinstance(args[0], (type, FunctionType)) else cls
+
+    def __getitem__(cls, item):
+        return cls
+
+
+class StandIn(metaclass=_Anything):
+    """In place of whatever a replaced module holds: a class to derive from, a decorator, a function, a constant."""
+
+
+class _StandInModule(ModuleType):
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn
+
+
+class _StandIns(MetaPathFinder, Loader):
+    """Finds the replaced modules and everything below them."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = tuple(names)
+
+    def covers(self, name: str) -> bool:
+        return any(name == each or name.startswith(each + ".") for each in self.names)
+
+    def find_spec(self, fullname, path=None, target=None):
+        return ModuleSpec(fullname, self, is_package=True) if self.covers(fullname) else None
+
+    def create_module(self, spec):
+        return _StandInModule(spec.name)
+
+    def exec_module(self, module):
+        pass
+
+
+@contextmanager
+def _set_aside(library: str, finder: _StandIns) -> Iterator[None]:
+    """With the finder first, and without what was imported of the library or of what is replaced."""
+    ours = {name for name in sys.modules if finder.covers(name) or name.split(".")[0] == library}
+    aside = {name: sys.modules.pop(name) for name in ours}
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if finder.covers(name) or name.split(".")[0] == library]:
+            del sys.modules[name]
+        sys.modules.update(aside)
+
+
+def import_alone(library: str, modules: Sequence[str], stand_ins: Sequence[str]) -> list[ModuleType]:
+    """These modules of an installed library, the `stand_ins` (names of modules, the library's own or others) replaced.
+
+    The modules are private copies: changing them changes nobody else's.
+
+    Raises:
+        UsageError: if the library is not installed or a module cannot be imported, in one sentence.
+    """
+    if find_spec(library) is None:
+        raise UsageError(f"{library} is not installed; install it, or audit another library.")
+    with _set_aside(library, _StandIns(stand_ins)):
+        try:
+            return [importlib.import_module(name) for name in modules]
+        except Exception as error:
+            raise UsageError(
+                f"{library} has a layout that this adapter does not know ({type(error).__name__}: {error}); install a "
+                f"version that it knows, see docs/audit.md."
+            ) from error
