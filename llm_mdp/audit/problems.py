@@ -1,9 +1,11 @@
 """What is audited on: three small instances, as some faults show on one of them only."""
 
+from typing import Literal
+
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.verify.problem import Problem
 
-RIGHT_OR_WRONG = "right-or-wrong"
+RIGHT_OR_WRONG: Literal["right-or-wrong"] = "right-or-wrong"
 
 
 def instances() -> dict[str, Instance]:

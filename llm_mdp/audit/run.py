@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_mdp.audit.adapter import advantages_of, loss_of, name_of
-from llm_mdp.audit.batches import WithBatch, with_batch
+from llm_mdp.audit.batches import PROMPTS, WithBatch, with_batch
 from llm_mdp.audit.certify import adapt, is_function
 from llm_mdp.audit.library import LIBRARIES, Library, Setting, choose, find_library
+from llm_mdp.audit.problems import RIGHT_OR_WRONG
 from llm_mdp.audit.problems import instances as default_instances
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
@@ -90,7 +91,7 @@ def audit(
     *,
     target: str | None = None,
     group_size: int = 3,
-    prompts: Sequence[int] = (1,),
+    prompts: Sequence[int] = PROMPTS,
     instances: Mapping[str, Instance] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Row]:
@@ -187,7 +188,9 @@ def _row(subject: _Subject, problems: Mapping[str, Problem], target: str | None,
     advantages = None
     if alone is not None:
         advantages = {name: _certificate(alone, problem, aim, prompts[0]) for name, problem in problems.items()}
-    batch = with_batch(subject.whole, next(iter(problems.values())), aim, prompts)
+    biased = [name for name, each in whole.items() if each.verdict == "biased"]
+    rewards = RIGHT_OR_WRONG if biased == [RIGHT_OR_WRONG] else "dense"
+    batch = with_batch(subject.whole, next(iter(problems.values())), aim, prompts, rewards, bool(biased))
     return Row(
         subject.library,
         subject.version,
