@@ -86,11 +86,19 @@ def group_prefix_value(
 
     Claims: `tempo-td`, `tempo`, biased: the value of a prefix holds the response's own reward, and so knows wₜ.
     """
-    text = tokens.unflatten(-2, (-1, group_size))
-    same = (text[..., :, None, :] == text[..., None, :, :]).cumprod(-1)
-    same = torch.cat([torch.ones_like(same[..., :1]), same], dim=-1).to(reward.dtype)
-    total = (same * groups(reward, group_size)[..., None, :, None]).sum(-2)
-    return (total / same.sum(-2)).flatten(-3, -2)
+    text, grouped = tokens.unflatten(-2, (-1, group_size)), groups(reward, group_size)[..., None, :]
+    # Token by token, so that no table of all pairs and all steps is made.
+    alike = torch.ones(*text.shape[:-1], group_size, dtype=torch.bool, device=tokens.device)
+    found = [_mean_of(alike, grouped)]
+    for token in text.unbind(-1):
+        alike = alike & (token[..., :, None] == token[..., None, :])
+        found.append(_mean_of(alike, grouped))
+    return torch.stack(found, dim=-1).flatten(-3, -2)
+
+
+def _mean_of(chosen: Bool[Tensor, "*rows K"], value: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows"]:
+    """Mean of the chosen ones."""
+    return torch.where(chosen, value, 0.0).sum(-1) / chosen.sum(-1)
 
 
 def has_signal(reward: Float[Tensor, "*worlds B"], group_size: int) -> Bool[Tensor, "*worlds P"]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -63,6 +64,8 @@ class Enumeration:
         with torch.no_grad():
             self.logits = [level.detach() for level in node_logits(policy, self.mdp)]
         self._tempered: dict[float, Enumeration] = {1.0: self}
+        self.shared: dict[Any, Any] = {}
+        """What is computed once for all estimators that are asked under this policy."""
 
     def under(self, policy: Policy) -> "Enumeration":
         """The same responses under another policy: rewards, and how the tree is numbered, are not computed again."""

@@ -10,7 +10,7 @@ from llm_mdp.verify.classes.sufficiency import MAX_ENTRIES
 from llm_mdp.verify.method import METHODS
 from llm_mdp.verify.moments import Moments, exact_moments
 
-FEW = 20_000
+FEW = 50_000
 """Groups, without order, that are taken one by one without asking for anything else."""
 OVERHEAD = 4
 """Classes must ask for so many times fewer weights than groups, or groups are taken."""

@@ -11,8 +11,10 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.groups import Groups
 from llm_mdp.exact.worlds import ExactSampler, TreeRollouts
 from llm_mdp.sampling.shared_draws import Meter
-from llm_mdp.verify.classes.convolution import CHUNK
 from llm_mdp.verify.weights import Precision, check_worlds, token_weights
+
+AT_ONCE = 250_000
+"""Token weights that are asked for at once: what of them is in work fits into a processor's cache."""
 
 
 class Refused(Exception):
@@ -63,10 +65,14 @@ class Subject:
         """The coarsest floating point that it computed in."""
         return "float64" if self._precision is None else self._precision.coarsest
 
+    def rows(self, responses: int) -> int:
+        """How many groups, or batches, of so many responses are asked about at once."""
+        return max(1, AT_ONCE // (responses * self.enumeration.tree.horizon))
+
     def __call__(self, prompt: Int[Tensor, " R"], leaf: Int[Tensor, "R K"]) -> Float[Tensor, "R K X"]:
         """What every response of every group gets: T weights (0 in groups that are left out), what its branches cost in
         tokens and in rewards, and 1 if the group is kept."""
-        size = max(1, CHUNK // (leaf.shape[1] * self.enumeration.tree.horizon))
+        size = self.rows(leaf.shape[1])
         return torch.cat([self._some(*part) for part in zip(prompt.split(size), leaf.split(size))])
 
     def _some(self, prompt: Tensor, leaf: Tensor) -> Float[Tensor, "R K X"]:

@@ -102,6 +102,11 @@ class Laws:
                 raise AssertionError("two states of a summary share a code, which happens once in 10^7 summaries")
             self._checks = checks[possible]
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers are kept of all states."""
+        return 3 * sum(map(len, self.codes))
+
     def find(self, number: int, codes: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Which state of `number` responses each code is; -1: none."""
         states = self.codes[number]

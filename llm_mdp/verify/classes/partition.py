@@ -1,12 +1,17 @@
 """The responses to one prompt in classes: those of the same reward, length and finish are one class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llm_mdp.exact.enumeration import Enumeration
+
+LAWS = 4
+"""Of so many laws of the same responses the classes are remembered."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,20 @@ class Partition:
     """In tokens of the policy."""
     finish: Int[Tensor, " C"]
     """A `Finish`."""
+    trials: dict[int, Any] = field(default_factory=dict, repr=False)
+    """By K, the groups of them on which estimators are tried (`trials.Trials`)."""
 
     @property
     def size(self) -> int:
         """C, number of classes."""
         return len(self.reward)
 
-    @property
+    @cached_property
     def probability(self) -> Float[Tensor, " C"]:
         """q_c of every class."""
         return torch.zeros(self.size, dtype=torch.float64).index_add(0, self.kind, self.chance)
 
-    @property
+    @cached_property
     def first(self) -> Int[Tensor, " C1"]:
         """Where every class begins among the responses, and their number."""
         return torch.searchsorted(self.kind, torch.arange(self.size + 1))
@@ -62,10 +69,21 @@ class Partition:
 
 
 def partition(enumeration: Enumeration, prompt: int, chance: Float[Tensor, " leaves"]) -> Partition:
-    """The classes of one prompt's responses, those of chance 0 left out.
+    """The classes of one prompt's responses, those of chance 0 left out. The enumeration remembers the last few.
 
     Args: chance: probability of every response, of whoever draws: the policy, or another one in its place.
     """
+    known: list[tuple[Tensor, Partition]] = enumeration.shared.setdefault(("partitions", prompt), [])
+    for law, classes in known:
+        if torch.equal(law, chance):
+            return classes
+    classes = _partition(enumeration, prompt, chance)
+    known.append((chance, classes))
+    del known[:-LAWS]
+    return classes
+
+
+def _partition(enumeration: Enumeration, prompt: int, chance: Float[Tensor, " leaves"]) -> Partition:
     leaf = chance.nonzero()[:, 0]
     reward = enumeration.response_reward[prompt, leaf]
     values, rank = reward.unique(return_inverse=True)

@@ -6,7 +6,6 @@ among them, and every response of every group must have the weights that are in 
 not refused is taken.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,17 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_mdp.exact.enumeration import TooLarge
-from llm_mdp.exact.groups import multisets
 from llm_mdp.verify.classes.calls import Refused, Subject
-from llm_mdp.verify.classes.convolution import CHUNK, Laws
+from llm_mdp.verify.classes.convolution import Laws
 from llm_mdp.verify.classes.partition import Partition
-from llm_mdp.verify.classes.representatives import HOWS, Representatives
-from llm_mdp.verify.classes.summaries import SUMMARIES, Summary, nothing
+from llm_mdp.verify.classes.representatives import Representatives
+from llm_mdp.verify.classes.summaries import SUMMARIES, Summary
+from llm_mdp.verify.classes.trials import Placed, Shown, Trial, Trials, trials_of
 
 TRIED = 6_000
 """Groups on which a summary must hold, of each prompt; fewer where groups are very large (`tries`)."""
-EVERY = 2
-"""All groups are tried where they are at most so many times more than those that are tried anyway."""
 FIRST = 256
 """Groups of each kind that are tried before the weights of all states are asked for."""
 MAX_ENTRIES = 400_000_000
@@ -89,9 +86,7 @@ class Sufficient:
     """One a prompt."""
 
 
-def find_sufficient(
-    subject: Subject, partitions: list[Partition], most: float = MAX_ENTRIES, generator: torch.Generator | None = None
-) -> Sufficient:
+def find_sufficient(subject: Subject, partitions: list[Partition], most: float = MAX_ENTRIES) -> Sufficient:
     """The cheapest summary that is not refused, and all weights by it.
 
     Args: most: weights that may be asked for, in all.
@@ -100,18 +95,15 @@ def find_sufficient(
         Refused: none is left.
         TooLarge: it takes too many values.
     """
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
     too_large: TooLarge | None = None
-    own_matters = [_own_matters(subject, classes, generator) for classes in partitions]
+    trials = [trials_of(classes, subject.group_size, subject.rows(subject.group_size)) for classes in partitions]
+    own_matters = [_own_matters(subject, each) for each in trials]
     states = most / (subject.group_size * subject.enumeration.tree.horizon)
-    laws = [_laws(subject, classes, states) for classes in partitions]
+    laws = [_laws(each, states) for each in trials]
     for by_leaf in (True,) if any(own_matters) else (False, True):
         for summary in SUMMARIES:
             try:
-                everybody = [
-                    Representatives(classes, of_prompt(summary), by_leaf, generator)
-                    for classes, of_prompt in zip(partitions, laws)
-                ]
+                everybody = [each.of(summary, of_prompt(summary), by_leaf) for each, of_prompt in zip(trials, laws)]
                 if all(_looks_sufficient(subject, each) for each in everybody):
                     _check_cost(subject, everybody, summary, most)
                     tables = [table for each in everybody if (table := _table(subject, each)) is not None]
@@ -129,15 +121,16 @@ def tries(subject: Subject) -> int:
     return max(500, min(TRIED, 50_000_000 // (subject.group_size * subject.enumeration.tree.horizon)))
 
 
-def _laws(subject: Subject, classes: Partition, most: float) -> Callable[[Summary], Laws]:
+def _laws(trials: Trials, most: float) -> Callable[[Summary], Laws]:
     """The laws of every summary of one prompt's responses, made when they are first asked for, if whole groups have at
     most so many states."""
 
     @cache
     def of(summary: Summary) -> Laws:
         try:
-            return Laws(summary.of_class(classes), classes.probability, subject.group_size, most)
+            return trials.laws(summary, most)
         except TooLarge as error:
+            classes = trials.classes
             raise TooLarge(
                 f"its weights may depend on {summary.words} of the other responses, which takes {error} "
                 f"({len(classes.reward.unique())} different rewards, {classes.size} classes of reward, length and "
@@ -147,9 +140,9 @@ def _laws(subject: Subject, classes: Partition, most: float) -> Callable[[Summar
     return of
 
 
-def _check_cost(subject: Subject, everybody: list[Representatives], summary: Summary, most: float) -> None:
+def _check_cost(subject: Subject, everybody: list[Trial], summary: Summary, most: float) -> None:
     """Raise TooLarge if more weights would have to be asked for than `most`."""
-    entries = sum(map(_groups_asked, everybody)) * subject.group_size * subject.enumeration.tree.horizon
+    entries = sum(each.asked for each in everybody) * subject.group_size * subject.enumeration.tree.horizon
     if entries > most:
         states, units = sum(each.states for each in everybody), sum(each.units for each in everybody)
         raise TooLarge(
@@ -159,32 +152,15 @@ def _check_cost(subject: Subject, everybody: list[Representatives], summary: Sum
         )
 
 
-def _groups_asked(draw: Representatives) -> int:
-    """About how many groups have all weights: of classes one for every sum over a whole group, but for classes that
-    cannot all be in it; of responses one each, for most are rare."""
-    if draw.by_leaf:
-        return draw.units * draw.states
-    return max(len(draw.laws.codes[-1]), draw.units * draw.states // (draw.others + 1))
-
-
-def _own_matters(subject: Subject, classes: Partition, generator: torch.Generator) -> bool:
+def _own_matters(subject: Subject, trials: Trials) -> bool:
     """Does another own response of the same class have other weights, in the same company?
 
     Raises:
         Refused: if it is the company that matters: others of the same classes, in another order.
     """
-    draw = Representatives(classes, Laws(nothing(classes), classes.probability, subject.group_size), False, generator)
-    for group in (draw.independent(FIRST, False), draw.independent(FIRST, True), draw.twins(FIRST)):
-        at = torch.randint(group.shape[1], (FIRST,), generator=generator)
-        order = torch.rand(group.shape, generator=generator).argsort(dim=1)
-        moved, company = (order == at[:, None]).long().argmax(1), draw.sibling(group.flatten()).view(group.shape)
-        own = group.gather(1, at[:, None])
-        company = company.scatter(1, at[:, None], own).gather(1, order)
-        changed = group.scatter(1, at[:, None], draw.sibling(own[:, 0])[:, None])
-        given, same, other = (
-            _own_rows(subject, classes, *each) for each in ((group, at), (company, moved), (changed, at))
-        )
-        tolerance = _tolerance(subject, classes, float(given[:, :-3].abs().max()))
+    for placed in trials.moved(FIRST):
+        given, same, other = _own_rows(subject, trials.classes, *placed)
+        tolerance = _tolerance(subject, trials.classes, float(given[:, :-3].abs().max()))
         if not _alike(given, same, tolerance).all():
             raise Refused(READS_MORE)
         if not _alike(given, other, tolerance).all():
@@ -192,107 +168,55 @@ def _own_matters(subject: Subject, classes: Partition, generator: torch.Generato
     return False
 
 
-def _looks_sufficient(subject: Subject, draw: Representatives) -> bool:
+def _looks_sufficient(subject: Subject, trial: Trial) -> bool:
     """Do a few hundred groups and as many other ones with the same units and states agree?"""
-    for number, how in enumerate(HOWS):
-        unit = torch.randint(draw.units, (FIRST,), generator=draw.generator)
-        state = torch.randint(draw.states, (FIRST,), generator=draw.generator)
-        if how == "typical":
-            chances = draw.laws.chances[draw.others]
-            place = torch.rand(FIRST, generator=draw.generator, dtype=torch.float64) * chances.sum()
-            state = torch.searchsorted(chances.cumsum(0), place, right=True).clamp(max=draw.states - 1)
-        one, two = (_own_rows(subject, draw.classes, *draw.groups(unit, state, HOWS[kind])) for kind in (0, number))
-        if not _alike(one, two, _tolerance(subject, draw.classes, float(one[:, :-3].abs().max()))).all():
+    classes = trial.draw.classes
+    for pair in trial.pairs(FIRST):
+        one, two = _own_rows(subject, classes, *pair)
+        if not _alike(one, two, _tolerance(subject, classes, float(one[:, :-3].abs().max()))).all():
             return False
     return True
 
 
-def _own_rows(
-    subject: Subject, classes: Partition, group: Int[Tensor, "R K"], at: Int[Tensor, " R"]
-) -> Float[Tensor, "R X"]:
-    """What the own response of every group gets."""
-    answers = _ask(subject, classes, group)
-    return answers[torch.arange(len(at)), at]
+def _own_rows(subject: Subject, classes: Partition, *placed: Placed) -> tuple[Float[Tensor, "R X"], ...]:
+    """What the own response of every group gets, of groups that are asked for together."""
+    answers = _ask(subject, classes, torch.cat([each.group for each in placed]))
+    own = answers[torch.arange(len(answers)), torch.cat([each.at for each in placed])]
+    return own.split([len(each.at) for each in placed])
 
 
 def _ask(subject: Subject, classes: Partition, group: Int[Tensor, "R K"]) -> Float[Tensor, "R K X"]:
     return subject(torch.full((len(group),), classes.prompt), classes.leaf[group])
 
 
-def _table(subject: Subject, draw: Representatives) -> Table | None:
+def _table(subject: Subject, trial: Trial) -> Table | None:
     """The weights of all units and states; None if groups are found that have others."""
-    company = _company(draw, tries(subject))
-    table = Table(draw, _filled(subject, draw), len(company))
+    values = _filled(subject, trial)
+    company = trial.company(tries(subject))
+    table = Table(trial.draw, values, sum(len(shown.group) for shown in company))
     square = table.chance[..., None] * table.weights.square()
-    tolerance = _tolerance(subject, draw.classes, float(square.sum().sqrt()))
-    for group in company.split(_at_once(subject)):
-        if not _agrees(subject, table, group, tolerance):
-            return None
-    return table
+    tolerance = _tolerance(subject, table.classes, float(square.sum().sqrt()))
+    return table if all(_agrees(subject, table, shown, tolerance) for shown in company) else None
 
 
-def _filled(subject: Subject, draw: Representatives) -> Float[Tensor, "U S X"]:
-    """The weights of all units and states. Every group has those of all its responses, so few groups have them all."""
+def _filled(subject: Subject, trial: Trial) -> Float[Tensor, "U S X"]:
+    """The weights of all units and states."""
     values: Float[Tensor, "US X"] = torch.zeros(0, 0)
-    missing = torch.arange(draw.units * draw.states)
-    there = torch.zeros(len(missing), dtype=torch.bool)
-    while len(missing):
-        asked = missing[_some_of_every_total(draw, missing)]
-        for part in asked.split(_at_once(subject)):
-            group, at = draw.groups(part // draw.states, part % draw.states, "quick")
-            answers, state = _ask(subject, draw.classes, group), draw.state_of_others(group)
-            if not len(values):
-                values = torch.zeros(len(there), answers.shape[-1], dtype=torch.float64)
-            place = draw.unit[group] * draw.states + state
-            values[place[state >= 0]] = answers[state >= 0]
-            # The own one last, for it was asked for: that of another response could be improbable.
-            values[part], there[part] = answers[torch.arange(len(at)), at], True
-            there[place[state >= 0]] = True
-        missing = missing[~there[missing]]
-    return values.unflatten(0, (draw.units, draw.states))
+    for asked in trial.filling():
+        answers, known = _ask(subject, trial.draw.classes, asked.group), asked.entry >= 0
+        if not len(values):
+            values = torch.zeros(trial.units * trial.states, answers.shape[-1], dtype=torch.float64)
+        values[asked.entry[known]] = answers[known]
+        # The own one last, for it was asked for: that of another response could be improbable.
+        values[asked.wanted] = answers[torch.arange(len(asked.at)), asked.at]
+    return values.unflatten(0, (trial.units, trial.states))
 
 
-def _some_of_every_total(draw: Representatives, missing: Int[Tensor, " M"]) -> Int[Tensor, " A"]:
-    """Which of the missing units and states to ask for next: of those in which whole groups add up to the same, an
-    eighth or a quarter, for the others will come with them."""
-    if draw.others == 0:
-        return torch.arange(len(missing))
-    total = draw.total_code(missing // draw.states, missing % draw.states)
-    order = torch.randperm(len(missing), generator=draw.generator)
-    order = order[total[order].argsort(stable=True)]
-    ordered = total[order]
-    first = torch.searchsorted(ordered, ordered)
-    number = torch.searchsorted(ordered, ordered, right=True) - first
-    rank = torch.arange(len(order)) - first
-    return order[rank < (number / (4 if draw.by_leaf else 8)).ceil()]
-
-
-def _at_once(subject: Subject) -> int:
-    """Groups that are looked at at once."""
-    return max(1, CHUNK // (subject.group_size * subject.enumeration.tree.horizon))
-
-
-def _company(draw: Representatives, number: int) -> Int[Tensor, "R K"]:
-    """Groups to compare a table with: a sixth drawn in each of six ways, and some in which every response occurs; where
-    there are not many more groups in all, every one of them."""
-    sixth = number // (len(HOWS) + 3) + 1
-    given = []
-    for how in HOWS:
-        unit, state = (torch.randint(most, (sixth,), generator=draw.generator) for most in (draw.units, draw.states))
-        given.append(draw.groups(unit, state, how)[0])
-    given += [draw.independent(sixth, False), draw.independent(sixth, True), draw.twins(sixth), draw.everybody()]
-    responses, size = len(draw.classes.leaf), draw.others + 1
-    if math.comb(responses + size - 1, size) <= EVERY * number:
-        given.append(multisets(responses, size))
-    return torch.cat(given)
-
-
-def _agrees(subject: Subject, table: Table, group: Int[Tensor, "R K"], tolerance: tuple[float, float]) -> bool:
+def _agrees(subject: Subject, table: Table, shown: Shown, tolerance: tuple[float, float]) -> bool:
     """Do all responses of these groups get what the table says?"""
-    draw = table.representatives
-    answers, state = _ask(subject, table.classes, group), draw.state_of_others(group)
-    expected = table.values[draw.unit[group], state.clamp(min=0)]
-    return bool((_alike(answers, expected, tolerance) | (state < 0)).all())
+    answers = _ask(subject, table.classes, shown.group)
+    expected = table.values.flatten(0, 1).index_select(0, shown.entry.clamp(min=0).flatten())
+    return bool((_alike(answers.flatten(0, 1), expected, tolerance) | (shown.entry.flatten() < 0)).all())
 
 
 def _tolerance(subject: Subject, classes: Partition, size: float) -> tuple[float, float]:
