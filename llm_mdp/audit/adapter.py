@@ -168,7 +168,7 @@ def tensor_of(answer: Any) -> Tensor | None:
         answer = torch.from_numpy(np.ascontiguousarray(answer))
     if not isinstance(answer, Tensor) or answer.is_complex():
         return None
-    return answer.detach().to(answer.dtype if answer.is_floating_point() else torch.float64).to("cpu")
+    return answer.detach().to("cpu", answer.dtype if answer.is_floating_point() else torch.float64, copy=True)
 
 
 def per_token(answer: Any, shape: Sequence[int], group_size: int, name: str) -> Float[Tensor, "B T"]:

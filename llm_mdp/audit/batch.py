@@ -81,10 +81,9 @@ class Batch:
         names, tensors = zip(*(self._tensors() | {"group": self.group[:rows].repeat(len(self.group) // rows)}).items())
         parts = [part.split(rows) for part in self.parts.values()]
         for number, each in enumerate(zip(*(tensor.split(rows) for tensor in tensors))):
-            given = dict(zip(names, each))
-            # A view of what carries a gradient could not be changed in place.
-            given["logp"] = given["logp"].clone()
-            world = {name: part[number] for name, part in zip(self.parts, parts)}
+            # Copies: autograd takes a change of one slice in place for a change of all.
+            given = {name: tensor.clone() for name, tensor in zip(names, each)}
+            world = {name: part[number].clone() for name, part in zip(self.parts, parts)}
             yield Batch(**given, group_size=self.group_size, parts=world)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -83,10 +83,31 @@ def certify(
     size = 3 if group_size is None else group_size
     problem = Problem(instance or default_instance(), max(size, 2))
     adapted = adapt(estimator, problem, group_size=size)
+    return certificate_of(adapted, problem, target, method=method, prompts=prompts)
+
+
+def certificate_of(
+    estimator: FunctionEstimator, problem: Problem, target: str = "reward", *, method: str = "auto", prompts: int = 1
+) -> Certified:
+    """The certificate of an adapted function on the problem that it was adapted to. Where one call for all worlds turns
+    out to mix them after all, they are asked for one by one.
+
+    Raises:
+        EstimatorError, TooLarge: as `certify`, with the function's own name.
+    """
     try:
-        return of_estimators.certified(adapted, problem, target, name=adapted.name, method=method, prompts=prompts)
-    except (EstimatorError, TooLarge) as error:
-        raise type(error)(str(error).replace(type(adapted).__name__, adapted.name)) from error
+        return of_estimators.certified(estimator, problem, target, name=estimator.name, method=method, prompts=prompts)
+    except EstimatorError as error:
+        if estimator.together:
+            alone = replace(estimator, together=False)
+            return certificate_of(alone, problem, target, method=method, prompts=prompts)
+        raise EstimatorError(_by_name(error, estimator)) from error
+    except TooLarge as error:
+        raise TooLarge(_by_name(error, estimator)) from error
+
+
+def _by_name(error: Exception, estimator: FunctionEstimator) -> str:
+    return str(error).replace(type(estimator).__name__, estimator.name)
 
 
 def default_instance() -> Instance:

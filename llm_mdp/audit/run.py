@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llm_mdp.audit.adapter import advantages_of, loss_of, name_of
+from llm_mdp.audit.adapter import FunctionEstimator, advantages_of, loss_of, name_of
 from llm_mdp.audit.batches import PROMPTS, WithBatch, with_batch
-from llm_mdp.audit.certify import adapt, is_function
+from llm_mdp.audit.certify import adapt, certificate_of, is_function
 from llm_mdp.audit.library import LIBRARIES, Library, Setting, choose, find_library
 from llm_mdp.audit.problems import RIGHT_OR_WRONG
 from llm_mdp.audit.problems import instances as default_instances
@@ -209,6 +209,8 @@ def _certificate(make: Make, problem: Problem, target: str, prompts: int) -> Cer
     """What was found, or why nothing was, in words."""
     try:
         estimator = make(problem)
+        if isinstance(estimator, FunctionEstimator):
+            return certificate_of(estimator, problem, target, prompts=prompts)
         return certified(estimator, problem, target, prompts=prompts)
     except (EstimatorError, UsageError, TooLarge) as error:
         return Certificate("undecided", None, None, None, None, reason=str(error))

@@ -18,7 +18,8 @@ from llm_mdp.own import UsageError
 
 
 class _Anything(type):
-    """A class that has every attribute, and as a decorator gives back what it decorates."""
+    """A class that has every attribute, is false (`if ray.is_initialized()`), and as a decorator gives back what it
+    decorates."""
 
     def __getattr__(cls, name: str):
         if name.startswith("__"):
@@ -30,6 +31,9 @@ class _Anything(type):
 
     def __getitem__(cls, item):
         return cls
+
+    def __bool__(cls) -> bool:
+        return False
 
 
 class StandIn(metaclass=_Anything):
