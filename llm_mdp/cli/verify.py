@@ -27,6 +27,7 @@ from llm_mdp.report.console import terminal
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.terminal import print_report, progress_bar
 from llm_mdp.sampling.policies import NgramPolicy, PolicyKind
+from llm_mdp.sampling.tiny_transformer import TinyTransformer
 from llm_mdp.verify.claims import Claim
 from llm_mdp.verify.diagnosis import diagnose
 from llm_mdp.verify.group_sizes import Sizes
@@ -302,8 +303,6 @@ def with_policy(instance: Instance, kind: PolicyKind, seed: int, outcomes: bool 
         policy = NgramPolicy.random(mdp.vocab_size, 1, torch.Generator().manual_seed(seed))
         return replace(instance, policy=policy, name=name)
     if kind == "transformer":
-        from llm_mdp_agents.lm.policy import tiny_transformer
-
-        policy = tiny_transformer(mdp.vocab_size, mdp.prompt_tokens.shape[1] + mdp.horizon, seed)
+        policy = TinyTransformer(mdp.vocab_size, mdp.prompt_tokens.shape[1] + mdp.horizon, seed)
         return replace(instance, policy=policy, name=name)
     return replace(instance, name=name)
