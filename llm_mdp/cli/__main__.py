@@ -19,6 +19,7 @@ COMMANDS = {
         "verify",
         "Check which estimators of the policy gradient are unbiased, proportional or biased, and why.",
     ),
+    "audit": ("audit", "Certify the real functions of TRL, verl, OpenRLHF and others, or those of a file of yours."),
     "envs": ("envs", "List the Gymnasium environments: turns, vocabulary, graded parts, and what each separates."),
     "agents": ("agents", "List the agents: algorithm, paper, file, claims and their verdicts."),
     "train": ("train", "Train a policy: llm-mdp train AGENT ENV [options]. `llm-mdp train --help` says more."),
