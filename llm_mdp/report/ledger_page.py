@@ -29,7 +29,7 @@ from llm_mdp.report.rows import (
     tone,
 )
 from llm_mdp.report.size_curves import size_curves
-from llm_mdp.report.sizes import HEAD, methods, missing, own_size, points, where
+from llm_mdp.report.sizes import HEAD, methods, missing, own_size, points, rates, where
 from llm_mdp.verify.typical_price import rows_with_price
 
 Instances = list[tuple[str, dict]]
@@ -193,7 +193,7 @@ def over_sizes(row: ClaimRow) -> dict[str, Any] | None:
             "letter": letter,
             "points": listed,
             "curves": curves,
-            "about": [said for said in (where(row, by), missing(row, by)) if said],
+            "about": [said for said in (where(row, by), rates(row, by), missing(row, by)) if said],
         }
         for (by, letter), curves in zip(BY.items(), size_curves(row))
         if (listed := points(row, by))

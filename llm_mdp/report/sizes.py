@@ -1,9 +1,12 @@
 """A row of the ledger over group sizes K and over the prompts P of an update, for every report."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_mdp.report.rows import BY, ClaimRow, Span, figure_text, number, ratio, span_text, verdict_text
+from llm_mdp.verify.certificate import FIGURES, Certificate
+from llm_mdp.verify.fading import Fading, fading
 
 PROPORTIONAL = 1e-12
 """1 - cosine below which an exact direction is exact, and not shown as a figure."""
@@ -126,6 +129,36 @@ def missing(row: ClaimRow, by: str) -> str:
             if one["verdict"] == "not computed":
                 return f"{BY[by]} = {size} on {name}: {one['reason']}"
     return ""
+
+
+def rates(row: ClaimRow, by: str) -> str:
+    """Whether the error of the direction dies with the size, and how fast, on the instances where it is biased at three
+    sizes or more; empty where there is none."""
+    found: dict[str, list[Fading]] = defaultdict(list)
+    for _, claim in row.entries:
+        exact = {int(size): one for size, one in claim.get(by, {}).items() if not one.get("samples")}
+        known = {size: one for size, one in exact.items() if one["verdict"] != "not computed"}
+        if len(known) >= 3 and any(one["verdict"] == "biased" for one in known.values()):
+            said = fading({size: Certificate(*(one.get(key) for key in FIGURES)) for size, one in known.items()})
+            found[said.kind].append(said)
+    if not found:
+        return ""
+    parts = [_together(each, BY[by], sum(map(len, found.values()))) for each in found.values()]
+    return f"the error of the direction, √(1 - cosine²), {'; '.join(parts)}"
+
+
+def _together(found: Sequence[Fading], letter: str, instances: int) -> str:
+    """What several instances have in common: `falls like P^-0.98…-1.02 on 3 of 4 instances`."""
+    if instances == 1:
+        return found[0].words(letter)
+    where = f"on {len(found)} of {instances} instances"
+    if found[0].kind == "falls":
+        low, high = (f"{choose(each.rate or 0.0 for each in found):.2f}" for choose in (min, max))
+        return f"falls like {letter}^-{low}{'' if low == high else f'…-{high}'} {where}"
+    if found[0].kind == "stays":
+        low, high = (f"{choose(each.limit or 0.0 for each in found):.2g}" for choose in (min, max))
+        return f"stays, going to {low}{'' if low == high else f'…{high}'}, {where}"
+    return f"{'is zero' if found[0].kind == 'none' else 'is undecided'} {where}"
 
 
 def methods(row: ClaimRow) -> str:

@@ -31,7 +31,7 @@ from llm_mdp.report.rows import (
     summary,
     verdict_text,
 )
-from llm_mdp.report.sizes import HEAD, Point, line, methods, missing, own_size, points, where
+from llm_mdp.report.sizes import HEAD, Point, line, methods, missing, own_size, points, rates, where
 
 WIDE = 180
 """Columns from which statement, reason and repair get columns of their own."""
@@ -162,7 +162,7 @@ def _over_sizes(row: ClaimRow, brief: bool) -> list[Text | Table]:
             continue
         found += [
             _table_of(letter, listed),
-            *(Text(said, style="dim") for said in (where(row, by), missing(row, by)) if said),
+            *(Text(said, style="dim") for said in (where(row, by), rates(row, by), missing(row, by)) if said),
         ]
     return [*found, Text(methods(row), style="dim")] if found else []
 

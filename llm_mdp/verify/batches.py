@@ -83,12 +83,19 @@ def _of_batches(estimator: Estimator, enumeration: Enumeration, prompts: int, me
         return batch_class_moments(estimator, enumeration, prompts)
     except (Refused, TooLarge) as why:
         if method == "auto" and count <= MAX_BATCHES:
-            return exact_moments(estimator, enumeration, prompts)
+            return one_by_one(estimator, enumeration, why, prompts)
         name, size = type(estimator).__name__, f"{prompts} prompts and {estimator.group_size} responses to each"
         raise TooLarge(
             f"{name} has weights that depend on the whole batch, and batches of {size} cannot be certified by classes "
             f"of responses, because {why}; take fewer prompts, smaller groups or a smaller instance."
         ) from why
+
+
+def one_by_one(estimator: Estimator, enumeration: Enumeration, why: Exception, prompts: int = 1) -> Moments:
+    """The moments of all outcomes one by one, with the reason why they are not by classes."""
+    found = exact_moments(estimator, enumeration, prompts)
+    assert found.method is not None
+    return replace(found, method=replace(found.method, instead=str(why)))
 
 
 def _by_others(estimator: Estimator) -> TooLarge:

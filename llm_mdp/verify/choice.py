@@ -3,7 +3,7 @@
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import MAX_EDGES, Enumeration, TooLarge
 from llm_mdp.exact.groups import MAX_WORLDS, check_group_size, in_words, number_of_groups
-from llm_mdp.verify.batches import batch_moments
+from llm_mdp.verify.batches import batch_moments, one_by_one
 from llm_mdp.verify.classes.calls import Refused
 from llm_mdp.verify.classes.moments import class_moments
 from llm_mdp.verify.classes.sufficiency import MAX_ENTRIES
@@ -48,7 +48,7 @@ def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "au
         by_classes = f"by classes of responses {type(estimator).__name__} cannot be certified: {why}"
         if method == "auto" and possible:
             try:
-                return exact_moments(estimator, enumeration)
+                return one_by_one(estimator, enumeration, why)
             except TooLarge as error:
                 raise TooLarge(f"{by_classes}. One by one, {error}") from why
         if possible:

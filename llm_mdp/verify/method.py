@@ -25,6 +25,8 @@ class Method:
     """P, prompts whose groups are in one update."""
     apart: bool = False
     """Is the update the mean of what every prompt's group gives alone? Then one group says all."""
+    instead: str = ""
+    """Why it is not by classes, where that was tried first."""
 
     @property
     def words(self) -> str:
@@ -32,7 +34,8 @@ class Method:
         batches = self.prompts > 1 and not self.apart
         mean = f"; an update is the mean of {self.prompts:,} such groups" if self.apart else ""
         if self.name == "groups":
-            return f"all {self.states:,} {'batches' if batches else 'groups'}, one by one{mean}"
+            why = f" (not by classes: {self.instead})" if self.instead else ""
+            return f"all {self.states:,} {'batches' if batches else 'groups'}, one by one{why}{mean}"
         where = f" in batches of {self.prompts:,} prompts" if batches else ""
         return (
             f"classes of responses{where}, of the others {self.summary} ({self.states:,} values); "

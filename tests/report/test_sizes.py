@@ -1,7 +1,9 @@
 """A row over group sizes and prompts: in a terminal, on the page, in a page of docs/."""
 
 import io
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from rich.console import Console
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.readme import updated_text
 from llm_mdp.report.rows import ClaimRow, claim_rows, exit_meaning, named_instances
-from llm_mdp.report.sizes import line, missing, own_size, points
+from llm_mdp.report.sizes import line, missing, own_size, points, rates
 from llm_mdp.report.terminal import print_report
 from tests.report.pages import HOSTILE, Page
 from tests.report.test_report import single_document
@@ -94,6 +96,23 @@ def test_the_page_draws_scale_and_cosine_over_sizes():
     assert heights == sorted(heights, reverse=True) and heights[0] > heights[1], "the cosine rises, upwards"
     assert "alert(1)</script>" not in text.replace(HOSTILE, "")
     assert 'class="sizes"' not in render_ledger(single_document())
+
+
+def of_sines(sine: Callable[[int], float], *sizes: int) -> dict[int, tuple[Any, ...]]:
+    return {size: ("biased", 0.5, math.sqrt(1 - sine(size) ** 2), 60.0) for size in sizes}
+
+
+def test_whether_the_error_dies_with_the_size_is_said_with_its_rate():
+    falls, stays = of_sines(lambda size: 0.5 / size, 4, 8, 16), of_sines(lambda size: 0.3, 4, 8, 16)
+    said = rates(row_of(document(sizes=falls)), "by_group_size")
+    assert said == "the error of the direction, √(1 - cosine²), falls like K^-1.00 (± 0.01): 0.031 at K = 16"
+    both = rates(row_of(document("one", falls), document("two", stays)), "by_group_size")
+    assert both.endswith("falls like K^-1.00 on 1 of 2 instances; stays, going to 0.3, on 1 of 2 instances")
+    assert said in render_ledger(document(sizes=falls)) and said in " ".join(printed(document(sizes=falls)).split())
+    assert not rates(row_of(document(sizes=of_sines(lambda size: 0.3, 4, 8))), "by_group_size"), "two sizes say nothing"
+    assert not rates(row_of(document(sizes=falls)), "by_prompts")
+    right = dict.fromkeys((4, 8, 16), ("unbiased", 1.0, 1.0, 5.0))
+    assert not rates(row_of(document(sizes=right)), "by_group_size")
 
 
 @pytest.mark.parametrize("sizes", [{3: AT[3]}, {3: ("unbiased", 1.0, 1.0, 5.0), 8: ("unbiased", 1 + 1e-15, 1.0, 4.0)}])

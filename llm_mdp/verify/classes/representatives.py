@@ -105,6 +105,20 @@ class Representatives:
         filled = torch.cat([order, torch.randint(number, (missing,), generator=self.generator)])
         return filled.unflatten(0, (-1, self.others + 1))
 
+    def meetings(self, most: int) -> Int[Tensor, "G K"]:
+        """Groups in which every two responses meet, or of every two classes some; none if they are more than `most`."""
+        for number in (len(self.classes.leaf), self.classes.size):
+            if self.others and number * (number + 1) // 2 <= most:
+                break
+        else:
+            return torch.zeros(0, self.others + 1, dtype=torch.int64)
+        one, two = torch.triu_indices(number, number)
+        if number < len(self.classes.leaf):
+            one, two = self._in_class(one), self._in_class(two)
+        group = self.independent(len(one), True)
+        group[:, 0], group[:, 1] = one, two
+        return group.gather(1, self._uniform(group.shape).argsort(dim=1))
+
     def twins(self, number: int) -> Int[Tensor, "number K"]:
         """Groups of which all responses are the same, all but one, or as many as may be; in any places."""
         size = self.others + 1

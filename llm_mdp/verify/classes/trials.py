@@ -177,8 +177,9 @@ class Trial(Memory):
         return found
 
     def company(self, number: int) -> list[Shown]:
-        """Groups to compare a table with: a sixth of the number drawn in each of six ways, and some in which every
-        response occurs; where there are not many more groups in all, every one of them."""
+        """Groups to compare a table with: a sixth of the number drawn in each of six ways, some in which every response
+        occurs, and every two of them together (or two of every two classes; unless these are more than the number);
+        where there are not many more groups in all, every one of them."""
         return self.once(("company", number), 2 * number * self.trials.group_size, lambda: self._company(number))
 
     def _company(self, number: int) -> list[Shown]:
@@ -188,7 +189,8 @@ class Trial(Memory):
             unit = torch.randint(draw.units, (sixth,), generator=draw.generator)
             state = torch.randint(draw.states, (sixth,), generator=draw.generator)
             given.append(draw.groups(unit, state, how)[0])
-        given += [draw.independent(sixth, False), draw.independent(sixth, True), draw.twins(sixth), draw.everybody()]
+        given += [draw.independent(sixth, False), draw.independent(sixth, True), draw.twins(sixth)]
+        given += [draw.everybody(), draw.meetings(number)]
         responses, size = len(draw.classes.leaf), draw.others + 1
         if math.comb(responses + size - 1, size) <= EVERY * number:
             given.append(multisets(responses, size))

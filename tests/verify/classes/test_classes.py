@@ -2,7 +2,7 @@
 sizes at which there are no groups one by one."""
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import comb
 
 import pytest
@@ -16,16 +16,22 @@ from llm_mdp.estimators.values import leave_one_out
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.sampling.evidence import Evidence, take_rows
-from llm_mdp.sampling.policies import NgramPolicy
+from llm_mdp.sampling.policies import NgramPolicy, TabularPolicy
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.certify import certify
 from llm_mdp.verify.choice import moments_by
 from llm_mdp.verify.classes import sufficiency
 from llm_mdp.verify.classes.calls import Refused
+from llm_mdp.verify.classes.convolution import Laws
 from llm_mdp.verify.classes.moments import class_moments
+from llm_mdp.verify.classes.partition import partition
+from llm_mdp.verify.classes.representatives import Representatives
+from llm_mdp.verify.classes.summaries import SUMMARIES, rewards
+from llm_mdp.verify.classes.trials import trials_of
 from llm_mdp.verify.method import Method
 from llm_mdp.verify.moments import Moments, exact_moments
 from llm_mdp.verify.problem import Problem
+from tests.verify.classes.cases import right_or_wrong, with_rewards
 
 RIGHT_OR_WRONG = random_instance(3, 3, n_prompts=2, seed=5, success=0.4)
 PROBLEM = Problem(RIGHT_OR_WRONG)
@@ -168,6 +174,49 @@ def test_every_single_response_is_tried_in_company(monkeypatch):
         class_moments(OneRareResponse(3, leaf=rare), e)
 
 
+def test_every_two_responses_meet_or_two_of_every_two_classes():
+    (classes,) = (partition(ENUMERATION, 0, ENUMERATION.probability[0]),)
+    laws = Laws(rewards(classes), classes.probability, 4)
+    draw = Representatives(classes, laws, False, torch.Generator().manual_seed(0))
+    number, kinds = len(classes.leaf), classes.size
+
+    def met(group: torch.Tensor) -> set[tuple[int, ...]]:
+        return {tuple(sorted(pair)) for row in group.tolist() for pair in combinations(row, 2)}
+
+    assert len(met(draw.meetings(number * (number + 1) // 2))) == number * (number + 1) // 2 == 120
+    some = draw.meetings(119)
+    assert len(some) == kinds * (kinds + 1) // 2 < 120
+    assert len(met(classes.kind[some])) == len(some)
+    assert len(draw.meetings(len(some) - 1)) == 0
+    # They are among the groups that a summary is tried on.
+    trial = trials_of(classes, 4, 1000).of(SUMMARIES[1], laws, False)
+    assert len(met(torch.cat([shown.group for shown in trial.company(120)]))) == 120
+
+
+@pytest.mark.parametrize("group_size", [2, 8, 64])
+def test_a_policy_so_peaked_that_most_responses_are_all_but_impossible(group_size):
+    """1,111 responses, all but four of chances below 10^-26 and down to 10^-78: rounding must not be taken for a
+    weight, nor a state that is all but impossible be left out of one that is not."""
+    plain = with_rewards(random_instance(11, 3, seed=5), right_or_wrong)
+    assert isinstance(plain.policy, TabularPolicy)
+    far = torch.where(torch.arange(11) < 2, 0.0, -60.0)[:, None]
+    levels = [level.detach() + far for level in plain.policy.levels]
+    policy = TabularPolicy(plain.policy.tree, plain.policy.prompts, levels)
+    problem = Problem(replace(plain, policy=policy), group_size=group_size)
+    e, right = problem.enumeration, problem.gradient[0]
+    assert e.tree.n_leaves == 1111 and float(e.probability.min()) < 1e-70 and 0.01 < right < 0.99
+    target, size = problem.target("reward"), problem.magnitude("reward")
+    rloo, grpo, filtered = (
+        exact_certificate(estimator, e, target, size, method="classes")
+        for estimator in (RLOO(group_size), GRPO(group_size), ZeroStdFiltered(group_size))
+    )
+    assert rloo.verdict == "unbiased" and grpo.verdict == "proportional"
+    assert rloo.tokens == pytest.approx(group_size * e.expected_length, rel=1e-12)
+    # A group is kept unless all are right or all wrong, and all that RLOO has is in those that are kept.
+    assert filtered.kept == pytest.approx(1 - right**group_size - (1 - right) ** group_size, rel=1e-9)
+    assert filtered.kept is not None and filtered.scale == pytest.approx(1 / filtered.kept, rel=1e-9)
+
+
 @dataclass(frozen=True)
 class BestHalf(Estimator):
     """Passes on some of the responses only."""
@@ -205,7 +254,11 @@ def test_few_groups_go_one_by_one_as_ever_and_many_by_classes(monkeypatch):
     assert method_of(moments_by(GRPO(3), ENUMERATION)).name == "classes"
     # What is refused falls back, and says by what.
     fallen = moments_by(Peeks(3, what="place"), ENUMERATION)
-    assert method_of(fallen).words == "all 6,750 groups, one by one"
+    assert method_of(fallen).words == (
+        "all 6,750 groups, one by one (not by classes: its weights depend on more of the other responses than their "
+        "rewards, lengths and finishes)"
+    )
+    assert method_of(chosen).instead == ""
     assert torch.equal(fallen.mean, exact_moments(Peeks(3, what="place"), ENUMERATION).mean)
 
 
