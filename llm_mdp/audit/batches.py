@@ -50,7 +50,7 @@ class WithBatch:
     says: str
     """"dies with the batch", "stays", "exact" or "not computed: why"."""
     prompts: tuple[int, ...] = ()
-    one_minus_cosine: tuple[float | None, ...] = ()
+    one_minus_cosine: tuple[float, ...] = ()
     limit: float | None = None
     """1 - cosine in the limit of many prompts."""
     rate: float | None = None
@@ -105,8 +105,8 @@ def with_batch(
     return WithBatch(
         says=says,
         prompts=sizes,
-        one_minus_cosine=tuple(_one_minus(found[number].cosine) for number in sizes),
-        limit=_one_minus(cosine),
+        one_minus_cosine=tuple(max(1 - (found[number].cosine or 0.0), 0.0) for number in sizes),
+        limit=max(1 - cosine, 0.0),
         rate=fading(found).rate if says == "dies with the batch" else None,
         instance=where,
     )
@@ -121,8 +121,8 @@ def small_problem(rewards: Rewards) -> Problem:
     policy = TabularPolicy(tree, prompts, [each.double().log() for each in chances])
     mdp = drawn.mdp
     if rewards == "right-or-wrong":
-        right = [torch.zeros(1, 2, 1, dtype=torch.float64), torch.tensor([[[0.0], [1.0]]], dtype=torch.float64)]
-        mdp = replace(mdp, token_reward=TableReward(tree, prompts, right))
+        right = torch.tensor([[[1.0], [0.0]]], dtype=torch.float64)
+        mdp = replace(mdp, token_reward=TableReward(tree, prompts, [right, right]))
     return Problem(Instance(mdp, policy, drawn.reference, drawn.value), group_size=2)
 
 
@@ -169,12 +169,8 @@ def _said(sines: Sequence[float], first: float, limit: float) -> str:
 
 
 def _sine(certificate: Certificate) -> float:
+    if certificate.cosine is None:
+        raise EstimatorError(certificate.statement)
     if certificate.verdict in ("unbiased", "proportional"):
         return 0.0
-    if certificate.cosine is None:
-        raise EstimatorError(f"with more prompts it is undecided: {certificate.reason}")
     return math.sqrt(max(1 - certificate.cosine**2, 0.0)) if certificate.cosine > 0 else 1.0
-
-
-def _one_minus(cosine: float | None) -> float | None:
-    return None if cosine is None else max(1 - cosine, 0.0)

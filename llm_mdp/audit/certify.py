@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -78,9 +78,13 @@ def certify(
         found = load(estimator)
         estimator = found if is_function(found) else estimator
     if not is_function(estimator):
-        return of_estimators.certify(estimator, instance, target, group_size=group_size, method=method, prompts=prompts)
+        return of_estimators.certify(
+            cast(Any, estimator), instance, target, group_size=group_size, method=method, prompts=prompts
+        )
     assert callable(estimator)
     size = 3 if group_size is None else group_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"group_size is {size!r}; it must be a whole number of at least 1.")
     problem = Problem(instance or default_instance(), max(size, 2))
     adapted = adapt(estimator, problem, group_size=size)
     return certificate_of(adapted, problem, target, method=method, prompts=prompts)
