@@ -63,6 +63,7 @@ TOWER = (
     "llm_mdp_agents.zoo",
     "llm_mdp_agents.resolve",
     "llm_mdp_agents.training",
+    "llm_mdp_agents.bridges",
     "llm_mdp_agents.study",
     "llm_mdp_agents.check",
     "llm_mdp.cli",

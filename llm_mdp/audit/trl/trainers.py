@@ -6,6 +6,7 @@ what is in the batch. What turns this into advantages and a loss, `_generate_and
 is TRL's.
 """
 
+import logging
 import random
 import tempfile
 import warnings
@@ -186,16 +187,19 @@ def _tiny(folder: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars, and the generators of random numbers, which trainers seed when they are made, are as they were."""
-    from transformers.utils import logging
+    """No bars, no advice, and the generators of random numbers, which trainers seed when made, are as they were."""
+    from transformers.utils import logging as bars
 
-    bars, numbers, arrays = logging.is_progress_bar_enabled(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    logging.disable_progress_bar()
+    shown, numbers, arrays = bars.is_progress_bar_enabled(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = logging.root.manager.disable
+    bars.disable_progress_bar()
+    logging.disable(logging.WARNING)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(numbers)
         np.random.set_state(arrays)  # noqa: NPY002
-        if bars:
-            logging.enable_progress_bar()
+        logging.disable(before)
+        if shown:
+            bars.enable_progress_bar()
