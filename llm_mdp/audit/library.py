@@ -105,8 +105,8 @@ def find_library(name: str) -> Library:
 
 
 def choose(settings: Sequence[Setting], options: Sequence[str], library: str) -> list[Setting]:
-    """The settings of these names, or of an option's every value ("loss_type" for all of "loss_type=…"); all of them
-    without any.
+    """The settings of these names, or that hold such an option ("scale_rewards=none", or "beta" for its every value)
+    among others; all of them without any.
 
     Raises:
         UsageError: there is none of this name.
@@ -114,13 +114,17 @@ def choose(settings: Sequence[Setting], options: Sequence[str], library: str) ->
     chosen: list[Setting] = []
     for option in options:
         found = [each for each in settings if option == each.name]
-        found = found or [each for each in settings if each.name.startswith(f"{option}=")]
+        found = found or [each for each in settings if _holds_option(each, option)]
         if not found:
             names = [each.name for each in settings]
             otherwise = f"{library} has {', '.join(names)}"
             raise UsageError(f"{library} has no setting {option!r}; {did_you_mean(option, names, otherwise)}")
         chosen += [each for each in found if each not in chosen]
     return chosen if options else list(settings)
+
+
+def _holds_option(setting: Setting, option: str) -> bool:
+    return any(option in (part, part.partition("=")[0]) for part in setting.name.split(","))
 
 
 def within(version: str, specifier: str) -> bool:

@@ -208,6 +208,10 @@ def test_options_choose_settings():
         "adv=grpo",
     ]
     assert choose(SETTINGS, [], "it") == list(SETTINGS)
+    several = [replace(SETTINGS[0], name=name) for name in ("a=1,b=2", "b=2", "b=3,c", "bb=2")]
+    assert [each.name for each in choose(several, ["b=2"], "it")] == ["b=2"]
+    assert [each.name for each in choose(several, ["b"], "it")] == ["a=1,b=2", "b=2", "b=3,c"]
+    assert [each.name for each in choose(several, ["a=1"], "it")] == ["a=1,b=2"]
 
 
 def test_versions(library):
