@@ -10,6 +10,7 @@ change the gradient, whatever the reduction. Any task of ours trains there throu
 TRL is imported when `EstimatorTrainer` is asked for.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -298,11 +299,12 @@ def figures(found: dict[str, Estimates], prompts: int) -> dict[str, float]:
             said[f"{TOKENS}_{name}"] = spread.tokens_to_signal
             continue
         said |= {"signal_to_noise": spread.signal_to_noise(prompts * spread.tokens), TOKENS: spread.tokens_to_signal}
-        said[COSINE] = spread.cosine
         for figure, key in (("cosine", COSINE), (TOKENS, TOKENS)):
-            low, high = measurement.interval(figure) or (float("nan"), float("nan"))
+            low, high = measurement.interval(figure) or (math.nan, math.nan)
             said |= {f"{key}_low": low, f"{key}_high": high}
-    return {name: value for name, value in said.items() if torch.isfinite(torch.tensor(value))}
+        if said[f"{COSINE}_high"] - said[f"{COSINE}_low"] <= 1:
+            said[COSINE] = spread.cosine
+    return {name: value for name, value in said.items() if math.isfinite(value)}
 
 
 @cache
