@@ -7,7 +7,7 @@ DEV := .venv/.dev
 PIP := $(BIN)/pip install --quiet -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: verify test fast random lint docs bench variance clean
+.PHONY: verify test fast random lint docs bench variance audit audit-core clean
 
 verify: $(BASE)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
@@ -58,6 +58,13 @@ variance: $(DEV)  ## what benchmarks/variance.md says, computed anew (about 20 m
 	rm -rf runs/variance-benchmark
 	$(BIN)/python benchmarks/variance.py typical claims equal-tokens horizons allocation language-model
 	$(BIN)/python benchmarks/variance_report.py
+
+audit: $(DEV)  ## what docs/audit.md says, computed anew in environments of its own (half an hour), and written
+	$(BIN)/python benchmarks/audit/run.py
+	$(BIN)/python -m llm_mdp.report.audit_docs benchmarks/results/audit.json docs/audit.md benchmarks/results/audit.html
+
+audit-core: $(DEV)  ## the audit's tests on verl and OpenRLHF, which the other tests do not install
+	$(BIN)/python benchmarks/audit/run.py --core
 
 clean:
 	rm -rf .venv dist build

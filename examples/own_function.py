@@ -1,8 +1,8 @@
 """Functions as a trainer has them, certified as they are: `python examples/own_function.py`, some seconds.
 
-No class, nothing of ours inside: a function of `rewards` (P, K), K to each of P prompts, that returns as many
-advantages; or of a `batch` (`logp`, `old_logp`, `mask`, `response_reward`, `group_size`, …, shapes (B, T) and (B,)) that
-returns the loss. The same from a terminal, and from pytest (docs/ci.md):
+No class, nothing of ours inside. A function of `rewards` (P, K), K to each of P prompts, returns as many advantages.
+One of a `batch` (`logp`, `old_logp`, `mask`, shape (B, T); `response_reward`, (B,); `group_size`; …) returns those or
+the loss. The same from a terminal, and from pytest (docs/ci.md):
 
     llm-mdp audit examples/own_function.py:centred examples/own_function.py:my_loss
 """
@@ -11,7 +11,7 @@ from llm_mdp import certify
 
 
 def centred(rewards):
-    """The advantages of Dr. GRPO: each reward less its group's mean. Proportional, (K - 1)/K of the gradient is left."""
+    """The advantages of Dr. GRPO: each reward less its group's mean."""
     return rewards - rewards.mean(-1, keepdim=True)
 
 

@@ -1,6 +1,8 @@
 """`llm-mdp audit`: what the functions of a library that people train with are, and those of a file."""
 
 import json
+import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,8 @@ def audit(argv: Sequence[str]) -> int:
         print_libraries([_about(name) for name in LIBRARIES], console)
         return 0
     own = is_own(command.names[0])
+    if not own:
+        silence()
     if not own and (warning := find_library(command.names[0]).warning()):
         aside.print(f"llm-mdp: {warning}", soft_wrap=True)
     instances = instances_of(command.instance)
@@ -83,6 +87,12 @@ def audit(argv: Sequence[str]) -> int:
         write_text(command.html, render_audit(rows, command_line()))
     print_audit(rows, console)
     return int(own and any(row["verdict"] != "unbiased" for row in rows))
+
+
+def silence() -> None:
+    """What a library says when it is imported (engines that it misses, and the like) is none of the audit."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
 
 
 def check(command: AuditArguments) -> None:

@@ -18,8 +18,9 @@ PARTS = {"problems": "whole loss", "advantages": "advantages alone"}
 YOURS = "yours"
 """The library of a function that somebody brings."""
 
-AS_NAMED = ("unbiased", "proportional")
-"""Verdicts that keep what a name promises, the second up to a learning rate."""
+ORDER = ("unbiased", "proportional", "biased", "undecided")
+"""Verdicts as they are counted."""
+WORST_FIRST = ("biased", "undecided", "proportional", "unbiased")
 
 
 def parts(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
@@ -31,8 +32,7 @@ def parts(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
 def worst(problems: Mapping[str, Any]) -> str:
     """Of several problems: biased if it is so on one, else undecided, else proportional, else unbiased."""
     verdicts = {each["verdict"] for each in problems.values()}
-    order = ("biased", "undecided", "not computed", "proportional", "unbiased")
-    return next((verdict for verdict in order if verdict in verdicts), "not computed")
+    return next((verdict for verdict in WORST_FIRST if verdict in verdicts), "undecided")
 
 
 def figures(problems: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -113,10 +113,9 @@ def _title(row: Row) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """How many options are what they are called, and of how many that are not a repair is known."""
     counts = Counter(row["verdict"] for row in rows)
-    order = ("unbiased", "proportional", "biased", "undecided", "not computed")
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in order if counts[verdict])
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])
     repaired = sum(row["verdict"] == "biased" and bool(row.get("repair")) for row in rows)
-    known = f"; {repaired} of the biased have a repair in the library's own options" if repaired else ""
+    known = f"; a repair in the library's own options is known of {repaired} of the biased" if repaired else ""
     return f"{len(rows)} {'option' if len(rows) == 1 else 'options'}: {said}{known}."
 
 
