@@ -7,6 +7,7 @@ names of such modules are replaced by stand-ins while a few modules are imported
 
 import importlib
 import sys
+from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
@@ -17,14 +18,21 @@ from types import FunctionType, ModuleType
 from llm_mdp.own import UsageError
 
 
-class _Anything(type):
-    """A class that has every attribute, is false (`if ray.is_initialized()`), and as a decorator gives back what it
-    decorates."""
+class _Anything(ABCMeta):
+    """A class that has every attribute, is empty and false (`if ray.is_initialized()`), and as a decorator gives back
+    what it decorates. What is set on it or deleted from it is forgotten."""
 
     def __getattr__(cls, name: str):
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
-        return StandIn
+        return _stand_in(name)
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        pass
 
     def __call__(cls, *args, **kwargs):
         return args[0] if len(args) == 1 and isinstance(args[0], (type, FunctionType)) else cls
@@ -32,19 +40,24 @@ class _Anything(type):
     def __getitem__(cls, item):
         return cls
 
+    def __iter__(cls) -> Iterator:
+        return iter(())
+
     def __bool__(cls) -> bool:
         return False
 
 
-class StandIn(metaclass=_Anything):
-    """In place of whatever a replaced module holds: a class to derive from, a decorator, a function, a constant."""
+def _stand_in(name: str) -> _Anything:
+    """In place of whatever a replaced module holds: a class to derive from, a decorator, a function, a constant. Each
+    is another class, as one class may derive from several."""
+    return type.__call__(_Anything, name, (), {})
 
 
 class _StandInModule(ModuleType):
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        return StandIn
+        return _stand_in(name)
 
 
 class _StandIns(MetaPathFinder, Loader):
