@@ -4,6 +4,7 @@ So that a bias is a name's own, each is tried beside choices that have none: `rl
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,13 +73,14 @@ def accepted(function: Callable[..., Any], works: Callable[[str], Any]) -> list[
     return found
 
 
-def refused(reason: str) -> Callable[[Batch], Tensor]:
+@dataclass(frozen=True)
+class Refused:
     """In place of a loss that cannot be called: the row says why."""
 
-    def loss(batch: Batch) -> Tensor:
-        raise EstimatorError(f"not certified: {reason}")
+    reason: str
 
-    return loss
+    def __call__(self, batch: Batch) -> Tensor:
+        raise EstimatorError(f"not certified: {self.reason}")
 
 
 def row(name: str, says: Told, place: str, update: Update, **rest: Any) -> Setting:
@@ -96,7 +98,7 @@ def row(name: str, says: Told, place: str, update: Update, **rest: Any) -> Setti
 
 def uncalled(name: str, claim: str, place: str, reason: str) -> Setting:
     """A setting that cannot be certified, with the reason."""
-    return Setting(name=name, claim=claim, place=place, loss=refused(reason), since=SINCE)
+    return Setting(name=name, claim=claim, place=place, loss=Refused(reason), since=SINCE)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
