@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +33,8 @@ from llm_mdp.verify.weights import EstimatorError, NotFinite, loss_weights
 Gives = Literal["loss", "advantages"]
 FIRST = 6
 """Worlds that are tried before the rest."""
+ROWS = 4_096
+"""Rows of one call, where worlds can be together; the time of some functions grows with their square."""
 TRIED = 24
 """Worlds on which it is tried whether all of them can be in one call."""
 
@@ -80,21 +81,20 @@ class FunctionEstimator(Estimator):
         return torch.cat(every).view(size)
 
     def loss(self, logp: Float[Tensor, "*worlds B T"], evidence: Evidence) -> Float[Tensor, "*worlds"]:
-        """One number a world. In one call for all, each gets the mean over worlds: the derivatives of the sum are those
-        of the worlds."""
-        worlds = logp.shape[:-2]
-        losses = torch.stack([self.scalar(batch) for batch in self.batches(evidence, logp)])
+        """One number a world. Worlds in one call all get their mean: the derivatives of the sum are those of the
+        worlds."""
+        worlds, rows = logp.shape[:-2], logp.shape[-2]
+        losses = []
+        for batch in self.batches(evidence, logp):
+            number = len(batch.logp) // rows
+            losses.append(self.scalar(batch).expand(number))
         # A world without signal may have a loss that does not depend on logp.
-        losses = losses + 0.0 * logp.sum()
-        return losses.expand(prod(worlds)).reshape(worlds) if len(losses) == 1 else losses.reshape(worlds)
+        return torch.cat(losses).reshape(worlds) + 0.0 * logp.sum()
 
     def batches(self, evidence: Evidence, logp: Tensor) -> Iterator[Batch]:
-        """What the function is called with: all worlds, or each of them."""
+        """What the function is called with: some thousand rows at once, or each world."""
         whole, rows = batch_of(evidence, logp, self.group_size), logp.shape[-2]
-        if self.together or len(whole.logp) == rows:
-            yield whole
-        else:
-            yield from whole.worlds(rows)
+        return whole.worlds(rows * max(1, ROWS // rows) if self.together else rows)
 
     def scalar(self, batch: Batch) -> Float[Tensor, ""]:
         """The loss of one call, what it gives or what its advantages make."""
@@ -282,7 +282,8 @@ def _settled(
     estimator = _raw(function, problem, gives, name, group_size)
     while True:
         try:
-            weights = _weights(estimator, problem, FIRST, 1)
+            _weights(estimator, problem, FIRST, 1)
+            alone = _weights(estimator, problem, TRIED, 1)
             break
         except Needs as part:
             if str(part) in estimator.needs:
@@ -294,21 +295,24 @@ def _settled(
             "return advantages of shape (B, T) or (B,)."
         )
     with _other_random_numbers():
-        again = _weights(estimator, problem, FIRST, 1)
-    if not torch.allclose(weights, again, rtol=1e-12, atol=0.0):
+        again = _weights(estimator, problem, TRIED, 1)
+    if not torch.allclose(alone, again, rtol=1e-12, atol=0.0):
         raise EstimatorError(
             f"{estimator.name} gave two answers to the same batch; it draws random numbers of its own or remembers "
             "earlier calls, so it has no exact expectation."
         )
     candidate = replace(estimator, together=True)
-    for worlds, prompts in ((FIRST, 1), (TRIED, 1), (FIRST, 2)):
-        try:
-            alone, together = (_weights(each, problem, worlds, prompts) for each in (estimator, candidate))
-        except EstimatorError:
+    try:
+        if not _agree(alone, _weights(candidate, problem, TRIED, 1)):
             return estimator
-        if not torch.allclose(alone, together, rtol=1e-10, atol=1e-13 * float(alone.abs().max())):
-            return estimator
-    return candidate
+        two_prompts = (_weights(each, problem, FIRST, 2) for each in (estimator, candidate))
+        return candidate if _agree(*two_prompts) else estimator
+    except EstimatorError:
+        return estimator
+
+
+def _agree(alone: Tensor, together: Tensor) -> bool:
+    return torch.allclose(alone, together, rtol=1e-10, atol=1e-13 * float(alone.abs().max()))
 
 
 def _weights(estimator: FunctionEstimator, problem: Problem, worlds: int, prompts: int) -> Tensor:

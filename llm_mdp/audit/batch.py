@@ -77,8 +77,9 @@ class Batch:
         return replace(self, **picked, parts={name: part[first:last].clone() for name, part in self.parts.items()})
 
     def worlds(self, rows: int) -> Iterator["Batch"]:
-        """So many rows at a time, each with groups counted from 0. What is changed in one shows in no other."""
-        names, tensors = zip(*(self._tensors() | {"group": self.group[:rows].repeat(len(self.group) // rows)}).items())
+        """So many rows at a time (fewer in the last), each with groups counted from 0. What is changed in one shows in
+        no other."""
+        names, tensors = zip(*(self._tensors() | {"group": self.group % (rows // self.group_size)}).items())
         parts = [part.split(rows) for part in self.parts.values()]
         for number, each in enumerate(zip(*(tensor.split(rows) for tensor in tensors))):
             # Copies: autograd takes a change of one slice in place for a change of all.

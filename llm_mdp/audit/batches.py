@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llm_mdp.audit.batch import Needs
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.groups import Groups
@@ -98,6 +99,8 @@ def with_batch(
         (first, _), (limit, cosine) = (_limit(estimator, small, target, copies) for copies in (1, 4))
     except (EstimatorError, UsageError, TooLarge) as error:
         return WithBatch(f"not computed: {error}")
+    except Needs as part:
+        return WithBatch(f"not computed: {part} is read in some batches only")
     sizes, sines = tuple(sorted(found)), [_sine(found[number]) for number in sorted(found)]
     says = _said(sines, first, limit)
     if says == "exact" and biased:

@@ -18,7 +18,7 @@ from llm_mdp.audit.adapter import (
     sample_batch,
     tensor_of,
 )
-from llm_mdp.audit.batch import Batch
+from llm_mdp.audit.batch import Batch, Needs
 from llm_mdp.audit.problems import RIGHT_OR_WRONG, problems
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
@@ -101,6 +101,9 @@ def certificate_of(
     """
     try:
         return of_estimators.certified(estimator, problem, target, name=estimator.name, method=method, prompts=prompts)
+    except Needs as part:
+        more = replace(estimator, needs=(*estimator.needs, str(part)))
+        return certificate_of(more, problem, target, method=method, prompts=prompts)
     except EstimatorError as error:
         if estimator.together:
             alone = replace(estimator, together=False)

@@ -85,6 +85,33 @@ def test_optional_parts_are_collected_when_they_are_read():
     assert advantages_of(rloo, PROBLEM).needs == ()
 
 
+def test_a_part_that_is_rarely_read_is_collected_when_it_is():
+    rare = PROBLEM.enumeration.response_reward.min()
+
+    def rarely(batch):
+        advantage = batch.response_reward.clone()
+        if len(advantage) == 2 and bool((advantage == rare).any()):
+            advantage -= batch.value[:, 0]
+        return advantage
+
+    estimator = replace(advantages_of(rarely, PROBLEM), together=False, needs=())
+    assert certificate_of(estimator, PROBLEM).verdict == "biased"
+
+
+def test_calls_are_of_some_thousand_rows(monkeypatch):
+    monkeypatch.setattr("llm_mdp.audit.adapter.ROWS", 70)
+    seen = []
+
+    def counted(batch):
+        seen.append(len(batch.logp))
+        assert batch.group.tolist() == [row // 2 for row in range(len(batch.logp))]
+        return grpo(batch)
+
+    estimator = advantages_of(counted, PROBLEM)
+    assert same(certificate_of(estimator, PROBLEM), GRPO(group_size=2))
+    assert estimator.together and max(seen) == 70 and 120 * 2 % 70 in seen
+
+
 def test_a_kl_in_the_reward_is_exact():
     estimator = advantages_of(k1_in_reward, PROBLEM)
     assert estimator.needs == ("reference_logp",)
@@ -167,7 +194,7 @@ def test_a_seed_of_its_own_is_no_hidden_randomness():
     ("make", "sentence"),
     [
         (lambda: loss_of(lambda batch: batch.logp.detach().sum(), PROBLEM, name="f"), "does not depend on batch.logp"),
-        (lambda: loss_of(lambda batch: batch.logp.sum(-1), PROBLEM, name="f"), r"returned a tensor of shape \(2,\) and"),
+        (lambda: loss_of(lambda batch: batch.logp.sum(-1), PROBLEM, name="f"), r"f returned a tensor of shape \(2,\)"),
         (lambda: loss_of(lambda batch: 0.5, PROBLEM, name="f"), r"f returned 0\.5; a loss is a tensor"),
         (lambda: loss_of(lambda batch: (batch.logp.sum(), {}), PROBLEM, name="f"), "f returned a tuple; a loss is"),
         (lambda: loss_of(lambda batch: (batch.logp * 0).sqrt().sum(), PROBLEM, name="f"), "f: .* is not finite"),
