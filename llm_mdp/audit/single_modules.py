@@ -46,6 +46,12 @@ class _Anything(ABCMeta):
     def __bool__(cls) -> bool:
         return False
 
+    def __enter__(cls):
+        return cls
+
+    def __exit__(cls, *_) -> None:
+        pass
+
 
 def _stand_in(name: str) -> _Anything:
     """In place of whatever a replaced module holds: a class to derive from, a decorator, a function, a constant. Each
