@@ -19,7 +19,10 @@ OVERHEAD = 4
 def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "auto", prompts: int = 1) -> Moments:
     """Mean and trace of the covariance of one update of `prompts` groups.
 
-    Args: method: "auto", "groups" or "classes", see `certificate.exact_certificate`.
+    Args: method: "auto", "groups" or "classes", see `certificate.exact_certificate`. Whether classes do is tried on
+        thousands of groups, with every response and every two (or some of every two classes) among them. An estimator
+        whose weights change in one rarer company alone, such as three given responses, can pass where groups are too
+        many for all to be tried; up to `FEW` groups "auto" takes each.
 
     Raises:
         TooLarge: if there are too many outcomes, with what remains.

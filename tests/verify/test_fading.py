@@ -6,7 +6,7 @@ import pytest
 
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.verify.certificate import Certificate
+from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.fading import fading, over_prompts
 from llm_mdp.verify.problem import Problem
@@ -74,6 +74,26 @@ def test_statistics_of_the_batch_die_with_it_and_those_of_a_response_stay(id, di
     assert (found.kind, fading(certificates, "bias").kind) == (direction, bias)
     if direction == "falls":
         assert found.rate == pytest.approx(1.0, abs=0.1)
+
+
+def test_whitening_over_64_responses_is_nearly_right_and_falls_like_one_over_n():
+    """Remark 4's normalisation over a batch of N = P K: in the direction its error is gone with large batches, and at
+    one prompt it makes no difference how N is made up."""
+
+    def at(group_size: int, prompts: int = 1) -> Certificate:
+        problem = Problem(PROBLEM.instance, group_size)
+        estimator = CLAIM["remark-4-batch"].build(problem)
+        target, size = problem.target("reward"), problem.magnitude("reward")
+        return exact_certificate(estimator, problem.enumeration, target, size, prompts=prompts)
+
+    by_size = {size: at(size) for size in (4, 8, 16, 32, 64)}
+    found = fading(by_size)
+    assert found.kind == "falls" and found.rate == pytest.approx(1.0, abs=0.1)
+    assert found.values[-1] < found.values[0] / 10
+    for group_size, prompts in ((4, 4), (8, 8)):
+        one, other = by_size[group_size * prompts], at(group_size, prompts)
+        for name in ("scale", "cosine", "relative_bias", "trace_covariance"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-9), name
 
 
 def test_numbers_of_prompts_that_are_too_many_are_left_out():

@@ -1,5 +1,8 @@
 """The law of a whole batch through its sums, and batches that have a given own response, company and Ω."""
 
+from copy import copy
+from functools import cached_property
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -7,15 +10,18 @@ from torch import Tensor
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.classes.calls import Refused, Subject
-from llm_mdp.verify.classes.convolution import CHUNK, Laws, choose
+from llm_mdp.verify.classes.convolution import CHUNK, Laws, choose, least_states
 from llm_mdp.verify.classes.partition import Partition
 from llm_mdp.verify.classes.pools import PIECES, Own, Pool, Sums, everything, levels
 from llm_mdp.verify.classes.representatives import HOWS, How, Representatives
+from llm_mdp.verify.classes.sufficiency import MAX_ENTRIES
 
 MAX_KEYS = 10_000_000
 """Own classes with what they may see of a batch."""
 MAX_BEFORE = 50_000_000
 """Values of Ω times kinds of groups."""
+MAX_PRODUCTS = 1e11
+"""Values of Ω times squared number of kinds of groups times directions of scores."""
 MAX_SUMS = 20_000_000
 """Numbers in all sums of one prompt's groups."""
 
@@ -35,6 +41,7 @@ class BatchDraws:
         deciding: pieces that decide which groups are left out; None: none are.
         by_leaf: is a who about a response, or about its class?
         generator: of all draws.
+        like: the same with another `own`, which has the law of Ω already.
 
     Raises:
         TooLarge: more sums than can be listed.
@@ -53,6 +60,7 @@ class BatchDraws:
         deciding: tuple[str, ...] | None,
         by_leaf: bool,
         generator: torch.Generator,
+        like: "BatchDraws | None" = None,
     ):
         self.subject, self.partitions, self.number, self.generator = subject, partitions, number, generator
         self.by_leaf, size = by_leaf, subject.group_size
@@ -61,6 +69,10 @@ class BatchDraws:
         names = [name for name in PIECES if name in (*own.pieces, *pool.pieces, *(deciding or ()))]
         tables = [PIECES[name](whole) for name in names]
         vectors = torch.cat(tables, dim=1)
+        self._least = 0
+        if pool.added and deciding is None:
+            parts = torch.cat([PIECES[name](whole) for name in pool.pieces], dim=1)
+            self._least = max(least_states(parts[here], number * size) for here in which)
         self.draws: list[Representatives] = []
         sums, rests = [], []
         for classes, here in zip(partitions, which):
@@ -70,6 +82,7 @@ class BatchDraws:
             of_feature = vectors[here][first]
             sums.append(_vectors(laws, size, of_feature))
             rests.append(_vectors(laws, size - 1, of_feature))
+        self._like: BatchDraws | None = like
         self._types(pool, names, [each.shape[1] for each in tables], sums, levels(whole.reward), deciding is not None)
         self._whos(own, names, [each.shape[1] for each in tables], rests)
 
@@ -92,14 +105,8 @@ class BatchDraws:
         self.type_of = list(place.split([len(each) for each in sums]))
         """Type of every sum of a group, prompt by prompt; -1: left out."""
         self.prompt, self.state, self.chance = prompt[kept], state[kept], chance[kept] / self.kept
-        self.laws = Laws(theta[kept], self.chance, self.number)
-        """Of θ, over groups."""
-        self.omegas = len(self.laws.codes[self.number])
+        self._follow(pool, theta[kept])
         kinds = len(self.laws.code)
-        if self.omegas * kinds > MAX_BEFORE:
-            raise TooLarge(f"{pool.words} take {self.omegas:,} values, for {kinds:,} kinds of groups")
-        self.before = self.laws.find(self.number - 1, self.laws.codes[self.number][:, None] - self.laws.code)
-        """Ω without a group of every kind, (Ω, kinds); -1: there is none in it."""
         order = self.laws.feature.argsort(stable=True)
         count = torch.bincount(self.laws.feature, minlength=kinds)
         first = count.cumsum(0) - count
@@ -107,6 +114,43 @@ class BatchDraws:
         self._members = torch.zeros(kinds, int(count.max()), dtype=torch.int64)
         self._members[self.laws.feature[order], rank] = order
         self._there = torch.arange(int(count.max())) < count[:, None]
+
+    def _follow(self, pool: Pool, theta: Int[Tensor, "type D"]) -> None:
+        """The law of Ω."""
+        self.thetas, feature = theta.unique(dim=0, return_inverse=True)
+        if self._like is not None and torch.equal(self._like.thetas, self.thetas):
+            self.laws = copy(self._like.laws)
+            self.laws.feature = feature
+        else:
+            kinds = len(self.thetas)
+            most = self._most_omegas(kinds)
+            if self._least > most:
+                raise TooLarge(f"{pool.words} take at least {self._least:,} values, for {kinds:,} kinds of groups")
+            try:
+                self.laws = Laws(theta, self.chance, self.number, most)
+            except TooLarge as error:
+                raise TooLarge(f"{pool.words} take {error}, for {kinds:,} kinds of groups") from error
+            if (omegas := len(self.laws.codes[self.number])) > most:
+                raise TooLarge(f"{pool.words} take {omegas:,} values, for {kinds:,} kinds of groups")
+            self._like = None
+        self.omegas = len(self.laws.codes[self.number])
+
+    @cached_property
+    def before(self) -> Int[Tensor, "omega kind"]:
+        """Ω without a group of every kind; -1: there is none in it."""
+        if self._like is not None:
+            return self._like.before
+        # Kind by kind, for codes are found quickly in ascending order.
+        codes = self.laws.codes[self.number]
+        return torch.stack([self.laws.find(self.number - 1, codes - code) for code in self.laws.code], dim=1)
+
+    def _most_omegas(self, kinds: int) -> float:
+        """How many values of Ω can be gone through, so many kinds of groups each."""
+        e, units = self.subject.enumeration, sum(draw.units for draw in self.draws)
+        parameters = sum(parameter.numel() for parameter in e.policy.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+        rank = min(units * e.tree.horizon, parameters)
+        weights = self.number * self.subject.group_size * e.tree.horizon
+        return min(MAX_BEFORE / kinds, MAX_KEYS / units, MAX_PRODUCTS / (kinds**2 * rank), MAX_ENTRIES / weights)
 
     def _kept(self, prompt: Int[Tensor, " S"], state: Int[Tensor, " S"]) -> Bool[Tensor, " S"]:
         """Are groups of these sums kept? Asked of three of each, and of some that are drawn as they come."""

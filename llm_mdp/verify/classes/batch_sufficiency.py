@@ -26,8 +26,6 @@ FURTHER = 10_000_000
 """Token weights that are asked for again to tell which groups have a signal."""
 TRIED = 6_000
 """Batches on which sums must hold, fewer where they are large."""
-MAX_PRODUCTS = 1e11
-"""Values of Ω times squared number of kinds of groups times directions of scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +50,20 @@ def find_sums(subject: Subject, partitions: list[Partition], number: int, genera
     reasons: list[Exception] = []
     by_leaf = _own_matters(subject, partitions, number, generator)
     for deciding in (("rewards",), ("classes",)) if _drops(subject, partitions, generator) else (None,):
+        too_large: list[Pool] = []
         for pool in POOLS:
+            if any(pool.refines(coarser) for coarser in too_large):
+                continue
             given = {"deciding": deciding, "by_leaf": by_leaf, "generator": generator}
+            first: BatchDraws | None = None
             found: Table | None = None
             try:
-                if not _pool_holds(BatchDraws(subject, partitions, OWN[0], pool, number, **given)):
+                first = BatchDraws(subject, partitions, OWN[0], pool, number, **given)
+                if not _pool_holds(first):
                     continue
                 for own in OWN:
-                    draws = BatchDraws(subject, partitions, own, pool, number, **given)
+                    again = own is not OWN[0]
+                    draws = BatchDraws(subject, partitions, own, pool, number, **given, like=first) if again else first
                     table = _table(draws, own, pool) if found or _looks_sufficient(draws) else None
                     # The weights may depend on less than which groups have a signal does.
                     if table is not None and (table.loud is not None or draws.entries > FURTHER):
@@ -67,6 +71,7 @@ def find_sums(subject: Subject, partitions: list[Partition], number: int, genera
                     found = found or table
             except (Refused, TooLarge) as error:
                 reasons.append(error)
+                too_large += [pool] if first is None and isinstance(error, TooLarge) else []
             if found is not None:
                 return found
     large = [error for error in reasons if isinstance(error, TooLarge)]
@@ -176,11 +181,6 @@ def _filled(
     """The weights of every who in every Ω, and the largest of its group. Every batch has those of all its responses, so
     few batches have them all."""
     possible, horizon = draws.possible(), draws.subject.enumeration.tree.horizon
-    e = draws.subject.enumeration
-    parameters = sum(parameter.numel() for parameter in e.policy.parameters())  # pyright: ignore[reportAttributeAccessIssue]
-    rank = min(sum(draw.units for draw in draws.draws) * horizon, parameters)
-    if draws.omegas * len(draws.laws.code) ** 2 * rank > MAX_PRODUCTS:
-        raise TooLarge(f"{pool.words} take {draws.omegas:,} values, with {len(draws.laws.code):,} kinds of groups")
     if draws.entries > MAX_ENTRIES:
         raise TooLarge(
             f"{pool.words} take {draws.omegas:,} values: {draws.entries:.0e} weights to ask for (at most "

@@ -63,21 +63,20 @@ class Laws:
         features, self.feature = _distinct(vectors)
         self.chance = torch.zeros(len(features), dtype=torch.float64).index_add_(0, self.feature, probability)
         self.code, self._check, self._codes = _codes(features - features.amin(0, keepdim=True), group_size)
-        # As many features as span all of them give states that are all different: before any work.
-        some = (features - features[:1])[:RANKED].double()
-        spanned = int(torch.linalg.matrix_rank(some)) if features.shape[1] else 0
-        least, of_group = (math.comb(size + spanned, spanned) for size in (group_size - 1, group_size))
+        least, of_group = (least_states(features, size) for size in (group_size - 1, group_size))
         if least * len(features) > MAX_CANDIDATES or of_group > most:
             raise TooLarge(f"at least {in_words(least)} values")
         nothing = torch.zeros(1, dtype=torch.int64)
         self.codes, self.chances = [nothing], [torch.ones(1, dtype=torch.float64)]
-        self._checks, self._last = nothing, [nothing]
+        self._checks, self._last, self._most = nothing, [nothing], most
         for _ in range(group_size):
             self._one_more()
 
     def _one_more(self) -> None:
-        """Add the law of one more response."""
+        """Add the law of one more response, which has at least as many states."""
         features = len(self.code)
+        if len(self.codes[-1]) > self._most:
+            raise TooLarge(f"more than {int(self._most):,} values")
         if len(self.codes[-1]) * features > MAX_CANDIDATES:
             raise TooLarge(f"more than {len(self.codes[-1]):,} values")
         if sum(map(len, self.codes)) > MAX_STATES:
@@ -144,6 +143,14 @@ class Laws:
             drawn[:, more] = chosen
             left = left - self.code[chosen]
         return drawn
+
+
+def least_states(features: Int[Tensor, "F D"], number: int) -> int:
+    """How many sums of so many of the features there are at least, before any work: as many features as span all of
+    them give sums that are all different."""
+    some = (features - features[:1])[:RANKED].double()
+    spanned = int(torch.linalg.matrix_rank(some)) if features.shape[1] else 0
+    return math.comb(number + spanned, spanned)
 
 
 def choose(share: Float[Tensor, "R F"], generator: torch.Generator) -> Int[Tensor, " R"]:

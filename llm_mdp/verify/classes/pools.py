@@ -62,6 +62,24 @@ class Pool:
     """What s is made of."""
     of_group: Callable[[Sums], Int[Tensor, "S D"] | None]
     """θ of every group, whole numbers; None: not with these rewards."""
+    added: bool = True
+    """Is θ the pieces themselves, side by side? Else it is one for each kind of them, or something else."""
+    kinds: bool = False
+    """Does it say how many groups have which pieces?"""
+
+    def refines(self, coarser: "Pool") -> bool:
+        """Is the other's Ω known wherever this one's is, so that this one takes at least as many values?"""
+        more = _contains(self.pieces, coarser.pieces)
+        return more and (self.kinds or (self.added and coarser.added))
+
+
+def _contains(pieces: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Are the others known wherever these are?"""
+    known = set(pieces)
+    if "classes" in known:
+        return True
+    known |= {"tokens"} if "tokens by reward" in known else set()
+    return set(others) <= known
 
 
 def levels(reward: Tensor) -> Int[Tensor, " R"] | None:
@@ -120,11 +138,11 @@ OWN = (
 """The cheapest first."""
 POOLS = (
     Pool("the tokens", ("tokens",), _joined("tokens")),
-    Pool("the variances of the groups' rewards", ("rewards",), _spread),
+    Pool("the variances of the groups' rewards", ("rewards",), _spread, added=False),
     Pool("the number with each reward", ("rewards",), _joined("rewards")),
     Pool("the number with each reward, and the tokens", ("rewards", "tokens"), _joined("rewards", "tokens")),
     Pool("the tokens with each reward", ("tokens by reward",), _joined("tokens by reward")),
-    Pool("how many groups have which rewards", ("rewards",), _kinds("rewards")),
+    Pool("how many groups have which rewards", ("rewards",), _kinds("rewards"), added=False, kinds=True),
     Pool(
         "the number with each reward, and its tokens",
         ("rewards", "tokens by reward"),
@@ -134,14 +152,23 @@ POOLS = (
         "over tokens, the mean and variance of rewards less their group's mean",
         ("rewards", "tokens by reward"),
         _centred_over_tokens,
+        added=False,
     ),
     Pool("the number of each reward, length and finish", ("classes",), _joined("classes")),
     Pool(
         "how many groups have which rewards, and which tokens with each",
         ("rewards", "tokens by reward"),
         _kinds("rewards", "tokens by reward"),
+        added=False,
+        kinds=True,
     ),
-    Pool("how many groups are of which rewards, lengths and finishes", ("classes",), _kinds("classes")),
+    Pool(
+        "how many groups are of which rewards, lengths and finishes",
+        ("classes",),
+        _kinds("classes"),
+        added=False,
+        kinds=True,
+    ),
 )
 """The cheapest first, as a rule."""
 

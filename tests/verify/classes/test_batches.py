@@ -24,7 +24,12 @@ from llm_mdp.verify.batches import batch_moments
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.choice import moments_by
 from llm_mdp.verify.claims import CLAIMS
+from llm_mdp.verify.classes.batch_draws import BatchDraws
 from llm_mdp.verify.classes.batches import batch_class_moments
+from llm_mdp.verify.classes.calls import Refused, Subject
+from llm_mdp.verify.classes.convolution import Laws
+from llm_mdp.verify.classes.partition import partition
+from llm_mdp.verify.classes.pools import OWN, POOLS
 from llm_mdp.verify.moments import Moments, exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import edges, token_weights
@@ -298,11 +303,39 @@ def test_a_certificate_says_how_many_prompts_an_update_has():
     assert mean.method is not None and "mean of 8" in mean.method.words
 
 
-@pytest.mark.slow
-def test_what_is_too_large_says_so_with_the_remedy():
-    estimator, problem = build("remark-4-batch", random_instance(3, 3, seed=1), 4)
-    with pytest.raises(TooLarge, match=r"8 prompts and 4 responses .* fewer prompts"):
-        moments_by(estimator, problem.enumeration, prompts=8)
+def test_what_is_too_large_says_so_with_the_remedy_before_work_starts(monkeypatch):
+    """No law of many states is made for it."""
+    together = Laws._one_more
+
+    def of_few(laws):
+        assert len(laws.codes[-1]) * len(laws.code) < 100_000
+        together(laws)
+
+    monkeypatch.setattr(Laws, "_one_more", of_few)
+    for instance in (random_instance(3, 3, seed=1), random_instance(3, 2, seed=1)):
+        estimator, problem = build("reinforce++", instance, 4)
+        with pytest.raises(TooLarge, match=r"8 prompts and 4 responses .* at least [\d,]+ values.* fewer prompts"):
+            moments_by(estimator, problem.enumeration, prompts=8)
+
+
+@pytest.mark.parametrize("instance", [SMALL, random_instance(3, 2, seed=4, success=0.4)])
+def test_a_pool_that_refines_another_takes_at_least_as_many_values(instance):
+    estimator, problem = build("token-mean-loo", instance, 2)
+    subject = Subject(estimator, problem.enumeration)
+    parts = [partition(problem.enumeration, prompt, law) for prompt, law in enumerate(subject.law)]
+
+    def omegas(pool) -> int | None:
+        given = {"deciding": None, "by_leaf": False, "generator": torch.Generator().manual_seed(0)}
+        try:
+            return BatchDraws(subject, parts, OWN[0], pool, 3, **given).omegas
+        except (Refused, TooLarge):
+            return None
+
+    found = {pool: omegas(pool) for pool in POOLS}
+    pairs = [(fine, coarse) for fine in POOLS for coarse in POOLS if fine is not coarse and fine.refines(coarse)]
+    assert len(pairs) == 32
+    known = [(found[fine], found[coarse]) for fine, coarse in pairs if found[fine] and found[coarse]]
+    assert len(known) > 10 and all(fine >= coarse for fine, coarse in known)
 
 
 def test_more_prompts_than_can_be_told_apart_are_refused():
