@@ -118,9 +118,13 @@ def _cells(row: Row) -> list[str]:
         said.append(f"{words}: {found}")
     if row.get("note"):
         said.append(f"*{escape(row['note'])}*")
-    claim = escape(row["claim"]) + (f"<br>{code(row['place'])}" if row.get("place") else "")
-    option = code(row["option"]).replace("|", "\\|")
-    return [option, claim.replace("|", "\\|"), "<br>".join(said), escape(batch_words(row)) or "–", escape(since(row))]
+    claim = "<br>".join([escape(row["claim"]), *([_code(row["place"])] if row.get("place") else [])])
+    return [_code(row["option"]), claim, "<br>".join(said), escape(batch_words(row)) or "–", escape(since(row))]
+
+
+def _code(text: str) -> str:
+    """A code span in a cell of a table."""
+    return code(text).replace("|", "\\|")
 
 
 def _badge(words: str, verdict: str = "") -> str:

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
+from llm_mdp.report.audit_page import render_audit
 from llm_mdp.report.inspect_page import render_inspection
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.variance_page import render_variance_page
 from llm_mdp_agents.training.records import CONFIG, Records
 from llm_mdp_agents.training.run_report import write_report
-from tests.report import test_inspect_page, test_report, test_variance_report
+from tests.report import test_audit_pages, test_inspect_page, test_report, test_variance_report
 from tests.report.pages import Page, in_chromium, opened
 
 
@@ -29,6 +30,7 @@ PAGES = {
     "ledger": lambda folder: render_ledger(test_report.several_document()),
     "inspection": lambda folder: render_inspection(test_inspect_page.document()),
     "variance": lambda folder: render_variance_page(test_variance_report.DOCUMENTS["one"]),
+    "audit": lambda folder: render_audit(test_audit_pages.ROWS * 2, "llm-mdp audit trl"),
     "run": run_page,
 }
 
