@@ -310,7 +310,7 @@ def figures(found: dict[str, Estimates], prompts: int) -> dict[str, float]:
 @cache
 def _estimator_trainer() -> type:
     try:
-        from trl import GRPOTrainer
+        from trl.trainer.grpo_trainer import GRPOTrainer
     except ImportError as error:
         raise UsageError(f"EstimatorTrainer needs TRL ({error}); pip install trl==1.16.0") from error
     return type("EstimatorTrainer", (_Bridge, GRPOTrainer), {"__doc__": _Bridge.__doc__})

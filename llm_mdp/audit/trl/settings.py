@@ -264,7 +264,8 @@ def check_layout(rows: Sequence[Setting]) -> None:
         trainer, config = getattr(trl, kind, None), getattr(trl, kind.replace("Trainer", "Config"), None)
         missing = [f"{kind}.{name}" for name in (*REPLACED, *OWN) if not hasattr(trainer, name)]
         known = getattr(config, "__dataclass_fields__", {})
-        options = {name for row in rows for name, _ in row.loss.args[1] if row.loss.args[0] == kind}
+        entered = [row.loss.args for row in rows if isinstance(row.loss, partial)]
+        options = {name for each, chosen in entered if each == kind for name, _ in chosen}
         missing += [f"{kind.replace('Trainer', 'Config')}({name}=…)" for name in sorted(options - set(known))]
         if missing:
             raise UsageError(f"TRL {version('trl')} has no {missing[0]}; {remedy()}")

@@ -178,7 +178,7 @@ def _tiny(folder: str) -> tuple[Any, Any]:
 
     backend = Tokenizer(models.WordLevel({"<eos>": EOS, "<pad>": PAD, "a": FIRST}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
-    size = {"vocab_size": 4, "n_positions": 8, "n_embd": 2, "n_layer": 1, "n_head": 1}
+    size: dict[str, Any] = {"vocab_size": 4, "n_positions": 8, "n_embd": 2, "n_layer": 1, "n_head": 1}
     config = GPT2Config(**size, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD)
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
