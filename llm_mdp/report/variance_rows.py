@@ -237,8 +237,9 @@ def _methods(rows: list[dict]) -> str:
     words = {"groups": "group by group", "classes": "by classes of responses", None: "outcome by outcome"}
     found = Counter("sampled" if row["samples"] else words[row.get("method")] for row in rows)
     exact = ", ".join(f"{number} {how}" for how, number in found.items() if how != "sampled")
-    parts = [f"exact: {exact}"] * bool(exact) + [f"sampled: {found['sampled']}"] * bool(found["sampled"])
-    return "; ".join(parts)
+    reason = next((row["not_exact"] for row in rows if row["samples"] and row.get("not_exact")), "")
+    sampled = f"sampled: {found['sampled']}" + (f" ({reason})" if reason else "")
+    return "; ".join([f"exact: {exact}"] * bool(exact) + [sampled] * bool(found["sampled"]))
 
 
 def _drawn_norm(setting: dict) -> str:

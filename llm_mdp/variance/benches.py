@@ -63,17 +63,16 @@ class TreeBench:
 
         Args: known: see `variance.sampled_measurement`.
         """
-        few = self.has_few_groups(estimator)
+        few, why = self.has_few_groups(estimator), ""
         if few or estimator.group_size > 1:
             most = None if few else CLASS_WEIGHTS
             magnitude = self.problem.magnitude("reward")
             try:
                 return exact_measurement(estimator, self.enumeration, self.target, magnitude, classes=most)
-            except TooLarge:
-                pass
-        return sampled_measurement(
-            tree_estimates(estimator, self.enumeration, number, seed), self.target, seed=seed, known=known
-        )
+            except TooLarge as error:
+                why = str(error)
+        estimates = tree_estimates(estimator, self.enumeration, number, seed)
+        return replace(sampled_measurement(estimates, self.target, seed=seed, known=known), not_exact=why)
 
 
 class NgramBench:

@@ -159,6 +159,8 @@ class Measurement:
     """Of the quantiles of its intervals; higher where draws were barely enough (`unseen.BARELY`)."""
     method: MethodName | None = None
     """How exact figures came about; None: they are sampled, or no groups were enumerated."""
+    not_exact: str = ""
+    """Why the figures are sampled, where exact ones were tried first."""
 
     def interval(self, figure: str, budget: float = 1.0) -> tuple[float, float] | None:
         """What holds the figure with 95 % confidence; None if it is exact.
@@ -246,6 +248,7 @@ class Measurement:
             "confidence": CONFIDENCE if intervals else None,
             "samples": self.samples,
             "method": self.method,
+            "not_exact": self.not_exact,
             "by_theorem": list(self.by_theorem),
             "too_few": self.too_few and asdict(self.too_few) | {"words": self.too_few.words},
         }
