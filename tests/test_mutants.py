@@ -26,7 +26,7 @@ from llm_mdp.estimators import (
     trepo_readings,
     values,
 )
-from llm_mdp.exact import enumeration, worlds
+from llm_mdp.exact import enumeration, groups, worlds
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import ExactSampler, WorldSampler
@@ -85,7 +85,7 @@ def prompts_asked_equally_often(monkeypatch):
 
 
 def orders_of_a_group_not_counted(monkeypatch):
-    monkeypatch.setattr(worlds, "_orders", lambda groups: torch.ones(len(groups), dtype=torch.float64))
+    monkeypatch.setattr(groups, "_orders", lambda groups: torch.ones(len(groups), dtype=torch.float64))
 
 
 def branch_from_a_prefix_that_holds_the_token(monkeypatch):
