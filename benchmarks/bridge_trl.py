@@ -129,15 +129,15 @@ def gradient_difference(trainer: Any, estimator: Estimator) -> float:
 
 
 def show(runs: list[dict[str, Any]]) -> None:
-    table = Table("estimator", "gradient off by", "reward, first 5 steps", "last 5", "CPU seconds", "latest figures")
+    table = Table("estimator", "gradient off by", "reward, first 5 steps", "last 5", "CPU seconds")
+    for each in runs:
+        rewards = f"{each['reward_first_5']:.3f}", f"{each['reward_last_5']:.3f}"
+        table.add_row(each["estimator"], f"{each['gradient_difference']:.1e}", *rewards, f"{each['cpu_seconds']:.0f}")
+    Console().print(table)
     for each in runs:
         known = {name: value for entry in each["log"] for name, value in entry.items() if name in LOGGED[1:]}
-        figures = "\n".join(f"{name} {value:.4g}" for name, value in known.items())
-        table.add_row(
-            each["estimator"], f"{each['gradient_difference']:.1e}", f"{each['reward_first_5']:.3f}",
-            f"{each['reward_last_5']:.3f}", f"{each['cpu_seconds']:.0f}", figures,
-        )  # fmt: skip
-    Console().print(table)
+        said = ", ".join(f"{name} {value:.4g}" for name, value in known.items())
+        Console().print(f"{each['estimator']}, the latest of each figure: {said}")
 
 
 if __name__ == "__main__":

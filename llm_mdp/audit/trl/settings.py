@@ -150,6 +150,14 @@ def _others() -> list[Setting]:
         ),
         _row(
             GRPO,
+            "keeps the tokens with the highest entropies only, in the policy's part of the loss",
+            "top_entropy_quantile",
+            **RECIPE,
+            top_entropy_quantile=0.2,
+        ),
+        _row(GRPO, "a bonus for the mean entropy of a token", "entropy_coef", **RECIPE, entropy_coef=0.01),
+        _row(
+            GRPO,
             "sums the rewards of several functions, then scales as scale_rewards says",
             "multi_objective_aggregation",
             target=f"reward - {PER_TOKEN} length",

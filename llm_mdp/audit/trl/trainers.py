@@ -23,6 +23,7 @@ from torch import Tensor
 from llm_mdp.audit.batch import Batch
 from llm_mdp.own import UsageError
 from llm_mdp.sampling.evidence import Finish
+from llm_mdp.verify.weights import EstimatorError
 
 GRPO, RLOO = "GRPOTrainer", "RLOOTrainer"
 KNOWN = ">=1.16,<1.17"
@@ -32,6 +33,8 @@ EOS, PAD, FIRST = 0, 1, 2
 """Ids of the end and of padding; a token w of the batch is w + FIRST."""
 PER_TOKEN = 0.1
 """What the second reward function takes for every token, where there are two."""
+
+NO_ENTROPIES = "it reads the entropy of the policy at every prefix, which a batch of responses does not hold"
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -141,7 +144,9 @@ def entered(kind: type, rewards: Callable[[Batch], Tensor]) -> type:
                 logp = batch.reference_logp
             else:
                 logp = batch.logp if torch.is_grad_enabled() else batch.old_logp
-            # No option of these rows reads entropies; they are only logged.
+            if getattr(self, "top_entropy_quantile", 1.0) < 1 or getattr(self, "_entropy_bonus_enabled", False):
+                raise EstimatorError(NO_ENTROPIES)
+            # Where nothing else reads entropies they are only logged.
             return logp[:, :logits_to_keep], torch.zeros_like(batch.old_logp[:, :logits_to_keep]), None
 
         def _calculate_rewards(self, *_: Any, **__: Any) -> Tensor:
