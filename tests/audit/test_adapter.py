@@ -145,7 +145,7 @@ def test_coupling_that_only_equal_responses_show_is_found():
         kept = max(int(alive.sum()), 1)
         return rloo(batch) * alive.repeat_interleave(batch.group_size) * len(alive) / kept
 
-    assert not advantages_of(without_dead_groups, PROBLEM).together
+    assert not advantages_of(without_dead_groups, PROBLEM, group_size=4).together
 
 
 def draw_torch():
