@@ -19,8 +19,6 @@ from llm_mdp.own import UsageError
 from llm_mdp.verify.weights import EstimatorError
 
 CORE = "verl/trainer/ppo/core_algos.py"
-OURS = "llm_mdp_agents"
-"""Where our own names in verl's registries come from (`llm_mdp_agents.bridges.verl`); they are no subject."""
 BETA = 0.3
 PENALISED = f"reward - {BETA} kl"
 SINCE = "0.9.1"
@@ -41,11 +39,6 @@ def settings() -> list[Setting]:
         *_penalties_in_loss(),
         *_not_called(),
     ]
-
-
-def registry(names: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """A registry of verl without our own names."""
-    return {name: made for name, made in names.items() if not made.__module__.startswith(OURS)}
 
 
 def accepted(function: Callable[..., Any], works: Callable[[str], Any]) -> list[tuple[str, ...]]:
@@ -160,7 +153,7 @@ def _recipes() -> list[Setting]:
 
 def _advantages() -> list[Setting]:
     rows = []
-    for name, function in registry(modules().core.ADV_ESTIMATOR_REGISTRY).items():
+    for name, function in modules().core.ADV_ESTIMATOR_REGISTRY.items():
         place = f"{CORE}, {function.__name__}"
         says = told.ADVANTAGES.get(name, told.UNKNOWN)
         if name in told.CANNOT:
@@ -196,7 +189,7 @@ def _advantage(name: str, says: Told, place: str, **options: Any) -> Setting:
 
 def _losses() -> list[Setting]:
     rows = []
-    for name, function in registry(modules().core.POLICY_LOSS_REGISTRY).items():
+    for name, function in modules().core.POLICY_LOSS_REGISTRY.items():
         says = told.LOSSES.get(name, told.UNKNOWN)
         place = f"{CORE}, {function.__name__}"
         beta = {} if says.beta is None else {"dro_beta": says.beta}

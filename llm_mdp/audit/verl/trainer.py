@@ -5,7 +5,9 @@ which its v1 trainer calls as well, and `ppo_loss` of `verl/workers/utils/losses
 micro-batch. Here the whole batch is one micro-batch, on one rank.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import SimpleNamespace
@@ -43,6 +45,24 @@ class _Wide(TorchFunctionMode):
         return made.double() if func is torch.tensor and made.dtype == torch.float32 else made
 
 
+PLUGINS = {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": ""}
+"""Environment variables that keep verl from importing what registers other names than its own."""
+
+
+@contextmanager
+def _without_plugins() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in PLUGINS}
+    os.environ.update(PLUGINS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 @cache
 def modules() -> SimpleNamespace:
     """The modules of verl that make an update, by their last name; `core` is `core_algos`.
@@ -50,7 +70,8 @@ def modules() -> SimpleNamespace:
     Raises:
         UsageError: verl is not installed, or laid out in another way.
     """
-    trainer, losses, algorithm, workers, protocol, distillation = import_alone("verl", MODULES, STAND_INS)
+    with _without_plugins():
+        trainer, losses, algorithm, workers, protocol, distillation = import_alone("verl", MODULES, STAND_INS)
     return SimpleNamespace(
         trainer=trainer,
         losses=losses,
