@@ -96,6 +96,11 @@ def test_advantages_alone_are_proportional_without_a_standard_deviation_and_exac
     assert certificate(rloo.advantages, problem, make=advantages_of).verdict == "unbiased"
 
 
+def test_advantages_are_shown_beside_every_loss_but_those_with_a_penalty_of_its_own():
+    without = {name for name, each in SETTINGS.items() if each.advantages is None}
+    assert without == {name for name in SETTINGS if "beta=0.1" in name}
+
+
 def test_the_recipe_is_the_gradient_times_one_constant(problem):
     for name, scale in ((RECIPE, (K - 1) / (K * T)), ("loss_type=luspo,scale_rewards=none", (K - 1) / K)):
         assert certificate(SETTINGS[name].loss, problem).scale == pytest.approx(scale)

@@ -24,9 +24,9 @@ RECIPE = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 """Keeps the gradient's direction. Other options are tried on top of it, so that a bias is their own."""
 SUMS = ("dr_grpo", "luspo")
 NO_STD, NO_MEAN = 'set scale_rewards="none"', 'set loss_type="dr_grpo"'
-NO_CAP = "epsilon_high of at least 1 (TRL's documentation recommends 5.0)"
 CAPPED = (
-    "epsilon_high, 0.2 unless it is set, is the largest ratio itself: at ratio 1 it leaves a fifth of the gradient."
+    "epsilon_high, 0.2 unless it is set, is the largest ratio itself here, so at ratio 1 a fifth of the gradient is left. "
+    "TRL's documentation recommends 5.0 for this loss."
 )
 OFF_POLICY = "It acts where the ratio leaves 1; at the first update it changes nothing."
 STATEWISE = (
@@ -50,12 +50,12 @@ def _row(kind: str, claim: str, option: str, **rest: Any) -> Setting:
     options = tuple((name, rest.pop(name)) for name in list(rest) if name not in Setting.__dataclass_fields__)
     words = ([kind] if kind != GRPO or not options else []) + [f"{name}={value}" for name, value in options]
     file = "grpo" if kind == GRPO else "rloo"
+    rest.setdefault("advantages", partial(advantages, kind, options))
     return Setting(
         name=",".join(words).replace(" ", ""),
         claim=claim,
         place=f"trl/trainer/{file}_config.py, {option}",
         loss=partial(loss, kind, options),
-        advantages=partial(advantages, kind, options),
         since="1.16.0",
         **rest,
     )
@@ -179,6 +179,7 @@ def _others() -> list[Setting]:
 
 
 def _penalties() -> list[Setting]:
+    """Penalties in the loss, which the advantages know nothing of."""
     corrected = "the KL term times the ratio, so that its gradient becomes that of the reverse KL, without bias"
     where = "RLOOTrainer subtracts beta KL from the rewards instead, whose gradient is that of the whole KL"
     return [
@@ -187,6 +188,7 @@ def _penalties() -> list[Setting]:
             f"a penalty beta KL; {corrected}",
             "beta and use_bias_correction_kl (True unless set)",
             target="reward - 0.1 kl",
+            advantages=None,
             repair=where,
             note=STATEWISE,
             **RECIPE,
@@ -197,6 +199,7 @@ def _penalties() -> list[Setting]:
             "a penalty beta KL by Schulman's estimate",
             "beta",
             target="reward - 0.1 kl",
+            advantages=None,
             repair=where,
             note="In a loss that estimate has the gradient of the other divergence, KL(ref to pi), token by token.",
             **RECIPE,
@@ -208,6 +211,7 @@ def _penalties() -> list[Setting]:
             "the KL term times one ratio a response; said not to be without bias at this level",
             "use_bias_correction_kl",
             target="reward - 0.1 kl",
+            advantages=None,
             repair=where,
             **RECIPE,
             importance_sampling_level="sequence",
@@ -218,6 +222,7 @@ def _penalties() -> list[Setting]:
             f"a penalty beta KL with all else as it comes; {corrected}",
             "beta and use_bias_correction_kl (True unless set)",
             target="reward - 0.1 kl",
+            advantages=None,
             repair=f"{NO_MEAN} and {NO_STD.removeprefix('set ')}; {where}",
             beta=0.1,
         ),
