@@ -59,7 +59,7 @@ variance: $(DEV)  ## what benchmarks/variance.md says, computed anew (about 20 m
 	$(BIN)/python benchmarks/variance.py typical claims equal-tokens horizons allocation language-model
 	$(BIN)/python benchmarks/variance_report.py
 
-audit: $(DEV)  ## what docs/audit.md says, computed anew in environments of its own (half an hour), and written
+audit: $(DEV)  ## what docs/audit.md says, computed anew in environments of its own (about an hour), and written
 	$(BIN)/python benchmarks/audit/run.py
 	$(BIN)/python -m llm_mdp.report.audit_docs benchmarks/results/audit.json docs/audit.md benchmarks/results/audit.html
 

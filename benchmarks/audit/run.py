@@ -1,6 +1,6 @@
 """`make audit`: every library in an environment of its own with pinned versions, all rows in one file.
 
-    python benchmarks/audit/run.py              # all libraries (half an hour), into benchmarks/results/audit.json
+    python benchmarks/audit/run.py              # all libraries (about an hour), into benchmarks/results/audit.json
     python benchmarks/audit/run.py trl verl     # these alone; the rows of the others stay
     python benchmarks/audit/run.py --core       # the tests of verl and OpenRLHF, which .venv does not have
 

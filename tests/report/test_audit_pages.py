@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,8 @@ from llm_mdp.report.audit_page import render_audit
 from llm_mdp.report.audit_rows import batch_words, figures, parts, since, summary, where, worst
 from llm_mdp.report.audit_terminal import WIDE, print_audit, print_libraries
 from tests.report.pages import HOSTILE, Page, in_chromium, opened
+
+ROOT = Path(__file__).parents[2]
 
 
 def certificate(verdict: str, bias: float | None, scale: float | None, cosine: float | None) -> dict:
@@ -189,3 +192,9 @@ def test_the_command_writes_both(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(results), *map(str, files)])
     assert "the document has no rows" in capsys.readouterr().err
+
+
+def test_the_page_of_docs_is_the_one_that_the_results_give():
+    document = json.loads((ROOT / "benchmarks/results/audit.json").read_text(encoding="utf-8"))
+    written = (ROOT / "docs/audit.md").read_text(encoding="utf-8")
+    assert written == audit_markdown(document), "run the second command of `make audit`"
