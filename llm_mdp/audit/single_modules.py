@@ -8,11 +8,12 @@ names of such modules are replaced by stand-ins while a few modules are imported
 import importlib
 import sys
 from abc import ABCMeta
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import FunctionType, ModuleType
 
 from llm_mdp.own import UsageError
@@ -67,19 +68,23 @@ class _StandInModule(ModuleType):
 
 
 class _StandIns(MetaPathFinder, Loader):
-    """Finds the replaced modules and everything below them."""
+    """Finds the replaced modules and everything below them; and packages as shells, whose own file does nothing."""
 
-    def __init__(self, names: Sequence[str]):
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str], shells: Mapping[str, list[str]]):
+        self.names, self.shells = tuple(names), shells
 
     def covers(self, name: str) -> bool:
         return any(name == each or name.startswith(each + ".") for each in self.names)
 
     def find_spec(self, fullname, path=None, target=None):
+        if fullname in self.shells:
+            spec = ModuleSpec(fullname, self, is_package=True)
+            spec.submodule_search_locations = self.shells[fullname]
+            return spec
         return ModuleSpec(fullname, self, is_package=True) if self.covers(fullname) else None
 
     def create_module(self, spec):
-        return _StandInModule(spec.name)
+        return None if spec.name in self.shells else _StandInModule(spec.name)
 
     def exec_module(self, module):
         pass
@@ -100,17 +105,24 @@ def _set_aside(library: str, finder: _StandIns) -> Iterator[None]:
         sys.modules.update(aside)
 
 
-def import_alone(library: str, modules: Sequence[str], stand_ins: Sequence[str]) -> list[ModuleType]:
+def import_alone(
+    library: str, modules: Sequence[str], stand_ins: Sequence[str], shells: Sequence[str] = ()
+) -> list[ModuleType]:
     """These modules of an installed library, the `stand_ins` (names of modules, the library's own or others) replaced.
 
     The modules are private copies: changing them changes nobody else's.
 
+    Args: shells: packages of the library, itself among them, whose `__init__.py` is left out.
+
     Raises:
         UsageError: if the library is not installed or a module cannot be imported, in one sentence.
     """
-    if find_spec(library) is None:
+    found = find_spec(library)
+    if found is None:
         raise UsageError(f"{library} is not installed; install it, or audit another library.")
-    with _set_aside(library, _StandIns(stand_ins)):
+    roots = [Path(each) for each in found.submodule_search_locations or []]
+    folders = {name: [str(root.joinpath(*name.split(".")[1:])) for root in roots] for name in shells}
+    with _set_aside(library, _StandIns(stand_ins, folders)):
         try:
             return [importlib.import_module(name) for name in modules]
         except Exception as error:
