@@ -25,8 +25,8 @@ RECIPE = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 SUMS = ("dr_grpo", "luspo")
 NO_STD, NO_MEAN = 'set scale_rewards="none"', 'set loss_type="dr_grpo"'
 CAPPED = (
-    "epsilon_high, 0.2 unless it is set, is the largest ratio itself here, so at ratio 1 a fifth of the gradient is left. "
-    "TRL's documentation recommends 5.0 for this loss."
+    "epsilon_high, 0.2 unless it is set, is the largest ratio itself here: at ratio 1 a fifth of the gradient is left. "
+    "TRL's documentation recommends 5.0."
 )
 OFF_POLICY = "It acts where the ratio leaves 1; at the first update it changes nothing."
 STATEWISE = (
