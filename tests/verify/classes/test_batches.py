@@ -334,8 +334,8 @@ def test_a_pool_that_refines_another_takes_at_least_as_many_values(instance):
     found = {pool: omegas(pool) for pool in POOLS}
     pairs = [(fine, coarse) for fine in POOLS for coarse in POOLS if fine is not coarse and fine.refines(coarse)]
     assert len(pairs) == 32
-    known = [(found[fine], found[coarse]) for fine, coarse in pairs if found[fine] and found[coarse]]
-    assert len(known) > 10 and all(fine >= coarse for fine, coarse in known)
+    known = [(one, two) for fine, coarse in pairs if (one := found[fine]) and (two := found[coarse])]
+    assert len(known) > 10 and all(one >= two for one, two in known)
 
 
 def test_more_prompts_than_can_be_told_apart_are_refused():

@@ -353,3 +353,29 @@ def test_a_tree_of_thousands_of_responses_needs_no_score_matrix():
     assert found.tokens == pytest.approx(8 * e.expected_length, rel=1e-12)
     with pytest.raises(TooLarge, match="groups one by one need a matrix of 6,138 scores"):
         moments_by(Peeks(1 + 1, what="place"), e)
+
+
+def test_groups_are_drawn_once_for_all_estimators_and_the_order_of_these_changes_nothing(monkeypatch):
+    made: list[int] = []
+    once = Laws.__init__
+    monkeypatch.setattr(Laws, "__init__", lambda laws, *given: (made.append(1), once(laws, *given))[1])
+    estimators = [RLOO(8), RLOO(8, reduction="token_mean"), GRPO(8)]
+
+    def in_order(chosen: list[Estimator]) -> dict[str, Moments]:
+        e = Problem(RIGHT_OR_WRONG).enumeration
+        return {repr(each): class_moments(each, e) for each in chosen}
+
+    found = in_order(estimators)
+    for other in (in_order(estimators[::-1]), *(in_order([each]) for each in estimators)):
+        for name, moments in other.items():
+            assert_equal(moments, found[name])
+            assert moments.method == found[name].method
+    e = Problem(RIGHT_OR_WRONG).enumeration
+    made.clear()
+    class_moments(estimators[1], e)
+    first = len(made)
+    class_moments(estimators[1], e)
+    class_moments(estimators[0], e)
+    assert len(made) == first > 0, "nothing is left to be drawn for others"
+    class_moments(replace(estimators[1], group_size=7), e)
+    assert len(made) > first, "another K has laws of its own"
