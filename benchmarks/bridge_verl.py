@@ -7,6 +7,7 @@ Every update goes through verl's registry of advantages (rows shuffled, float64)
 """
 
 import copy
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from llm_mdp.own import UsageError
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import logp_of
 from llm_mdp.verify.problem import Problem
-from llm_mdp_agents.bridges.verl import Handed, handed, of_entry, plain_name, register_all
+from llm_mdp_agents.bridges.verl import Handed, core_algos, handed, of_entry, plain_name, register_all
 
 P, K, MICRO_BATCHES = 8, 4, 3
 UPDATES, RATE = 30, 0.5
@@ -30,9 +31,7 @@ RUN = ("rloo", "grpo", "opo", "token-mean")
 
 def verls_loss(name: str, logp: torch.Tensor, evidence: Evidence, seed: int) -> torch.Tensor:
     """What verl minimises for `llm_mdp_NAME`, the rows in another order."""
-    import verl.trainer.ppo.core_algos as core
-    from verl.workers.config import ActorConfig
-
+    core, actor_config = core_algos(), import_module("verl.workers.config").ActorConfig
     rows = len(logp)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     mask, reward = evidence.rollouts.mask[order], evidence.response_reward[order]
@@ -41,7 +40,7 @@ def verls_loss(name: str, logp: torch.Tensor, evidence: Evidence, seed: int) -> 
     advantage, _ = core.get_adv_estimator_fn(f"llm_mdp_{plain_name(name)}")(
         token_level_rewards=last * reward[:, None], response_mask=mask.long(), index=uid, config=None
     )
-    actor = ActorConfig(strategy="fsdp", rollout_n=K, ppo_micro_batch_size_per_gpu=1)
+    actor = actor_config(strategy="fsdp", rollout_n=K, ppo_micro_batch_size_per_gpu=1)
     actor.global_batch_info.update(dp_size=1, batch_num_tokens=int(mask.sum()), global_batch_size=rows)
     losses = [
         core.get_policy_loss_fn("llm_mdp_sum")(
@@ -84,7 +83,7 @@ def update(problem: Problem, policy: Any, name: str, seed: int, ours: bool) -> l
 
 def run(problem: Problem, name: str) -> dict[str, float]:
     """UPDATES steps of both from the same policy; J before and after, and how far the parameters are apart."""
-    policies = [copy.deepcopy(problem.instance.policy) for _ in range(2)]
+    policies: list[Any] = [copy.deepcopy(problem.instance.policy) for _ in range(2)]
     before = exact_gradient(policies[0], problem.instance.mdp)[0]
     for step in range(UPDATES):
         for policy, ours in zip(policies, (True, False), strict=True):

@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("verl", reason="the audit of verl needs verl")
 
-from llm_mdp.audit.adapter import advantages_of, loss_of, some_worlds
-from llm_mdp.audit.batch import batch_of
+from llm_mdp.audit.adapter import FunctionEstimator, loss_of, some_worlds
+from llm_mdp.audit.batch import PARTS, batch_of
 from llm_mdp.audit.double import in_double
 from llm_mdp.audit.library import find_library
 from llm_mdp.audit.verl import rows, told
@@ -68,8 +68,12 @@ def batch():
     return {"short": whole.rows(short, short + K), "two": whole.rows(firsts[0], firsts[0] + 2 * K)}
 
 
-def certificate(function, problem, target="reward", make=loss_of):
-    estimator = make(function, problem)
+def certificate(function, problem, target="reward", gives="loss", critic=None):
+    """World by world, without trying whether worlds can be together."""
+    estimator = FunctionEstimator(
+        group_size=K, function=function, gives=gives, needs=PARTS,
+        reference=problem.instance.reference, critic=critic or problem.instance.value,
+    )  # fmt: skip
     return exact_certificate(estimator, problem.enumeration, problem.target(target), problem.magnitude(target))
 
 
@@ -147,9 +151,7 @@ def test_optimal_token_baselines_are_biased_with_sums_of_squares(problem):
         update = Update(
             {"adv_estimator": name}, {"loss_agg_mode": SUM}, more=lambda b: {"sum_pi_squared": b.value[:, :-1]}
         )
-        estimator = replace(loss_of(update.loss, problem), critic=sums)
-        found = exact_certificate(estimator, e, problem.target(), problem.magnitude())
-        assert found.verdict == "biased", name
+        assert certificate(update.loss, problem, critic=sums).verdict == "biased", name
 
 
 def test_what_draws_random_numbers_is_refused(batch, settings):
@@ -167,7 +169,7 @@ def test_advantages_of_zero_in_verl_are_a_certificate_of_zero(settings, problem,
     monkeypatch.setitem(registry, "rloo", lambda **given: tuple(0.0 * each for each in original(**given)))
     for found in (
         certificate(settings["adv_estimator=rloo"].loss, problem),
-        certificate(settings["adv_estimator=rloo"].advantages, problem, make=advantages_of),
+        certificate(settings["adv_estimator=rloo"].advantages, problem, gives="advantages"),
     ):
         assert (found.verdict, found.cosine) == ("biased", 0.0)
 

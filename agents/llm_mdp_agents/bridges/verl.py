@@ -13,6 +13,7 @@ verl is asked for its registries and `agg_loss` alone (`verl.trainer.ppo.core_al
 import os
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -45,6 +46,11 @@ REFUSED = {
 """What a sampler can do that verl cannot, in words."""
 PROBE = (2, 4)
 """Prompts and tokens of the batches on which it is tried whether an estimator reads what verl does not hand over."""
+
+
+def core_algos() -> Any:
+    """verl's registries and `agg_loss`."""
+    return import_module("verl.trainer.ppo.core_algos")
 
 
 class Handed:
@@ -222,9 +228,7 @@ def of_own(estimator: Estimator, name: str) -> Make:
 
 def summed(per_token: Float[Tensor, "B T"], response_mask: Tensor, config: Any) -> Float[Tensor, ""]:
     """verl's sum over tokens and mean over the responses of the whole batch, from one micro-batch of it."""
-    from verl.trainer.ppo.core_algos import agg_loss
-
-    return agg_loss(per_token, response_mask, SUM, **config.global_batch_info)
+    return core_algos().agg_loss(per_token, response_mask, SUM, **config.global_batch_info)
 
 
 def each_token(tensor: Tensor) -> Float[Tensor, "B T 1 1"]:
@@ -244,8 +248,8 @@ def clipped_loss(old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, res
     low, high = (
         config.clip_ratio if each is None else each for each in (config.clip_ratio_low, config.clip_ratio_high)
     )
-    tensors = (each_token(each) for each in (log_prob, old_log_prob, advantages, response_mask.bool()))
-    return _weighted(clipped_surrogate(*tensors, low, high), response_mask, **rest)
+    new, old, advantage, mask = map(each_token, (log_prob, old_log_prob, advantages, response_mask.bool()))
+    return _weighted(clipped_surrogate(new, old, advantage, mask, low, high), response_mask, **rest)
 
 
 def _weighted(
@@ -278,8 +282,6 @@ def register(estimator: Estimator | str, name: str | None = None) -> str:
     Raises:
         UsageError: there is no estimator of this name.
     """
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
-
     if isinstance(estimator, str) and not is_own(estimator):
         entry = find_entry(estimator)
         make, plain = of_entry(entry), plain_name(entry.name)
@@ -289,7 +291,7 @@ def register(estimator: Estimator | str, name: str | None = None) -> str:
         make, plain = of_own(found, type(found).__name__), type(found).__name__
     called = PREFIX + (plain if name is None else name)
     # Again is no error: a module may be imported twice, once by name and once as an entry point.
-    ADV_ESTIMATOR_REGISTRY[called] = advantage_of(make, called)
+    core_algos().ADV_ESTIMATOR_REGISTRY[called] = advantage_of(make, called)
     return called
 
 
@@ -300,9 +302,7 @@ def plain_name(name: str) -> str:
 
 def register_all() -> None:
     """Every name of the catalogue, those of `LLM_MDP_VERL`, and both losses."""
-    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
-
-    POLICY_LOSS_REGISTRY.update(LOSSES)
+    core_algos().POLICY_LOSS_REGISTRY.update(LOSSES)
     for entry in ENTRIES:
         register(entry.name)
     for place in filter(None, os.environ.get(OWN, "").split(",")):
