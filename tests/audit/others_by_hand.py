@@ -1,4 +1,4 @@
-"""What OpenRLHF, SkyRL, AReaL, ms-swift and torchtune do with a batch where it is not what one expects, worked out by
+"""What OpenRLHF, SkyRL, AReaL, ms-swift and tinker-cookbook do with a batch where it is not what one expects, worked out by
 hand from their documents and sources: advantages (B, T), or a loss."""
 
 import torch
@@ -121,6 +121,12 @@ def a_fifth(batch: Batch) -> Tensor:
     return -0.2 * mean_over_tokens(leave_one_out(batch) * batch.logp, batch)
 
 
+def own_log_ratio_less_the_mean(batch: Batch) -> Tensor:
+    """Rewards centred, which leaves (K - 1)/K of them; the penalty whole, on each token's own log-ratio, less the mean
+    over the batch's tokens."""
+    return centred(batch) + BETA * (mean_over_tokens(log_ratio(batch), batch) - log_ratio(batch))
+
+
 def standardised(batch: Batch) -> Tensor:
     """GRPO's advantages, the standard deviation taken with K - 1."""
     reward = groups(batch)
@@ -147,6 +153,7 @@ ADVANTAGES = {
     ("areal", "mask_no_eos_with_zero=True"): as_wide_as_the_batch,
     ("areal", "kl_ctl=0.3,reward_norm=group mean"): dr_grpo_with_kl,
     ("skyrl", f"advantage_estimator=maxrl,{_CONSTANT}"): divided_by_the_mean,
+    ("tinker", "kl_penalty_coef=0.3"): own_log_ratio_less_the_mean,
 }
 """By library and setting."""
 LOSSES = {
@@ -162,4 +169,5 @@ LOSSES = {
         f"use_kl_loss=True,kl_estimator_type=k3,advantage_estimator=rloo,{_CONSTANT},kl_loss_coef=0.3",
     ): kl_over_lengths,
     ("skyrl", "loss_reduction=token_mean_legacy,advantage_estimator=rloo"): mean_ratio,
+    ("ms-swift", "loss_type=cispo,advantage_estimator=rloo,scale_rewards=none,beta=0.0"): a_fifth,
 }

@@ -17,7 +17,13 @@ from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.problem import Problem
 from tests.audit.others_by_hand import ADVANTAGES, LOSSES
 
-PACKAGES = {"skyrl": "skyrl", "areal": "areal", "torchtune": "torchtune"}
+PACKAGES = {
+    "skyrl": "skyrl",
+    "areal": "areal",
+    "torchtune": "torchtune",
+    "ms-swift": "swift",
+    "tinker": "tinker_cookbook",
+}
 """The package that each library is imported as."""
 BY_HAND = [(key, "advantages", each) for key, each in ADVANTAGES.items() if key[0] != "openrlhf"]
 BY_HAND += [(key, "loss", each) for key, each in LOSSES.items() if key[0] != "openrlhf"]
@@ -98,6 +104,24 @@ def test_zeroing_torchtunes_functions_changes_the_certificate(problem, monkeypat
 
     assert certificate(advantages_of(row.advantages, problem), problem).scale > 0
     monkeypatch.setattr(torchtune.modules().rewards, "whiten", lambda x, **_: torch.zeros_like(x))
+    assert certificate(advantages_of(row.advantages, problem), problem).scale == 0.0
+
+
+def test_zeroing_ms_swifts_functions_changes_the_certificate(problem, monkeypatch):
+    row = row_of("ms-swift", "advantage_estimator=rloo,scale_rewards=none,loss_type=dr_grpo,beta=0.0")
+    from llm_mdp.audit import ms_swift
+
+    module, kept = ms_swift.modules().trainer, ms_swift.modules().trainer.compute_advantages
+    monkeypatch.setattr(module, "compute_advantages", lambda **k: [0.0 * each for each in kept(**k)])
+    assert certificate(advantages_of(row.advantages, problem), problem).scale == 0.0
+
+
+def test_zeroing_tinker_cookbooks_functions_changes_the_certificate(problem, monkeypatch):
+    row = row_of("tinker", "defaults")
+    from llm_mdp.audit import tinker
+
+    module, kept = tinker.modules().processing, tinker.modules().processing.compute_advantages
+    monkeypatch.setattr(module, "compute_advantages", lambda groups: [0.0 * each for each in kept(groups)])
     assert certificate(advantages_of(row.advantages, problem), problem).scale == 0.0
 
 

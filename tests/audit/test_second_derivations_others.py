@@ -1,7 +1,8 @@
-"""Verdicts on OpenRLHF, SkyRL and AReaL, derived again without them: from what was worked out by hand.
+"""Verdicts on OpenRLHF, SkyRL, AReaL, ms-swift and tinker-cookbook, derived again without them, from what was worked
+out by hand.
 
-The figures (scale, 1 - cosine) are those that OpenRLHF 0.11.2, SkyRL 0.3.0 and AReaL 1.0.4 themselves gave
-to the audit.
+The figures (scale, 1 - cosine) are those that OpenRLHF 0.11.2, SkyRL 0.3.0, AReaL 1.0.4, ms-swift 4.6.0 and
+tinker-cookbook 0.6.1 themselves gave to the audit.
 """
 
 import math
@@ -91,6 +92,11 @@ GIVEN = {
     ("skyrl", "loss_reduction=token_mean_legacy,advantage_estimator=rloo"): (
         "reward",
         (("biased", 0.6186, 0.00825), ("biased", 0.4069, 0.0567)),
+    ),
+    ("tinker", "kl_penalty_coef=0.3"): ("reward - 0.3 kl", (("biased", 0.6707, 0.000281), ("biased", 0.6398, 0.057))),
+    ("ms-swift", "loss_type=cispo,advantage_estimator=rloo,scale_rewards=none,beta=0.0"): (
+        "reward",
+        (("biased", 0.1158, 0.00183), ("biased", 0.08747, 0.00692)),
     ),
 }
 """By library and setting: the target, and verdict, scale and 1 - cosine on both problems, in digits as shown."""
