@@ -237,7 +237,7 @@ def test_a_model_with_other_tokens_and_an_empty_prompt_are_refused(tmp_path):
 
 
 def test_without_trl_the_module_imports_and_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.setitem(sys.modules, "trl.trainer.grpo_trainer", None)
     bridge._estimator_trainer.cache_clear()
     with pytest.raises(UsageError, match="EstimatorTrainer needs TRL"):
         _ = bridge.EstimatorTrainer
