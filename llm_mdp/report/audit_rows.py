@@ -25,8 +25,8 @@ WORST_FIRST = ("biased", "undecided", "proportional", "unbiased")
 
 def parts(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
     """The certificates of a row by what they are of: problem by problem. One alone is of what there is."""
-    found = [(words, row.get(key)) for key, words in PARTS.items() if row.get(key)]
-    return [("certificate", problems) for _, problems in found] if len(found) == 1 else found
+    found: list[tuple[str, Mapping[str, Any]]] = [(words, row[key]) for key, words in PARTS.items() if row.get(key)]
+    return found if len(found) > 1 else [("certificate", problems) for _, problems in found]
 
 
 def worst(problems: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """The audit of a library in a terminal, at any width from 80 columns."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -114,7 +115,7 @@ def _found(row: Row, own_setting: bool) -> Text:
     return Text("\n").join(lines)
 
 
-def _certificate(words: str, problems: dict) -> Text:
+def _certificate(words: str, problems: Mapping[str, Any]) -> Text:
     text = Text(f"{words} ").append_text(_verdict(worst(problems)))
     if place := where(problems):
         text.append(f" {place}")

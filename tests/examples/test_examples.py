@@ -38,6 +38,13 @@ def test_own_estimator_is_biased_before_its_repair_and_unbiased_after():
 
 
 @pytest.mark.slow
+def test_own_functions_have_the_three_verdicts():
+    lines = output("own_function.py").splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == ["proportional", "unbiased", "biased"]
+    assert lines[0].startswith("centred: proportional: relative bias 0.3333, scale 0.6667")
+
+
+@pytest.mark.slow
 def test_loop_learns_as_the_trainer_does():
     """The same rewards, step by step, as `llm-mdp train rloo Tabular`; so it is the same algorithm."""
     from llm_mdp_agents import train
