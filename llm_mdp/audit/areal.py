@@ -54,7 +54,7 @@ def modules() -> SimpleNamespace:
 def configuration(options: Mapping[str, Any], batch: Batch) -> SimpleNamespace:
     """`PPOActorConfig` at its defaults, with these options; those of a normalisation as a dictionary."""
     of = modules().config
-    values = {each.name: each.default for each in fields(of.PPOActorConfig)}
+    values: dict[str, Any] = {each.name: each.default for each in fields(of.PPOActorConfig)}
     values |= {"max_new_tokens": batch.mask.shape[-1], **options}
     for name in ("adv_norm", "reward_norm"):
         if values[name] is not None:

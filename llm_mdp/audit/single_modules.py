@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 from llm_mdp.own import UsageError
 
@@ -107,7 +108,7 @@ def _set_aside(library: str, finder: _StandIns) -> Iterator[None]:
 
 def import_alone(
     library: str, modules: Sequence[str], stand_ins: Sequence[str], shells: Sequence[str] = ()
-) -> list[ModuleType]:
+) -> list[Any]:
     """These modules of an installed library, the `stand_ins` (names of modules, the library's own or others) replaced.
 
     The modules are private copies: changing them changes nobody else's.

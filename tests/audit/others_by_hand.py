@@ -1,5 +1,5 @@
-"""What OpenRLHF, SkyRL, AReaL, ms-swift and tinker-cookbook do with a batch where it is not what one expects, worked out by
-hand from their documents and sources: advantages (B, T), or a loss."""
+"""What OpenRLHF, SkyRL, AReaL, ms-swift and tinker-cookbook do with a batch where it is not what one expects, worked
+out by hand from their documents and sources: advantages (B, T), or a loss."""
 
 import torch
 from torch import Tensor
