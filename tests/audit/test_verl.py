@@ -11,6 +11,7 @@ from llm_mdp.audit.adapter import FunctionEstimator, loss_of, some_worlds
 from llm_mdp.audit.batch import PARTS, batch_of
 from llm_mdp.audit.double import in_double
 from llm_mdp.audit.library import find_library
+from llm_mdp.audit.problems import problems
 from llm_mdp.audit.verl import rows, told
 from llm_mdp.audit.verl.told import SUM
 from llm_mdp.audit.verl.trainer import Update, modules
@@ -142,6 +143,11 @@ def test_trainer_v1_hands_over_responses_without_padding_and_the_loss_is_the_sam
         losses = modules().losses
         theirs, _ = losses.ppo_loss(update.actor_config, output, losses.tu.get_tensordict(ragged, counts))
         torch.testing.assert_close(theirs, update.loss(each), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("problem", problems().values(), ids=problems())
+def test_where_the_longest_response_is_the_divisor_worlds_are_asked_for_one_by_one(problem, settings):
+    assert not loss_of(settings[f"loss_agg_mode={SUM}-norm"].loss, problem).together
 
 
 def test_optimal_token_baselines_are_biased_with_sums_of_squares(problem):
