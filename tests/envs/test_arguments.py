@@ -29,6 +29,7 @@ from llm_mdp_envs.arguments import (
 from llm_mdp_envs.registry import ENTRIES, Entry, task_class
 from llm_mdp_envs.sandbox import SandboxUnavailable
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
+from llm_mdp_envs.tasks.graders import Grader
 from llm_mdp_envs.tasks.rows import plain
 from llm_mdp_envs.tasks.synthetic import Tabular, TokenMDPTask
 from llm_mdp_envs.wrappers import OneHot
@@ -157,7 +158,21 @@ def test_any_value_of_any_argument(id, data):
     assert not complaint
 
 
+@pytest.fixture
+def few_processes(monkeypatch):
+    """A grading process takes seconds to start; here tasks with the same time limit share one."""
+    kept = {}
+
+    def shared(function, *, seconds):
+        grader = Grader(function, seconds=seconds)
+        return kept.setdefault((function, grader.seconds), grader)
+
+    for module in ("reasoning", "math_problems"):
+        monkeypatch.setattr(f"llm_mdp_envs.tasks.{module}.Grader", shared)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_processes")
 @pytest.mark.parametrize("id", [entry.id for entry in ENTRIES])
 def test_every_argument_takes_all_the_junk(id, monkeypatch):
     """A text may be the name of a tokenizer; there is none of such a name, and nobody waits for the network here."""
