@@ -332,16 +332,25 @@ def _depends_on_logp(estimator: FunctionEstimator, problem: Problem) -> bool:
 
 
 def some_worlds(estimator: FunctionEstimator, problem: Problem, worlds: int, prompts: int = 1) -> Evidence:
-    """Evidence of so many worlds: a third drawn evenly, a third by the policy, a third of equal responses."""
+    """Evidence of so many worlds, of six kinds in turn: drawn evenly; by the policy; all responses equal; none of the
+    longest; of the worse half; of the better half. The last three show what a maximum over the batch does."""
     e, generator = problem.enumeration, torch.Generator().manual_seed(worlds + prompts)
     rows = prompts * estimator.group_size
     prompt = torch.randint(e.n_prompts, (worlds, prompts), generator=generator)
     which = prompt.repeat_interleave(estimator.group_size, -1)
     leaf = torch.randint(e.tree.n_leaves, (worlds, rows), generator=generator)
     drawn = torch.multinomial(e.probability[which.flatten()], 1, replacement=True, generator=generator)
-    kind = torch.arange(worlds)[:, None] % 3
-    leaf = torch.where(kind == 1, drawn.view(worlds, rows), leaf)
-    leaf = torch.where(kind == 2, leaf[:, :1], leaf)
+    by_length, by_reward = e.length.argsort(stable=True), e.response_reward.argsort(dim=-1, stable=True)[which]
+    shorter, half = int((e.length < e.length.max()).sum()), e.tree.n_leaves // 2
+    kinds = (
+        drawn.view(worlds, rows),
+        leaf[:, :1].expand(-1, rows),
+        by_length[leaf % max(shorter, 1)],
+        by_reward.gather(-1, (leaf % max(half, 1))[..., None])[..., 0],
+        by_reward.gather(-1, (half + leaf % (e.tree.n_leaves - half))[..., None])[..., 0],
+    )
+    for number, these in enumerate(kinds, 1):
+        leaf = torch.where(torch.arange(worlds)[:, None] % 6 == number, these, leaf)
     sampler = ExactSampler(e, Groups(prompt, leaf, torch.ones(worlds, dtype=torch.float64)))
     return estimator.collect(sampler)
 

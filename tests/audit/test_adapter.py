@@ -148,6 +148,22 @@ def test_coupling_that_only_equal_responses_show_is_found():
     assert not advantages_of(without_dead_groups, PROBLEM, group_size=4).together
 
 
+@pytest.mark.parametrize(
+    "problem, maximum",
+    [(name, "length") for name in problems()] + [("dense", "reward"), ("dense", "lowest"), ("two-prompts", "reward")],
+)
+def test_a_maximum_over_the_batch_is_coupling(problem, maximum):
+    """As a constant divisor that is the longest response of a micro-batch. (Where rewards are right or wrong, a group
+    that lacks one of the two has no signal, so their maximum shows nothing.)"""
+
+    def divided(batch):
+        reward = batch.response_reward
+        largest = {"length": batch.mask.sum(-1).max(), "reward": reward.max() + 9, "lowest": 9 - reward.min()}[maximum]
+        return rloo(batch) / largest
+
+    assert not advantages_of(divided, problems()[problem]).together
+
+
 def draw_torch():
     return torch.rand(())
 

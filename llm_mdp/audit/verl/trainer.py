@@ -33,9 +33,6 @@ MODULES = (
 )
 STAND_INS = ("torchdata", "verl.workers.rollout.llm_server")
 """What `ray_trainer` imports to load data and to start servers, and no update uses."""
-MOST_GROUPS = 20
-"""Prompts in one call where the longest response of all is a divisor. Worlds that hold short responses alone are rare
-among those on which it is tried whether all of them can be in one call; so many together are never one update here."""
 ONE_REWARD = "score"
 """Under which name GDPO finds the reward."""
 
@@ -132,13 +129,8 @@ class Update:
         """What `ppo_loss` gives for these advantages.
 
         Raises:
-            EstimatorError: it draws random numbers, or divides by the longest of very many responses.
+            EstimatorError: it draws random numbers.
         """
-        if self._by_longest and len(batch.logp) > MOST_GROUPS * batch.group_size:
-            raise EstimatorError(
-                f"{self.actor_config.loss_agg_mode} divides by the longest response of a micro-batch, of more than "
-                f"{MOST_GROUPS} prompts; set loss_scale_factor, or ask for fewer."
-            )
         before = torch.get_rng_state()
         loss, _ = modules().losses.ppo_loss(self.actor_config, *self._micro_batch(batch))
         # Two calls would differ only on batches where the draw matters, which few are.
@@ -168,11 +160,6 @@ class Update:
         return verl.ActorConfig(
             strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, policy_loss=loss, **self.actor
         )
-
-    @property
-    def _by_longest(self) -> bool:
-        """Does the longest response of a batch decide what its loss is divided by?"""
-        return self.actor_config.loss_agg_mode.endswith("-norm") and self.actor_config.loss_scale_factor is None
 
     def _scored(self, batch: Batch) -> Any:
         """The rollouts with their rewards, padded as the trainer pads them before it computes advantages."""
