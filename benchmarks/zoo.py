@@ -18,8 +18,9 @@ or by what the environment was built to separate (`PREDICTED_TO_FAIL`). A cell f
 quarters of what the column's best agent reached, does not fail if it lies above, and is undecided else. The tokens of a
 column were set after trial runs, mostly of rloo, so that the plainest agent comes far: after one of five agents,
 Needle's were raised from 30,000 to 80,000 and RareSuccess's lowered from 100,000 to 60,000, where agents that are
-marked to fail had learned. One trial of six columns was seen whole. Ngram's were cut to a third with its batch, for the critics' sake:
-180 CPU-seconds a cell. The predictions were not touched then; two reasons on Arithmetic come from learning.json.
+marked to fail had learned. One trial of six columns was seen whole. Ngram's were cut to a third with its batch, where
+critics took 180 CPU-seconds a cell. The predictions were not touched then; two reasons on Arithmetic come from
+learning.json.
 
 Every finished cell is a file in runs/zoo, so a killed run goes on where it was; benchmarks/results/zoo.json has them
 all.
