@@ -3,11 +3,10 @@ token?
 
 A small transformer (supervised warm start, the same for all) learns one-digit sums by reinforcement.
 
-    python benchmarks/learning.py rewards       # the same agent sees every token's reward, their sum at the end, or
-    right / wrong python benchmarks/learning.py agents        # all agents, at equal generated tokens and equal number
-    of updates python benchmarks/learning.py preferences   # PPO against DPO and iterative DPO where every step counts
-    (the paper's §5.1)
-    python benchmarks/learning.py bias          # biased estimators beside their repair on a table: where each leads
+    python benchmarks/learning.py rewards      # the same agent sees every token's reward, their sum, or right / wrong
+    python benchmarks/learning.py agents       # all agents, at equal generated tokens and equal number of updates
+    python benchmarks/learning.py preferences  # PPO beside DPO and iterative DPO where every step counts (§5.1)
+    python benchmarks/learning.py bias         # biased estimators beside their repair on a table: where each leads
 
 Finished runs are kept in benchmarks/results/learning.json; a second call does only what is missing.
 """
