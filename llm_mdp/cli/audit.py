@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from llm_mdp.audit.adapter import advantages_of, loss_of
+from llm_mdp.audit.batches import PROMPTS
 from llm_mdp.audit.certify import certify
 from llm_mdp.audit.example import minimal_example
 from llm_mdp.audit.library import LIBRARIES, Setting, find_library
@@ -52,8 +53,9 @@ class AuditArguments:
     """What the gradient should be that of, such as "reward" or "reward - 0.04 kl" (default: what each name says)."""
     group_size: int = 3
     """K, responses to a prompt."""
-    prompts: tuple[int, ...] = (1,)
-    """P, prompts whose groups are in one update. Several: whether an error dies with the batch."""
+    prompts: tuple[int, ...] = PROMPTS
+    """P, prompts whose groups are in one update: the first for the certificates, several to see whether an error dies
+    with the batch."""
     instance: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE ...")] = ()
     """Token MDPs to certify on, from JSON files (default: dense rewards, two prompts, right-or-wrong rewards)."""
     examples: bool = False
