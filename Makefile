@@ -13,7 +13,7 @@ verify: $(BASE)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
 
 test: $(DEV)  ## all tests
-	@echo "All tests: about 15 minutes on two cores (\`make fast\`: 5)."
+	@echo "All tests: about half an hour on two cores (\`make fast\`: 10 minutes)."
 	$(PYTEST)
 
 fast: $(DEV)  ## all tests but the slow ones
