@@ -22,7 +22,7 @@ from llm_mdp.own import UsageError
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import logp_of
 from llm_mdp.verify.problem import Problem
-from llm_mdp_agents.bridges.verl import Handed, core_algos, handed, of_entry, plain_name, register_all
+from llm_mdp_agents.bridges.verl import core_algos, handed, of_entry, one_batch, plain_name, register_all
 
 P, K, MICRO_BATCHES = 8, 4, 3
 UPDATES, RATE = 30, 0.5
@@ -74,7 +74,7 @@ def update(problem: Problem, policy: Any, name: str, seed: int, ours: bool) -> l
     rows, tokens, mask, evidence = drawn(problem, policy, seed)
     logp = torch.where(mask, logp_of(policy, rows, tokens, mask), 0.0)
     if ours:
-        estimator, sampler = of_entry(find_entry(name))(K), cast(Any, Handed(evidence, K, name))
+        estimator, sampler = of_entry(find_entry(name))(K), cast(Any, one_batch(evidence, K, name))
         loss = estimator.loss(logp - logp.detach(), estimator.collect(sampler))
     else:
         loss = verls_loss(name, logp, evidence, seed)

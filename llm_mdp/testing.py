@@ -8,7 +8,6 @@
 Works in any test runner; with pytest it is also a fixture of the same name (`llm_mdp.pytest_plugin`).
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,13 +16,10 @@ from llm_mdp.audit.problems import instances as instances_of_the_audit
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instances import Instance
-from llm_mdp.verify.certificate import UNBIASED, Certificate
+from llm_mdp.verify.certificate import UNBIASED, WORST_FIRST, Certificate
 from llm_mdp.verify.certify import Certified
 from llm_mdp.verify.diagnosis import diagnose
 from llm_mdp.verify.weights import EstimatorError
-
-WORST_FIRST = ("biased", "undecided", "proportional", "unbiased")
-"""Of several certificates that are not accepted, the first of these is explained."""
 
 
 def assert_unbiased(
@@ -81,16 +77,8 @@ def accepted(found: Certificate, up_to_scale: bool = False, tolerance: float = U
     """Is it unbiased (or proportional, where that is enough), or within the tolerance?"""
     if found.verdict == "unbiased" or (up_to_scale and found.verdict == "proportional"):
         return True
-    error = sine(found) if up_to_scale else found.relative_bias
+    error = found.sine if up_to_scale else found.relative_bias
     return tolerance > UNBIASED and error is not None and error <= tolerance
-
-
-def sine(found: Certificate) -> float | None:
-    """Of the angle between E g and the true gradient, 1 beyond a right angle: what no learning rate undoes; None: not
-    known."""
-    if found.cosine is None:
-        return None
-    return math.sqrt(max(1 - found.cosine**2, 0.0)) if found.cosine > 0 else 1.0
 
 
 def message(certificates: Mapping[str, Certified], wrong: str, up_to_scale: bool, target: str, tolerance: float) -> str:

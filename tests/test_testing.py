@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_mdp import RLOO, random_instance
-from llm_mdp.testing import accepted, assert_unbiased, sine
+from llm_mdp.testing import accepted, assert_unbiased
 from llm_mdp.verify.certificate import Certificate
 from tests.patience import PATIENCE
 
@@ -64,9 +64,9 @@ def test_a_tolerance_is_of_the_bias_or_of_the_angle():
     assert_unbiased(centred, group_size=2, tolerance=0.6, instances=SMALL)
     assert_unbiased(over_length, group_size=2, tolerance=0.9, up_to_scale=True, instances=SMALL)
     turned = Certificate("biased", 0.5, 0.6, 0.6, None)
-    assert sine(turned) == pytest.approx(0.8) and not accepted(turned, True, 0.7) and accepted(turned, True, 0.9)
+    assert turned.sine == pytest.approx(0.8) and not accepted(turned, True, 0.7) and accepted(turned, True, 0.9)
     back = Certificate("biased", 2.0, -1.0, -1.0, None)
-    assert sine(back) == 1.0 and not accepted(back, True, 0.9)
+    assert back.sine == 1.0 and not accepted(back, True, 0.9)
     unknown = Certificate("undecided", None, None, None, None, reason="rounding")
     assert not accepted(unknown, False, 0.5) and not accepted(unknown, True, 0.5)
 

@@ -291,5 +291,4 @@ LIBRARY = Library(
     versions=">=1.0.4,<1.1",
     install="--no-deps areal==1.0.4",
     settings=settings,
-    coupling="adjacent rows of a group in reward_norm; adv_norm and the mean over tokens couple the batch",
 )

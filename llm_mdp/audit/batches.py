@@ -5,7 +5,6 @@ itself. The limit is had exactly, without any fit: on an instance whose groups h
 prompts holds every group as often as it is likely, so its statistics are those of the population.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -172,8 +171,6 @@ def _said(sines: Sequence[float], first: float, limit: float) -> str:
 
 
 def _sine(certificate: Certificate) -> float:
-    if certificate.cosine is None:
+    if certificate.sine is None:
         raise EstimatorError(certificate.statement)
-    if certificate.verdict in ("unbiased", "proportional"):
-        return 0.0
-    return math.sqrt(max(1 - certificate.cosine**2, 0.0)) if certificate.cosine > 0 else 1.0
+    return 0.0 if certificate.verdict in ("unbiased", "proportional") else certificate.sine

@@ -22,6 +22,9 @@ LIBRARIES = {
 }
 """Where each adapter is; it has a `LIBRARY`, and imports the library itself only when its settings are asked for."""
 
+YOURS = "yours"
+"""What stands in place of a library's name for a function that somebody brings."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -66,8 +69,6 @@ class Library:
     """Arguments of pip install that are enough for the audit."""
     settings: Callable[[], Sequence[Setting]]
     """Imports the library; raises UsageError, one sentence, where its layout is unknown."""
-    coupling: str = ""
-    """What couples responses in its functions, in words."""
 
     def version(self) -> str | None:
         """The installed one; None: it is not installed."""

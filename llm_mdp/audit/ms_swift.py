@@ -224,5 +224,4 @@ LIBRARY = Library(
     versions=">=4.6,<4.7",
     install="--no-deps ms-swift==4.6.0",
     settings=settings,
-    coupling="adjacent rows of a group; batch standard deviations and token counts couple the batch",
 )

@@ -4,28 +4,25 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from llm_mdp.audit.adapter import FunctionEstimator, advantages_of, loss_of, name_of
 from llm_mdp.audit.batches import PROMPTS, WithBatch, with_batch
 from llm_mdp.audit.certify import adapt, certificate_of, is_function
-from llm_mdp.audit.library import LIBRARIES, Library, Setting, choose, find_library
+from llm_mdp.audit.library import LIBRARIES, YOURS, Library, Setting, choose, find_library
 from llm_mdp.audit.problems import RIGHT_OR_WRONG
 from llm_mdp.audit.problems import instances as default_instances
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instances import Instance
 from llm_mdp.own import UsageError, is_own, load
-from llm_mdp.verify.certificate import Certificate
+from llm_mdp.verify.certificate import Certificate, worst
 from llm_mdp.verify.certify import certified
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import parse_target
 from llm_mdp.verify.weights import EstimatorError
 
-WORST_FIRST = ("biased", "undecided", "proportional", "unbiased")
-"""A row's verdict is the first of these that an instance has."""
-YOURS = "yours"
-"""The library of a function that somebody brings."""
 Make = Callable[[Problem], Estimator]
 
 
@@ -147,19 +144,18 @@ def _subjects(what: str | Callable[..., Any] | Estimator, options: Sequence[str]
 
 
 def _of_library(library: Library, setting: Setting) -> _Subject:
-    loss, advantages, name = setting.loss, setting.advantages, setting.name
+    advantages, alone = setting.advantages, None
+    if setting.loss is not None and advantages is not None:
+        alone = partial(advantages_of, advantages, name=setting.name)
+    return _Subject(library.name, library.version() or "", setting, partial(whole_of, setting), alone)
 
-    def of_loss(problem: Problem) -> Estimator:
-        assert loss is not None
-        return loss_of(loss, problem, name=name)
 
-    def of_advantages(problem: Problem) -> Estimator:
-        assert advantages is not None
-        return advantages_of(advantages, problem, name=name)
-
-    whole = of_advantages if loss is None else of_loss
-    alone = None if loss is None or advantages is None else of_advantages
-    return _Subject(library.name, library.version() or "", setting, whole, alone)
+def whole_of(setting: Setting, problem: Problem) -> FunctionEstimator:
+    """A setting's loss as an estimator; its advantages, where it has no loss."""
+    if setting.loss is not None:
+        return loss_of(setting.loss, problem, name=setting.name)
+    assert setting.advantages is not None
+    return advantages_of(setting.advantages, problem, name=setting.name)
 
 
 def _of_yours(thing: Any) -> _Subject:
@@ -217,8 +213,7 @@ def _certificate(make: Make, problem: Problem, target: str, prompts: int) -> Cer
 
 
 def _worst(certificates: Mapping[str, Certificate]) -> str:
-    verdicts = {each.verdict for each in certificates.values()}
-    return next(verdict for verdict in WORST_FIRST if verdict in verdicts)
+    return worst(each.verdict for each in certificates.values())
 
 
 def _words(certificates: Mapping[str, Certificate], target: str) -> str:

@@ -344,5 +344,4 @@ LIBRARY = Library(
     versions=">=0.3,<0.4",
     install="--no-deps skyrl==0.3.0 loguru",
     settings=settings,
-    coupling="a prompt's uid in the advantages; whitening and token counts couple all responses of a batch",
 )

@@ -143,5 +143,4 @@ LIBRARY = Library(
     versions=">=0.6.1,<0.7",
     install="--no-deps tinker-cookbook==0.6.1",
     settings=settings,
-    coupling="a prompt's group; the mean log-ratio couples all tokens of a batch",
 )

@@ -72,5 +72,4 @@ LIBRARY = Library(
     versions=">=0.6.1,<0.7",
     install="--no-deps torchtune==0.6.1",
     settings=settings,
-    coupling="whitening and the mean over tokens couple all responses of a batch",
 )

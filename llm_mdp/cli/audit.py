@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from llm_mdp.audit.adapter import advantages_of, loss_of
 from llm_mdp.audit.batches import PROMPTS
-from llm_mdp.audit.certify import certify
 from llm_mdp.audit.example import minimal_example
 from llm_mdp.audit.library import LIBRARIES, Setting, find_library
 from llm_mdp.audit.problems import instances as default_instances
 from llm_mdp.audit.run import audit as certificates_of
+from llm_mdp.audit.run import whole_of
 from llm_mdp.cli.options import check_numbers, check_writable, command_line, one_thread
 from llm_mdp.cli.verify import names_first
 from llm_mdp.exact.enumeration import TooLarge
@@ -24,11 +23,12 @@ from llm_mdp.exact.groups import check_group_size
 from llm_mdp.exact.instance_files import read_instance
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.files import write_text
-from llm_mdp.own import UsageError, is_own, load
+from llm_mdp.own import UsageError, is_own
 from llm_mdp.report.audit_page import render_audit
 from llm_mdp.report.audit_terminal import audit_progress, print_audit, print_libraries
 from llm_mdp.report.console import terminal
 from llm_mdp.testing import why
+from llm_mdp.verify.certify import Certified
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.targets import parse_target
 from llm_mdp.verify.weights import EstimatorError
@@ -140,33 +140,28 @@ def instances_of(words: Sequence[str]) -> dict[str, Instance]:
 def library_rows(command: AuditArguments, instances: Mapping[str, Instance], tell: Told) -> list[dict[str, Any]]:
     """A library's options as rows, with examples of the biased ones if they are asked for."""
     library, *options = command.names
-    rows = [
-        row.to_json()
-        for row in certificates_of(
-            library,
-            options,
-            target=command.target,
-            group_size=command.group_size,
-            prompts=command.prompts,
-            instances=instances,
-            progress=tell,
-        )
-    ]
-    biased = [row for row in rows if row["verdict"] == "biased"] if command.examples else []
-    settings = {setting.name: setting for setting in find_library(library).settings()} if biased else {}
-    for number, row in enumerate(biased, 1):
-        tell(number, len(biased), f"example of {row['option']}")
-        row["example"] = _example(settings[row["option"]], row["target"])
+    found = certificates_of(
+        library,
+        options,
+        target=command.target,
+        group_size=command.group_size,
+        prompts=command.prompts,
+        instances=instances,
+        progress=tell,
+    )
+    rows = [row.to_json() for row in found]
+    biased = [number for number, row in enumerate(found) if row.verdict == "biased"] if command.examples else []
+    for done, number in enumerate(biased, 1):
+        row = found[number]
+        tell(done, len(biased), f"example of {row.setting.name}")
+        rows[number]["example"] = _example(row.setting, row.target)
     return rows
 
 
 def _example(setting: Setting, target: str) -> dict[str, Any] | None:
     small = Problem(random_instance(2, 2, seed=1), group_size=2)
     try:
-        if setting.loss is not None:
-            return minimal_example(loss_of(setting.loss, small, name=setting.name), target)
-        assert setting.advantages is not None
-        return minimal_example(advantages_of(setting.advantages, small, name=setting.name), target)
+        return minimal_example(whole_of(setting, small), target)
     except (EstimatorError, TooLarge):  # it is tied to a larger batch
         return None
 
@@ -180,11 +175,10 @@ def own_rows(command: AuditArguments, instances: Mapping[str, Instance], tell: T
             name, target=command.target, group_size=command.group_size, prompts=command.prompts, instances=instances
         )
         rows.append(row.to_json())
-        wrong = [place for place, found in row.problems.items() if found.verdict == row.verdict]
-        if row.verdict in ("biased", "proportional"):
-            size, prompts = command.group_size, command.prompts[0]
-            found = certify(load(name), instances[wrong[0]], row.target, group_size=size, prompts=prompts)
-            rows[-1]["diagnosis"] = {"instance": wrong[0], "lines": why(found, row.target)}
+        wrong = next(place for place, found in row.problems.items() if found.verdict == row.verdict)
+        found = row.problems[wrong]
+        if row.verdict in ("biased", "proportional") and isinstance(found, Certified):
+            rows[-1]["diagnosis"] = {"instance": wrong, "lines": why(found, row.target)}
     return rows
 
 

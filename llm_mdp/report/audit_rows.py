@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_mdp.audit.library import YOURS
 from llm_mdp.report.rows import Span, bias, number, ratio, span_text
+from llm_mdp.verify.certificate import worst as of_all
 
 Row = Mapping[str, Any]
 """One row of `llm-mdp audit --json`."""
@@ -15,12 +17,8 @@ HEADS = ("what it is called or says", "what it is", "since when")
 PARTS = {"problems": "whole loss", "advantages": "advantages alone"}
 """The certificates of a row, and what they are of: the loss with its reduction, and weights summed over tokens."""
 
-YOURS = "yours"
-"""The library of a function that somebody brings."""
-
 ORDER = ("unbiased", "proportional", "biased", "undecided")
 """Verdicts as they are counted."""
-WORST_FIRST = ("biased", "undecided", "proportional", "unbiased")
 
 
 def parts(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
@@ -31,8 +29,7 @@ def parts(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
 
 def worst(problems: Mapping[str, Any]) -> str:
     """Of several problems: biased if it is so on one, else undecided, else proportional, else unbiased."""
-    verdicts = {each["verdict"] for each in problems.values()}
-    return next((verdict for verdict in WORST_FIRST if verdict in verdicts), "undecided")
+    return of_all(each["verdict"] for each in problems.values())
 
 
 def figures(problems: Mapping[str, Any]) -> list[tuple[str, str]]:

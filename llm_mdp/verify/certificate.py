@@ -1,6 +1,7 @@
 """Exact certificates: is the expected gradient of an estimator's loss the true policy gradient?"""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +34,8 @@ WITHIN = 0.03
 
 OVERFLOW = "overflow: the estimator's terms are too large to be squared in float64"
 """Why nothing is said of figures that are not finite."""
+WORST_FIRST = ("biased", "undecided", "proportional", "unbiased")
+"""Of verdicts on several instances the first of these that occurs is the one on all."""
 FIGURES = ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
 """What every certificate has, and a row of the ledger shows."""
 
@@ -85,6 +88,14 @@ class Certificate:
         return None if self.bias_interval is None else self.bias_interval[1]
 
     @property
+    def sine(self) -> float | None:
+        """Of the angle between E g and the true gradient, 1 beyond a right angle: what no learning rate undoes; None:
+        not known."""
+        if self.cosine is None:
+            return None
+        return math.sqrt(max(1 - self.cosine**2, 0.0)) if self.cosine > 0 else 1.0
+
+    @property
     def statement(self) -> str:
         """What was found, in words that the figures bear."""
         if self.verdict == "undecided":
@@ -117,6 +128,11 @@ class Certificate:
             known = [self.reason]
         where = "" if self.precision == "float64" else f" (computed in {self.precision})"
         return f"{self.verdict}: " + ", ".join(known or [self.statement]) + where
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    """The verdict on all instances, of those on each: "undecided" if there is none."""
+    return min(verdicts, key=WORST_FIRST.index, default="undecided")
 
 
 def _figure(value: float) -> str:

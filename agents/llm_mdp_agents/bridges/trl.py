@@ -12,7 +12,7 @@ TRL is imported when `EstimatorTrainer` is asked for.
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from llm_mdp.sampling.sampler import Sampler
 from llm_mdp.sampling.shared_draws import SharedDraws
 from llm_mdp.variance.sampled import Estimates, sampled_measurement
 from llm_mdp.verify.check import check_interface, with_group_size
+from llm_mdp_agents.bridges.one_batch import OneBatch
 from llm_mdp_agents.bridges.trl_tasks import rollout_of as rollout_of
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
 from llm_mdp_agents.measuring import Sketch, estimates_on, joined_estimates
@@ -44,49 +45,13 @@ FEWEST, MOST = 64, 512
 """Groups behind figures, of successive batches; where the most of them say nothing either, counting begins anew."""
 
 
-class OneBatch:
-    """A sampler (`llm_mdp.sampling.sampler.Sampler`) that has one batch of responses and rewards, and draws nothing.
-
-    Args:
-        name: of the estimator that asks.
-    """
-
-    def __init__(self, evidence: Evidence, group_size: int, name: str):
-        self.evidence, self.group_size, self.name = evidence, group_size, name
-
-    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Any = None) -> Rollouts:
-        if temperature != 1 or behaviour is not None:
-            raise self._refusal("draws from another distribution than the policy's")
-        if self.group_size % group_size:
-            raise UsageError(
-                f"{self.name} compares {group_size} responses to a prompt, and num_generations is {self.group_size}; "
-                f"set num_generations={group_size} in GRPOConfig."
-            )
-        return self.evidence.rollouts
-
-    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
-        return self.evidence.response_reward
-
-    def branches(self, *_: Any, **__: Any) -> Any:
-        raise self._refusal("draws branches from prefixes")
-
-    def logp(self, *_: Any, **__: Any) -> Any:
-        raise self._refusal("reads another policy's log-probabilities")
-
-    def value(self, *_: Any, **__: Any) -> Any:
-        raise self._refusal("reads a critic")
-
-    def hidden_reward(self, *_: Any, **__: Any) -> Any:
-        raise self._refusal("reads token rewards")
-
-    def keep(self, *_: Any, **__: Any) -> Any:
-        raise self._refusal("leaves groups out")
-
-    def _refusal(self, what: str) -> UsageError:
-        return UsageError(
-            f"{self.name} {what}, and TRL's trainer has responses and their rewards alone; train it with "
-            "`llm-mdp train`, or take an estimator that compares responses."
-        )
+one_batch = partial(
+    OneBatch,
+    has="TRL's trainer has responses and their rewards alone; train it with `llm-mdp train`, or take an estimator that "
+    "compares responses",
+    size_option=("num_generations", "set num_generations={} in GRPOConfig"),
+)
+"""(evidence, group_size, name) -> what TRL has, as a sampler."""
 
 
 def check_expressible(estimator: Estimator, group_size: int) -> None:
@@ -100,7 +65,7 @@ def check_expressible(estimator: Estimator, group_size: int) -> None:
     finish = torch.full((group_size,), int(Finish.HORIZON))
     rollouts = Rollouts(torch.zeros(group_size, 1).long(), torch.zeros(group_size, 2).long(), mask, nothing, finish)
     reward = torch.arange(group_size).double()
-    sampler: Any = OneBatch(Evidence(rollouts, reward), group_size, type(estimator).__name__)
+    sampler: Any = one_batch(Evidence(rollouts, reward), group_size, type(estimator).__name__)
     estimator.loss(nothing, estimator.collect(sampler))
 
 
@@ -201,7 +166,7 @@ class _Bridge:
 
     def _derivative(self: Any, logp: Float[Tensor, "B T"], evidence: Evidence) -> tuple[Float[Tensor, "B T"], float]:
         """∂loss/∂log π of every token of the whole batch, and the loss."""
-        sampler: Any = OneBatch(evidence, self.num_generations, type(self.estimator).__name__)
+        sampler: Any = one_batch(evidence, self.num_generations, type(self.estimator).__name__)
         logp = logp.clone().requires_grad_()
         loss = self.estimator.loss(logp, self.estimator.collect(sampler))
         (derivative,) = torch.autograd.grad(loss, logp)
@@ -272,7 +237,7 @@ def estimates(
 ) -> dict[str, Estimates]:
     """Single groups' gradients by the estimator, by RLOO, and by the estimator in smaller groups ("K=4"), all on these
     responses."""
-    sampler: Sampler = OneBatch(evidence, group_size, type(estimator).__name__)  # pyright: ignore[reportAssignmentType]
+    sampler: Sampler = one_batch(evidence, group_size, type(estimator).__name__)  # pyright: ignore[reportAssignmentType]
     smaller = {f"K={k}": with_group_size(estimator, k) for k in range(2, group_size) if group_size % k == 0}
     wanted = {AGENT: estimator, REFERENCE: RLOO(group_size=group_size)}
     wanted |= {name: each for name, each in smaller.items() if each is not None and estimator.group_size > 1}

@@ -12,7 +12,7 @@ verl is asked for its registries and `agg_loss` alone (`verl.trainer.ppo.core_al
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -30,20 +30,13 @@ from llm_mdp.own import UsageError, is_own, load
 from llm_mdp.sampling.evidence import Evidence, Finish, Rollouts
 from llm_mdp.verify.check import check_interface, with_group_size
 from llm_mdp.verify.weights import loss_weights
+from llm_mdp_agents.bridges.one_batch import OneBatch
 
 PREFIX = "llm_mdp_"
 OWN = "LLM_MDP_VERL"
 """Environment variable: estimators of yours, FILE.py:CLASS, separated by commas; they become llm_mdp_CLASS."""
 SUM = "seq-mean-token-sum"
 HAS = "verl hands over rewards, masks and prompts' uids alone; train it with `llm-mdp train`"
-REFUSED = {
-    "branches": "draws branches from prefixes",
-    "logp": "reads another policy's log-probabilities",
-    "value": "reads a critic",
-    "hidden_reward": "reads token rewards",
-    "keep": "leaves groups out",
-}
-"""What a sampler can do that verl cannot, in words."""
 PROBE = (2, 4)
 """Prompts and tokens of the batches on which it is tried whether an estimator reads what verl does not hand over."""
 
@@ -53,29 +46,8 @@ def core_algos() -> Any:
     return import_module("verl.trainer.ppo.core_algos")
 
 
-class Handed:
-    """A sampler (`llm_mdp.sampling.sampler.Sampler`) that has what verl hands over, and draws nothing."""
-
-    def __init__(self, evidence: Evidence, group_size: int, name: str):
-        self.evidence, self.group_size, self.name = evidence, group_size, name
-
-    def rollouts(self, group_size: int, temperature: float = 1.0, behaviour: Any = None) -> Rollouts:
-        if temperature != 1 or behaviour is not None:
-            raise UsageError(f"{self.name} draws from another distribution than the policy's; {HAS}.")
-        if self.group_size % group_size:
-            raise UsageError(
-                f"{self.name} compares {group_size} responses to a prompt, and rollout.n is {self.group_size}; set "
-                f"actor_rollout_ref.rollout.n={group_size}."
-            )
-        return self.evidence.rollouts
-
-    def response_reward(self, rollouts: Rollouts) -> Float[Tensor, " B"]:
-        return self.evidence.response_reward
-
-    def __getattr__(self, method: str) -> Any:
-        if method not in REFUSED:
-            raise AttributeError(method)
-        raise UsageError(f"{self.name} {REFUSED[method]}, and {HAS}.")
+one_batch = partial(OneBatch, has=HAS, size_option=("rollout.n", "set actor_rollout_ref.rollout.n={}"))
+"""(evidence, group_size, name) -> what verl has, as a sampler."""
 
 
 def handed(
@@ -105,7 +77,7 @@ def weights(
     Raises:
         UsageError: the estimator collects what verl does not hand over.
     """
-    sampler: Any = Handed(evidence, group_size, name)
+    sampler: Any = one_batch(evidence, group_size, name)
     seen = estimator.collect(sampler)
     return len(evidence.response_reward) * loss_weights(estimator, seen, evidence.rollouts.logp + moved)
 

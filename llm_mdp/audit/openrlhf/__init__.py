@@ -9,5 +9,4 @@ LIBRARY = Library(
     versions=">=0.11.2,<0.12",
     install="--no-deps openrlhf==0.11.2",
     settings=settings,
-    coupling="a prompt's group in the advantages; whitening and token counts couple all responses of a batch",
 )

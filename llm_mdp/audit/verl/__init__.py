@@ -13,5 +13,4 @@ LIBRARY = Library(
         "orjson ray click"
     ),
     settings=settings,
-    coupling="a prompt's uid in the advantages; whitening and token counts couple all responses of a batch",
 )
