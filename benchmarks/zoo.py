@@ -22,8 +22,8 @@ marked to fail had learned. One trial of six columns was seen whole. Ngram's wer
 critics took 180 CPU-seconds a cell. The predictions were not touched then; two reasons on Arithmetic come from
 learning.json.
 
-Every finished cell is a file in runs/zoo, so a killed run goes on where it was; benchmarks/results/zoo.json has them
-all.
+Every finished cell is a file in runs/zoo and a row of benchmarks/results/zoo.json: a killed run goes on where it was,
+in another clone too.
 """
 
 import os
@@ -34,7 +34,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -226,11 +226,18 @@ def file_of(cell: dict[str, Any], folder: Path) -> Path:
     return folder / f"{cell['env']}-{cell['agent']}-{cell['seed']}.json"
 
 
-def known(cell: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """What was found in a cell, if it is there and was run as it would be now."""
+def known(cell: dict[str, Any], folder: Path, recorded: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
+    """What was found in a cell, if it was run as it would be now: by its file in `folder`, or among `recorded`."""
     path = file_of(cell, folder)
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if {name: found.get(name) for name in cell} == cell else None
+    for found in [json.loads(path.read_text())] * path.exists() + list(recorded):
+        if {name: found.get(name) for name in cell} == cell:
+            return found
+    return None
+
+
+def recorded_in(path: Path) -> list[dict[str, Any]]:
+    """The cells of an earlier run's results: a clone has them, but not the folder of cells."""
+    return json.loads(path.read_text())["cells"] if path.exists() else []
 
 
 def certified() -> dict[str, dict[str, Any]]:
@@ -270,7 +277,9 @@ def main() -> None:
         identity(env, agent, seed, part) for seed in range(seeds) for env in options.envs for agent in options.agents
     ]
     options.cells.mkdir(parents=True, exist_ok=True)
-    fill(wanted, options.jobs, 60 * options.minutes, options.cells, partial(write, options.output, certified()))
+    recorded = recorded_in(options.output)
+    done = {n: found for n, cell in enumerate(wanted) if (found := known(cell, options.cells, recorded))}
+    fill(wanted, done, options.jobs, 60 * options.minutes, partial(write, options.output, certified()), options.cells)
 
 
 def write(path: Path, certificates: dict[str, Any], cells: list[dict[str, Any]]) -> None:
@@ -278,13 +287,11 @@ def write(path: Path, certificates: dict[str, Any], cells: list[dict[str, Any]])
 
 
 def fill(
-    wanted: list[dict[str, Any]], jobs: int, seconds: float, folder: Path, write: Callable[[list[dict[str, Any]]], None]
-) -> None:
+    wanted: list[dict[str, Any]], done: dict[int, dict[str, Any]], jobs: int, seconds: float,
+    write: Callable[[list[dict[str, Any]]], None], folder: Path,
+) -> None:  # fmt: skip
     """Run the cells that are missing, and write them all after each."""
-    begun, done = time.monotonic(), {}
-    for number, cell in enumerate(wanted):
-        if (found := known(cell, folder)) is not None:
-            done[number] = found
+    begun = time.monotonic()
     write([done[number] for number in sorted(done)])
     missing = [number for number in range(len(wanted)) if number not in done]
     with ProcessPoolExecutor(jobs) as pool:

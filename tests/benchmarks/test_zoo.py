@@ -49,6 +49,9 @@ def test_finished_cells_are_kept_and_those_of_another_setting_are_not(zoo, tmp_p
     assert zoo.known(cell, tmp_path)["after"] == 0.5
     assert zoo.known(cell | {"tokens": 7}, tmp_path) is None
     assert zoo.known(cell | {"seed": 1}, tmp_path) is None
+    recorded = [cell | {"after": 0.6}]
+    assert zoo.known(cell, tmp_path / "a new clone", recorded)["after"] == 0.6
+    assert zoo.known(cell | {"seed": 1}, tmp_path / "a new clone", recorded) is None
 
 
 def result(**shares: list[float]) -> dict:
