@@ -229,7 +229,8 @@ def file_of(cell: dict[str, Any], folder: Path) -> Path:
 def known(cell: dict[str, Any], folder: Path, recorded: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
     """What was found in a cell, if it was run as it would be now: by its file in `folder`, or among `recorded`."""
     path = file_of(cell, folder)
-    for found in [json.loads(path.read_text())] * path.exists() + list(recorded):
+    own = [json.loads(path.read_text())] if path.exists() else []
+    for found in [*own, *recorded]:
         if {name: found.get(name) for name in cell} == cell:
             return found
     return None
