@@ -67,7 +67,7 @@ def filter_instructions() -> bytes:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:
-        remedy = "pip install pyseccomp, and apt-get install libseccomp2 (or your distribution's package of that name)"
+        remedy = "pip install 'llm-mdp[code]', apt-get install libseccomp2 (or your distribution's package of it)"
         raise SandboxUnavailable(f"no seccomp filter ({error}); {remedy}") from None
     seccomp = pyseccomp.SyscallFilter(pyseccomp.KILL_PROCESS)
     for name in ALLOWED:

