@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from llm_mdp.verify.diagnosis import diagnose as diagnose
     from llm_mdp.verify.ledger import run_ledger as run_ledger
     from llm_mdp.verify.problem import Problem as Problem
+    from llm_mdp.verify.shown import Ledger as Ledger
     from llm_mdp.verify.weights import EstimatorError as EstimatorError
 
 __version__ = "0.2.0"
@@ -86,6 +87,7 @@ HOMES = {
     "verify.diagnosis": "Diagnosis diagnose",
     "verify.ledger": "run_ledger",
     "verify.problem": "Problem",
+    "verify.shown": "Ledger",
     "verify.weights": "EstimatorError",
 }
 """Which module each public name is in."""

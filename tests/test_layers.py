@@ -15,6 +15,7 @@ HOMES = {
 TOWER = (
     "llm_mdp.own",
     "llm_mdp.files",
+    "llm_mdp.notebook",
     "llm_mdp.mdp",
     "llm_mdp.sampling",
     "llm_mdp.estimators",

@@ -9,6 +9,8 @@ print(run["eval/reward"])
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_mdp_agents.training.recorded import RecordedRun as RecordedRun
+    from llm_mdp_agents.training.recorded import read_run as read_run
     from llm_mdp_agents.training.run import Run as Run
     from llm_mdp_agents.training.run import resume as resume
     from llm_mdp_agents.training.run import train as train
@@ -20,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from llm_mdp_agents.training import run
 
         return getattr(run, name)
+    if name in ("read_run", "RecordedRun"):
+        from llm_mdp_agents.training import recorded
+
+        return getattr(recorded, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ its pace is q. Two numbers say all.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
+from llm_mdp.notebook import GREY, Shown, ends
 from llm_mdp.variance.unseen import TooFew
 from llm_mdp.verify.certificate import judge
 from llm_mdp.verify.classes.calls import Refused
@@ -34,6 +35,9 @@ from llm_mdp.verify.classes.moments import class_moments
 from llm_mdp.verify.method import MethodName
 from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.signal import tokens_to_signal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CONFIDENCE = 0.95
 """Of every interval, at least."""
@@ -129,13 +133,21 @@ FIGURES = ("trace", "relative_bias", "scale", "cosine", "ceiling", "tokens_to_si
 """The figures that have intervals whatever the budget."""
 AT_BUDGET = ("mean_squared_error", "signal_to_noise", "progress")
 """Those that have them at a budget."""
+SAID = ("tokens_to_signal", "relative_bias", "cosine")
+"""Those that the line of a measurement has."""
+CURVE = 40
+"""Points of a drawn curve."""
 BY_THEOREM = {"unbiased": ("relative_bias", "scale", "cosine", "ceiling"), "proportional": ("cosine", "ceiling")}
 """What a theorem says of an estimator, so that nobody measures it."""
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """An estimator's spread, exact or sampled."""
+@dataclass(frozen=True, repr=False)
+class Measurement(Shown):
+    """An estimator's spread, exact or sampled.
+
+    `repr` says it in one line. `to_dataframe` has one row, the figures with their intervals; `plot` draws the progress
+    of a batch over its tokens.
+    """
 
     spread: Spread
     verdict: str
@@ -217,6 +229,45 @@ class Measurement:
             [each.worse or (each.spread,) * number, each.better or (each.spread,) * number] for each in (self, other)
         )
         return list(zip(ours, theirs)) if shared else [(one, two) for one in ours for two in theirs]
+
+    def _finding(self) -> tuple[str, str]:
+        spread = self.spread
+        how = "exact" if self.samples is None else f"{self.samples:,} estimates drawn"
+        cost = f"{spread.tokens:.4g} tokens an estimate"
+        if self.too_few:
+            return "not measured", f"{self.too_few.words}, {cost}, {how}"
+        said = [f"{name.replace('_', ' ')} {self._figure(name)}" for name in SAID if name not in self.by_theorem]
+        return self.verdict, ", ".join([*said, cost, how])
+
+    def _figure(self, name: str) -> str:
+        """With its 95 % interval, where it has one."""
+        interval = self.interval(name)
+        value = f"{getattr(self.spread, name):.4g}"
+        return value if interval is None else f"{value} [{interval[0]:.4g}, {interval[1]:.4g}]"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        spread, row = self.spread, {"verdict": self.verdict}
+        for name in () if self.too_few else FIGURES:
+            row |= {name: finite(getattr(spread, name))}
+            if self.worse and name not in self.by_theorem:
+                row |= ends(name, self.interval(name))
+        return [row | {"tokens": spread.tokens, "rewards": spread.rewards, "samples": self.samples}]
+
+    def _draw(self, axes: "Axes") -> None:
+        """Progress over a hundredth to a hundred times the tokens to signal."""
+        noise = self.spread.tokens_to_signal
+        if self.too_few or not 0 < noise < math.inf:
+            raise ValueError(f"there is no curve to draw: {self!r}.")
+        budgets = np.geomspace(noise / 100, noise * 100, CURVE)
+        axes.semilogx(budgets, [self.spread.progress(budget) for budget in budgets])
+        if self.worse:
+            low, high = zip(*(self.interval("progress", budget) or (0.0, 0.0) for budget in budgets))
+            axes.fill_between(budgets, low, high, alpha=0.18)
+        axes.axvline(noise, color=GREY, linewidth=0.8)
+        axes.annotate(f" {noise:.4g} tokens to signal", (noise, 0.02), color=GREY, xycoords=("data", "axes fraction"))
+        axes.set_xlabel("generated tokens of a batch" + ("; band: 95 % interval" if self.worse else ""))
+        axes.set_ylabel("progress")
+        axes.set_title(f"{self.verdict}, cosine {self.spread.cosine:.4g}", parse_math=False)
 
     def document(self) -> dict[str, Any]:
         """As JSON; `read_measurement` reads it."""

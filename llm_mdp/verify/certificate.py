@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -10,10 +11,15 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.notebook import Shown, ends
 from llm_mdp.verify.choice import moments_by
 from llm_mdp.verify.method import Method
 from llm_mdp.verify.moments import Moments
+from llm_mdp.verify.shown import WORST_FIRST, draw_gradient
 from llm_mdp.verify.signal import tokens_to_signal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 UNBIASED = 1e-9
 """Relative bias below which an exact certificate says "unbiased"."""
@@ -34,15 +40,21 @@ WITHIN = 0.03
 
 OVERFLOW = "overflow: the estimator's terms are too large to be squared in float64"
 """Why nothing is said of figures that are not finite."""
-WORST_FIRST = ("biased", "undecided", "proportional", "unbiased")
-"""Of verdicts on several instances the first of these that occurs is the one on all."""
 FIGURES = ("verdict", "relative_bias", "scale", "cosine", "trace_covariance")
 """What every certificate has, and a row of the ledger shows."""
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What was found about one estimator. Figures are None where they mean nothing (a true gradient of zero, say)."""
+INTERVALS = ("bias_interval", "scale_interval", "cosine_interval")
+"""Of sampled certificates; two columns each in a data frame."""
+
+
+@dataclass(frozen=True, repr=False)
+class Certificate(Shown):
+    """What was found about one estimator. Figures are None where they mean nothing (a true gradient of zero, say).
+
+    `repr` says it in one line. `to_dataframe` has one row, all of the fields below; `plot` draws E g beside ∇J, in
+    lengths of ∇J.
+    """
 
     verdict: str
     """unbiased, proportional, biased or undecided."""
@@ -128,6 +140,27 @@ class Certificate:
             known = [self.reason]
         where = "" if self.precision == "float64" else f" (computed in {self.precision})"
         return f"{self.verdict}: " + ", ".join(known or [self.statement]) + where
+
+    def _of(self) -> dict[str, Any]:
+        """What it is of, as columns; a bare certificate does not know."""
+        return {}
+
+    def _finding(self) -> tuple[str, str]:
+        name = self._of().get("estimator", "")
+        said = [self.statement.removeprefix(f"{self.verdict}: ")]
+        said += [f"{each} = {value}" for each, value in self._of().items() if each in ("K", "P")]
+        said += [self.method.words] if self.method else []
+        return f"{name}: {self.verdict}" if name else self.verdict, ", ".join(said)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        known = {each.name: getattr(self, each.name) for each in fields(Certificate)}
+        known["method"] = None if self.method is None else self.method.words
+        held = {key: end for name in INTERVALS for key, end in ends(name, known.pop(name)).items()}
+        return [self._of() | known | held]
+
+    def _draw(self, axes: "Axes") -> None:
+        words = self.statement.removeprefix(f"{self.verdict}: ")
+        draw_gradient(axes, self._finding()[0], self.verdict, self.relative_bias, self.scale, words)
 
 
 def worst(verdicts: Iterable[str]) -> str:

@@ -1,13 +1,12 @@
 """`certify`: one estimator, one instance, one certificate."""
 
-import html
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import find_entry
 from llm_mdp.exact.instances import Instance, random_instance
-from llm_mdp.own import is_own, visible
+from llm_mdp.own import is_own
 from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.check import check_estimator, check_interface, load_estimator, with_group_size
 from llm_mdp.verify.claims import Claim, always
@@ -89,9 +88,9 @@ def certified(
     return Certified(**vars(certificate), claim=claim, problem=replace(problem, prompts=prompts))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Certified(Certificate):
-    """A certificate that remembers what it is of."""
+    """A certificate that remembers what it is of, and names it in a notebook (see `Certificate`)."""
 
     claim: Claim = field(repr=False, compare=False)
     problem: Problem = field(repr=False, compare=False)
@@ -104,15 +103,10 @@ class Certified(Certificate):
         """
         return price(self.claim, self.problem)
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows: what it is of, the verdict, and a line with the figures."""
-        name, target = (html.escape(visible(text)) for text in (self.claim.id, self.claim.target))
-        figures = html.escape(str(self).removeprefix(f"{self.verdict}: "))
-        size, prompts = getattr(self.claim.estimator, "group_size", self.problem.group_size), self.problem.prompts
-        where = f"K = {size}" + (f", P = {prompts}" if prompts > 1 else "")
-        method = "" if self.method is None else f"<br><small>{html.escape(self.method.words)}</small>"
-        of_what = f"<b>{name}</b> against the gradient of {target}, {where}"
-        return f"<p>{of_what}: <b>{self.verdict}</b><br>{figures}{method}</p>"
+    def _of(self) -> dict[str, Any]:
+        size = getattr(self.claim.estimator, "group_size", self.problem.group_size)
+        prompts = {"P": self.problem.prompts} if self.problem.prompts > 1 else {}
+        return {"estimator": self.claim.id, "target": self.claim.target, "K": size} | prompts
 
 
 def _of_size(estimator: Any, group_size: int) -> Any:

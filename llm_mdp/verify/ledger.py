@@ -21,6 +21,7 @@ from llm_mdp.verify.claims import CLAIMS, Claim, always
 from llm_mdp.verify.group_sizes import BY_SIZE, ONE_SIZE, Sizes, at_sizes, compares, entry_of
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import sampled_certificate
+from llm_mdp.verify.shown import Ledger
 from llm_mdp.verify.weights import NotFinite
 
 
@@ -33,7 +34,7 @@ def run_ledger(
     confidence: float = 0.99,
     sizes: Sizes = ONE_SIZE,
     progress: Callable[[str], None] = lambda claim: None,
-) -> dict[str, Any]:
+) -> Ledger:
     """Check claims on one instance.
 
     Args:
@@ -43,6 +44,7 @@ def run_ledger(
         progress: called with the id of each claim when it is done.
 
     Returns:
+        A dictionary that a notebook shows:
         {"name", "policy", "J", "grad_norm", "gradient", "instance", "claims": {id: {…}}, …}; `gradient` follows the
         instance's nodes, V entries each, for a table, and the order of the policy's parameters otherwise.
 
@@ -61,7 +63,7 @@ def run_ledger(
         if compares(claim):
             rows[claim.id] |= _by_size(claim, problem, rows[claim.id], sizes, options)
         progress(claim.id)
-    return {
+    document = {
         "name": instance.name,
         "policy": getattr(instance.policy, "kind", type(instance.policy).__name__),
         "mode": "exact" if sampled is None else "sampled",
@@ -79,6 +81,7 @@ def run_ledger(
         "claims": rows,
         "instance": instance_to_dict(instance),
     }
+    return Ledger(document)
 
 
 def _by_size(

@@ -122,7 +122,7 @@ def test_a_certificate_shows_itself():
     found = certify(leave_one_out, SMALL, group_size=2)
     assert str(found) == "unbiased: relative bias below 1e-09, scale 1, cosine 1"
     shown = found._repr_html_()
-    for part in ("<b>leave_one_out</b>", "<b>unbiased</b>", "relative bias below", "K = 2", "120 groups"):
+    for part in ("<b>leave_one_out: unbiased</b>", "relative bias below", "K = 2", "120 groups"):
         assert part in shown
 
     def named(rewards):

@@ -21,6 +21,7 @@ from llm_mdp_agents.training.determinism import numerics
 from llm_mdp_agents.training.live_report import LiveReport
 from llm_mdp_agents.training.parts import Parts, assemble, check_alone, warmed_up
 from llm_mdp_agents.training.progress_line import Show, progress_line
+from llm_mdp_agents.training.recorded import Measured
 from llm_mdp_agents.training.records import Records
 from llm_mdp_agents.training.run_config import (
     RunConfig,
@@ -49,8 +50,8 @@ SHOWN_RESPONSES = 8
 
 
 @dataclass(frozen=True, repr=False)
-class Run:
-    """What `train` gives back."""
+class Run(Measured):
+    """What `train` gives back; see `Measured` for what it shows."""
 
     agent: Agent
     policy: Policy
@@ -59,24 +60,10 @@ class Run:
     """One dictionary a step, evaluations included."""
     folder: Path | None
 
-    def __repr__(self) -> str:
-        reward = next((each["eval/reward"] for each in reversed(self.metrics) if "eval/reward" in each), None)
-        found = "" if reward is None else f", eval/reward {reward:.3f}"
-        return f"Run({self.agent.name} on {type(self.task).__name__}, {self.metrics[-1]['step']} steps{found})"
+    seed: int | None = None
 
-    def __getitem__(self, name: str) -> float:
-        """The latest value of a metric.
-
-        Raises:
-            KeyError: naming the metrics that there are.
-        """
-        for each in reversed(self.metrics):
-            if name in each:
-                return each[name]
-        raise KeyError(
-            f"the run has no metric {name!r}; it has "
-            f"{', '.join(dict.fromkeys(key for each in self.metrics for key in each))}."
-        )
+    def _called(self) -> str:
+        return f"{self.agent.named or self.agent.name} on {type(self.task).__name__}"
 
 
 def train(
@@ -196,7 +183,7 @@ def _run(
             raise Stopped(stop.number, way_on(folder, None if isinstance(error, Stopped) else error)) from error
         if stop.number:
             raise Stopped(stop.number, way_on(folder))
-    return Run(session.parts.agent, parts.policy, parts.task, session.metrics, folder)
+    return Run(session.parts.agent, parts.policy, parts.task, session.metrics, folder, config.train.seed)
 
 
 def _work(

@@ -528,4 +528,5 @@ def test_a_loss_that_is_not_finite_leaves_its_batch_in_the_folder(tmp_path):
 
 def test_a_run_is_shown_in_one_line():
     run = train("rloo", "Tabular", steps=2, prompts_per_step=2, eval_prompts=2, progress=False)
-    assert re.fullmatch(r"Run\(rloo on Tabular, 2 steps, eval/reward -?\d\.\d{3}\)", repr(run))
+    figures = r"reward -?\d\.\d{3} → -?\d\.\d{3}, .*, 2 steps, .* tokens, seed 0"
+    assert re.fullmatch(f"rloo on Tabular: {figures}", repr(run))
