@@ -168,6 +168,19 @@ def test_a_flow_that_meets_no_numbers_says_that_it_is_not_at_rest():
     assert float(flow.end) < 1
 
 
+def test_a_flow_that_never_ends_is_left_before_its_numbers_run_out():
+    """Beside one that ends early, and stays among those that are computed."""
+    seen = []
+
+    def field(theta, which):
+        seen.append(float(theta.abs().max()))
+        return torch.where(which[:, None] == 0, torch.ones_like(theta), -theta)
+
+    flow = follow(field, torch.tensor([[0.0], [0.5], [0.4], [0.3]], dtype=torch.float64), Manner())
+    assert flow.rest.tolist() == [False, True, True, True]
+    assert 100 < float(flow.end[0]) and max(seen) < 700
+
+
 # --- the search -------------------------------------------------------------------------------------------------------
 
 

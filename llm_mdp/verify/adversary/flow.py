@@ -12,6 +12,9 @@ Field = Callable[[Float[Tensor, "B S"], Int[Tensor, " B"]], Float[Tensor, "B S"]
 
 LONGEST = 1e6
 """A path ends after this time, in units of 1 / (the longest field that it met)."""
+FAR = 100.0
+"""A path is left where a parameter is so many nats from its start: the policy has been certain for long, and soon
+log-ratios of it would have no exponential in float64."""
 SHARE = 0.1
 """A step's error may be this part of the step, so that a path comes to rest where its field ends in a point."""
 CROWD = 0.7
@@ -63,7 +66,8 @@ def follow(
     speed = field(theta, which)
     peak = speed.norm(dim=-1)
     size = 0.1 / peak.clamp(min=1e-300)
-    done = ~(peak > 0)
+    rest = ~(peak > 0)
+    done = rest
     trail = [(time.clone(), theta.clone())] if record else []
     for _ in range(manner.steps):
         if bool(done[which].all()):
@@ -89,7 +93,9 @@ def follow(
         now = speed.norm(dim=-1)
         peak = torch.maximum(peak, now)
         ends = LONGEST / peak.clamp(min=1e-300) if until is None else until
-        done = done | (now <= manner.rest * peak) | (time >= ends * (1 - 1e-12))
+        rest = rest | (now <= manner.rest * peak) | (time >= ends * (1 - 1e-12))
+        done = rest | ((theta - start).abs().amax(-1) > FAR)
+        size = size.masked_fill(done, 0.0)
         if record:
             trail.append((time.clone(), theta.clone()))
-    return Flow(theta, time, done, trail)
+    return Flow(theta, time, rest, trail)
