@@ -147,6 +147,11 @@ def adapt(function: Callable[..., Any], problem: Problem, *, group_size: int | N
             f"{name} returned {described(answer)}; return advantages of shape (B, T) or (B,), or a loss, a tensor of "
             "one number."
         )
+    if isinstance(answer, Tensor) and answer.requires_grad:
+        raise EstimatorError(
+            f"{name} returned {described(answer)} that is computed from batch.logp; for a loss return its mean or sum, "
+            "a tensor of one number; for advantages detach it."
+        )
     return advantages_of(function, problem, name=name, group_size=group_size)
 
 

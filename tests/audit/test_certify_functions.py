@@ -102,6 +102,11 @@ def two(rewards, batch):
         (lambda: certify(lambda x: x, SMALL), EstimatorError, r"^<lambda> takes \(x\); write a function of "),
         (lambda: certify(lambda batch: "no", SMALL), EstimatorError, "^<lambda> returned a str; return advantages of"),
         (lambda: certify(lambda batch: 1.0, SMALL), EstimatorError, r"^<lambda> returned 1\.0; return advantages of"),
+        (
+            lambda: certify(lambda batch: -(batch.logp * batch.response_reward[:, None] * batch.mask).sum(-1), SMALL),
+            EstimatorError,
+            r"^<lambda> returned .* shape \(3,\) .* that is computed from batch.logp; for a loss return its mean or sum,",
+        ),
         (lambda: certify(lambda batch: batch.rewards, SMALL), EstimatorError, "raised AttributeError .* no attribute "),
         (lambda: certify(lambda rewards: rewards * float("nan"), SMALL), EstimatorError, "gives nan for the rewards"),
         (lambda: certify(Centred), EstimatorError, r"^Centred is a class; give an object: Centred\(\)"),
