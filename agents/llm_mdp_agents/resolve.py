@@ -69,6 +69,10 @@ class ModelConfig:
     """How keys and values are kept while responses are drawn: with room for the next tokens, or at a fixed width with a
     compiled step, which takes half a minute once for every shape and pays where starting kernels takes the time (few
     rows, small models, a GPU)."""
+    fast_matmul: Literal["auto", "off", "drawing", "training", "both"] = "auto"
+    """Whether large matrix products in float32 on the CPU are oneDNN's, which are faster on AMD processors; "auto":
+    where it is tried and found faster at the start, of which config.json then holds what was found: drawing, training,
+    both or off."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     temperature: float = 1.0
@@ -97,7 +101,7 @@ class ModelConfig:
 
 SHAPE = ("width", "layers", "heads")
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_targets", "merge", "attention", "decode", "gradient_checkpointing")
-WITHOUT_MODEL = (*SHAPE, *ADAPTERS, "dtype", "temperature")
+WITHOUT_MODEL = (*SHAPE, *ADAPTERS, "dtype", "fast_matmul", "temperature")
 NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS}
 """Options that change nothing about a kind of policy; SHAPE, for a model that has a name."""
 
@@ -291,8 +295,9 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
     if kind == "small":
         shape = {"width": config.width, "layers": config.layers, "heads": config.heads}
         policy = small_transformer(
-            task.vocab_size, task.prompt_length + task.horizon, **shape, seed=seed, dtype=config.dtype
-        )
+            task.vocab_size, task.prompt_length + task.horizon, **shape, seed=seed, dtype=config.dtype,
+            fast_matmul=config.fast_matmul,
+        )  # fmt: skip
         policy.temperature = config.temperature
         return policy.to(device)
     check_words(task, kind)
@@ -303,8 +308,8 @@ def _language_model(config: ModelConfig, kind: str, task: Task, seed: int) -> Po
         lora = LoRAOptions(rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets)
     policy = load_policy(
         kind, tokenizer=task.tokenizer, dtype=config.dtype, device=device, lora=lora, attention=config.attention,
-        decode=config.decode, gradient_checkpointing=config.gradient_checkpointing, temperature=config.temperature,
-        seed=seed,
+        decode=config.decode, fast_matmul=config.fast_matmul, gradient_checkpointing=config.gradient_checkpointing,
+        temperature=config.temperature, seed=seed,
     )  # fmt: skip
     check_size(task, policy, kind)
     policy.check_length(task.prompt_length + int(policy.begin is not None) + task.horizon - 1)

@@ -12,6 +12,8 @@ import torch
 
 from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
+from llm_mdp_agents.lm.products import FastMatmul
+from llm_mdp_envs.text import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +49,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     attention: str = "auto",
     decode: Literal["growing", "static"] = "growing",
+    fast_matmul: FastMatmul = "auto",
     temperature: float = 1.0,
     token_subset: Iterable[int] | None = None,
     seed: int = 0,
@@ -64,6 +67,8 @@ def load_policy(
         attention: kernel of the attention, a name that `transformers` knows (sdpa, eager, flash_attention_2 …); "auto":
             its own choice for the model.
         decode: see `LanguageModelPolicy.decode`; "static" is tried on the model at once.
+        fast_matmul: whether the large products of a float32 model on the CPU are oneDNN's (`lm.products`), in drawing,
+            in training or in both; "auto": where they are seen to be faster on this processor.
         temperature: see `LanguageModelPolicy`.
         token_subset: the only tokens that it may draw, end tokens among them; all others have probability 0, in
             sampling and in scoring. None: those that it was saved with, if any, else all.
@@ -101,7 +106,7 @@ def load_policy(
     vocab_size = own.get("vocab_size", rows) if tokenizer is None else len(tokenizer)
     subset = own.get("token_subset") if token_subset is None else token_subset
     policy = LanguageModelPolicy(causal_lm.to(device), vocab_size, own.get("begin"), temperature, subset)
-    policy.decode = decode
+    policy.decode, policy.fast_matmul = decode, fast_matmul
     _ = policy.fixed_width  # says now what cannot be
     return policy
 
@@ -115,11 +120,12 @@ def small_transformer(
     heads: int = 4,
     seed: int = 0,
     dtype: str = "float32",
+    fast_matmul: FastMatmul = "auto",
 ) -> LanguageModelPolicy:
     """A randomly initialised Llama for tasks with their own token ids, with one more token that begins every text.
 
     Args: length: longest prompt plus response. width: of the hidden states. seed: the global generator is left as it
-        was.
+        was. fast_matmul: see `load_policy`.
     """
     if width % (2 * heads):
         raise ValueError(f"width is {width} with {heads} heads; it must be a multiple of {2 * heads}, two for each.")
@@ -129,7 +135,7 @@ def small_transformer(
         "bos_token_id": vocab_size, "eos_token_id": None, "pad_token_id": None, "tie_word_embeddings": False,
         OWN: {"begin": vocab_size, "vocab_size": vocab_size},
     }  # fmt: skip
-    return load_policy(config, dtype=dtype, seed=seed)
+    return load_policy(config, dtype=dtype, fast_matmul=fast_matmul, seed=seed)
 
 
 def tokenizer_of(model: str | Path) -> "PreTrainedTokenizerBase":
@@ -137,6 +143,7 @@ def tokenizer_of(model: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     if (path := Path(model)).suffix == ".gguf":
+        require("gguf", "train", f"{path}")
         return AutoTokenizer.from_pretrained(existing(path).parent, gguf_file=path.name)
     return AutoTokenizer.from_pretrained(model)
 
@@ -237,6 +244,7 @@ def _causal_lm(model: str | Path | dict, dtype: torch.dtype, attention: str) -> 
         ).to(dtype)
     path = Path(model)
     if path.suffix == ".gguf":
+        require("gguf", "train", f"{path}")
         folder = existing(path).parent
         read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name, dtype=torch.float32)
         return _with_kernel(attention, lambda: _clean(read, options)).to(dtype)
@@ -266,6 +274,7 @@ def _with_adapters(folder: Path, dtype: torch.dtype, attention: str, options: di
     Raises:
         ValueError: if that model is not where the folder says.
     """
+    require("peft", "train", f"{folder}, which holds adapters,")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -312,6 +321,7 @@ def _adapted(model: Any, lora: LoRAOptions, base: str | None = None) -> Any:
     Raises:
         ValueError: if it has adapters already, or no such layers.
     """
+    require("peft", "train", "LoRA")
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):

@@ -35,6 +35,7 @@ from llm_mdp_agents.lm.architecture import (
 )
 from llm_mdp_agents.lm.fixed_width import FixedWidth
 from llm_mdp_agents.lm.packing import Reading, packed_reading, plain_reading
+from llm_mdp_agents.lm.products import FastMatmul, choose, chosen
 
 LOGIT_BYTES, ACCELERATOR_LOGIT_BYTES = 64 * 2**20, 2**30
 """Most memory of logits that `logp` keeps for the backward pass, on the CPU and elsewhere; beyond it they are computed
@@ -108,6 +109,15 @@ class LanguageModelPolicy(PolicyModule):
         if self._abilities is None:
             self._abilities = try_out(self.causal_lm, self.vocab_size, self.device)
         return self._abilities
+
+    @property
+    def fast_matmul(self) -> FastMatmul:
+        """Where large matrix products are oneDNN's (`lm.products`); it may be set, to "auto" too."""
+        return chosen(self.model)
+
+    @fast_matmul.setter
+    def fast_matmul(self, choice: FastMatmul) -> None:
+        choose(self.model, choice)
 
     @property
     def linear_head(self) -> bool:

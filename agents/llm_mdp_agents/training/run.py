@@ -166,6 +166,10 @@ def _run(
         require("matplotlib", "train", "the report of a run")
         choices_of(config)
     parts = assemble(config, own)
+    if own is None and config.model.fast_matmul == "auto":
+        # What was found here is written down, so that a run that goes on does the same.
+        found = getattr(parts.policy, "fast_matmul", "auto")
+        config = replace(config, model=replace(config.model, fast_matmul=found))
     with ExitStack() as stack:
         stack.enter_context(numerics(config.train.deterministic, config.train.float32_matmul))
         stack.callback(parts.task.close)
