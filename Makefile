@@ -5,9 +5,10 @@ BIN := .venv/bin
 BASE := .venv/.verify
 DEV := .venv/.dev
 PIP := $(BIN)/pip install --quiet -c constraints.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# A worker that dies ends the tests at once: pytest-xdist may wait for ever for what it had left.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: verify test fast random lint docs bench variance audit audit-core clean
+.PHONY: verify test fast random cluster lint docs bench variance audit audit-core clean
 
 verify: $(BASE)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
@@ -22,6 +23,9 @@ fast: $(DEV)  ## all tests but the slow ones
 random: $(DEV)  ## the fast tests once more: PyTorch's plainest kernels, a random order
 	seed=$${SEED:-$$(date +%s)}; echo "make random SEED=$$seed"; \
 	  ATEN_CPU_CAPABILITY=default $(PYTEST) -m "not slow" --random-order --random-order-seed=$$seed
+
+cluster: $(DEV)  ## sweeps on real clusters of Dask and Ray, started here
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cluster
 
 lint: $(DEV)  ## ruff, pyright
 	$(BIN)/ruff check

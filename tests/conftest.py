@@ -20,7 +20,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The fast suite tries a property on fewer examples; the whole one on as many as the test says."""
+    """Tests on clusters run when asked for. The fast suite tries a property on fewer examples; the whole one on as many
+    as the test says."""
+    if "cluster" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("cluster")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     if config.option.markexpr != "not slow":
         return
     for test in {getattr(item, "function", None) for item in items}:
@@ -31,15 +36,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def heard():
-    """Signals that whoever started the tests ignores (nohup, a shell's background) do here what they do elsewhere, in
-    the programs that a test starts as well."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    ignored = [number for number in usual if signal.getsignal(number) is signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, usual[number])
+    """Signals do in every test what they do in a program of its own, and in the programs that a test starts: whoever
+    started the tests may ignore them (nohup, a shell's background), and a library may have left a handler behind that
+    would end all tests."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pkgutil
+import signal
 import threading
 import time
 import warnings
@@ -68,6 +69,7 @@ def _ray(jobs: int) -> Iterator[Any]:
         supports_return_generator = True
 
     connected, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
+    before = signal.getsignal(signal.SIGTERM)
     if not connected:
         ray.init(address) if address else ray.init("local", num_cpus=jobs, include_dashboard=False)
     try:
@@ -83,6 +85,9 @@ def _ray(jobs: int) -> Iterator[Any]:
                 if isinstance(thread, ResultThread):
                     thread.join()
             ray.shutdown()
+            # Ray leaves a handler behind that ends this process, whatever it does by then.
+            if before is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
