@@ -7,12 +7,40 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from llm_mdp.sampling.policies import token_at
 from llm_mdp_agents.lm.reader import Memory, Reader
 
 LOOK = 8
 """Columns between two looks at who goes on, where to look is to wait for an accelerator."""
+
+
+BLOCK, LARGE = 256, 4096
+"""Tokens that are summed up at once, and the vocabulary from which on they are."""
+
+
+def token_by_blocks(logp: Float[Tensor, "N V"], uniform: Float[Tensor, "N 1"]) -> Int[Tensor, " N"]:
+    """`token_at` of log-probabilities in float32 over a large vocabulary, for a tenth: first a block of tokens, by sums
+    in float32 that are added up in float64, then a token within it. Probabilities are those of `logp` up to its own
+    rounding, about 1e-7 of each, and a token that is forbidden is never drawn."""
+    vocab_size = logp.shape[1]
+    if logp.dtype != torch.float32 or vocab_size < LARGE:
+        return token_at(logp, uniform)
+    probability = pad(logp.exp(), (0, -vocab_size % BLOCK)).unflatten(1, (-1, BLOCK))
+    upto = probability.sum(-1).double().cumsum(-1)
+    target = _below(uniform * upto[:, -1:], upto[:, -1:])
+    block = torch.searchsorted(upto, target, right=True)
+    end = upto.gather(1, block)
+    start = torch.where(block == 0, 0.0, upto.gather(1, (block - 1).clamp(min=0)))
+    within = probability.take_along_dim(block[:, :, None], dim=1)[:, 0].double().cumsum(-1)
+    target = _below((target - start) / (end - start) * within[:, -1:], within[:, -1:])
+    return (block * BLOCK + torch.searchsorted(within, target, right=True))[:, 0]
+
+
+def _below(value: Float[Tensor, "N 1"], total: Float[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
+    """Less than all, whatever was rounded, so that what is drawn has a probability."""
+    return torch.minimum(value, total.nextafter(torch.zeros_like(total)))
 
 
 class Uniform:
@@ -114,7 +142,7 @@ class Drawing:
             places = self.prompt, self.tokens.cpu(), rows.cpu(), length.cpu()
             logits = self.policy.constrained(logits, *places)
         logp = (logits if self.temperature == 1 else logits / self.temperature).log_softmax(-1)
-        token = logp.argmax(-1) if self.greedy else token_at(logp, uniform.take(going))
+        token = logp.argmax(-1) if self.greedy else token_by_blocks(logp, uniform.take(going))
         place = rows, length.clamp(max=self.tokens.shape[1] - 1)
         chosen = logp.gather(-1, token[:, None])[:, 0].double()
         self.tokens[place] = torch.where(going, token, self.tokens[place])

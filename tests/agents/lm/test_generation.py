@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from llm_mdp.mdp.tree import PAD
-from llm_mdp.sampling.policies import PolicyModule, logp_of, prefixes_of
+from llm_mdp.sampling.policies import PolicyModule, logp_of, prefixes_of, token_at
 from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_envs.task import Question, Scores, Task
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
 FixedWidth = pytest.importorskip("llm_mdp_agents.lm.fixed_width").FixedWidth
 loading = pytest.importorskip("llm_mdp_agents.lm.loading")
+token_by_blocks = pytest.importorskip("llm_mdp_agents.lm.drawing").token_by_blocks
 
 V = 7
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -229,6 +230,23 @@ def test_no_global_generator_is_touched():
     policy, state = llama(), torch.get_rng_state()
     policy.sample(PROMPTS, 2, generator=seed(), **OPTIONS)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_large_vocabulary_is_drawn_from_as_a_small_one():
+    """A millionth of all to either side of where one token's share ends is that token and the next, as by sums in
+    float64 over all; forbidden tokens, whole blocks and a tail of them, are never drawn."""
+    size = 5000
+    logits = 2 * torch.randn(size, generator=seed())
+    logits[100::3], logits[600:1300], logits[-300:] = -torch.inf, -torch.inf, -torch.inf
+    logp = logits.log_softmax(-1)
+    ends = logp.double().exp().cumsum(-1)
+    ends = ends[logp > -8] / ends[-1]
+    edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    uniform = torch.cat([ends - 1e-6, ends[:-1] + 1e-6, edges])[:, None]
+    many = logp.expand(len(uniform), size)
+    drawn = token_by_blocks(many, uniform)
+    assert torch.equal(drawn, token_at(many, uniform))
+    assert bool((logp[drawn] > -torch.inf).all()) and len(drawn.unique()) > 600
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
