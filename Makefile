@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet -c constraints.txt
 # A worker that dies ends the tests at once: pytest-xdist may wait for ever for what it had left.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: verify test fast random cluster lint docs bench variance audit audit-core clean
+.PHONY: verify test fast random cluster lint docs results bench variance audit audit-core clean
 
 verify: $(BASE)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
@@ -32,16 +32,16 @@ lint: $(DEV)  ## ruff, pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-docs: $(DEV)  ## what is generated in README.md and docs/, the figures, the pages on agents and environments
+docs: $(DEV)  ## every page that is made of stored results, and the site: build/site/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site is build/site/index.html; search works from files, too."
+
+results: $(DEV)  ## the ledger, the certificates of agents, what there is to earn and the figures, anew (about 15 minutes)
 	$(BIN)/llm-mdp verify --json benchmarks/results/ledger.json --html benchmarks/results/ledger.html > /dev/null
-	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/ledger.json README.md docs/ledger.md
-	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/group_sizes.json docs/certificates.md
-	$(BIN)/python -m llm_mdp.report.readme benchmarks/results/batches.json docs/certificates.md
-	$(BIN)/python -m llm_mdp.report.errata benchmarks/results/ledger.json docs/errata.md
-	$(BIN)/python -m llm_mdp_envs.registry
-	$(BIN)/python -m llm_mdp_agents.zoo
+	$(BIN)/python -m llm_mdp_envs.registry --measure
+	$(BIN)/python -m llm_mdp_agents.zoo --certify
 	$(BIN)/python benchmarks/figures.py
-	$(BIN)/python benchmarks/summary.py
 	$(BIN)/python benchmarks/variance_report.py
 
 bench: $(DEV)  ## speed, side by side in one run; whether intervals hold

@@ -35,7 +35,16 @@ equal generated tokens.
 
 
 def main() -> None:
+    pages()
     FOLDER.mkdir(parents=True, exist_ok=True)
+    claims_figure(load("claims"), FOLDER / "variance_claims.svg")
+    horizon_figure(load("horizons"), FOLDER / "variance_horizons.svg")
+    equal_figure(load("equal-tokens"), FOLDER / "variance_equal_tokens.svg")
+    print(f"Written to {PAGE}, {IN_DOCS} and {FOLDER}")
+
+
+def pages() -> None:
+    """The two pages, without the figures."""
     claims, equal, far, split, model = map(load, ("claims", "equal-tokens", "horizons", "allocation", "language-model"))
     sections = [
         HEAD,
@@ -47,13 +56,9 @@ def main() -> None:
         language_model(model),
     ]
     PAGE.write_text("\n".join(sections), encoding="utf-8")
-    claims_figure(claims, FOLDER / "variance_claims.svg")
-    horizon_figure(far, FOLDER / "variance_horizons.svg")
-    equal_figure(equal, FOLDER / "variance_equal_tokens.svg")
     page = IN_DOCS.read_text(encoding="utf-8")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     IN_DOCS.write_text(f"{before}{BEGIN}\n\n{typical(load('typical'))}\n{END}{after}", encoding="utf-8")
-    print(f"Written to {PAGE}, {IN_DOCS} and {FOLDER}")
 
 
 def load(name: str) -> dict[str, Any]:

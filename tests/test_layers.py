@@ -45,6 +45,7 @@ TOWER = (
     "llm_mdp_envs.vector_env",
     "llm_mdp_envs.wrappers",
     "llm_mdp_envs.figures",
+    "llm_mdp_envs.pictures",
     "llm_mdp_envs.registry",
     "llm_mdp_envs.tasks",
     "llm_mdp_envs.adapters",

@@ -1,6 +1,6 @@
 """Every environment of this package, in one list; importing `llm_mdp_envs` registers them with Gymnasium.
 
-    python -m llm_mdp_envs.registry            # writes envs/README.md
+    python -m llm_mdp_envs.registry            # writes envs/README.md, and draws its pictures
     python -m llm_mdp_envs.registry --measure  # and, before, what there is to earn (figures.json)
 
 A task is imported when an environment is made, so that nobody needs the extras of tasks they do not use.
@@ -21,11 +21,14 @@ import numpy as np
 from llm_mdp.own import UsageError, did_you_mean, load
 from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.figures import KEPT, Figures, machine, measure, read_kept
+from llm_mdp_envs.pictures import episode_svg
 from llm_mdp_envs.task import PAD, Task
 from llm_mdp_envs.token_env import TokenEnv
 from llm_mdp_envs.vector_env import TokenVectorEnv
 
 README = Path(__file__).parent.parent / "README.md"
+PICTURES = "docs/figures/environments"
+"""Beside the folder of README: an episode of each, drawn."""
 
 
 @dataclass(frozen=True)
@@ -261,13 +264,32 @@ def readme() -> str:
                 one.separates,
             )
             table.append(f"| `{one.id}` | {' | '.join(map(str, cells))} |")
-    sections = [_section(one.id, one.task) for one in here if one.task is not None]
+    known = kept["environments"]
+    figures = {id: from_json(id, known[id]).figures for id in known}
+    sections = [_section(one.id, one.task, figures.get(one.id)) for one in here if one.task is not None]
     return "\n".join([HEAD, *table, "", f"{FIGURES} Times: {kept['machine']}.", "", *sections])
 
 
-def _section(id: str, task: type[Task]) -> str:
+def _section(id: str, task: type[Task], figures: Figures | None) -> str:
     call = f'gym.make("{id}", {_arguments(task)})' if _arguments(task) else f'gym.make("{id}")'
-    return f"## {id}\n\n```python\n{call}\n```\n\n{_plain(inspect.getdoc(task) or '')}\n"
+    earned = "Best reward {}, of random tokens {}.".format(*figures.words[:2]) if figures else ""
+    picture = f"![An episode of {id}](../{PICTURES}/{_picture(id)})"
+    parts = (f"## {id}", f"```python\n{call}\n```", picture, earned, _plain(inspect.getdoc(task) or ""))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _picture(id: str) -> str:
+    return id.split("/")[1].split("-")[0].lower() + ".svg"
+
+
+def draw(folder: Path) -> None:
+    """An episode of every environment that can be made here, as a file of this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for one, entry in zip(listed(), ENTRIES):
+        if not one.unavailable:
+            task = make_task(entry.task, **entry.kwargs)
+            (folder / _picture(entry.id)).write_text(episode_svg(task, one.figures), encoding="utf-8")
+            task.close()
 
 
 def _arguments(task: type[Task]) -> str:
@@ -289,11 +311,11 @@ def _plain(docstring: str) -> str:
     return "\n".join(lines).rstrip()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write envs/README.md from the registry.")
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write envs/README.md from the registry, and draw its pictures.")
     parser.add_argument("--output", type=Path, default=README)
     parser.add_argument("--measure", action="store_true", help="first measure what there is to earn (figures.json)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     output = arguments.output
     if output == README and README.parent.name != "envs":
         parser.error(
@@ -304,6 +326,8 @@ def main() -> None:
         kept = {"machine": machine(), "environments": new}
         KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     output.write_text(readme(), encoding="utf-8")
+    if output == README:
+        draw(README.parents[1] / PICTURES)
     print(f"Written to {output}")
 
 

@@ -46,7 +46,7 @@ class HiddenReward(ABC):
 
 @dataclass(frozen=True, eq=False)
 class TableReward(HiddenReward):
-    """One number for every edge of the tree: levels[l][prompt, token, prefix index]. What instance files hold."""
+    """One number for every edge of the tree: `levels[l][prompt, token, prefix index]`. What instance files hold."""
 
     tree: PrefixTree
     prompts: Int[Tensor, "P L"]

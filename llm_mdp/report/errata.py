@@ -198,8 +198,8 @@ def _entries(rows: list[ClaimRow], examples: dict[str, Instance]) -> list[str]:
             further = [escape(f"Why: {'; '.join(row.reasons)}."), *(escape(f"Repair: {one}.") for one in row.repairs)]
             statement = f"- {code(row.id)}: {escape(row.lead['statement'])}. **{escape(verdict_text(row))}**"
             lines.append(f"{statement}{_figures(row)}")
-            lines += [f"  - {line}" for line in further if line not in said]
-            lines += [f"  - {line}" for line in _example(row.id, examples.get(row.id))]
+            lines += [f"    - {line}" for line in further if line not in said]
+            lines += [f"    - {line}" for line in _example(row.id, examples.get(row.id))]
             said |= set(further)
         heading = [f"### {escape(' / '.join(sources))}", *([f"The paper: {escape(paper)}."] if paper else [])]
         blocks += [*heading, "\n".join(lines)]

@@ -1,0 +1,1 @@
+../../../envs/llm_mdp_envs/task.py

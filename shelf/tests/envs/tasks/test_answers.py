@@ -1,0 +1,1 @@
+../../../../tests/envs/tasks/test_answers.py
