@@ -5,30 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import make_dataclass
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any
 
-import tyro
-
+from llm_mdp.cli.words import COMMANDS, unknown, usage
 from llm_mdp.own import place_in_own_code, visible
-
-COMMANDS = {
-    "verify": (
-        "verify",
-        "Check which estimators of the policy gradient are unbiased, proportional or biased, and why.",
-    ),
-    "audit": ("audit", "Certify the real functions of TRL, verl, OpenRLHF and others, or those of a file of yours."),
-    "envs": ("envs", "List the Gymnasium environments: turns, vocabulary, graded parts, and what each separates."),
-    "agents": ("agents", "List the agents: algorithm, paper, file, claims and their verdicts."),
-    "train": ("train", "Train a policy: llm-mdp train AGENT ENV [options]. `llm-mdp train --help` says more."),
-    "eval": ("evaluate", "Rewards of a policy: llm-mdp eval ENV [--model …] or llm-mdp eval --run runs/NAME."),
-    "variance": ("variance", "How noisy each estimator is, and what a token of sampling buys."),
-    "inspect": ("inspect", "A page of responses, every token shaded by the advantage that each estimator gave it."),
-    "version": ("version", "Print the versions in use."),
-}
-"""Each command, the file here that runs it, and what it does."""
 
 
 def main() -> None:
@@ -37,7 +16,15 @@ def main() -> None:
     name = {"--version": "version", "-V": "version"}.get(name, name)
     if name in COMMANDS:
         sys.exit(guarded(lambda: run(name, argv)))
-    tyro.cli(listing(), prog="llm-mdp", description="The gradient check for reinforcement learning on language models.")
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name.startswith("--tyro-"):
+        from llm_mdp.cli.completion import complete
+
+        complete(sys.argv[1:])
+    else:
+        print(f"llm-mdp: {visible(unknown(name))}" if name else usage(), file=sys.stderr)
+        sys.exit(2)
 
 
 def run(name: str, argv: list[str]) -> int:
@@ -48,14 +35,6 @@ def run(name: str, argv: list[str]) -> int:
     except ImportError as error:
         raise ImportError(f'{error}; this command needs more packages: pip install "llm-mdp[train]"') from error
     return getattr(module, file)(argv)
-
-
-def listing() -> Any:
-    """All commands as `tyro` wants them: for help, completion and mistyped names."""
-    return reduce(or_, (
-        Annotated[make_dataclass(name, [], namespace={"__doc__": words}), tyro.conf.subcommand(name)]
-        for name, (_, words) in COMMANDS.items()
-    ))  # fmt: skip
 
 
 def guarded(job: Callable[[], int]) -> int:

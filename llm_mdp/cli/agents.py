@@ -1,7 +1,6 @@
 """`llm-mdp agents`: the zoo, with the certificate of each agent's own defaults and the ledger's verdicts."""
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,9 +11,9 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from llm_mdp.cli.options import FLAGS, check_writable, names_model, one_thread
+from llm_mdp.cli.options import check_writable, for_people, names_model, one_thread, say_written, write_json
+from llm_mdp.cli.parsing import parse
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.files import write_text
 from llm_mdp.report.console import terminal
 from llm_mdp.report.terminal import COLOURS, progress_bar
 from llm_mdp.verify.claims import CLAIMS
@@ -38,7 +37,7 @@ class AgentsArguments:
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[AGENT ...]")] = ()
     """Only these (default: all)."""
     json: Path | None = None
-    """Write the list to this file."""
+    """Write the list to this file; - is the standard output."""
 
 
 def agents(argv: Sequence[str]) -> int:
@@ -48,7 +47,7 @@ def agents(argv: Sequence[str]) -> int:
 
         return agents_model(argv)
     one_thread()
-    arguments = tyro.cli(AgentsArguments, args=argv, prog="llm-mdp agents", config=FLAGS)
+    arguments = parse(AgentsArguments, argv, "agents")
     check_writable(arguments.json)
     chosen = [agent_class(name) for name in arguments.names or AGENTS]
     named = {claim for agent in chosen for claim in agent.claims}
@@ -59,11 +58,11 @@ def agents(argv: Sequence[str]) -> int:
         for agent in chosen:
             listed.append(described(agent) | {"claims": {claim: rows[claim]["verdict"] for claim in agent.claims}})
             done(agent.name)
-    console = terminal()
+    console = for_people(arguments.json)
     for each in listed:
         show(each, console)
-    if arguments.json:
-        write_text(arguments.json, json.dumps(listed, indent=1) + "\n")
+    write_json(arguments.json, listed)
+    say_written(console, arguments.json)
     return 0
 
 

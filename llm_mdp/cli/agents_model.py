@@ -1,6 +1,5 @@
 """`llm-mdp agents … --model FOLDER`: the certificate of each agent's own defaults on a language model."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ import tyro
 from rich.text import Text
 
 from llm_mdp.cli.agents import named, show
-from llm_mdp.cli.options import FLAGS
+from llm_mdp.cli.options import for_people, say_written, write_json
+from llm_mdp.cli.parsing import parse
 from llm_mdp.cli.verify_model import VerifyModelArguments, check, describe, figures_of, norm_of, read
 from llm_mdp.exact.enumeration import TooLarge
-from llm_mdp.files import write_text
 from llm_mdp.report.console import terminal
 from llm_mdp.report.rows import number
 from llm_mdp.report.terminal import progress_bar
@@ -37,7 +36,7 @@ class AgentsModelArguments:
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[AGENT ...]")] = ()
     """Only these (default: all)."""
-    model: str = ""
+    model: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = ""
     """A Hugging Face name or folder, or a .gguf file: a causal language model with full attention."""
     tokens: str = "digits"
     """The only tokens that the policy may draw, see llm-mdp verify --model FOLDER --help."""
@@ -56,12 +55,12 @@ class AgentsModelArguments:
     seed: int = 0
     """Of the questions, and of the agents' other models."""
     json: Path | None = None
-    """Write the list to this file."""
+    """Write the list to this file; - is the standard output."""
 
 
 def agents_model(argv: Sequence[str]) -> int:
     """Run `llm-mdp agents … --model`."""
-    arguments = tyro.cli(AgentsModelArguments, args=argv, prog="llm-mdp agents", config=FLAGS)
+    arguments = parse(AgentsModelArguments, argv, "agents", called="agents --model")
     chosen = [agent_class(name) for name in arguments.names or AGENTS]
     asked_for = {name: value for name, value in vars(arguments).items() if name != "names"}
     command = VerifyModelArguments(**asked_for)
@@ -76,12 +75,12 @@ def agents_model(argv: Sequence[str]) -> int:
         for agent in chosen:
             listed.append(on_model(agent, certifier, arguments))
             done(agent.name)
-    console = terminal()
+    console = for_people(arguments.json)
     console.print(Text(heading(about)))
     for each in listed:
         show(each, console)
-    if arguments.json:
-        write_text(arguments.json, json.dumps(about | {"agents": listed}, indent=1, allow_nan=False) + "\n")
+    write_json(arguments.json, about | {"agents": listed})
+    say_written(console, arguments.json)
     return 0
 
 

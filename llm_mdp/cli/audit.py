@@ -1,6 +1,5 @@
 """`llm-mdp audit`: what the functions of a library that people train with are, and those of a file."""
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,16 @@ from llm_mdp.audit.library import LIBRARIES, Setting, find_library
 from llm_mdp.audit.problems import instances as default_instances
 from llm_mdp.audit.run import audit as certificates_of
 from llm_mdp.audit.run import whole_of
-from llm_mdp.cli.options import check_numbers, check_writable, command_line, one_thread
+from llm_mdp.cli.options import (
+    check_numbers,
+    check_writable,
+    command_line,
+    for_people,
+    one_thread,
+    say_written,
+    write_json,
+)
+from llm_mdp.cli.parsing import parse
 from llm_mdp.cli.verify import names_first
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.groups import check_group_size
@@ -46,7 +54,7 @@ class AuditArguments:
     """
 
     names: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[LIBRARY [OPTION ...] | FILE.py:FUNCTION ...]")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[LIBRARY [OPTION ...] | FILE.py:FUNCTION]")
     ] = ()
     """A library and some of its options (default: all), or functions of your own."""
     target: str | None = None
@@ -61,16 +69,16 @@ class AuditArguments:
     examples: bool = False
     """Find the smallest example of every option that is biased (seconds to a minute each)."""
     json: Path | None = None
-    """Write all rows to this file."""
+    """Write all rows to this file; - is the standard output."""
     html: Path | None = None
     """Write a self-contained page to this file."""
 
 
 def audit(argv: Sequence[str]) -> int:
     """Run `llm-mdp audit`; the exit status is 1 if a function of a file is not unbiased."""
-    command = tyro.cli(AuditArguments, args=names_first(argv), prog="llm-mdp audit")
+    command = parse(AuditArguments, names_first(argv), "audit")
     one_thread()
-    console, aside = terminal(), terminal(stderr=True)
+    console, aside = for_people(command.json), terminal(stderr=True)
     check(command)
     if not command.names:
         print_libraries([_about(name) for name in LIBRARIES], console)
@@ -83,11 +91,11 @@ def audit(argv: Sequence[str]) -> int:
     instances = instances_of(command.instance)
     with audit_progress(aside) as tell:
         rows = own_rows(command, instances, tell) if own else library_rows(command, instances, tell)
-    if command.json:
-        write_text(command.json, json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    write_json(command.json, rows)
     if command.html:
         write_text(command.html, render_audit(rows, command_line()))
     print_audit(rows, console)
+    say_written(console, command.json, command.html)
     return int(own and any(row["verdict"] != "unbiased" for row in rows))
 
 

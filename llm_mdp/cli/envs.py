@@ -1,18 +1,15 @@
 """`llm-mdp envs`: the environments, a paragraph each."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from llm_mdp.cli.options import FLAGS, check_writable
-from llm_mdp.files import write_text
-from llm_mdp.report.console import terminal
+from llm_mdp.cli.options import check_writable, for_people, say_written, write_json
+from llm_mdp.cli.parsing import parse
 from llm_mdp_envs.figures import Figures, machine, read_kept
 from llm_mdp_envs.registry import ENTRIES, Registered, as_json, listed, measured
 
@@ -29,22 +26,22 @@ class EnvsArguments:
     there is to earn."""
 
     json: Path | None = None
-    """Write the list to this file."""
+    """Write the list to this file; - is the standard output."""
     measure: bool = False
     """Measure here what there is to earn, in a minute or two, in place of the figures that are kept."""
 
 
 def envs(argv: Sequence[str]) -> int:
     """Run `llm-mdp envs`."""
-    command = tyro.cli(EnvsArguments, args=argv, prog="llm-mdp envs", config=FLAGS)
+    command = parse(EnvsArguments, argv, "envs")
     check_writable(command.json)
-    console, found = terminal(), []
+    console, found = for_people(command.json), []
     for one in measured() if command.measure else listed():
         found.append(one)
         _show(console, one)
     console.print(Padding(FOOT.format(machine=machine() if command.measure else read_kept()["machine"]), (1, 0, 0, 0)))
-    if command.json:
-        write_text(command.json, json.dumps([_as_json(one) for one in found], indent=1) + "\n")
+    write_json(command.json, [_as_json(one) for one in found])
+    say_written(console, command.json)
     return 0
 
 

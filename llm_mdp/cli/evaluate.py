@@ -1,6 +1,5 @@
 """`llm-mdp eval`: rewards of a policy."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +8,18 @@ from typing import Annotated
 import tyro
 from rich.text import Text
 
-from llm_mdp.cli.options import FLAGS, check_model_choice, check_seed, check_writable, env_arguments, one_thread
-from llm_mdp.files import write_text
+from llm_mdp.cli.options import (
+    check_model_choice,
+    check_seed,
+    check_writable,
+    env_arguments,
+    for_people,
+    one_thread,
+    say_written,
+    write_json,
+)
+from llm_mdp.cli.parsing import parse
 from llm_mdp.own import UsageError
-from llm_mdp.report.console import terminal
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.evaluation import evaluation
 from llm_mdp_agents.training.parts import questions_of
@@ -25,7 +32,7 @@ from llm_mdp_agents.training.trained import load_policy_of_run
 class EvalArguments:
     """Rewards of a policy: drawn, greedy, and the expectation itself on small token MDPs."""
 
-    env: Annotated[str | None, tyro.conf.Positional] = None
+    env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[ENV]")] = None
     """Id of the environment; with --run, that of the run."""
     run: Path | None = None
     """Evaluate the policy that this run trained, on its environment."""
@@ -40,13 +47,13 @@ class EvalArguments:
     samples: int = 5
     """Responses to show."""
     json: Path | None = None
-    """Write figures and samples to this file."""
+    """Write figures and samples to this file; - is the standard output."""
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """Run `llm-mdp eval`."""
     one_thread()
-    arguments = tyro.cli(EvalArguments, args=argv, prog="llm-mdp eval", config=FLAGS)
+    arguments = parse(EvalArguments, argv, "eval")
     check_writable(arguments.json)
     check_seed(arguments.seed or 0)
     if arguments.prompts is not None and arguments.prompts < 1:
@@ -69,7 +76,7 @@ def evaluate(argv: Sequence[str]) -> int:
         asked = questions_of(replace(own, env_arguments=given), task, arguments.prompts)
     found = evaluation(policy, asked, seed, arguments.samples)
     figures, shown = found.figures, found.samples
-    console = terminal()
+    console = for_people(arguments.json)
     number = f"{len(asked.questions):,} prompts"
     if own is not None and asked.held_out:
         number += " that training never asked"
@@ -80,8 +87,8 @@ def evaluate(argv: Sequence[str]) -> int:
     for sample in shown:
         said = f"  {sample['prompt']} → {sample['response']}"
         console.print(Text.assemble("\n", (f"{sample['reward']:.3f}", "dim"), said))
-    if arguments.json:
-        write_text(arguments.json, json.dumps({**figures, "samples": shown}, indent=1) + "\n")
+    write_json(arguments.json, {**figures, "samples": shown})
+    say_written(console, arguments.json)
     return 0
 
 

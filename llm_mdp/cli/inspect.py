@@ -1,7 +1,6 @@
 """`llm-mdp inspect`: what a person types, made into a page of responses whose tokens show what each estimator made of
 them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,17 @@ from rich.text import Text
 
 import llm_mdp
 from llm_mdp.cli.options import (
-    FLAGS,
     check_model_choice,
     check_seed,
     check_writable,
     command_line,
     env_arguments,
+    for_people,
     one_thread,
+    say_written,
+    write_json,
 )
+from llm_mdp.cli.parsing import parse
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import CATALOGUE, find_entry
 from llm_mdp.files import write_text
@@ -60,7 +62,7 @@ class InspectArguments:
     hidden token reward and the exact advantage where they are known.
     """
 
-    env: Annotated[str | None, tyro.conf.Positional] = None
+    env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[ENV]")] = None
     """Id of the environment (default: llm_mdp/Tabular-v0); with --run, that of the run."""
     run: Path | None = None
     """Look at the policy that this run trained, on its environment."""
@@ -90,13 +92,13 @@ class InspectArguments:
     html: Path = Path("inspect.html")
     """Write the page to this file."""
     json: Path | None = None
-    """Write its data to this file."""
+    """Write its data to this file; - is the standard output."""
 
 
 def inspect(argv: Sequence[str]) -> int:
     """Run `llm-mdp inspect`."""
     one_thread()
-    arguments = tyro.cli(InspectArguments, args=argv, prog="llm-mdp inspect", config=FLAGS)
+    arguments = parse(InspectArguments, argv, "inspect")
     check_seed(arguments.seed)
     _check(arguments)
     own = load_own(arguments.estimators)
@@ -135,12 +137,12 @@ def inspect(argv: Sequence[str]) -> int:
         **found,
     }
     write_text(arguments.html, render_inspection(document))
-    if arguments.json:
-        write_text(arguments.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(arguments.json, document)
     task.close()
-    console = terminal()
+    console = for_people(arguments.json)
     print_first(document, console)
-    console.print(f"\npage: {arguments.html}", soft_wrap=True)
+    console.print()
+    say_written(console, arguments.html, arguments.json)
     return 0
 
 

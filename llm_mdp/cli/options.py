@@ -2,6 +2,7 @@
 the command as typed."""
 
 import ast
+import json
 import os
 import shlex
 import sys
@@ -9,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
+from llm_mdp.report.console import terminal
 
 if TYPE_CHECKING:  # commands that need no agents do not wait for them
+    from rich.console import Console
+
     from llm_mdp_agents.resolve import ModelConfig
 
-FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -55,9 +57,36 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"--seed is {seed}; it must be {'at least 0' if seed < 0 else 'below 2^63'}.")
 
 
+STDOUT = Path("-")
+"""As the name of a file: the standard output."""
+
+
+def for_people(json: Path | None) -> "Console":
+    """Where a command speaks to people: the standard output, and the standard error where that carries the JSON."""
+    return terminal(stderr=json == STDOUT)
+
+
+def write_json(path: Path | None, document: Any) -> None:
+    """Write a document to a file, or with the name - to the standard output."""
+    if path is None:
+        return
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+    else:
+        write_text(path, text)
+
+
+def say_written(console: "Console", *paths: Path | None) -> None:
+    """A line for each file that was written."""
+    for path in paths:
+        if path is not None and path != STDOUT:
+            console.print(f"written: {path}", soft_wrap=True)
+
+
 def check_writable(path: Path | None) -> None:
     """Raise UsageError before any work starts if a result could not be written."""
-    if path is None:
+    if path is None or path == STDOUT:
         return
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name a file in it.")

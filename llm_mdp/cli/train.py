@@ -1,6 +1,5 @@
 """`llm-mdp train`: what a person types, made into a call of `training.run`."""
 
-import inspect
 import json
 import shlex
 import sys
@@ -12,7 +11,9 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from llm_mdp.cli.options import FLAGS, env_arguments, one_thread
+from llm_mdp.cli.options import env_arguments, one_thread
+from llm_mdp.cli.parsing import parse
+from llm_mdp.cli.words import examples, width
 from llm_mdp.estimators.catalogue import CATALOGUE, describe
 from llm_mdp.estimators.entry import Given
 from llm_mdp.own import UsageError, visible
@@ -42,7 +43,7 @@ class TrainArguments(Generic[C]):
     a run writes goes to its folder: config, metrics, samples of responses, checkpoints, the model, and report.html.
     """
 
-    env: Annotated[str, tyro.conf.Positional]
+    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
     """Id of the environment; `llm-mdp envs` lists them."""
     agent: C
     model: ModelConfig = ModelConfig()
@@ -61,7 +62,7 @@ class TrainArguments(Generic[C]):
     name: str | None = None
     """Of the run's folder; by default agent, environment and a number."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
-    """-q: no progress, only what came out of it."""
+    """No progress, only what came out of it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ResumeArguments:
     steps: int | None = None
     """A new number of steps in all."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
-    """-q: no progress, only what came out of it."""
+    """No progress, only what came out of it."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -85,7 +86,7 @@ def train(argv: Sequence[str]) -> int:
     one_thread()
     if any(each.startswith("--resume") for each in argv):
         words = in_our_words(argv, ResumeArguments)
-        arguments = tyro.cli(ResumeArguments, args=words, prog="llm-mdp train", config=FLAGS)
+        arguments = parse(ResumeArguments, words, "train")
         return _finished(lambda: resume(arguments.resume, steps=arguments.steps, progress=not arguments.quiet))
     if not argv or argv[0] in ("-h", "--help"):
         print(usage(), file=sys.stdout if argv else sys.stderr)
@@ -132,9 +133,9 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
         name, argv = argv[0], argv[1:]
         agent = NoOptions() if is_plain(name) else agent_class(name).Config()
     argv = in_our_words(argv, TrainArguments, type(agent), ModelConfig, TrainConfig)
-    arguments = tyro.cli(
-        TrainArguments[type(agent)], args=argv, prog=f"llm-mdp train {name}", config=FLAGS, default=default,
-        description=f"{inspect.getdoc(TrainArguments)}\n\n{names_of_others(type(agent))}",
+    arguments = parse(
+        TrainArguments[type(agent)], argv, "train", default=default, called=f"train {name}",
+        more=names_of_others(type(agent)),
     )  # fmt: skip
     if rewards:
         arguments = with_rewards(arguments, rewards)
@@ -157,17 +158,14 @@ def flags_of(*kinds: type) -> set[str]:
 
 
 def in_our_words(argv: Sequence[str], *kinds: type) -> list[str]:
-    """A command line with the names of others replaced by ours, where these dataclasses have them, and a bare -q as a
-    value."""
+    """A command line with the names of others replaced by ours, where these dataclasses have them."""
     known, words = flags_of(*kinds), []
-    for word, following in zip(argv, [*argv[1:], ""]):
+    for word in argv:
         name, equals, value = word.partition("=")
         name = name[2:].replace("_", "-") if name.startswith("--") else ""
         if name not in known and ALIASES.get(name) in known:
             word = f"--{ALIASES[name]}{equals}{value}"
         words.append(word)
-        if word in ("-q", "--quiet") and following not in ("True", "False"):
-            words.append("True")
     return words
 
 
@@ -239,24 +237,13 @@ USAGE = """usage: llm-mdp train AGENT ENV [options]
 `llm-mdp train AGENT --help` shows all options, `llm-mdp agents` the papers,
 `llm-mdp envs` the environments.
 
-A small transformer from scratch, minutes on a laptop:
-  llm-mdp train trepo llm_mdp/Arithmetic-v0
-A language model, all weights or adapters:
-  llm-mdp train grpo llm_mdp/ReasoningGym-v0 --model FOLDER
-  llm-mdp train grpo llm_mdp/ReasoningGym-v0 --model FOLDER --lora-rank 16
-Your own data set with reward functions of your own, as TRL calls them:
-  llm-mdp train grpo rows.jsonl --model FOLDER \\
-      --reward rewards.py:correct --reward rewards.py:short=0.5
-Names of TRL are understood:
-  llm-mdp train grpo Tabular --num-generations 4 --beta 0.1 --max-steps 50
-Without progress, in a script:
-  llm-mdp train rloo Tabular -q"""
+{examples}"""
 
 
 def usage() -> str:
     """What `llm-mdp train --help` says, on 80 columns."""
     agents = f"AGENT is one of {', '.join(AGENTS)}; or an estimator of your own, FILE.py:CLASS."
-    return USAGE.format(agents=textwrap.fill(agents, 80, break_on_hyphens=False))
+    return USAGE.format(agents=textwrap.fill(agents, width(), break_on_hyphens=False), examples=examples("train"))
 
 
 def _read_json(path: Path) -> Any:

@@ -1,7 +1,6 @@
 """`llm-mdp variance`: how noisy every estimator is, and what a token of sampling buys, as a table, a page, JSON and
 CSV. What is measured, and how it is cut into cells, is `llm_mdp.variance.study`."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from llm_mdp.cli.options import FLAGS, check_model_choice, check_writable, command_line, one_thread
+from llm_mdp.cli.options import check_model_choice, check_writable, command_line, one_thread, say_written, write_json
 from llm_mdp.cli.options import env_arguments as read_arguments
+from llm_mdp.cli.parsing import parse
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.sampling.policies import PolicyKind
@@ -23,6 +23,9 @@ from llm_mdp.variance.study import AXES, Plan, chosen, make_document, plan_of, s
 from llm_mdp.variance.sweep import run_cells
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.study import PROMPTS_AT_ONCE, Subject, measure_cell, setting_forecast, task_plan, telling
+
+WRITTEN = ("report.html", "results.json", "results.csv")
+"""Files of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,11 @@ def variance(argv: Sequence[str]) -> int:
     from llm_mdp.report.variance_terminal import print_variance
 
     one_thread()
-    arguments = tyro.cli(VarianceArguments, args=argv, prog="llm-mdp variance", config=FLAGS)
+    arguments = parse(VarianceArguments, argv, "variance")
     check(arguments)
     plans = plan(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in ("report.html", "results.json", "results.csv"):
+    for name in WRITTEN:
         check_writable(arguments.out / name)
     cells = [cell for each in plans for cell in each.cells]
     folder, aside = arguments.out / "cells", terminal(stderr=True)
@@ -127,14 +130,12 @@ def variance(argv: Sequence[str]) -> int:
             results = run_cells(measure_cell, cells, folder=folder, **workers, tell=done)
     sweep = swept(_axes(arguments))
     document = make_document(plans, results, arguments.budget, arguments.seed, sweep) | {"command": command_line()}
-    write_text(arguments.out / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(arguments.out / "results.json", document)
     write_csv(document, arguments.out / "results.csv")
     write_text(arguments.out / "report.html", render_variance_page(document))
     console = terminal()
     print_variance(document, console)
-    console.print(
-        f"page: {arguments.out / 'report.html'}   figures: results.json, results.csv", highlight=False, soft_wrap=True
-    )
+    say_written(console, *(arguments.out / name for name in WRITTEN))
     return 0
 
 

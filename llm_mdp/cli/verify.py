@@ -1,6 +1,5 @@
 """`llm-mdp verify`: the ledger on random instances, on one of a file, or of an estimator of your own."""
 
-import json
 import os
 import shlex
 import sys
@@ -13,7 +12,17 @@ import torch
 import tyro
 
 from llm_mdp.cli.adversary import check_adversary, find_adversary
-from llm_mdp.cli.options import check_numbers, check_seed, check_writable, command_line, names_model
+from llm_mdp.cli.options import (
+    check_numbers,
+    check_seed,
+    check_writable,
+    command_line,
+    for_people,
+    names_model,
+    say_written,
+    write_json,
+)
+from llm_mdp.cli.parsing import parse
 from llm_mdp.cli.price import add_prices
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
@@ -83,7 +92,7 @@ class VerifyArguments:
     quick: bool = False
     """One instance instead of several."""
     json: Path | None = None
-    """Write all results to this file."""
+    """Write all results to this file; - is the standard output."""
     save_instance: Path | None = None
     """Write the instance in use to this file."""
     html: Path | None = None
@@ -102,7 +111,7 @@ def verify(argv: Sequence[str]) -> int:
         from llm_mdp.cli.verify_model import verify_model
 
         return verify_model(names_first(argv))
-    command = tyro.cli(VerifyArguments, args=names_first(argv), prog="llm-mdp verify")
+    command = parse(VerifyArguments, names_first(argv), "verify")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # many small tensors: more threads only wait for one another
     check_seed(command.seed)
@@ -159,15 +168,16 @@ def verify(argv: Sequence[str]) -> int:
 
     if command.save_instance:
         write_instance(instances[0], command.save_instance)
-    if command.json:
-        write_text(command.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(command.json, document)
     if command.html:
         write_text(command.html, render_ledger(document))
-    print_report(document, terminal())
+    console = for_people(command.json)
+    print_report(document, console)
     if priced:
-        print("", *priced, sep="\n")
+        print("", *priced, sep="\n", file=console.file)
     if command.adversary:
-        print(f"\nworst case: {runs[0]['claims'][claims[0].id]['adversary']['line']}")
+        print(f"\nworst case: {runs[0]['claims'][claims[0].id]['adversary']['line']}", file=console.file)
+    say_written(console, command.json, command.html, command.save_instance)
     return exit_status(document)
 
 

@@ -1,6 +1,5 @@
 """`llm-mdp verify … --model FOLDER`: certificates on a language model that is restricted to a few tokens."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -12,10 +11,19 @@ import torch
 import tyro
 
 import llm_mdp
-from llm_mdp.cli.options import FLAGS, check_numbers, check_seed, check_writable, command_line, env_arguments
+from llm_mdp.cli.options import (
+    check_numbers,
+    check_seed,
+    check_writable,
+    command_line,
+    env_arguments,
+    for_people,
+    say_written,
+    write_json,
+)
+from llm_mdp.cli.parsing import parse
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.groups import check_group_size
-from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.console import terminal
 from llm_mdp.report.model_terminal import print_model_report
@@ -53,12 +61,10 @@ class VerifyModelArguments:
     The verdict is decided at the logits, in float64: unbiased and proportional hold for every parametrisation.
     """
 
-    claims: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ID | FILE.py:CLASS | MODULE:CLASS ...]")
-    ] = ()
+    claims: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ID | FILE.py:CLASS ...]")] = ()
     """Ids of claims about an estimator (default: rloo, grpo, dr-grpo, token-mean-loo, length-normalised-loo), or
     estimators of your own."""
-    model: str = ""
+    model: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = ""
     """A Hugging Face name or folder, or a .gguf file: a causal language model with full attention."""
     tokens: str = "digits"
     """The only tokens that the policy may draw, with commas between them: texts such as 7, numbers such as id:32, eos;
@@ -101,12 +107,12 @@ class VerifyModelArguments:
     seed: int = 0
     """Of the questions and of the probes."""
     json: Path | None = None
-    """Write all results to this file."""
+    """Write all results to this file; - is the standard output."""
 
 
 def verify_model(argv: Sequence[str]) -> int:
     """Run `llm-mdp verify … --model`; the exit status is 1 if any verdict differs from the expected one."""
-    command = tyro.cli(VerifyModelArguments, args=argv, prog="llm-mdp verify", config=FLAGS)
+    command = parse(VerifyModelArguments, argv, "verify", called="verify --model")
     check(command)
     sizes = command.group_size or (DEFAULT_GROUP_SIZE,)
     claims = [estimator_claims(command, size) for size in sizes]
@@ -129,9 +135,10 @@ def verify_model(argv: Sequence[str]) -> int:
                     first.setdefault("by_group_size", {})[str(size)] = {name: row[name] for name in FIGURES}
                 done(claim.id)
     document |= {"claims": rows, "seconds": time.monotonic() - started, "command": command_line()}
-    if command.json:
-        write_text(command.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    print_model_report(document, terminal())
+    write_json(command.json, document)
+    console = for_people(command.json)
+    print_model_report(document, console)
+    say_written(console, command.json)
     return exit_status(document)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from llm_mdp.cli.train import ALIASES, USAGE, flags_of, in_our_words, names_of_others, read_train, usage
+from llm_mdp.cli.train import ALIASES, flags_of, in_our_words, names_of_others, read_train
 from llm_mdp_agents.resolve import ModelConfig
 from llm_mdp_agents.training.records import load_metrics, load_samples
 from llm_mdp_agents.training.train_config import TrainConfig
@@ -73,16 +73,6 @@ def test_a_name_that_means_nothing_here_stays_what_was_typed(capsys):
 def test_help_says_which_names_are_understood(llm_mdp):
     status, said, _ = llm_mdp("train grpo --help")
     assert status == 0 and "--num-generations is --group-size" in " ".join(said.split())
-
-
-def test_usage_fits_80_columns_and_its_examples_can_be_read():
-    assert max(map(len, usage().splitlines())) <= 80
-    examples = USAGE.replace("\\\n", " ").splitlines()
-    commands = [line.split()[2:] for line in examples if line.startswith("  llm-mdp train ")]
-    assert len(commands) == 6
-    for words in commands:
-        if "--reward" not in words:
-            read_train(words)
 
 
 # Quiet
