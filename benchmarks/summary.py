@@ -4,12 +4,11 @@ benchmarks/summary.py`."""
 import json
 from pathlib import Path
 
-import smollm2_report
-import zoo_report
+import training_report
+from elsewhere_report import audited, in_trl, in_verl
+from tables import table, within
 
 HERE = Path(__file__).parent
-TRAINING = HERE.parent / "docs" / "training.md"
-BEGIN, END = "<!-- training:begin -->", "<!-- training:end -->"
 HEAD = """# Benchmarks
 
 <!-- Written by `python benchmarks/summary.py` from benchmarks/results/*.json; run `make bench` for figures of your own machine. -->
@@ -33,15 +32,11 @@ def main() -> None:
         trepo_cost(load("trepo_cost")),
         turns(load("turns")),
         kills(load("kills")),
+        elsewhere(),
     ]
     (HERE / "README.md").write_text("\n".join(sections), encoding="utf-8")
-    text = TRAINING.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    TRAINING.write_text(
-        f"{before}{BEGIN}\n\n{training(load('peers'))}{zoo()}\n{END}{after}",
-        encoding="utf-8",
-    )
-    print(f"Written to {HERE / 'README.md'} and {TRAINING}")
+    page = training_report.write(load)
+    print(f"Written to {HERE / 'README.md'} and {page}")
 
 
 def load(name: str) -> dict:
@@ -55,8 +50,7 @@ def section(title: str, command: str, words: str, header: list[str], rows: list[
         f"`{command}` (commit {result['commit'][:7]}; {versions}; {result['cores']} cores)\n",
         f"{words}\n",
     ]
-    lines += ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+    return "\n".join([*lines, table(header, rows), ""])
 
 
 def tree_dp(result: dict) -> str:
@@ -324,10 +318,23 @@ def kills(result: dict) -> str:
     return section("Kills", "python benchmarks/kills.py", words, header, rows, result)
 
 
-def within(interval: list[float], form: str, unit: str = "") -> str:
-    """A mean and its interval: 226 [215, 236] MiB."""
-    middle, low, high = (format(bound, form) for bound in interval)
-    return f"{middle} [{low}, {high}]{unit}"
+def elsewhere() -> str:
+    """What is known of other libraries."""
+    trl, verl = load("bridge_trl"), load("bridge_verl")
+    return "\n".join(
+        [
+            section("Estimators of ours in TRL", "python benchmarks/bridge_trl.py", *in_trl(trl), trl),
+            section("Estimators of ours in verl", "python benchmarks/bridge_verl.py", *in_verl(verl), verl),
+            audit(load("audit")),
+        ]
+    )
+
+
+def audit(result: dict) -> str:
+    """It is exact, so that the machine does not matter."""
+    words, header, rows = audited(result)
+    made = f"`make audit`, which calls `{result['command']}` (python {result['python']}, torch {result['torch']})"
+    return "\n".join(["## Other libraries' gradients\n", f"{made}\n", f"{words}\n", table(header, rows), ""])
 
 
 def engines(result: dict) -> str:
@@ -354,65 +361,6 @@ def engines(result: dict) -> str:
         rows,
         result,
     )
-
-
-def first_run(result: dict) -> str:
-    """What a newcomer's command comes to, in three kinds of weights."""
-    words = (
-        f"`{result['command']}`: `{result['runs'][0]['command']}`, FOLDER that of {result['model']}, no other option but "
-        "for the kind of weights; rewards on 64 questions that training never asks, with their 95 % intervals; one seed "
-        "each, one thread:"
-    )
-    header = ["weights", "drawn before", "drawn after", "greedy before", "greedy after", "tokens", "CPU-minutes"]
-    rows = []
-    for run in result["runs"]:
-        ends = run["curve"][0], run["curve"][-1]
-        shown = [within(end[name], ".2f") for name in ("reward", "greedy_reward") for end in ends]
-        rows.append([run["kind"], *shown, f"{run['tokens']:,}", f"{run['cpu_minutes']:.0f}"])
-    lines = [words, "", "| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
-
-
-def training(peers: dict) -> str:
-    """The tables of docs/training.md."""
-    lines = [first_run(load("first_run"))]
-    if (HERE / "results" / "smollm2.json").exists():
-        words = (
-            "`python benchmarks/smollm2.py chain_sum gsm8k mbpp guess_number`, SmolLM2-135M-Instruct on the registered "
-            "tasks, evaluated on prompts that training never asks, 95 % intervals over seeds, or over questions where there "
-            "is one seed; *undecided*: the interval after training holds the score before."
-        )
-        lines += [words, "", smollm2_report.table(load("smollm2")), ""]
-    ratios = []
-    for setting in peers["settings"]:
-        rows = {row["contender"]: row for row in setting["rows"]}
-        peer = rows["trl_grpo_checkpointed"]
-        ratios.append(
-            f"{rows['our_grpo']['cpu_seconds'] / peer['cpu_seconds']:.2f} x the CPU time of TRL's GRPO as it comes "
-            f"with prompts of "
-            f"{setting['prompt_length']} tokens "
-            f"({rows['our_grpo']['cpu_seconds'] / rows['trl_grpo']['cpu_seconds']:.2f} x without its checkpointing)"
-        )
-    lines += [
-        "",
-        f"A training step on the same tiny Llama takes {' and '.join(ratios)}: "
-        f"[benchmarks](../benchmarks/README.md#beside-trl).",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def zoo() -> str:
-    """Every agent on every small environment, where that was run."""
-    if not (HERE / "results" / "zoo.json").exists():
-        return ""
-    words = (
-        "`python benchmarks/zoo.py`, the share of the way from the first reward to the best at equal generated tokens, "
-        "with its 95 % interval over seeds; what was predicted to fail, by the certificates and by what the "
-        "environments were built to separate, was written down first:"
-    )
-    shown = "![Every agent on every small environment](figures/zoo.svg)"
-    return f"\n{words}\n\n{zoo_report.table(load('zoo'))}\n\n{shown}\n"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 PACKAGES = ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs")
@@ -51,12 +51,12 @@ def load(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     module = load_module(place)
     if not hasattr(module, attribute):
-        classes = sorted(
+        there = sorted(
             key
             for key, value in vars(module).items()
-            if isinstance(value, type) and value.__module__ == module.__name__
+            if isinstance(value, type | FunctionType) and value.__module__ == module.__name__
         )
-        raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(classes) or 'no class'}.")
+        raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(there) or 'no class and no function'}.")
     return getattr(module, attribute)
 
 

@@ -21,7 +21,8 @@ def test_what_stands_in_a_file_is_loaded(tmp_path):
     ("content", "name", "sentence"),
     [
         ("class Mine: ...\nclass Other: ...\n", "Mnie", r"has no 'Mnie'; it defines Mine, Other\.$"),
-        ("x = 1\n", "Mine", r"has no 'Mine'; it defines no class\.$"),
+        ("def mine(rewards): ...\n", "mien", r"has no 'mien'; it defines mine\.$"),
+        ("x = 1\n", "Mine", r"has no 'Mine'; it defines no class and no function\.$"),
         ("def f(:\n", "Mine", "cannot be read as Python: "),
         (
             "from llm_mdp.policies import TabularPolicy\n",

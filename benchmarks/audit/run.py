@@ -71,19 +71,24 @@ def tested(python: Path, file: str) -> int:
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """The rows and what made them, a line each."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+def head() -> str:
+    """The commit that is checked out."""
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip()
+
+
+def write(rows: list[dict[str, Any]], commits: dict[str, str]) -> None:
+    """The rows and what made them, a line each; `commits` says by library which commit of ours did."""
     made = {
         "command": f"llm-mdp audit LIBRARY {' '.join(OPTIONS)}",
         "llm_mdp": llm_mdp.__version__,
-        "commit": commit.stdout.strip(),
+        "commits": commits,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
     lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
-    head = json.dumps(made, ensure_ascii=False)[:-1]
-    RESULTS.write_text(f'{head}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    opening = json.dumps(made, ensure_ascii=False)[:-1]
+    RESULTS.write_text(f'{opening}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def main() -> int:
@@ -96,11 +101,14 @@ def main() -> int:
         return max(tested(environment(name), file) for name, file in CORE.items())
     if unknown := set(options.libraries) - set(every):
         parser.error(f"there is no library {sorted(unknown)[0]!r}; choose among {', '.join(every)}.")
-    known = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
-    by_library = {library: [row for row in known if row["library"] == library] for library in every}
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": [], "commits": {}}
+    by_library = {library: [row for row in known["rows"] if row["library"] == library] for library in every}
+    commits = known["commits"]
     for library in options.libraries or every:
+        commit = head()
         by_library[library] = rows_of(library)
-        write([row for rows in by_library.values() for row in rows])
+        commits[library] = commit
+        write([row for rows in by_library.values() for row in rows], commits)
     return 0
 
 

@@ -211,8 +211,8 @@ def _penalties() -> list[Setting]:
             f"KL penalty in the reward by {kind}, token by token",
             f"{CONFIG}, kl_estimator",
             target="reward - 0.3 kl",
-            repair=TOKENS if kind == "k1" else "set kl_estimator=k1",
-            note="with reward_norm leave one out and a reference model",
+            repair=None if kind == "k1" else "set kl_estimator=k1",
+            note="with reward_norm leave one out and a reference model" + (f"; {TOKENS}" if kind == "k1" else ""),
         )
         for kind in ("k1", "k2", "k3")
     ]

@@ -181,7 +181,10 @@ def settings() -> list[Setting]:
     return [
         default,
         *(_row({**each, **constant}, claim, repair=repair) for each, claim, repair in estimators),
-        *(_row({"loss_type": name, **rloo, "beta": 0.0}, claim, repair=REPAIR) for name, claim in LOSSES.items()),
+        *(
+            _row({"loss_type": name, **rloo, "beta": 0.0}, claim, repair=None if name == "dr_grpo" else REPAIR)
+            for name, claim in LOSSES.items()
+        ),
         _row(
             cispo,
             "CISPO: clipped ratios as weights, detached",

@@ -121,8 +121,8 @@ def settings() -> list[Setting]:
             "a KL penalty against the base model, added to the advantages",
             place,
             target="reward - 0.3 kl",
-            repair="none among the options: kl_discount_factor=1 brings later tokens' KL and a term in the length",
-            note=f"each token carries its own log-ratio only, less the batch's mean; {centred}",
+            note=f"each token carries its own log-ratio only, less the batch's mean; {centred}; no option repairs it: "
+            "kl_discount_factor=1 brings later tokens' KL and a term in the length",
         ),
         _row(
             0.3,
@@ -131,8 +131,8 @@ def settings() -> list[Setting]:
             "the same, summed over later tokens",
             place,
             target="reward - 0.3 kl",
-            repair="none among the options: leave the batch's mean out of the sum over later tokens",
-            note=f"the batch's mean is added once for every token to come, which pays for length; {centred}",
+            note=f"the batch's mean is added once for every token to come, which pays for length; {centred}; no option "
+            "leaves that mean out",
         ),
     ]
 

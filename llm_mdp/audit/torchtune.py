@@ -51,8 +51,8 @@ def _row(kl_coeff: float, lmbda: float, claim: str, *, target: str = "reward", i
         advantages=partial(advantages, kl_coeff=kl_coeff, lmbda=lmbda),
         since="0.6.1",
         is_default=is_default,
-        repair="no option leaves the whitening or the mean over tokens out; both shrink with the batch",
-        note="advantages are divided by their standard deviation over the batch's tokens, their mean is put back",
+        note="advantages are divided by their standard deviation over the batch's tokens, their mean is put back; no "
+        "option leaves this or the mean over tokens out, both shrink with the batch",
     )
 
 

@@ -69,7 +69,7 @@ def audit_markdown(document: Mapping[str, Any]) -> str:
         raise ValueError("the document has no rows; give what benchmarks/audit/run.py wrote.")
     made = ", ".join(f"{name} {document[key]}" for name, key in MADE if document.get(key))
     intro = f"Made by {code(document['command'])} ({made}). {escape(summary(rows))}"
-    libraries = titles(rows)
+    libraries, commits = titles(rows), document.get("commits", {})
     return (
         "\n\n".join(
             [
@@ -77,14 +77,14 @@ def audit_markdown(document: Mapping[str, Any]) -> str:
                 intro,
                 f"## How to read it\n\n{CAVEAT}\n\n{CAVEATS}",
                 f"## All libraries\n\n{_overview(libraries)}",
-                *(_library(title, members) for title, members in libraries),
+                *(_library(title, members, commits.get(members[0]["library"])) for title, members in libraries),
             ]
         )
         + "\n"
     )
 
 
-MADE = (("llm-mdp", "llm_mdp"), ("commit", "commit"), ("Python", "python"), ("torch", "torch"))
+MADE = (("llm-mdp", "llm_mdp"), ("Python", "python"), ("torch", "torch"))
 
 
 def _overview(libraries: Sequence[tuple[str, Sequence[Row]]]) -> str:
@@ -98,9 +98,10 @@ def _overview(libraries: Sequence[tuple[str, Sequence[Row]]]) -> str:
     return lines_of(lines)
 
 
-def _library(title: str, rows: Sequence[Row]) -> str:
+def _library(title: str, rows: Sequence[Row], commit: str | None) -> str:
     """The matrix of a library, and below it the rows that are not what they are called."""
-    sections = [f"## {escape(title)}", f"{escape(summary(rows))} {', '.join(dict.fromkeys(map(setting, rows)))}."]
+    settings = "; ".join([*dict.fromkeys(map(setting, rows)), *([f"commit {commit}"] if commit else [])])
+    sections = [f"## {escape(title)}", f"{escape(summary(rows))} {settings}."]
     head = ["option", *HEADS[:2], "with the batch", HEADS[2]]
     sections.append(lines_of([head, ["---"] * len(head), *map(_cells, rows)]))
     if surprising := [row for row in rows if row["verdict"] == "biased" and (row.get("example") or repair(row))]:

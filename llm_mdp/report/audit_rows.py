@@ -50,11 +50,14 @@ def where(problems: Mapping[str, Any]) -> str:
 
 
 def batch_words(row: Row) -> str:
-    """What becomes of the error of direction with more prompts an update, with the figures; empty: nothing is said."""
+    """What becomes of the error of direction with more prompts an update, with the figures; empty: nothing is said, or
+    only again why nothing could be certified."""
     batch = row.get("with_batch")
     if not batch or len(row["prompts"]) < 2:
         return ""
     pairs = list(zip(batch.get("prompts") or [], batch.get("one_minus_cosine") or []))
+    if row["verdict"] == "undecided" and not pairs:
+        return ""
     listed = ", ".join(f"{number(value)} at P = {prompts}" for prompts, value in pairs if value is not None)
     rate = batch.get("rate")
     said = batch["says"] if rate is None else f"{batch['says']} (like P^-{rate:.2g})"

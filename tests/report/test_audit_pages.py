@@ -99,6 +99,9 @@ def test_what_rows_say():
     assert batch_words(first) == (
         "dies with the batch (like P^-0.97): 1 - cosine 0.00460 at P = 1, 0.00240 at P = 2 (V = 2, T = 2, K = 2)"
     )
+    raised = {"says": "not computed: f raised IndexError", "prompts": [], "one_minus_cosine": []}
+    assert batch_words(scaled | {"with_batch": raised}) == "not computed: f raised IndexError"
+    assert batch_words(scaled | {"with_batch": raised, "verdict": "undecided"}) == ""
     assert batch_words(unknown) == "" and since(first) == "1.16.0 · default" and since(unknown) == "0.9.1"
     assert summary(ROWS) == (
         "5 options: 1 unbiased, 1 proportional, 2 biased, 1 undecided; a repair in the library's own options is known "
@@ -174,8 +177,13 @@ def test_the_page_s_script_filters(tmp_path):
 
 
 def test_the_document_has_all_rows_and_examples_of_the_biased():
-    text = audit_markdown({"rows": ROWS, "command": "llm-mdp audit trl", "llm_mdp": "0.2.0", "commit": "abc1234"})
-    assert "(llm-mdp 0.2.0, commit abc1234)" in text and "[trl 1.16.0](#trl-1160)" in text
+    made = {"command": "llm-mdp audit trl", "llm_mdp": "0.2.0", "commits": {"trl": "abc1234"}}
+    text = audit_markdown({"rows": ROWS, **made})
+    assert (
+        "(llm-mdp 0.2.0)" in text
+        and text.count("K = 3, P = 1; commit abc1234.") == 1
+        and "[trl 1.16.0](#trl-1160)" in text
+    )
     assert text.count("| `loss_type=dapo,scale_rewards=group` |") == 1 and text.count("#### `") == 1
     assert '**Repair:** set scale\\_rewards="none".' in text and "| a first | 0.1768 | 0.375 |" in text
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("| `")}

@@ -178,7 +178,7 @@ def test_a_flow_that_never_ends_is_left_before_its_numbers_run_out():
 
     flow = follow(field, torch.tensor([[0.0], [0.5], [0.4], [0.3]], dtype=torch.float64), Manner())
     assert flow.rest.tolist() == [False, True, True, True]
-    assert 100 < float(flow.end[0]) and max(seen) < 700
+    assert float(flow.end[0]) > 100 and max(seen) < 700
 
 
 # --- the search -------------------------------------------------------------------------------------------------------

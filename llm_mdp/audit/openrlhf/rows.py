@@ -34,7 +34,7 @@ README = "OpenRLHF's README, table of algorithms"
 NO_KL = {"algo.kl.init_coef": 0.0}
 BETA = {"algo.kl.init_coef": 0.3}
 MEANS = "the first update, ratio 1; both aggregations divide by lengths, no constant divisor is offered"
-LARGE = "no option keeps sums: use token-mean over large batches, where what is left dies with the batch"
+LARGE = "use token-mean over large batches, where what is left dies with the batch; no option keeps sums"
 ESTIMATORS: dict[str, tuple[str, str]] = {
     "gae": ("PPO with a critic; advantages are whitened over the batch", "set algo.advantage.no_std_norm"),
     "reinforce": ("REINFORCE++: PPO's tricks without a critic, whitened over the batch", "set no_std_norm"),
