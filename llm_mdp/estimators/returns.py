@@ -34,8 +34,7 @@ def gae(
     if not torch.equal(boundary.any(-1), mask.any(-1)) or bool((mask & ~(boundary.cumsum(-1) > 0)).any()):
         raise ValueError("The first policy token of a response must begin a segment; add it to the boundary.")
     every_token = boundary is mask
-    shape = torch.broadcast_shapes(token_reward.shape, value[..., 1:].shape, mask.shape)
-    reward = following_value = following = torch.zeros(shape[:-1], dtype=token_reward.dtype)
+    reward = following_value = following = torch.zeros((), dtype=token_reward.dtype)
     advantages = []
     for t in reversed(range(mask.shape[-1])):
         begins = boundary[..., t]
@@ -83,7 +82,7 @@ def interpolate(
     position = mask.cumsum(-1).to(advantage.dtype).expand(boundary.shape)
     start = position.gather(-1, before)
     weight = (position - start) / (position.gather(-1, after) - start).clamp(min=1)
-    advantage = advantage.expand(torch.broadcast_shapes(advantage.shape, boundary.shape))
+    advantage, _ = torch.broadcast_tensors(advantage, boundary)
     left = advantage.gather(-1, before.expand(advantage.shape))
     right = advantage.gather(-1, after.expand(advantage.shape))
     return torch.where(mask, left + weight * (right - left), 0.0)

@@ -14,6 +14,8 @@ from llm_mdp.sampling.policies import AtTemperature, Greedy, Policy, TabularValu
 
 MAX_LEAVES = 200_000
 MAX_EDGES = 6_000
+FEW_EDGES = 320
+"""Scores up to which loading what vectorises them takes longer than one after the other."""
 WHATEVER_THE_POLICY = (
     *("mdp", "tree", "tokens", "mask", "length", "finish", "prompt", "node", "edge", "first_leaf"),
     *("response_reward", "hidden_reward"),
@@ -206,22 +208,30 @@ class Enumeration:
 
 
 def scores_of(policy: Policy, mdp: TokenMDP) -> Float[Tensor, "E parameters"]:
-    """∇ log π(w | p) for every prompt, non-terminal prefix p (level by level) and token w, one backward pass for all
-    (vectorised)."""
+    """∇ log π(w | p) for every prompt, non-terminal prefix p (level by level) and token w.
+
+    A backward pass each where edges are few; beyond FEW_EDGES many in one, vectorised, for which torch loads a
+    compiler.
+    """
     assert isinstance(policy, nn.Module)
     parameters = list(policy.parameters())
     logits = node_logits(policy, mdp)
     logp = torch.cat([level.log_softmax(1).transpose(1, 2) for level in logits], dim=1).flatten()
+    size = 1 if len(logp) <= FEW_EDGES else 256
     rows = []
-    for start in range(0, len(logp), 256):
-        chosen = torch.eye(len(logp), dtype=logp.dtype)[start : start + 256]
-        gradients = torch.autograd.grad(
-            logp, parameters, chosen, retain_graph=True, is_grads_batched=True, allow_unused=True
-        )
+    for start in range(0, len(logp), size):
+        if size == 1:
+            gradients = torch.autograd.grad(logp[start], parameters, retain_graph=True, allow_unused=True)
+        else:
+            chosen = torch.eye(len(logp), dtype=logp.dtype)[start : start + size]
+            gradients = torch.autograd.grad(
+                logp, parameters, chosen, retain_graph=True, is_grads_batched=True, allow_unused=True
+            )
+        edges = min(size, len(logp) - start)
         flat = [
-            torch.zeros(len(chosen), p.numel(), dtype=torch.float64)
+            torch.zeros(edges, p.numel(), dtype=torch.float64)
             if g is None
-            else g.reshape(len(chosen), -1).to("cpu", torch.float64)
+            else g.reshape(edges, -1).to("cpu", torch.float64)
             for g, p in zip(gradients, parameters)
         ]
         rows.append(torch.cat(flat, dim=1))

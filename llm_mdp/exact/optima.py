@@ -21,8 +21,8 @@ class NotAPolicy(NotConverged):
     """The optimum among distributions of whole responses cannot be followed: an environment draws some tokens."""
 
 
-BISECTIONS, SECTIONS = 64, 10
-"""Halvings of an interval of some hundreds, or cuts into 64 parts: down to the last bit of a double."""
+STEPS, ROUNDING = 100, 1e-14
+"""Most steps of Newton's method, and what is nothing any more."""
 MAX_RESPONSES = 500
 """Responses to a prompt up to which a loss over all pairs of them is minimised."""
 
@@ -70,12 +70,8 @@ def dpo_minimiser(reference: Enumeration, beta: float) -> Float[Tensor, "P N"]:
     rows = []
     for logp, reward in zip(reference.leaf_logp().sum(-1), reference.response_reward):
         pair = logp.exp()[:, None] * logp.exp() * torch.sigmoid(reward[:, None] - reward)
-
-        def loss(h: Tensor, pair: Tensor = pair) -> Tensor:
-            return (pair * dpo_loss(h[:, None], h[None, :], beta)).sum()
-
-        once = (logp + (h := _newton(loss, torch.zeros_like(logp)))).log_softmax(-1)
-        again = (logp + _newton(loss, 1.01 * h)).log_softmax(-1)
+        once = (logp + (h := _newton(pair, beta, torch.zeros_like(logp)))).log_softmax(-1)
+        again = (logp + _newton(pair, beta, 1.01 * h)).log_softmax(-1)
         if float((once - again).abs().max()) > 1e-6:
             raise NotConverged(
                 "two searches for the minimum end apart: rewards this far apart make preferences certain; scale them "
@@ -99,7 +95,8 @@ def process_model(
     """
     _check_pairs(enumeration)
     reference_logp = Enumeration(enumeration.mdp, reference).leaf_logp().sum(-1)
-    outcome = torch.where(enumeration.response_reward > threshold, 1 - label_noise, label_noise)
+    success = (enumeration.response_reward > threshold).to(torch.float64)
+    outcome = label_noise + (1 - 2 * label_noise) * success
     chance = enumeration.leaf_logp().sum(-1)
     ratios = [_implicit_rewards(*of_prompt, beta) for of_prompt in zip(chance, reference_logp, outcome)]
     return policy_of_responses(enumeration, reference_logp + torch.stack(ratios))
@@ -111,37 +108,49 @@ def _implicit_rewards(
     """r = log φ/ref that minimises Σ P(W) CE(y, σ(β r)) subject to Σ ref exp(r) = 1.
 
     Stationary where P β (y - σ(βr)) = λ ref exp(r). For λ > 0 the left side falls in r and the right side rises: one
-    root for each response. Their Σ ref exp(r) falls in λ: one λ. Both are found by cutting intervals. λ > 0 if the
-    outcomes' own r = logit(y)/β have Σ ref exp(r) > 1; otherwise φ cannot reach them from below, and there may be
-    several minima.
+    root for each response. Their Σ ref exp(r) falls in λ: one λ, found by Newton's method on log λ, from βΣPy above it.
+    λ > 0 if the outcomes' own r = logit(y)/β have Σ ref exp(r) > 1; otherwise φ cannot reach them from below, and there
+    may be several minima.
 
     Raises:
         NotConverged: if not.
     """
-    free = outcome.logit() / beta
-    if float((reference_logp + free).logsumexp(0)) <= 0:
+    if float((reference_logp + outcome.logit() / beta).logsumexp(0)) <= 0:
         raise NotConverged(
             "so few of the reference's responses succeed that PRIME's model cannot give them their implicit reward; "
             "raise beta, or take an instance with more successes."
         )
+    pull, scale = reference_logp - logp - math.log(beta), (logp.exp() @ outcome).item() * beta
+    multiplier, low, high = math.log(scale), -math.inf, math.inf
+    for _ in range(STEPS):
+        ratio, slope = _roots(pull + multiplier, outcome, beta)
+        total = float((reference_logp + ratio).logsumexp(0))
+        low, high = (multiplier, high) if total > 0 else (low, multiplier)
+        if abs(total) <= ROUNDING:
+            return ratio
+        multiplier += total / float((reference_logp + ratio).softmax(0) @ (1 / slope))
+        if not low < multiplier < high:
+            multiplier = (low + high) / 2
+    raise NotConverged("Newton's method did not find PRIME's model; take rewards and a policy that are less extreme.")
 
-    def rewards(log_multiplier: Float[Tensor, " L"]) -> Float[Tensor, "L N"]:
-        """The root of each response for every log λ."""
-        pull = log_multiplier[:, None] + reference_logp - logp - math.log(beta)
-        high = torch.minimum(outcome.log() - pull, free)
-        low = high - 50 / min(beta, 1.0)
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            above = pull + middle > (outcome - torch.sigmoid(beta * middle)).clamp(min=0).log()
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return high
 
-    low, high = torch.tensor(-700.0, dtype=logp.dtype), torch.tensor(700.0, dtype=logp.dtype)
-    for _ in range(SECTIONS):
-        tried = low + (high - low) * torch.linspace(0, 1, 65, dtype=logp.dtype)
-        below = int(((reference_logp + rewards(tried)).logsumexp(1) > 0).sum().clamp(1, 64))
-        low, high = tried[below - 1], tried[below]
-    return rewards(high[None])[0]
+def _roots(
+    pull: Float[Tensor, " N"], outcome: Float[Tensor, " N"], beta: float
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """r with g(r) = pull + r - log(y - σ(βr)) = 0, and g'(r). g rises and is convex, so that Newton's method falls
+    towards the root from wherever g is not negative."""
+    free = outcome.logit() / beta
+    ratio = free - 1 / (1 + beta / 4 * (-pull - free).exp())  # σ is nowhere steeper than 1/4
+    ratio = torch.minimum(outcome.log() - pull, ratio)
+    for _ in range(STEPS):
+        chance, other = torch.sigmoid(beta * ratio), torch.sigmoid(-beta * ratio)
+        left = torch.where(outcome < 0.5, outcome - chance, other - (1 - outcome)).clamp(min=1e-300)
+        slope = 1 + beta * chance * other / left
+        step = (pull + ratio - left.log()) / slope
+        ratio = ratio - step
+        if float((step.abs() - ROUNDING * ratio.abs().clamp(min=1.0)).max()) <= 0:
+            break
+    return ratio, slope
 
 
 def policy_of_responses(enumeration: Enumeration, logp: Float[Tensor, "P N"]) -> TabularPolicy:
@@ -166,14 +175,11 @@ def _logsumexp_by(values: Float[Tensor, " N"], place: Tensor, size: int) -> Floa
     return top + total.log()
 
 
-def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor, " N"]:
-    """Minimiser of a convex loss that does not change when a constant is added to its argument."""
-    x = start
+def _newton(pair: Float[Tensor, "N N"], beta: float, start: Float[Tensor, " N"], steps: int = 100) -> Tensor:
+    """The h that minimises Σ pair(W, W') dpo_loss(h(W), h(W')), convex; a constant added to h changes nothing."""
+    h = start
     for _ in range(steps):
-        here = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(here), here)
-        hessian = torch.autograd.functional.hessian(loss, x, vectorize=True)
-        assert isinstance(hessian, Tensor)
+        loss, gradient, hessian = _curvature(pair, beta, h)
         # Scaled to a unit diagonal: rare responses have tiny rows. The direction of the constant is made harmless, not
         # solved for.
         scale = hessian.diagonal().clamp(min=1e-300).sqrt()
@@ -185,15 +191,30 @@ def _newton(loss, start: Float[Tensor, " N"], steps: int = 100) -> Float[Tensor,
         if singular or not torch.isfinite(step).all():
             break
         size = 1.0
-        rounding = 1e-14 * float(loss(x).abs())
-        while loss(x + size * step) > loss(x) + rounding and size > 1e-8:
+        while _over_pairs(pair, beta, h + size * step) > loss + 1e-14 * abs(loss) and size > 1e-8:
             size /= 2
-        x = x + size * step
+        h = h + size * step
         if float((size * step).abs().max()) < 1e-11:
-            return x
+            return h
     raise NotConverged(
         "Newton's method did not converge: rewards this far apart make preferences certain; scale them down."
     )
+
+
+def _over_pairs(pair: Float[Tensor, "N N"], beta: float, h: Float[Tensor, " N"]) -> float:
+    return float((pair * dpo_loss(h[:, None], h, beta)).sum())
+
+
+def _curvature(pair: Float[Tensor, "N N"], beta: float, h: Float[Tensor, " N"]) -> tuple[float, Tensor, Tensor]:
+    """Σ pair dpo_loss, its gradient and Hessian: every pair has its own two arguments, differentiated all at once."""
+    chosen, rejected = (each.expand(len(h), -1).clone() for each in (h[:, None], h))
+    both = (chosen.requires_grad_(), rejected.requires_grad_())
+    loss = (pair * dpo_loss(*both, beta)).sum()
+    one, other = torch.autograd.grad(loss, both, create_graph=True)
+    one_one, mixed = torch.autograd.grad(one.sum(), both, retain_graph=True)
+    (other_other,) = torch.autograd.grad(other.sum(), rejected)
+    gradient = (one.sum(1) + other.sum(0)).detach()
+    return loss.item(), gradient, torch.diag(one_one.sum(1) + other_other.sum(0)) + mixed + mixed.T
 
 
 def _check_pairs(enumeration: Enumeration) -> None:

@@ -218,10 +218,12 @@ def exact_gradient(policy: Policy, mdp: TokenMDP) -> tuple[float, list[Tensor]]:
 def _pull_back(logits: list[Tensor], grads: list[Tensor], parameters: list[nn.Parameter]) -> list[Tensor]:
     """Gradient by the parameters from the gradient by the logits."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    outputs = [(level, grad) for level, grad in zip(logits, grads) if level.requires_grad]
+    outputs = [(level, grad.to(level)) for level, grad in zip(logits, grads) if level.requires_grad]
     found: dict[int, Tensor | None] = {}
     if trained and outputs:
-        result = torch.autograd.grad([o[0] for o in outputs], trained, [o[1] for o in outputs], allow_unused=True)
+        # Only the slope of this sum is read: itself it is no number where a forbidden token's logit is -inf.
+        total = torch.stack([(level * grad).sum() for level, grad in outputs]).sum()
+        result = torch.autograd.grad(total, trained, allow_unused=True)
         found = {id(parameter): grad for parameter, grad in zip(trained, result)}
     whole = [found.get(id(parameter)) for parameter in parameters]
     return [torch.zeros_like(parameter) if grad is None else grad for parameter, grad in zip(parameters, whole)]

@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -149,8 +150,8 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
     if not advantage.is_floating_point():
         raise EstimatorError(f"{name}.advantages returned dtype {advantage.dtype}; return floating-point numbers.")
     try:
-        fits = torch.broadcast_shapes(tuple(advantage.shape), shape) == torch.Size(shape)
-    except RuntimeError:
+        fits = np.broadcast_shapes(tuple(advantage.shape), shape) == shape
+    except ValueError:
         fits = False
     if not fits or (advantage.dim() == len(shape) - 1 and shape[-1] != 1):
         raise EstimatorError(

@@ -176,7 +176,7 @@ def cross_entropy(instance: Instance, model, beta: float, threshold: float, nois
     e = Enumeration(instance.mdp, instance.policy)
     logits = beta * (response_logp(instance, model) - response_logp(instance, instance.reference))
     good = e.response_reward > threshold
-    label = torch.where(good, 1 - noise, noise).double()
+    label = noise + (1 - 2 * noise) * good.double()
     loss = -(label * torch.sigmoid(logits).log() + (1 - label) * torch.sigmoid(-logits).log())
     return (e.probability * loss).sum()
 
@@ -190,7 +190,7 @@ def test_the_process_model_is_where_the_cross_entropy_is_flat_and_least(instance
 
     logp = response_logp(instance, model).requires_grad_()
     logits = beta * (logp.log_softmax(-1) - response_logp(instance, instance.reference))
-    label = torch.where(e.response_reward > threshold, 1 - noise, noise).double()
+    label = noise + (1 - 2 * noise) * (e.response_reward > threshold).double()
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, label, weight=e.probability, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, logp)
     assert loss.item() == pytest.approx(least, rel=1e-10)
@@ -216,7 +216,7 @@ def test_the_process_model_is_found_on_peaked_logits():
     ratio = response_logp(instance, process_model(e, instance.reference, 0.7, threshold)) - response_logp(
         instance, instance.reference
     )
-    label = torch.where(e.response_reward > threshold, 0.95, 0.05).double()
+    label = 0.05 + 0.9 * (e.response_reward > threshold).double()
     pull = (e.probability * (label - torch.sigmoid(0.7 * ratio))).log() - (
         ratio + response_logp(instance, instance.reference)
     )
