@@ -93,7 +93,7 @@ SHORT = "--steps 2 --prompts-per-step 4 --eval-prompts 4 --loggers none"
         ("inspect Tabular --estimators third rloo --prompts 1 --html page.html", "Third"),
         (f"train third Tabular {SHORT}", "report: runs/third-tabular-1"),
         (f"train third-agent Tabular {SHORT}", "report: runs/third-agent-tabular-1"),
-        ("agents third-agent", "proportional"),
+        ("agents third-agent --certify", "proportional"),
     ],
 )
 def test_an_estimator_and_an_agent_that_were_added_are_in_every_command(copy, tmp_path, words, seen):

@@ -27,15 +27,17 @@ from llm_mdp_agents.zoo import AGENTS
 
 @dataclass(frozen=True)
 class AgentsArguments:
-    """List the agents: algorithm, paper, file, and two things computed now: the certificate of each agent's own default
-    configuration, as it trains, and the verdicts of the ledger about its claims.
+    """List the agents: algorithm, paper, file, and the ids of its claims in the ledger.
 
-    With --model FOLDER the certificates are on a language model, in all its parameters, with options of their own
-    (llm-mdp agents --model FOLDER --help).
+    With --certify two things are computed: the certificate of each agent's own default configuration, as it trains, and
+    the verdicts of the ledger about its claims. With --model FOLDER the certificates are on a language model, in all
+    its parameters, with options of their own (llm-mdp agents --model FOLDER --help).
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[AGENT ...]")] = ()
     """Only these (default: all)."""
+    certify: bool = False
+    """Compute certificates and verdicts, some minutes for all."""
     json: Path | None = None
     """Write the list to this file; - is the standard output."""
 
@@ -50,20 +52,27 @@ def agents(argv: Sequence[str]) -> int:
     arguments = parse(AgentsArguments, argv, "agents")
     check_writable(arguments.json)
     chosen = [agent_class(name) for name in arguments.names or AGENTS]
-    named = {claim for agent in chosen for claim in agent.claims}
-    claims = tuple(claim for claim in CLAIMS if claim.id in named)
-    with progress_bar(terminal(stderr=True), len(claims) + len(chosen)) as done:
-        rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
-        listed = []
-        for agent in chosen:
-            listed.append(described(agent) | {"claims": {claim: rows[claim]["verdict"] for claim in agent.claims}})
-            done(agent.name)
+    listed = certified(chosen) if arguments.certify else [named(agent) for agent in chosen]
     console = for_people(arguments.json)
     for each in listed:
         show(each, console)
+    if not arguments.certify:
+        console.print("\nllm-mdp agents --certify computes the certificate of their defaults.", style="dim")
     write_json(arguments.json, listed)
     say_written(console, arguments.json)
     return 0
+
+
+def certified(agents: Sequence[type[Agent]]) -> list[dict[str, Any]]:
+    """All that is said of agents, with what the ledger finds about their claims."""
+    claims = tuple(claim for claim in CLAIMS if any(claim.id in agent.claims for agent in agents))
+    listed = []
+    with progress_bar(terminal(stderr=True), len(claims) + len(agents)) as done:
+        rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
+        for agent in agents:
+            listed.append(described(agent) | {"claims": {claim: rows[claim]["verdict"] for claim in agent.claims}})
+            done(agent.name)
+    return listed
 
 
 def described(agent: type[Agent]) -> dict[str, Any]:
@@ -72,25 +81,32 @@ def described(agent: type[Agent]) -> dict[str, Any]:
     return named(agent) | {
         "certificate": asdict(own.certificate) | {"words": str(own.certificate), "computed_on": own.place},
         "why_the_default": agent.why_the_default if own.certificate.verdict == "biased" else "",
-        "options": [each.name for each in fields(agent.Config)],
     }
 
 
 def named(agent: type[Agent]) -> dict[str, Any]:
     """Where an agent comes from and stands."""
     file = f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
-    return {"name": agent.name, "paper": agent.paper, "file": file}
+    options = [each.name for each in fields(agent.Config)]
+    return {
+        "name": agent.name,
+        "paper": agent.paper,
+        "file": file,
+        "options": options,
+        "claims": dict.fromkeys(agent.claims),
+    }
 
 
 def show(agent: dict[str, Any], console: Console) -> None:
     """One agent in a few lines."""
-    certificate, margin = agent["certificate"], (0, 0, 0, 15)
+    certificate, margin = agent.get("certificate"), (0, 0, 0, 15)
     console.print(Text.assemble((f"{agent['name']:<14}", "bold"), f" {agent['paper']}"))
     console.print(Padding(agent["file"], margin), style="dim")
-    words = f"its defaults: {certificate['words']} ({certificate['computed_on']})"
-    console.print(Padding(words, margin), style=COLOURS.get(certificate["verdict"], ""))
-    if agent["why_the_default"]:
+    if certificate is not None:
+        words = f"its defaults: {certificate['words']} ({certificate['computed_on']})"
+        console.print(Padding(words, margin), style=COLOURS.get(certificate["verdict"], ""))
+    if agent.get("why_the_default"):
         console.print(Padding(f"why the default: {agent['why_the_default']}", margin))
-    if "claims" in agent:
-        verdicts = ", ".join(f"{claim} {verdict}" for claim, verdict in agent["claims"].items())
+    if agent["claims"]:
+        verdicts = ", ".join(f"{claim} {verdict or ''}".strip() for claim, verdict in agent["claims"].items())
         console.print(Padding(f"the ledger: {verdicts}", margin), style="dim")

@@ -18,7 +18,7 @@ COMMANDS = {
     ),
     "audit": ("audit", "Certify the real functions of TRL, verl, OpenRLHF and others, or those of a file of yours."),
     "envs": ("envs", "List the Gymnasium environments: turns, vocabulary, graded parts, and what each separates."),
-    "agents": ("agents", "List the agents: algorithm, paper, file, claims and their verdicts."),
+    "agents": ("agents", "List the agents: algorithm, paper, file, claims, and what is certified of them."),
     "train": ("train", "Train a policy with an agent on an environment."),
     "eval": ("evaluate", "Rewards of a policy, or of the one that a run has trained."),
     "variance": ("variance", "How noisy each estimator is, and what a token of sampling buys."),
@@ -49,7 +49,8 @@ EXAMPLES = {
     ),
     "agents": (
         ("all of them", "llm-mdp agents"),
-        ("two, as JSON", "llm-mdp agents grpo trepo --json agents.json"),
+        ("two with the certificates of their defaults", "llm-mdp agents grpo trepo --certify"),
+        ("for a program", "llm-mdp agents --json agents.json"),
         (
             "their gradients on a language model",
             "llm-mdp agents grpo --model FOLDER --env llm_mdp/Arithmetic-v0",

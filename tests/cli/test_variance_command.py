@@ -312,7 +312,8 @@ def test_a_run_s_own_policy_and_environment(variance, here):
 def test_document_table_and_page_agree(variance, here):
     status, said, complaints = variance(f"rloo grpo theorem-2 {SMALL} --rewards dense outcome --budget 300 {FEW}")
     assert (status, complaints) == (0, "")
-    assert said.splitlines()[-1] == "page: variance/report.html   figures: results.json, results.csv"
+    names = ("report.html", "results.json", "results.csv")
+    assert said.splitlines()[-3:] == [f"written: variance/{name}" for name in names]
     assert sorted(path.name for path in (here / "variance").iterdir()) == [
         "cells",
         "report.html",
