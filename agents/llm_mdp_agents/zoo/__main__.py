@@ -22,8 +22,8 @@ HEAD = """# Agents
 <!-- Written by `python -m llm_mdp_agents.zoo`; edit the agents' files, not this page. -->
 
 `llm-mdp train NAME ENV` trains with one, `llm-mdp train NAME --help` shows its options, `llm-mdp agents --certify`
-computes the certificate of its defaults, as they train, and what the ledger says of its claims. The certificates below are
-exact, against ∇J on a random token MDP of the shape that stands beside them (γ = 0.9, two prompts).
+computes the certificate of its defaults, as they train, and what the ledger says of its claims. The certificates below
+are exact, against ∇J on a random token MDP of the shape that stands beside them (γ = 0.9, two prompts).
 
 An agent is an estimator of the core (`llm_mdp/estimators/`), the one that is verified, and the models that are trained
 beside the policy. A new one is one file in `llm_mdp_agents/zoo/`: a frozen `Config`, a class with a `name` and
