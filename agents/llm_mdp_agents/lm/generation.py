@@ -22,6 +22,7 @@ from llm_mdp.sampling.policies import Ends, as_tensor, finish_of, is_end, prefix
 from llm_mdp_agents.lm.architecture import arguments_of, empty_cache, forward, positions, take_rows
 from llm_mdp_agents.lm.drawing import Drawing
 from llm_mdp_agents.lm.reader import Memory, Read, Reader
+from llm_mdp_agents.lm.shared_prompts import FROM, SharedPrompts
 
 CACHE_BYTES, SHARE_OF_DEVICE = 2 * 2**30, 1 / 4
 """Most memory of keys and values of rows that are drawn at once, on the CPU, and as a share of an accelerator's."""
@@ -89,7 +90,7 @@ class Conversation:
         policy, kept = self.policy, self._kept
         self._kept = []
 
-        def read(rows: Int[Tensor, " N"]) -> Read:
+        def read(rows: Int[Tensor, " N"], most: int) -> Read:
             cache, seen = _together(policy, kept, row[rows])
             kept.clear()
             text = torch.cat([policy.lead(prompt[rows]), tokens[rows]], dim=1)
@@ -99,7 +100,8 @@ class Conversation:
             place = whole + torch.arange(-int((whole - old).max()), 0, device=policy.device)
             new = place >= old
             seen = torch.cat([seen, new], dim=1)
-            return cache, seen, _read(policy, text.gather(1, place.clamp(min=0)), seen, cache)
+            logits = _read(policy, text.gather(1, place.clamp(min=0)), seen, cache)
+            return _memory(policy, cache, seen, most), logits
 
         return _complete(policy, prompt, tokens, read, keep=self._kept, names=row, **options)
 
@@ -124,11 +126,11 @@ def _together(policy: Reader, kept: list[Kept], row: Int[Tensor, " N"]) -> tuple
     return cache, torch.arange(columns, device=policy.device) < length.to(policy.device)[:, None]
 
 
-def sample(policy: Reader, prompt, n, *, prefix=None, horizon, **options) -> Rollouts:
-    """`Policy.sample`."""
+def sample(policy: Reader, prompt, n, *, prefix=None, horizon, keep=None, **options) -> Rollouts:
+    """`Policy.sample`; rows that share a long prompt have one copy of its keys and values, where the model can."""
     beginning = torch.full((len(prompt), 0), PAD) if prefix is None else prefix
 
-    def read(rows: Int[Tensor, " N"]) -> Read:
+    def read(rows: Int[Tensor, " N"], most: int) -> Read:
         text = torch.cat([policy.lead(prompt), beginning], dim=1)
         # Columns without a token move to the left, so that every row's last token is in the last column.
         text = text.gather(1, (text != PAD).long().argsort(dim=1, stable=True))
@@ -137,8 +139,11 @@ def sample(policy: Reader, prompt, n, *, prefix=None, horizon, **options) -> Rol
         seen, which = distinct != PAD, which.to(policy.device, non_blocking=True)
         cache = empty_cache(policy.causal_lm, policy.full_attention)
         logits = _read(policy, distinct, seen, cache)
+        several = distinct.shape[1] >= FROM and len(which) >= 2 * len(distinct)
+        if several and keep is None and policy.fixed_width is None and policy.shares_prompts:
+            return SharedPrompts(policy, _layers(cache), seen, which), logits[which]
         take_rows(cache, which)
-        return cache, seen[which], logits[which]
+        return _memory(policy, cache, seen[which], most), logits[which]
 
     return _complete(
         policy,
@@ -146,6 +151,7 @@ def sample(policy: Reader, prompt, n, *, prefix=None, horizon, **options) -> Rol
         beginning.repeat_interleave(n, dim=0),
         read,
         horizon=horizon,
+        keep=keep,
         **options,
     )
 
@@ -156,7 +162,7 @@ def branch(policy: Reader, prompt, tokens, row, step, samples, *, horizon, **opt
     Keys carry their positions, so the columns after the cut can stay where they are, hidden.
     """
 
-    def read(rows: Int[Tensor, " N"]) -> Read:
+    def read(rows: Int[Tensor, " N"], most: int) -> Read:
         source, cut = row[rows // samples], step[rows // samples]
         needed, which = source.unique(return_inverse=True)
         lead = policy.lead(prompt[needed])
@@ -168,11 +174,18 @@ def branch(policy: Reader, prompt, tokens, row, step, samples, *, horizon, **opt
         hidden = forward(body, arguments_of(body), text, mask=real.long(), position=positions(real), cache=cache)[0]
         logits = policy.scores(policy.causal_lm.get_output_embeddings()(hidden[which, last]))
         take_rows(cache, which)
-        return cache, real[which] & (torch.arange(text.shape[1], device=policy.device) <= last[:, None]), logits
+        seen = real[which] & (torch.arange(text.shape[1], device=policy.device) <= last[:, None])
+        return _memory(policy, cache, seen, most), logits
 
     beginning = prefixes_of(tokens, row, step)
     prompt_of = prompt[row].repeat_interleave(samples, dim=0)
     return _complete(policy, prompt_of, beginning.repeat_interleave(samples, dim=0), read, horizon=horizon, **options)
+
+
+def _memory(policy: Reader, cache: Cache, seen: Bool[Tensor, "N S"], most: int) -> Memory:
+    """What was read of rows, with room for so many tokens more."""
+    fixed = policy.fixed_width
+    return Growing(policy, cache, seen) if fixed is None else fixed.memory(cache, seen, most)
 
 
 def _read(policy: Reader, text: Int[Tensor, "N s"], seen: Bool[Tensor, "N S"], cache: Cache) -> Float[Tensor, "N V"]:
@@ -194,7 +207,7 @@ def _complete(
     policy: Reader,
     prompt: Int[Tensor, "R L"],
     beginning: Int[Tensor, "R t"],
-    read: Callable[[Int[Tensor, " N"]], Read],
+    read: Callable[[Int[Tensor, " N"], int], Read],
     *,
     eos: Ends,
     horizon: int,
@@ -206,7 +219,7 @@ def _complete(
     names: Int[Tensor, " R"] | None = None,
 ) -> Rollouts:
     """Draw tokens after every beginning (PAD on the right) until all rows have ended; `read` is asked for the rows that
-    go on.
+    go on, and told how many tokens more they have at most.
 
     Args:
         keep: gets what was read, by the rows' names (None: their numbers); last tokens have not been read.
@@ -238,9 +251,8 @@ def _complete(
     parts = [rows] if keep is not None else _parts(policy, rows, before + length[rows], horizon)
     for batch in parts:
         if len(batch):
-            most, (cache, seen, logits) = int((horizon - length[batch]).max()), read(batch)
-            fixed = policy.fixed_width
-            memory = Growing(policy, cache, seen) if fixed is None else fixed.memory(cache, seen, most)
+            most = int((horizon - length[batch]).max())
+            memory, logits = read(batch, most)
             drawing.run(batch, most, memory, logits, left)
     tokens, logp = drawing.tokens.cpu(), drawing.logp.cpu()
     return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))

@@ -36,6 +36,7 @@ from llm_mdp_agents.lm.architecture import (
 from llm_mdp_agents.lm.fixed_width import FixedWidth
 from llm_mdp_agents.lm.packing import Reading, packed_reading, plain_reading
 from llm_mdp_agents.lm.products import FastMatmul, choose, chosen
+from llm_mdp_agents.lm.shared_prompts import can_share
 
 LOGIT_BYTES, ACCELERATOR_LOGIT_BYTES = 64 * 2**20, 2**30
 """Most memory of logits that `logp` keeps for the backward pass, on the CPU and elsewhere; beyond it they are computed
@@ -146,6 +147,11 @@ class LanguageModelPolicy(PolicyModule):
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles a step of its own."""
         return self.__dict__ | {"_fixed_width": None}
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Can rows read on after one copy of the prompt that they share?"""
+        return can_share(self)
 
     @cached_property
     def _longest(self) -> tuple[float, str]:

@@ -9,9 +9,6 @@ from transformers import Cache
 
 from llm_mdp_agents.lm.architecture import Abilities
 
-Read = tuple[Cache, Bool[Tensor, "N S"], Float[Tensor, "N V"]]
-"""What was read: keys and values, which of their columns each row may see, and the logits of each row's next token."""
-
 
 class Memory(Protocol):
     """What is kept of rows that are being drawn."""
@@ -38,6 +35,10 @@ class Memory(Protocol):
     def take(self, rows: Int[Tensor, " n"]) -> None:
         """Keep these rows, in this order."""
         ...
+
+
+Read = tuple[Memory, Float[Tensor, "N V"]]
+"""What was read of some rows, and the scores of each one's next token."""
 
 
 class Widens(Protocol):
@@ -70,6 +71,11 @@ class Reader(Protocol):
     @property
     def full_attention(self) -> bool:
         """Does every layer attend to all that the mask lets through?"""
+        ...
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Can rows read on after one copy of the prompt that they share?"""
         ...
 
     @property

@@ -13,6 +13,8 @@ from llm_mdp_agents.sampler import TaskSampler
 from llm_mdp_envs.task import Question, Scores, Task
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
+generation = pytest.importorskip("llm_mdp_agents.lm.generation")
+shared_prompts = pytest.importorskip("llm_mdp_agents.lm.shared_prompts")
 FixedWidth = pytest.importorskip("llm_mdp_agents.lm.fixed_width").FixedWidth
 loading = pytest.importorskip("llm_mdp_agents.lm.loading")
 token_by_blocks = pytest.importorskip("llm_mdp_agents.lm.drawing").token_by_blocks
@@ -346,3 +348,61 @@ def test_a_fixed_width_is_refused_where_it_cannot_be(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ValueError, match="none of the compilers"):
         FixedWidth(llama())
+
+
+# --- prompts that rows share ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"greedy": True},
+        {"temperature": 1.7, "stop": (6,)},
+        {"prefix": torch.tensor([[4, 5], [1, PAD], [2, 1], [3, 3]])},
+    ],
+    ids=["plain", "greedy", "stop", "prefix"],
+)
+def test_rows_that_share_a_prompt_draw_as_rows_with_copies_of_it(build, options, monkeypatch):
+    """Rows leave as they end, and not equally many of every prompt."""
+    monkeypatch.setattr("llm_mdp_agents.lm.generation.FROM", 1)
+    policy, options = build(), OPTIONS | options
+    assert policy.shares_prompts
+    rows, take = [], shared_prompts.SharedPrompts.take
+    monkeypatch.setattr(
+        shared_prompts.SharedPrompts, "take", lambda self, which: (rows.append(len(which)), take(self, which))
+    )
+    drawn = policy.sample(PROMPTS, 5, generator=seed(), **options)
+    check_same(drawn, PolicyModule.sample(policy, PROMPTS, 5, generator=seed(), **options))
+    assert rows or "greedy" in options, "some have left"
+    assert policy.causal_lm.config._attn_implementation in ("eager", "sdpa"), "as it was"
+
+
+def test_prompts_are_not_copied_and_short_ones_are_not_shared(monkeypatch):
+    policy, memories = gpt2_long(), []
+    run = generation.Drawing.run
+
+    def watched(self, batch, most, memory, *rest):
+        memories.append(memory)
+        run(self, batch, most, memory, *rest)
+
+    monkeypatch.setattr(generation.Drawing, "run", watched)
+    prompts = torch.arange(2 * 12).reshape(2, 12) % V
+    monkeypatch.setattr(generation, "FROM", 13)
+    policy.sample(prompts, 4, generator=seed(), **OPTIONS)
+    assert [each.shape[0] for each in memories[-1].layers[0]] == [2, 2]
+    policy.sample(prompts, 1, generator=seed(), **OPTIONS)
+    policy.sample(prompts[:, 1:], 4, generator=seed(), **OPTIONS)
+    assert all(isinstance(each, generation.Growing) for each in memories[1:])
+
+
+def test_attention_that_is_more_than_a_softmax_is_left_alone(monkeypatch):
+    assert not mistral().shares_prompts
+    attention = "transformers.models.llama.modeling_llama.LlamaAttention.forward"
+    whole = llama().causal_lm.model.layers[0].self_attn.__class__.forward
+    monkeypatch.setattr(attention, lambda self, *rest, **options: whole(self, *rest, **options, s_aux=torch.zeros(4)))
+    assert not llama().shares_prompts
+    monkeypatch.setattr(attention, lambda self, *rest, **options: whole(self, *rest, **options))
+    monkeypatch.setattr(shared_prompts, "attend", lambda query, own, *rest: query.transpose(1, 2))
+    assert not llama().shares_prompts, "tried, and it is another distribution"
