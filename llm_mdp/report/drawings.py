@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from statistics import fmean
 
+from llm_mdp.report.labels import Box, place_names
 from llm_mdp.report.rows import EXACT, ClaimRow, bias, number, ratio, tone
 
 MAX_EDGES = 60
@@ -187,6 +188,8 @@ def _expected_reward(leaves: list[Edge], prefix: tuple[int, ...]) -> float:
 LEFT, RIGHT, TOP = -0.6, 2.2, 1.15
 """What the plane of expected gradients shows, in lengths of the true gradient; what lies outside stands at its edge."""
 
+BELOW = 96
+"""Pixels below the arrow, for its own name and those of dots on it."""
 UNIT = 400
 """Pixels of one length of the true gradient."""
 
@@ -252,7 +255,7 @@ def plane_svg(rows: list[tuple[ClaimRow, str]]) -> str:
     clusters = list(places.values())
     exact = [point.row.id for point in found if point.exact]
     origin, tip, floor = 14 - LEFT * UNIT, 14 + (1 - LEFT) * UNIT, 14 + TOP * UNIT
-    width, height = (RIGHT - LEFT) * UNIT + 28, floor + 34
+    width, height = (RIGHT - LEFT) * UNIT + 28, floor + BELOW
     ticks = (
         f'<text class="scale" x="{14 + (t - LEFT) * UNIT:g}" y="{floor + 22:g}" text-anchor="middle">{t}</text>'
         for t in (0, 1, 2)
@@ -269,11 +272,15 @@ def plane_svg(rows: list[tuple[ClaimRow, str]]) -> str:
         f"<title>{names}</title></text>"
     )
     pile = label if exact else ""
+    taken = [(origin, floor - 4, tip, floor + 4), (tip + 10, floor + 10, tip + 210, floor + 28)]
+    taken += [(14 + (t - LEFT) * UNIT - 6, floor + 12, 14 + (t - LEFT) * UNIT + 6, floor + 26) for t in (0, 1, 2)]
+    taken.append(((origin + tip) / 2 - 48, floor + 10, (origin + tip) / 2 + 48, floor + 28))
+    taken += [(x - 26, y - 12, x + 26, y + 4) for x, y in (_ring_label(radius, tip, floor) for radius in RINGS)]
     return (
         f'<svg class="plane" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="Expected gradients relative to the true one">'
         f"{''.join(_ring(radius, tip, floor) for radius in RINGS)}{''.join(ticks)}{arrow}{pile}"
-        f"{''.join(map(_mark, clusters))}{_labels(clusters, tip, floor)}</svg>"
+        f"{''.join(map(_mark, clusters))}{_labels(clusters, taken, (2, 2, width - 2, height - 2))}</svg>"
     )
 
 
@@ -309,28 +316,24 @@ def _mark(cluster: list[Point]) -> str:
     )
 
 
-def _labels(clusters: list[list[Point]], tip: float, floor: float) -> str:
-    """Names beside the dots, as many as fit without covering each other; the rest have theirs in the tooltip."""
-    taken = [(c[0].x - 7, c[0].y - 7, c[0].x + 7, c[0].y + 7) for c in clusters]
-    taken.append((14 - LEFT * UNIT, floor - 4, tip, floor + 4))
-    taken += [(x - 26, y - 12, x + 26, y + 4) for x, y in (_ring_label(radius, tip, floor) for radius in RINGS)]
-    right, parts = (RIGHT - LEFT) * UNIT + 26, []
-    for cluster in sorted(
-        clusters, key=lambda c: (all(point.row.status != "contradiction" for point in c), c[0].across)
-    ):
-        point, name = cluster[0], cluster[0].row.id + (f" +{len(cluster) - 1}" if len(cluster) > 1 else "")
-        length = 6.8 * len(name)
-        for dx, dy, anchor in ((11, 4, "start"), (-11, 4, "end"), (0, -12, "middle"), (0, 20, "middle")):
-            start = point.x + dx - {"start": 0, "middle": length / 2, "end": length}[anchor]
-            box = (start, point.y + dy - 10, start + length, point.y + dy + 3)
-            inside = box[0] >= 2 and box[2] <= right and box[1] >= 0 and box[3] <= floor + 8
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                place = f'x="{point.x + dx:.1f}" y="{point.y + dy:.1f}" text-anchor="{anchor}"'
-                parts.append(f'<text class="name" {place}>{escape(name)}</text>')
-                break
-    return "".join(parts)
+def _labels(clusters: list[list[Point]], taken: list[Box], room: Box) -> str:
+    """A name beside every dot, or further off at the end of a line; the tooltips have all of them."""
+    first = sorted(clusters, key=lambda c: (all(point.row.status != "contradiction" for point in c), c[0].across))
+    names = [_name(cluster) for cluster in first]
+    places = place_names(
+        [(c[0].x, c[0].y) for c in first], [6.8 * len(name) for name in names], 13, room, taken, every=True
+    )
+    parts = []
+    for name, place in zip(names, places):
+        if place is not None:
+            if place.line:
+                x, y, end_x, end_y = place.line
+                parts.append(f'<path class="leader" d="M{x:.1f} {y:.1f}L{end_x:.1f} {end_y:.1f}"/>')
+            parts.append(f'<text class="name" x="{place.left:.1f}" y="{place.middle + 4:.1f}">{escape(name)}</text>')
+    return "".join(sorted(parts))  # lines below names
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _name(cluster: list[Point]) -> str:
+    """Both names of two that share a dot; of more, one and how many others."""
+    one, *others = (point.row.id for point in cluster)
+    return f"{one}, {others[0]}" if len(others) == 1 else one + f" +{len(others)}" * bool(others)

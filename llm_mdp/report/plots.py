@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from llm_mdp.report.labels import place_names
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -136,8 +138,7 @@ def label_ends(axes: "Axes", ends: list[tuple[float, str, str]], height: float) 
 def label_points(
     axes: "Axes", points: list[tuple[float, float, str, str]], others: np.ndarray, size: tuple[float, float]
 ) -> None:
-    """Names beside points, each where it covers the least of the other names and points; one that must cover a name is
-    left out.
+    """Names beside points, or further off at the end of a line; one that would cover something is left out.
 
     Args:
         points: (x, y, name, colour variable), the most important first; the limits of the axes must be set.
@@ -147,39 +148,18 @@ def label_points(
     to_fraction = axes.transData + axes.transAxes.inverted()
     # About what the layout leaves of the drawing, in points: enough to tell what overlaps.
     extent = np.array([72 * size[0] - 50, 72 * size[1] - 50])
-    dots = to_fraction.transform(np.concatenate([others, np.array([point[:2] for point in points])])) * extent
-    taken: list[tuple[float, float, float, float]] = []
-    for x, y, name, colour in points:
-        at = to_fraction.transform((x, y)) * extent
-        name = short(name)
-        wide = 5.9 * len(name)
-        corners = [
-            (8, -5),
-            (-8 - wide, -5),
-            (-wide / 2, 7),
-            (-wide / 2, -17),
-            (6, 5),
-            (6, -15),
-            (-6 - wide, 5),
-            (-6 - wide, -15),
-        ]
-        boxes = [(at[0] + dx, at[1] + dy, at[0] + dx + wide, at[1] + dy + 10) for dx, dy in corners]
-        free = [
-            box
-            for box in boxes
-            if not any(_overlap(box, other) for other in taken) and box[0] >= 0 and box[2] <= extent[0]
-        ]
-        if free:
-            best = min(free, key=lambda box: sum(_overlap(box, (*dot - 3, *dot + 3)) for dot in dots))
-            taken.append(best)
-            place = (best[0] / extent[0], (best[1] + best[3]) / 2 / extent[1])
-            axes.text(
-                *place, name, color=COLOUR[colour], fontsize=10, va="center", transform=axes.transAxes, parse_math=False
-            )
-
-
-def _overlap(one: tuple, other: tuple) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    dots = to_fraction.transform(np.concatenate([np.array([point[:2] for point in points]), others])) * extent
+    names, style = [short(name) for _, _, name, _ in points], {"transform": axes.transAxes, "clip_on": False}
+    room = (0.0, 0.0, float(extent[0]), float(extent[1]))
+    places = place_names([tuple(dot) for dot in dots], [5.9 * len(name) for name in names], 11, room)
+    for name, (_, _, _, colour), place in zip(names, points, places):
+        if place is None:
+            continue
+        if place.line:
+            ends = np.reshape(place.line, (2, 2)) / extent
+            axes.plot(*ends.T, color=COLOUR[colour], linewidth=0.7, alpha=0.6, zorder=0.8, **style)
+        at = place.left / extent[0], place.middle / extent[1]
+        axes.text(*at, name, color=COLOUR[colour], fontsize=10, va="center", parse_math=False, **style)
 
 
 def to_svg(axes: "Axes", title: str, salt: str) -> str:

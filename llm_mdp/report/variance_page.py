@@ -1,6 +1,7 @@
 """Noise and cost as one self-contained HTML page, to send to a colleague: no network, no fonts, works without
 JavaScript too."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from llm_mdp.report.variance_rows import (
     settings_of,
     too_few,
 )
+from llm_mdp.variance.comparison import leading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,6 +84,7 @@ def render_variance_page(document: Document) -> str:
         document=document,
         facts=_facts(document),
         command=document["command"],
+        headline=_headline(document, settings),
         settings=[_setting(setting, tones) for setting in settings],
         sweep=_sweep(document, tones),
         is_open=document["sweep"] is None,
@@ -95,6 +98,17 @@ def render_variance_page(document: Document) -> str:
         figure_of=figure,
         too_few=too_few,
     )
+
+
+def _headline(document: Document, settings: list[dict]) -> str:
+    """What to take; of several settings, in how many of them."""
+    if len(settings) == 1:
+        return settings[0]["recommendation"].partition("; ")[0].rstrip(".") + "."
+    best = [row["estimator"] for each in settings if (row := leading(each["rows"], document["budget"])) is not None]
+    if not best:
+        return "Too few successes to recommend anything."
+    wins = ", ".join(f"{name} in {count}" for name, count in Counter(best).most_common())
+    return f"With {amount(document['budget'])} tokens a batch take {wins} of {len(settings)} settings."
 
 
 def _facts(document: Document) -> list[tuple[str, str]]:

@@ -244,8 +244,8 @@ def test_lines_hold_all_tokens_in_order_and_no_more_than_fits():
 
 def test_the_header_says_who_agrees_with_what():
     page = Page(render_inspection(document()))
-    (banner,) = page.find("div", "banner")
-    assert banner["text"].startswith("RLOO is closest to the advantage by 32 draws of these 130 tokens.")
+    (headline,) = page.find("h1")
+    assert headline["text"].endswith("RLOO is closest to the advantage by 32 draws of these 130 tokens.")
     assert [item["text"] for item in page.find("li")] == ["RLOO 0.43", "Own −0.20"]
     assert "Its standard error is 0.0300 on average." in page.find("table", "about")[0]["text"]
     assert not Page(render_inspection(without_truth())).find("div", "banner")
@@ -254,8 +254,8 @@ def test_the_header_says_who_agrees_with_what():
 def test_a_correlation_that_chance_may_have_made_is_not_praised():
     made = document()
     made["estimators"][0]["agreement"] = 0.17  # 130 tokens: unrelated figures correlate by 0.09, give or take
-    (banner,) = Page(render_inspection(made)).find("div", "banner")
-    assert banner["text"].startswith(
+    (headline,) = Page(render_inspection(made)).find("h1")
+    assert headline["text"].endswith(
         "On these 130 tokens no estimator can be seen to follow the advantage by 32 draws."
     )
 

@@ -340,9 +340,9 @@ def test_the_headline_says_what_was_found_of_the_paper_and_of_practices():
     assert said[1].startswith("34 practices of the field: ") and "1 holds" in said[1]
     for width in (80, 200):
         assert one_line(" ".join(said)) in one_line(printed(several_document(), width))
-    (banner,) = re.findall(r'<div class="banner right"><p><strong>(.*?)</strong>', render_ledger(single_document()))
+    (shown,) = re.findall(r"<h1><small>.*?</small>(.*?)</h1>", render_ledger(single_document()))
     counted = re.sub(r" \(.*?\)", "", said[0])  # pages have filters, and sections by finding, in place of the names
-    assert banner == counted and counted in " ".join(ledger_markdown(several_document()).replace("\\", "").split())
+    assert shown == counted and counted in " ".join(ledger_markdown(several_document()).replace("\\", "").split())
 
 
 def test_a_finding_is_not_said_where_the_run_did_not_bear_it_out():
