@@ -9,9 +9,11 @@ from llm_mdp_envs.registry import Registered, register_all, registered
 from llm_mdp_envs.task import Question, Scores, Task, TaskError
 from llm_mdp_envs.token_env import TokenEnv
 from llm_mdp_envs.vector_env import TokenVectorEnv
+from llm_mdp_envs.wrappers import OneHot
 
 __all__ = [
     "ArrayTask",
+    "OneHot",
     "Question",
     "Registered",
     "Scores",
