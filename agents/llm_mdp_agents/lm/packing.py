@@ -10,14 +10,18 @@ from torch.nn.functional import pad
 
 from llm_mdp.mdp.tree import PAD
 from llm_mdp_agents.lm.architecture import positions
+from llm_mdp_agents.lm.shared_prompts import SHARED
 
-SHARED, UNUSED = -1, -2
-"""Owners of columns that belong to no single response."""
+UNUSED = -2
+"""The owner of columns that nobody uses."""
 
 
 CAUSAL, MASKED = 2 / 3, 1.0
 """What a pair of columns costs where each sees all before it, and where a mask says so: only the first is computed by
 half; the share is a guess after a few times on a CPU."""
+PARTS, PAIRS = 1.8, 600_000
+"""The same where prompts and responses attend in two parts (`shared_prompts.attention_of`), with nothing computed for
+pairs that do not see each other, but weights kept for the gradient; the most pairs for which they are, a head."""
 MULTIPLE = 16
 """Attention kernels of accelerators take masks whose columns are a multiple of this as they are."""
 
@@ -35,6 +39,8 @@ class Reading:
     owner: Int[Tensor, "G S"] | None = None
     """The response that a column belongs to, SHARED for prompts, UNUSED for padding; None: one response a row, from the
     first column on."""
+    in_parts: bool = False
+    """Whether a mask says who sees whom, or prompts and responses attend apart."""
 
     def on(self, device: torch.device) -> "Reading":
         """The same there; on accelerators texts that need a mask get a convenient width."""
@@ -46,7 +52,7 @@ class Reading:
             for name, fill in (("text", PAD), ("position", 0), ("owner", UNUSED)):
                 parts[name] = pad(parts[name], (0, missing), value=fill)
         for name, part in parts.items():
-            parts[name] = part if part is None else part.to(device, non_blocking=True)
+            parts[name] = part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
         return type(self)(**parts)
 
     def attention(self) -> Bool[Tensor, "G 1 S S"] | None:
@@ -59,8 +65,23 @@ class Reading:
     def cost(self, width: int) -> float:
         """Multiplications and additions of one layer, about: 24 h² a token and 4 h a pair of tokens."""
         rows, columns = self.text.shape
-        share = CAUSAL if self.owner is None else MASKED
-        return rows * columns * (24 * width**2 + columns * 4 * width * share)
+        pairs = rows * columns**2 * (CAUSAL if self.owner is None else MASKED)
+        if self.in_parts:
+            pairs = rows * self.prompt_columns**2 * CAUSAL + self.response_pairs * PARTS
+        return rows * columns * 24 * width**2 + pairs * 4 * width
+
+    @property
+    def prompt_columns(self) -> int:
+        """Of the longest prompt that responses share; they are the first ones."""
+        return 0 if self.owner is None else int((self.owner == SHARED).any(0).sum())
+
+    @property
+    def response_pairs(self) -> int:
+        """Pairs of a response's column and one that it may see, where all responses are as long as the longest."""
+        if self.owner is None or not bool((self.owner >= 0).any()):
+            return 0
+        size = self.owner[self.owner >= 0].unique(return_counts=True)[1]
+        return len(size) * int(size.max()) * (self.prompt_columns + int(size.max()))
 
 
 def plain_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Reading:
@@ -82,6 +103,9 @@ def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: B
     first = torch.ones(len(lead), dtype=torch.bool)
     first[1:] = (lead[1:] != lead[:-1]).any(-1)
     group, lead = first.cumsum(0) - 1, lead[first]
+    # Prompts from the first column on, so that causal attention reads them as they are.
+    lead = lead.gather(1, (lead == PAD).long().argsort(dim=1, stable=True))
+    last = (lead != PAD).sum(-1) - 1
     step = torch.arange(tokens.shape[1])
     length = (mask * step).amax(-1)
     before = length.cumsum(0) - length
@@ -97,5 +121,5 @@ def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: B
     text[place], owner[place] = tokens[row, column], row
 
     row, chosen = mask.nonzero().unbind(1)
-    state = group[row] * columns + torch.where(chosen == 0, lead.shape[1] - 1, start[row] + chosen - 1)
+    state = group[row] * columns + torch.where(chosen == 0, last[group[row]], start[row] + chosen - 1)
     return Reading(text, state, position, owner)

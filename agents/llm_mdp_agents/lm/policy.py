@@ -9,6 +9,7 @@ what it cannot, it does the plain way. All tensors that come and go are on the C
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -34,9 +35,9 @@ from llm_mdp_agents.lm.architecture import (
     try_out,
 )
 from llm_mdp_agents.lm.fixed_width import FixedWidth
-from llm_mdp_agents.lm.packing import Reading, packed_reading, plain_reading
+from llm_mdp_agents.lm.packing import PAIRS, Reading, packed_reading, plain_reading
 from llm_mdp_agents.lm.products import FastMatmul, choose, chosen
-from llm_mdp_agents.lm.shared_prompts import can_share
+from llm_mdp_agents.lm.shared_prompts import FROM, attending, attention_of, can_share
 
 LOGIT_BYTES, ACCELERATOR_LOGIT_BYTES = 64 * 2**20, 2**30
 """Most memory of logits that `logp` keeps for the backward pass, on the CPU and elsewhere; beyond it they are computed
@@ -153,6 +154,12 @@ class LanguageModelPolicy(PolicyModule):
         """Can rows read on after one copy of the prompt that they share?"""
         return can_share(self)
 
+    @property
+    def _attends_in_parts(self) -> bool:
+        """May prompts and responses attend apart in a packed row? Layers that compute again for the gradient would do
+        it by another attention."""
+        return self.device.type == "cpu" and self.shares_prompts and not any(_recomputed(self.causal_lm))
+
     @cached_property
     def _longest(self) -> tuple[float, str]:
         return longest_text(self.causal_lm)
@@ -252,7 +259,11 @@ class LanguageModelPolicy(PolicyModule):
         self.check_length(reading.text.shape[1])
         if packed and self.full_attention:
             width = self.causal_lm.config.get_text_config(decoder=True).hidden_size
-            reading = min(reading, packed_reading(lead, tokens, mask), key=lambda reading: reading.cost(width))
+            dense = packed_reading(lead, tokens, mask)
+            ways = [reading, dense]
+            if self._attends_in_parts and dense.response_pairs <= PAIRS and dense.prompt_columns >= FROM:
+                ways.append(replace(dense, in_parts=True))
+            reading = min(ways, key=lambda way: way.cost(width))
         return self.read(reading)
 
     def read(self, reading: Reading) -> tuple[Float[Tensor, "N H"], Callable[[Tensor], Tensor]]:
@@ -260,14 +271,14 @@ class LanguageModelPolicy(PolicyModule):
         abilities = self.abilities
         body = self.causal_lm.base_model if abilities.linear_head else self.causal_lm
         reading = reading.on(self.device)
-        attention = reading.attention()
-        output = forward(
-            body,
-            arguments_of(body),
-            reading.text,
-            mask=None if attention is None else mask_of(self.causal_lm, attention),
-            position=reading.position,
-        )[0]
+        takes, text, position = arguments_of(body), reading.text, reading.position
+        if reading.in_parts and reading.owner is not None:
+            with attending(self.causal_lm, attention_of(reading.owner)):
+                output = forward(body, takes, text, position=position)[0]
+        else:
+            attention = reading.attention()
+            mask = None if attention is None else mask_of(self.causal_lm, attention)
+            output = forward(body, takes, text, mask=mask, position=position)[0]
         states = output.flatten(0, 1)[reading.state]
         return states, self.causal_lm.get_output_embeddings() if abilities.linear_head else nn.Identity()
 
@@ -298,11 +309,7 @@ class LanguageModelPolicy(PolicyModule):
 def _recomputing(model: nn.Module) -> Iterator[None]:
     """Hugging Face recomputes activations in train mode only: its layers are in that mode here, and nothing inside them
     is."""
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    ]
+    layers = list(_recomputed(model))
     try:
         for layer in layers:
             layer.training = True
@@ -310,6 +317,13 @@ def _recomputing(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
+
+
+def _recomputed(model: nn.Module) -> Iterator[GradientCheckpointingLayer]:
+    """The layers whose activations are computed again."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            yield module
 
 
 def _remove_dropout(model: nn.Module) -> None:

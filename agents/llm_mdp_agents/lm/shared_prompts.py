@@ -9,7 +9,7 @@ The queries of all rows of a prompt are one matrix for its part, so that the pro
 of once a row, and need not be copied. Rows need not be adjacent, nor prompts have equally many of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
 from llm_mdp_agents.lm.architecture import arguments_of, empty_cache, forward, positions, take_rows
@@ -27,6 +28,10 @@ from llm_mdp_agents.lm.reader import Reader
 NAME = "llm_mdp_shared_prompts"
 FROM = 64
 """Columns of the prompts from which on it pays: below, the copies are small and one kernel does it all."""
+SHARED = -1
+"""The owner of a prompt's columns in packed rows."""
+Attention = Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
+"""Of a layer, its queries, keys, values and what scores are multiplied by: (N, q, H, d)."""
 KNOWN = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"}
 """What attention may be told without attending otherwise."""
 
@@ -110,7 +115,7 @@ class SharedPrompts:
             prompt = self.layers[module.layer_idx]
             return attend(query, (key, value), prompt, self.seen[:, None], self.prompt_seen, groups, scaling)
 
-        with _attending(model, attention):
+        with attending(model, attention):
             output = forward(model, arguments_of(model), newest, position=position, cache=self.cache, last=True)
         return self.policy.scores(output.logits[:, -1])
 
@@ -121,7 +126,41 @@ class SharedPrompts:
             take_rows(self.cache, rows)
 
 
-_ATTENTION: ContextVar[Any] = ContextVar("attention")
+def attention_of(owner: Int[Tensor, "G S"]) -> Attention:
+    """Attention in packed rows (`packing.Reading`): prompts among themselves by the causal kernel, every response to
+    its prompt and itself by `attend`; pairs that do not see each other are not computed. Differentiable.
+
+    Args: owner: of each column; those of prompts come first.
+    """
+    columns = int((owner == SHARED).any(0).sum())
+    group, column = (owner >= 0).nonzero().unbind(1)
+    _, row, size = owner[group, column].unique(return_inverse=True, return_counts=True)
+    start = size.cumsum(0) - size
+    step = torch.arange(len(row), device=owner.device) - start[row]
+    longest = int(size.max()) if len(size) else 0
+    groups, prompt_seen = Groups(group[start], len(owner)), owner[:, :columns] == SHARED
+    count = torch.arange(longest, device=owner.device)
+    own_seen = (count[:, None] >= count) & (count < size[:, None])[:, None]
+
+    def rows_of(part: Float[Tensor, "G h S d"]) -> Float[Tensor, "R h W d"]:
+        rows = part.new_zeros(len(size), longest, part.shape[1], part.shape[3])
+        return rows.index_put((row, step), part.transpose(1, 2)[group, column]).transpose(1, 2)
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        prompt = key[:, :, :columns], value[:, :, :columns]
+        whole = [each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in prompt]
+        first = scaled_dot_product_attention(query[:, :, :columns], *whole, is_causal=True, scale=scaling)
+        found = query.new_zeros(len(owner), owner.shape[1] - columns, query.shape[1], value.shape[3])
+        if longest:
+            own = rows_of(key), rows_of(value)
+            rows = attend(rows_of(query), own, prompt, own_seen, prompt_seen, groups, scaling)
+            found = found.index_put((group, column - columns), rows[row, step])
+        return torch.cat([first.transpose(1, 2), found], dim=1)
+
+    return attention
+
+
+_ATTENTION: ContextVar[Attention] = ContextVar("attention")
 
 
 def _shared(
@@ -141,7 +180,7 @@ AttentionMaskInterface.register(NAME, lambda *arguments, **options: None)
 
 
 @contextmanager
-def _attending(model: Any, attention: Any) -> Iterator[None]:
+def attending(model: Any, attention: Attention) -> Iterator[None]:
     """Inside, the layers of the model attend by this function of (module, query, key, value, scaling)."""
     config = model.config
     before, token = config._attn_implementation, _ATTENTION.set(attention)

@@ -412,3 +412,19 @@ def test_a_pretrained_model_from_a_gguf_file(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters()))
     text = loading.tokenizer_of(tmp_path)("3 + 4 =").input_ids
     assert text == prompt[0].tolist()
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize("shape", [(3, 4, 10), (1, 6, 2)])
+def test_prompts_and_responses_attend_in_two_parts(build, shape, readings, monkeypatch):
+    """As under a mask: value and gradient, for prompts and responses of several lengths, groups that are torn too."""
+    monkeypatch.setattr(lm, "FROM", 1)
+    monkeypatch.setattr("llm_mdp_agents.lm.packing.PARTS", 0.0)
+    policy, (prompt, tokens, mask) = build(), batch(*shape)
+    check_logp(policy, prompt, tokens, mask)
+    rows = torch.arange(len(prompt)) != 1
+    check_logp(policy, prompt[rows], tokens[rows], mask[rows])
+    assert readings == ["plain", "plain"], "no mask is made where they attend apart"
+    monkeypatch.setattr(lm, "PAIRS", 0)
+    policy.logp(prompt, tokens, mask)
+    assert readings[2:] == ["packed"]
