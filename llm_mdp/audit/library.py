@@ -117,15 +117,20 @@ def choose(settings: Sequence[Setting], options: Sequence[str], library: str) ->
         found = [each for each in settings if option == each.name]
         found = found or [each for each in settings if _holds_option(each, option)]
         if not found:
-            names = [each.name for each in settings]
-            otherwise = f"{library} has {', '.join(names)}"
-            raise UsageError(f"{library} has no setting {option!r}; {did_you_mean(option, names, otherwise)}")
+            keys = list(dict.fromkeys(part.partition("=")[0] for each in settings for part in _parts(each)))
+            near = did_you_mean(option, [*keys, *(each.name for each in settings)], f"it has {', '.join(keys)}.")
+            raise UsageError(f"{library} has no setting {option!r}; {near}")
         chosen += [each for each in found if each not in chosen]
     return chosen if options else list(settings)
 
 
 def _holds_option(setting: Setting, option: str) -> bool:
-    return any(option in (part, part.partition("=")[0]) for part in setting.name.split(","))
+    return any(option in (part, part.partition("=")[0]) for part in _parts(setting))
+
+
+def _parts(setting: Setting) -> list[str]:
+    """The options that a name is made of; a comma within a value is inside brackets, or followed by a space."""
+    return re.split(r",(?! )(?![^()]*\))", setting.name)
 
 
 def within(version: str, specifier: str) -> bool:

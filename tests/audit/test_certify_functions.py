@@ -105,7 +105,7 @@ def two(rewards, batch):
         (
             lambda: certify(lambda batch: -(batch.logp * batch.response_reward[:, None] * batch.mask).sum(-1), SMALL),
             EstimatorError,
-            r"^<lambda> returned .* shape \(3,\) .* that is computed from batch.logp; for a loss return its mean or sum,",
+            r"^<lambda> returned .* shape \(3,\) .* computed from batch.logp; for a loss return its mean or sum,",
         ),
         (lambda: certify(lambda batch: batch.rewards, SMALL), EstimatorError, "raised AttributeError .* no attribute "),
         (lambda: certify(lambda rewards: rewards * float("nan"), SMALL), EstimatorError, "gives nan for the rewards"),

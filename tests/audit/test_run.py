@@ -183,6 +183,14 @@ def test_the_problems_are_those_that_are_promised():
     assert set(found["right-or-wrong"].enumeration.response_reward.flatten().tolist()) == {0.0, 1.0}
 
 
+def test_a_comma_within_a_value_parts_no_options():
+    names = "clip=(-1,2),beta=0.1", "norm=mean, leave one out"
+    settings = [Setting(name, "", "", loss=sums) for name in names]
+    with pytest.raises(UsageError, match=r"it has no setting 'x'; it has clip, beta, norm\.$"):
+        choose(settings, ["x"], "it")
+    assert choose(settings, ["beta"], "it") == settings[:1] and choose(settings, ["clip=(-1,2)"], "it") == settings[:1]
+
+
 @pytest.mark.parametrize(
     ("act", "error", "sentence"),
     [
@@ -193,6 +201,7 @@ def test_the_problems_are_those_that_are_promised():
         (lambda: audit(grpo, prompts=()), ValueError, r"prompts is \(\); give numbers"),
         (lambda: audit(grpo, group_size=1), ValueError, "group-size is 1"),
         (lambda: choose(SETTINGS, ["adv=rlo"], "it"), UsageError, r"it has no setting 'adv=rlo'; did you mean"),
+        (lambda: choose(SETTINGS, ["beta"], "it"), UsageError, r"no setting 'beta'; it has adv, mean, random\.$"),
         (lambda: Setting("a", "", "", loss=None), ValueError, "setting 'a' has neither a loss nor advantages"),
     ],
 )  # fmt: skip
