@@ -94,7 +94,7 @@ for place, (sine, price, low, high) in enumerate(found.values()):
     axes.annotate(f"sine {sine:.2f}", (high, place), (8, 0), textcoords="offset points", va="center", color=colour)
 axes.set_yticks(range(len(found)), [f"{name}\n{rules[name]}" for name in found], fontsize=8)
 axes.set(xlabel="price: share of the gain that is lost", xlim=(-0.01, 0.42), ylim=(len(found) - 0.4, -0.6))
-axes.set_title("What biases cost (K = 3; mean and 95 % interval over 11 random tables)")
+axes.set_title("What biases cost (K = 3; mean and 95 % of 11 random tables)")
 plt.show()
 
 # %% [markdown]
