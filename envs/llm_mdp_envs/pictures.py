@@ -90,12 +90,11 @@ def episode_svg(task: Task, figures: Figures | None) -> str:
             parts.append(_text(x + 20, y, what, PALE))
             x += 50 + 8 * len(what)
     height = y + MARGIN
-    words = escape(
-        visible(f"An episode: {task.decode(played.question.prompt)} → {task.decode(played.tokens)}"[:200]), quote=True
-    )
+    said = f"{task.decode(played.question.prompt)} → {task.decode(played.tokens)}"
+    words = escape(visible(" ".join(said.split())[:200]), quote=True)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img" '
-        f'aria-label="{words}" font-family="ui-monospace, DejaVu Sans Mono, monospace" '
+        f'aria-label="An episode: {words}" font-family="ui-monospace, DejaVu Sans Mono, monospace" '
         f'font-size="13"><rect width="{WIDTH}" height="{height}" rx="8" fill="#fbfbfd" stroke="#d5d5e0"/>'
         + "".join(parts)
         + "</svg>\n"

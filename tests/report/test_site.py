@@ -1,0 +1,74 @@
+"""The documentation site: its pages are all there, and what is generated is what the sources give now."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm_mdp.report import claim_docs
+
+ROOT = Path(__file__).parents[2]
+SHELF = ROOT / "shelf"
+
+
+def pages_of(nav: list | dict | str) -> Iterator[str]:
+    """The pages that a part of the navigation names."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for part in nav.values() if isinstance(nav, dict) else nav:
+            yield from pages_of(part)
+
+
+def shelved(folder: Path) -> Iterator[str]:
+    """Every page below a folder of links, which pathlib's own search would not follow."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from shelved(path)
+        elif path.suffix == ".md":
+            yield str(path.relative_to(SHELF))
+
+
+def test_the_navigation_names_every_page_once():
+    named = sorted(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert named == sorted(shelved(SHELF))
+
+
+def test_the_shelf_holds_links_that_lead_somewhere_in_this_repository():
+    files = [path for path in SHELF.rglob("*") if path.is_symlink() or not path.is_dir()]
+    assert files
+    for path in files:
+        assert path.is_symlink() and path.exists(), path
+        assert path.resolve() == ROOT / path.relative_to(SHELF), path
+
+
+def test_claims_are_those_of_the_results(capsys):
+    arguments = [str(ROOT / "benchmarks" / "results" / "ledger.json"), str(ROOT / "docs" / "claims"), "--check"]
+    assert claim_docs.main(arguments) == 0, f"run `make docs`: {capsys.readouterr().out}"
+
+
+def test_an_outdated_claim_is_found(tmp_path):
+    results = str(ROOT / "benchmarks" / "results" / "ledger.json")
+    (tmp_path / "claims").mkdir()
+    claim_docs.main([results, str(tmp_path / "claims")])
+    page = tmp_path / "claims" / "theorems.md"
+    page.write_text(page.read_text(encoding="utf-8").replace("**unbiased 8/8**", "**biased 8/8**", 1), encoding="utf-8")
+    assert claim_docs.main([results, str(tmp_path / "claims"), "--check"]) == 1
+
+
+def test_the_api_names_every_public_name():
+    spec = importlib.util.spec_from_file_location("api_pages", ROOT / "benchmarks" / "api_pages.py")
+    assert spec is not None and spec.loader is not None
+    api_pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api_pages)
+    for name, text in api_pages.pages().items():
+        assert (ROOT / "docs" / "api" / name).read_text(encoding="utf-8") == text, "run `make docs`"
+
+
+@pytest.mark.slow
+def test_the_command_line_is_that_of_the_parsers():
+    from llm_mdp.cli.reference import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
