@@ -165,6 +165,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._last = np.zeros(num_envs, dtype=np.int64)
         self._over = np.zeros(num_envs, dtype=bool)
         self._allowed: np.ndarray | None = None
+        self._everything = np.broadcast_to(np.int8(1), (num_envs, task.vocab_size))
         self._begun = False
 
     def reset(
@@ -240,11 +241,11 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return replay(self.task, questions, token_rows)
 
     def action_masks(self) -> np.ndarray:
-        """(N, V) int8, 1 where a token is allowed next."""
+        """(N, V) int8, 1 where a token is allowed next. Of a task that forbids nothing it is one number behind an array
+        of this shape, which cannot be written to (copy it, if you must): N · V ones would cost more than the step."""
         if not self._begun:
             raise ResetNeeded("action_masks was called before reset; call reset first.")
-        everything = np.ones((self.num_envs, self.task.vocab_size), dtype=np.int8)
-        return everything if self._allowed is None else self._allowed.copy()
+        return self._everything if self._allowed is None else self._allowed.copy()
 
     @property
     def mask(self) -> np.ndarray:

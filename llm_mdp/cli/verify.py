@@ -39,6 +39,7 @@ from llm_mdp.sampling.policies import NgramPolicy, PolicyKind
 from llm_mdp.sampling.tiny_transformer import TinyTransformer
 from llm_mdp.verify.claims import Claim
 from llm_mdp.verify.diagnosis import diagnose
+from llm_mdp.verify.forecast import forecast
 from llm_mdp.verify.group_sizes import Sizes
 from llm_mdp.verify.ledger import exit_status, find_claims, run_ledger
 from llm_mdp.verify.problem import Problem
@@ -140,6 +141,8 @@ def verify(argv: Sequence[str]) -> int:
     for problem, its in zip(problems, sizes):
         its.check(problem)
     confidence = 1 - 0.01 / (len(claims) * len(problems))
+    if command.sampled is None:
+        announce(problems, claims, sizes)
 
     with progress_bar(terminal(stderr=True), len(claims) * len(problems)) as done:
         runs: list[dict[str, Any]] = [
@@ -179,6 +182,13 @@ def verify(argv: Sequence[str]) -> int:
         print(f"\nworst case: {runs[0]['claims'][claims[0].id]['adversary']['line']}", file=console.file)
     say_written(console, command.json, command.html, command.save_instance)
     return exit_status(document)
+
+
+def announce(problems: Sequence[Problem], claims: Sequence[Claim], sizes: Sequence[Sizes]) -> None:
+    """Say what will take long, before it begins."""
+    for problem, its in zip(problems, sizes):
+        if (words := forecast(problem, claims, its)) is not None:
+            print(f"llm-mdp: {words}", file=sys.stderr)
 
 
 def names_first(argv: Sequence[str]) -> list[str]:

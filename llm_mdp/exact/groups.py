@@ -141,9 +141,11 @@ def check_group_size(group_size: int) -> None:
 
 
 def _orders(sorted_groups: Int[Tensor, "W K"]) -> Float[Tensor, " W"]:
-    """K! / Π multiplicities!, one factor a member: its place in the group over its place among its equals."""
+    """K! / Π multiplicities!, one factor a member: its place in the group over its place among its equals, who stand
+    side by side."""
     orders = torch.ones(len(sorted_groups), dtype=torch.float64)
+    equals = torch.ones(len(sorted_groups), dtype=torch.int64)
     for k in range(1, sorted_groups.shape[-1]):
-        equals = (sorted_groups[:, : k + 1] == sorted_groups[:, k : k + 1]).sum(-1)
+        equals = (equals + 1).where(sorted_groups[:, k] == sorted_groups[:, k - 1], 1)
         orders = orders * (k + 1) / equals
     return orders

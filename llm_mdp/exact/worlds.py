@@ -19,6 +19,13 @@ from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts
 from llm_mdp.sampling.policies import Critic, Policy, draw_tokens
 from llm_mdp.sampling.sampler import check_temperatures
 
+GUIDE = 16
+"""Entries of a guide table for every response."""
+LARGEST_GUIDE = 16
+"""Binary logarithm of the most entries: half a megabyte, which stays in a processor's cache."""
+UNSURE = -1
+"""The entry of an interval in which a response begins."""
+
 
 @dataclass(frozen=True)
 class TreeRollouts(Rollouts):
@@ -26,6 +33,38 @@ class TreeRollouts(Rollouts):
 
     leaf: Int[Tensor, "W B"]
     which_prompt: Int[Tensor, "W B"]
+
+    @classmethod
+    def of(
+        cls,
+        enumeration: Enumeration,
+        leaf_logp: Float[Tensor, "P N T"],
+        which_prompt: Int[Tensor, "W B"],
+        leaf: Int[Tensor, "W B"],
+    ) -> "TreeRollouts":
+        """These responses to these prompts, whose tokens have those log-probabilities. What most estimators do not read
+        is looked up when it is asked for."""
+        e, rollouts = enumeration, object.__new__(cls)
+        later = {
+            "prompt": lambda: e.prompt[which_prompt],
+            "tokens": lambda: _take(e.tokens, leaf),
+            "mask": lambda: _take(e.mask, leaf),
+            "logp": lambda: _take(leaf_logp.flatten(0, 1), which_prompt * e.tree.n_leaves + leaf),
+            "finish": lambda: e.finish[leaf],
+        }
+        rollouts.__dict__.update(leaf=leaf, which_prompt=which_prompt, _later=later, _length=e.length)
+        return rollouts
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self.__dict__.get("_later", {}):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}.")
+        self.__dict__[name] = self.__dict__["_later"].pop(name)()
+        return self.__dict__[name]
+
+    @property
+    def length(self) -> Int[Tensor, "W B"]:
+        lengths = self.__dict__.get("_length")
+        return super().length if lengths is None else lengths[self.leaf]
 
 
 @dataclass(frozen=True)
@@ -66,16 +105,7 @@ class WorldSampler:
         self.asked = True
         e = self.enumeration
         leaf_logp = e.leaf_logp(temperature) if behaviour is None else e.leaf_logp_of(behaviour, temperature)
-        prompt, leaf = self._worlds(group_size, leaf_logp)
-        return TreeRollouts(
-            prompt=e.prompt[prompt],
-            tokens=_take(e.tokens, leaf),
-            mask=_take(e.mask, leaf),
-            logp=_take(leaf_logp.flatten(0, 1), prompt * e.tree.n_leaves + leaf),
-            finish=e.finish[leaf],
-            leaf=leaf,
-            which_prompt=prompt,
-        )
+        return TreeRollouts.of(e, leaf_logp, *self._worlds(group_size, leaf_logp))
 
     def _worlds(
         self, group_size: int, leaf_logp: Float[Tensor, "P N T"]
@@ -213,6 +243,47 @@ class ExactSampler(WorldSampler):
         return of_rows(torch.cat(levels, dim=1)[:, self.enumeration.node], rollouts)
 
 
+class Inverse:
+    """Responses by the cumulative probabilities of all of them: the last one that begins at or below a place in [0, 1].
+
+    A guide table (Chen and Asau 1974) of `GUIDE` or more entries a response says it at once for all places of an
+    interval in which no response begins; binary search is left for the rest, at most one place in `GUIDE`.
+    """
+
+    def __init__(self, leaf_logp: Float[Tensor, "P N T"], enumeration: Enumeration):
+        self.leaf_logp = leaf_logp
+        chance = (leaf_logp.sum(-1) + enumeration.reply_logp).exp()
+        self.cumulative = pad(chance.cumsum(-1), (1, 0))
+        # A power of two: bounds, and the numbers of intervals, are exact.
+        self.size = 2 ** min(math.ceil(math.log2(GUIDE * chance.shape[1])), LARGEST_GUIDE)
+        bounds = (torch.arange(self.size + 1, dtype=torch.float64) / self.size).expand(len(chance), -1).contiguous()
+        begins = torch.searchsorted(self.cumulative, bounds[:, :-1].contiguous(), right=True) - 1
+        ends = torch.searchsorted(self.cumulative, bounds[:, 1:].contiguous()) - 1
+        self.guide = torch.where(begins == ends, begins, UNSURE)
+        self.guide[:, -1] = UNSURE  # probabilities that sum to 1 but for rounding may end here, or beyond
+        self.guide = self.guide.flatten()
+
+    @classmethod
+    def of(cls, leaf_logp: Float[Tensor, "P N T"], enumeration: Enumeration) -> "Inverse":
+        """Made once for each table of log-probabilities that the enumeration keeps."""
+        made = enumeration.shared.setdefault(cls, [])
+        for inverse in made:
+            if inverse.leaf_logp is leaf_logp:
+                return inverse
+        made[:] = [cls(leaf_logp, enumeration), *made[:1]]
+        return made[0]
+
+    def __call__(self, prompt: Int[Tensor, "*shape"], place: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        interval = (place * self.size).long().clamp_(max=self.size - 1)
+        leaf = _take(self.guide, interval if len(self.cumulative) == 1 else interval + prompt * self.size)
+        unsure = (leaf == UNSURE).nonzero(as_tuple=True)
+        which, where = prompt[unsure], place[unsure]
+        for number, row in enumerate(self.cumulative):
+            here = which == number
+            leaf[tuple(each[here] for each in unsure)] = torch.searchsorted(row, where[here], right=True) - 1
+        return leaf
+
+
 class TreeSampler(WorldSampler):
     """Independent worlds of `prompts` groups each, drawn from the enumeration by inverse cumulative probabilities."""
 
@@ -234,18 +305,11 @@ class TreeSampler(WorldSampler):
         self, prompt: Tensor, first: Tensor, end: Tensor, leaf_logp: Float[Tensor, "P N T"]
     ) -> Int[Tensor, "*shape"]:
         """One leaf in [first, end) for every entry, with probability proportional to that of the response."""
-        chance = (leaf_logp.sum(-1) + self.enumeration.reply_logp).exp()
-        cumulative = pad(chance.cumsum(-1), (1, 0))
-        low, high = cumulative[prompt, first], cumulative[prompt, end]
-        place = low + torch.rand(prompt.shape, generator=self.generator, dtype=torch.float64) * (high - low)
-        if len(cumulative) == 1:
-            leaf = torch.searchsorted(cumulative[0], place, right=True) - 1
-        else:
-            leaf = torch.empty(prompt.shape, dtype=torch.int64)
-            for number, row in enumerate(cumulative):
-                here = prompt == number
-                leaf[here] = torch.searchsorted(row, place[here], right=True) - 1
-        return torch.minimum(torch.maximum(leaf, first), end - 1)
+        inverse = Inverse.of(leaf_logp, self.enumeration)
+        begin = prompt * inverse.cumulative.shape[1]
+        low, high = (_take(inverse.cumulative.flatten(), begin + each) for each in (first, end))
+        place = torch.rand(prompt.shape, generator=self.generator, dtype=torch.float64).mul_(high - low).add_(low)
+        return torch.minimum(torch.maximum(inverse(prompt, place), first), end - 1)
 
     def _branches(self, rollouts, row, step, drawn, temperature):
         e = self.enumeration

@@ -8,7 +8,7 @@ over draws of their own, made beforehand, where they are not; 0 where another po
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.intervals import Squares
 from llm_mdp.verify.moments import displaced_gradients, updates_first
+from llm_mdp.verify.weight_sums import Means
 from llm_mdp.verify.weights import check_worlds, edges, token_weights
 
 CHUNK = 20_000
@@ -256,14 +257,18 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
     nonzero = measured = 0
     totals = torch.zeros(4, dtype=torch.float64)
     largest = 0.0
-    for each in _chunks(estimator, enumeration, worlds, generator, trial.on_policy):
+    rest = Means(estimator, enumeration, trial.on_policy)
+    for start in range(0, worlds, CHUNK):
+        chunk = TreeSampler(enumeration, min(CHUNK, worlds - start), generator)
+        if measured == measure:
+            rest.add(chunk)
+            continue
+        each = _look(estimator, chunk, trial.on_policy)
         weights = each.without(baseline)
         sums[0].index_add_(0, each.edge.flatten(), weights.flatten())
         kept += float(each.kept.sum())
         nonzero += int((each.weights != 0).any(-1).sum())
         some = slice(0, measure - measured)
-        if measured == measure:
-            continue
         measured += len(each.kept[some])
         long, raw = view.squares([weights[some], each.weights[some]], each.edge[some])
         parts = view.z_squares((weights[some] * view.edge_along[each.edge[some]]).sum(-1), long, each.kept[some])
@@ -272,6 +277,8 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
         square += float(raw.sum())
         kept_measured += float(each.kept[some].sum())
         largest = max(largest, float((parts[0] + parts[1]).max()))
+    sums[0] += rest.weights - baseline * rest.own
+    kept, nonzero = kept + rest.kept, nonzero + rest.nonzero
     if not kept:
         raise NothingKept(
             f"the estimator left out every one of {worlds} groups; draw more responses or another instance."
@@ -290,13 +297,6 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
         across=_squares(across, across_power, measured),
         longest=max(math.sqrt(largest), _longest(estimator, view, baseline)),
     )
-
-
-def _chunks(
-    estimator: Estimator, enumeration: Enumeration, worlds: int, generator: torch.Generator, on_policy: bool
-) -> Iterator[_Worlds]:
-    for start in range(0, worlds, CHUNK):
-        yield _look(estimator, TreeSampler(enumeration, min(CHUNK, worlds - start), generator), on_policy)
 
 
 class _Corners(ExactSampler):

@@ -24,6 +24,7 @@ from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.method import Method
+from llm_mdp.verify.weight_sums import WeightSums, WholeResponses
 from llm_mdp.verify.weights import (
     Loudness,
     Precision,
@@ -36,6 +37,9 @@ from llm_mdp.verify.weights import (
 
 MAX_UPDATED = 5_000
 """Worlds up to which each one's own updated policy is differentiated."""
+
+IN_CACHE = 30_000
+"""Groups that are looked at together: what is made of them fits in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -79,31 +83,31 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int =
         trace = max(square - float(expected @ expected), 0.0)
         method = Method("groups", "", len(weight), 0, prompts)
         return Moments(expected, trace, math.sqrt(square), kept=1.0, method=method)
-    mean = torch.zeros(enumeration.n_edges, dtype=torch.float64)
-    second = total = noise = tokens = rewards = weights = everything = 0.0
+    sums, whole = WeightSums(enumeration), WholeResponses(estimator, enumeration)
+    total = noise = tokens = rewards = everything = 0.0
     affine, precision, loudness, groups = False, Precision(), Loudness(), 0
     for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration, prompts=prompts)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
         tokens, rewards = tokens + spent[0], rewards + spent[1]
-        with precision if chunk == 0 else nullcontext():
-            derivative = token_weights(estimator, evidence, enumeration, weight.shape)
-        if chunk == 0:
-            check_worlds(estimator, evidence, derivative, enumeration)
-        edge = edges(evidence, enumeration).expand(derivative.shape)
-        mean.index_add_(0, edge.flatten(), (weight[..., None, None] * derivative).flatten())
+        derivative, of_responses = None, whole.weights(evidence) if sums.tabulated else None
+        if of_responses is None:
+            with precision if chunk == 0 else nullcontext():
+                derivative = token_weights(estimator, evidence, enumeration, weight.shape)
+            if chunk == 0:
+                check_worlds(estimator, evidence, derivative, enumeration)
+            of_responses = whole.seen(evidence, derivative)
         total, everything = total + float(weight.sum()), everything + float(sampler.weight.sum())
         groups += weight.numel()
-        largest = derivative.abs().amax(-1).unflatten(-1, (prompts, -1)).amax(-1)
+        largest = sums.add(weight, derivative, of_responses, evidence.rollouts).unflatten(-1, (prompts, -1)).amax(-1)
         loudness.add((weight / prompts)[..., None].expand(largest.shape), largest)
-        weights += float((weight * derivative.abs().sum((-2, -1))).sum())
-        second += float(weight.flatten() @ squared_norms(derivative, edge, enumeration.gram).flatten())
-        noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative, edge).flatten())
-        affine = affine or isinstance(evidence.branches, TreeBranches)
+        if derivative is not None and isinstance(evidence.branches, TreeBranches):
+            noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative).flatten())
+            affine = True
     if total == 0:
         raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
-    gradient = enumeration.scores.T @ (mean / total)
-    second, noise = (second + noise) / total, noise / total
+    gradient = enumeration.scores.T @ (sums.mean / total)
+    second, noise = (sums.second + noise) / total, noise / total
     trace = max(second - float(gradient @ gradient), 0.0)
     return Moments(
         gradient,
@@ -113,7 +117,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int =
         tokens / total,
         rewards / total,
         precision.coarsest,
-        weights / total,
+        sums.absolute / total,
         kept=total / everything,
         with_signal=loudness.with_signal(),
         method=Method("groups", "", groups, 0, prompts),
@@ -159,7 +163,7 @@ def _worlds(
     if enumerate_branches is None:
         enumerate_branches = not affine_in_branches(estimator, enumeration, prompts)
     if prompts == 1:
-        worlds = all_groups(enumeration, size, ordered)
+        worlds = all_groups(enumeration, size, ordered, IN_CACHE)
     else:
         batches = not ignores_order(estimator, enumeration, prompts, of="groups")
         worlds = all_batches(enumeration, size, prompts, ordered_groups=ordered, ordered=batches)
@@ -168,16 +172,14 @@ def _worlds(
         yield sampler, estimator.collect(sampler)
 
 
-def _branch_noise(
-    estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor, edge: Tensor
-) -> Tensor:
+def _branch_noise(estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor) -> Tensor:
     """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in
     them."""
     noise = torch.zeros(base.shape[:-2], dtype=torch.float64)
     branches = evidence.branches
     if not isinstance(branches, TreeBranches) or branches.variance is None:
         return noise
-    deviation = branches.variance.sqrt()
+    deviation, edge = branches.variance.sqrt(), edges(evidence, enumeration).expand(base.shape)
     for draw in range(len(branches.row)):
         moved = branches.reward.clone()
         moved[..., draw] += deviation[..., draw]

@@ -38,6 +38,8 @@ class Precision(TorchFunctionMode):
 
 QUIET = 40
 """Weights below 2⁻⁴⁰ (9e-13) of the largest are rounding: the group has no signal."""
+SILENT = -1_100
+"""Stands for the binary order of magnitude of 0; that of every other number is larger."""
 
 
 class Loudness:
@@ -49,15 +51,15 @@ class Loudness:
 
     def add(self, weight: Float[Tensor, "*worlds"], largest: Float[Tensor, "*worlds"]) -> None:
         """Groups with these probabilities and largest |weight| of a token."""
-        magnitude = torch.where(largest > 0, torch.frexp(largest).exponent, -(10**6)).flatten()
-        for order in magnitude.unique().tolist():
-            chance = float(weight.flatten()[magnitude == order].sum())
-            self.chance[order] = self.chance.get(order, 0.0) + chance
+        magnitude = torch.where(largest > 0, torch.frexp(largest).exponent - SILENT, 0)
+        chance = torch.bincount(magnitude.flatten(), weight.flatten())
+        for order in chance.nonzero()[:, 0].tolist():
+            self.chance[order + SILENT] = self.chance.get(order + SILENT, 0.0) + float(chance[order])
 
     def with_signal(self) -> float:
         """The share of groups in which a weight is more than rounding."""
         loudest = max(order for order, chance in self.chance.items() if chance > 0)
-        loud = sum(chance for order, chance in self.chance.items() if order > max(loudest - QUIET, -(10**5)))
+        loud = sum(chance for order, chance in self.chance.items() if order > max(loudest - QUIET, SILENT))
         return loud / sum(self.chance.values())
 
 
@@ -73,7 +75,7 @@ def loss_weights(
     estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "*worlds B T"]
 ) -> Float[Tensor, "*worlds B T"]:
     """-∂loss/∂logp of every world at these log-probabilities."""
-    worlds, logp = logp.shape[:-2], logp.clone().requires_grad_()
+    worlds, logp = logp.shape[:-2], logp.detach().requires_grad_()
     loss = estimator.loss(logp, evidence)
     if loss.shape != torch.Size(worlds):
         raise ValueError(
@@ -83,7 +85,8 @@ def loss_weights(
     if not loss.requires_grad:
         raise ValueError("loss does not depend on logp; multiply advantages by logp (see objectives.policy_gradient).")
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
-    if not torch.isfinite(gradient).all():
+    # A sum is quicker to look at than every number, and where it is finite all are.
+    if not (torch.isfinite(gradient.sum()) or torch.isfinite(gradient).all()):
         raise NotFinite(
             "the loss has a derivative that is not finite; look for a division by a group's zero std or length."
         )

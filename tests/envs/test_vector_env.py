@@ -294,3 +294,13 @@ def test_bad_replayed_conversations():
     ]:
         with pytest.raises(ValueError, match=message):
             replay(Parrot(), [Question((3,))], np.array([row]))
+
+
+def test_a_task_that_forbids_nothing_has_no_mask_to_make():
+    """One number behind all of them: no N · V work, however many environments and tokens."""
+    env = TokenVectorEnv(Tabular(vocab_size=3, horizon=3), N)
+    _, info = env.reset(seed=0)
+    for mask in (info["action_mask"], env.step(np.ones(N, dtype=np.int64))[-1]["action_mask"], env.action_masks()):
+        assert mask.shape == (N, 3) and mask.dtype == np.int8 and mask.all()
+        assert mask.strides == (0, 0) and not mask.flags.writeable
+    assert env.single_action_space.sample(mask[0]) in range(3)

@@ -1,0 +1,215 @@
+"""Sums over worlds of what token weights make: the mean gradient, E|g|², and how large weights are.
+
+Most group estimators weigh a response and not its tokens. Then g = Σₖ aₖ s(Wₖ) with the response's score s(W) = Σₜ ∇log
+π(wₜ | W₀,ₜ₋₁), and |g|² is K (K + 1) / 2 entries of one table of <s(W), s(W')>, where tokens need (KT)² of another.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llm_mdp.estimators.base import Estimator
+from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.exact.worlds import TreeBranches, TreeRollouts, TreeSampler, of_rows
+from llm_mdp.sampling.evidence import Evidence, Rollouts
+from llm_mdp.sampling.shared_draws import Meter
+from llm_mdp.verify.weights import squared_norms, token_weights
+
+MOST = 1_000
+"""Responses, to all prompts together, of which inner products are tabulated (8 MB)."""
+
+
+class WeightSums:
+    """Σ chance · (weights, |weights|, |g|²) over the worlds that were added."""
+
+    def __init__(self, enumeration: Enumeration):
+        self.enumeration = enumeration
+        self.second = 0.0
+        """E|g|²."""
+        self.absolute = 0.0
+        """E of the sum of |weight| over the tokens."""
+        self._by_edge = torch.zeros(enumeration.n_edges, dtype=torch.float64)
+        self._by_response = torch.zeros(enumeration.n_prompts * enumeration.tree.n_leaves, dtype=torch.float64)
+        self.tabulated = len(self._by_response) <= MOST
+
+    def add(
+        self,
+        chance: Float[Tensor, "*worlds"],
+        weights: Float[Tensor, "*worlds B T"] | None,
+        whole: Float[Tensor, "W B"] | None,
+        rollouts: Rollouts,
+    ) -> Float[Tensor, "*worlds B"]:
+        """Some worlds, by the weights of whole responses where there are any; returns the largest |weight|
+        of every response."""
+        e = self.enumeration
+        if whole is not None and self.tabulated:
+            return self._add_responses(chance, whole, rollouts)
+        assert weights is not None
+        edge = of_rows(e.edge, rollouts).expand(weights.shape)
+        self._by_edge.index_add_(0, edge.flatten(), (chance[..., None, None] * weights).flatten())
+        self.second += float(chance.flatten() @ squared_norms(weights, edge, e.gram).flatten())
+        size = weights.abs()
+        self.absolute += float((chance * size.sum((-2, -1))).sum())
+        return size.amax(-1)
+
+    def _add_responses(
+        self, chance: Float[Tensor, " W"], weights: Float[Tensor, "W B"], rollouts: Rollouts
+    ) -> Float[Tensor, "W B"]:
+        e, response = self.enumeration, _responses(rollouts, self.enumeration)
+        self._by_response.index_add_(0, response.flatten(), (chance[:, None] * weights).flatten())
+        self.second += float(chance @ response_norms(weights, response, response_gram(e)))
+        size, length = weights.abs(), e.length.double()[response % e.tree.n_leaves]
+        self.absolute += float(chance @ (size * length).sum(-1))
+        return size
+
+    @property
+    def mean(self) -> Float[Tensor, " E"]:
+        """The sum of weights by edge."""
+        return self._by_edge + spread(self._by_response, self.enumeration)
+
+
+class Means:
+    """What the mean of drawn worlds is made of: sums of weights, and of the policy's own tokens, by edge.
+
+    Args: on_policy: is it the policy itself that draws?
+    """
+
+    def __init__(self, estimator: Estimator, enumeration: Enumeration, on_policy: bool):
+        self.estimator, self.enumeration, self.on_policy = estimator, enumeration, on_policy
+        self.kept, self.nonzero = 0.0, 0
+        """Worlds that were kept, and those with a weight that is not 0."""
+        responses = enumeration.n_prompts * enumeration.tree.n_leaves
+        self._by_edge = torch.zeros(enumeration.n_edges, dtype=torch.float64)
+        self._by_response, self._number = torch.zeros(2, responses, dtype=torch.float64)
+        self.whole = WholeResponses(estimator, enumeration)
+
+    def add(self, sampler: TreeSampler) -> None:
+        """The worlds that the sampler draws."""
+        estimator = self.estimator
+        e, meter = self.enumeration, Meter(sampler)
+        evidence = estimator.collect(meter)
+        rollouts, kept = evidence.rollouts, sampler.kept
+        self.kept += len(sampler.weight) if kept is None else int(kept.sum())
+        if self.on_policy and rollouts is meter.responses:
+            self._number += torch.bincount(_responses(rollouts, e).flatten(), minlength=len(self._number))
+        weights, whole = None, self.whole.weights(evidence)
+        if whole is None:
+            weights = token_weights(estimator, evidence, e, sampler.weight.shape)
+            whole = self.whole.seen(evidence, weights)
+        if whole is not None:
+            whole = whole if kept is None else whole * kept[:, None]
+            by_response = torch.bincount(_responses(rollouts, e).flatten(), whole.flatten(), len(self._number))
+            self._by_response += by_response
+            self.nonzero += int((whole != 0).any(-1).sum())
+        else:
+            assert weights is not None
+            weights = weights if kept is None else weights * kept[:, None, None]
+            self._by_edge.index_add_(0, of_rows(e.edge, rollouts).flatten(), weights.flatten())
+            self.nonzero += int((weights != 0).flatten(1).any(-1).sum())
+
+    @property
+    def weights(self) -> Float[Tensor, " E"]:
+        return self._by_edge + spread(self._by_response, self.enumeration)
+
+    @property
+    def own(self) -> Float[Tensor, " E"]:
+        return spread(self._number, self.enumeration)
+
+
+class WholeResponses:
+    """An estimator's weights where it weighs responses: `advantages` gives one number for each, and the loss is the
+    policy gradient of `objectives`, whose derivative is known. It is taken where autograd gave the same, to the last
+    bits, on the worlds that were `seen`."""
+
+    def __init__(self, estimator: Estimator, enumeration: Enumeration):
+        self.estimator, self.enumeration = estimator, enumeration
+        plain = type(estimator).loss is Estimator.loss and estimator.clip_low is None
+        self.possible = plain and int(enumeration.length.min()) > 0
+        self.agreed = False
+
+    def weights(self, evidence: Evidence) -> Float[Tensor, "W B"] | None:
+        """The weight of every response; None: it takes autograd to know."""
+        return self._weights(evidence) if self.agreed else None
+
+    def seen(self, evidence: Evidence, weights: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "W B"] | None:
+        """The weight of every response where autograd gave each of its tokens the same; None: it did not."""
+        if weights.dim() != 3 or not isinstance(evidence.rollouts, TreeRollouts):
+            return None
+        whole = response_weights(weights, evidence.rollouts, self.enumeration)
+        if whole is not None and self.possible and not self.agreed:
+            known = self._weights(evidence)
+            self.agreed = known is not None and torch.allclose(known, whole, rtol=1e-14, atol=0.0)
+            self.possible = self.agreed
+        return whole
+
+    def _weights(self, evidence: Evidence) -> Float[Tensor, "W B"] | None:
+        rollouts, estimator = evidence.rollouts, self.estimator
+        if isinstance(evidence.branches, TreeBranches) or not isinstance(rollouts, TreeRollouts):
+            return None
+        advantage = estimator.advantages(evidence)
+        if advantage.shape != (*rollouts.leaf.shape, 1):
+            return None
+        rows, constant = rollouts.leaf.shape[-1], estimator.reduction_constant or 1
+        # In the order of the backward pass, so that the last bits are the same.
+        share = {
+            "sum": lambda: 1 / rows,
+            "sequence_mean": lambda: (1 / rows) / rollouts.length.double(),
+            "token_mean": lambda: 1 / rollouts.length.sum(-1, keepdim=True).double(),
+            "constant": lambda: 1 / constant / rows,
+        }[estimator.reduction]()
+        whole = advantage[..., 0] * share
+        return whole if torch.isfinite(whole.sum()) else None
+
+
+def _responses(rollouts: Rollouts, enumeration: Enumeration) -> Int[Tensor, "W B"]:
+    """The number of every response among those to all prompts."""
+    assert isinstance(rollouts, TreeRollouts)
+    if enumeration.n_prompts == 1:
+        return rollouts.leaf
+    return rollouts.which_prompt * enumeration.tree.n_leaves + rollouts.leaf
+
+
+def response_weights(
+    weights: Float[Tensor, "*worlds B T"], rollouts: Rollouts, enumeration: Enumeration
+) -> Float[Tensor, "*worlds B"] | None:
+    """The weight of every response, if each of its tokens has it, to the last bit; None: some differ."""
+    first = weights[..., 0]
+    return first if torch.equal(weights, torch.where(rollouts.mask, first[..., None], 0.0)) else None
+
+
+def spread(by_response: Float[Tensor, " R"], enumeration: Enumeration) -> Float[Tensor, " E"]:
+    """What responses (prompt by prompt) have, on the edge of each of their tokens."""
+    e = enumeration
+    of_tokens = torch.where(e.mask, by_response.view(e.n_prompts, -1, 1), 0.0)
+    return torch.zeros(e.n_edges, dtype=torch.float64).index_add_(0, e.edge.flatten(), of_tokens.flatten())
+
+
+def response_scores(enumeration: Enumeration) -> Float[Tensor, "R parameters"]:
+    """∇log π(W | prompt) of every response to every prompt."""
+    e = enumeration
+    rows = (e.edge.flatten(0, 1), e.mask.repeat(e.n_prompts, 1))
+    own = torch.zeros(len(rows[0]), e.n_edges, dtype=torch.float64).scatter_add_(1, rows[0], rows[1].double())
+    return own @ e.scores
+
+
+def response_gram(enumeration: Enumeration) -> Float[Tensor, "R R"]:
+    """Inner products of all of them."""
+    shared = enumeration.shared
+    if response_gram not in shared:
+        scores = response_scores(enumeration)
+        shared[response_gram] = scores @ scores.T
+    return shared[response_gram]
+
+
+def response_norms(
+    weights: Float[Tensor, "W B"], response: Int[Tensor, "W B"], gram: Float[Tensor, "R R"]
+) -> Float[Tensor, " W"]:
+    """|Σ weight s(response)|² of every world."""
+    norms, table = torch.zeros(len(weights), dtype=torch.float64), gram.flatten()
+    a, r = weights.T.contiguous(), response.T.contiguous()
+    for k in range(len(a)):
+        row = r[k] * len(gram)
+        for j in range(k):
+            norms.addcmul_(a[k] * a[j], table.index_select(0, row + r[j]), value=2)
+        norms.addcmul_(a[k] * a[k], table.index_select(0, row + r[k]))
+    return norms

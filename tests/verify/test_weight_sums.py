@@ -1,0 +1,167 @@
+"""Quick ways against slow ones: sums over responses against sums over their tokens, known derivatives against autograd,
+the guide table against binary search, draws counted by response against draws counted token by token."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, ReMax, TRePO
+from llm_mdp.exact.instances import random_instance
+from llm_mdp.exact.worlds import Inverse, TreeRollouts
+from llm_mdp.sampling.evidence import Evidence
+from llm_mdp.verify import draws, moments, weight_sums
+from llm_mdp.verify.certificate import exact_certificate
+from llm_mdp.verify.moments import exact_moments
+from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.sampled import sampled_certificate
+from llm_mdp.verify.weights import token_weights
+
+INSTANCES = {
+    "one prompt": random_instance(3, 3, seed=1),
+    "two prompts": random_instance(2, 3, eos=1, gamma=0.9, n_prompts=2, seed=2),
+    "replies": random_instance(2, 4, seed=3, environment_at=(2,)),
+}
+PROBLEMS = {name: Problem(instance) for name, instance in INSTANCES.items()}
+
+
+@dataclass(frozen=True)
+class SquareRoot(RLOO):
+    """A loss of its own, whose weights are one a response all the same."""
+
+    def loss(self, logp, evidence):
+        return super().loss(2 * logp, evidence)
+
+
+@dataclass(frozen=True)
+class SometimesByToken(RLOO):
+    """One weight a response but in groups of the largest rewards."""
+
+    def advantages(self, evidence):
+        advantage = super().advantages(evidence)
+        rare = evidence.response_reward.sum(-1) > 1.5
+        steps = torch.arange(evidence.rollouts.mask.shape[-1], dtype=torch.float64)
+        return advantage + torch.where(rare[..., None, None], steps, 0.0)
+
+
+ESTIMATORS = {
+    "rloo": RLOO(group_size=3),
+    "grpo": GRPO(group_size=3),
+    "grpo-length": GRPO(group_size=3, reduction="sequence_mean"),
+    "token-mean": GRPO(group_size=2, reduction="token_mean"),
+    "dr-grpo": GRPO(group_size=2, scale_by_std=False, reduction="constant", reduction_constant=7),
+    "reinforce": REINFORCE(),
+    "remax": ReMax(),
+    "own loss": SquareRoot(group_size=2),
+    "clipped": RLOO(group_size=2, clip_low=0.2),
+    "by token": SometimesByToken(group_size=2),
+    "trepo": TRePO(temperatures=(1.0,)),
+}
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Everything token by token, derivatives by autograd."""
+
+    def switch():
+        monkeypatch.setattr(weight_sums, "response_weights", lambda *_: None)
+
+    return switch
+
+
+@pytest.mark.parametrize("where", PROBLEMS)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_exact_figures_are_those_of_sums_over_tokens(name, where, slowly, monkeypatch):
+    monkeypatch.setattr(moments, "IN_CACHE", 7)
+    estimator, enumeration = ESTIMATORS[name], PROBLEMS[where].enumeration
+    quick = exact_moments(estimator, enumeration)
+    slowly()
+    slow = exact_moments(estimator, enumeration)
+    assert_close(quick.mean, slow.mean, rtol=0, atol=1e-13)
+    for figure in ("trace_covariance", "root_mean_square", "tokens", "rewards", "weights", "kept", "with_signal"):
+        assert getattr(quick, figure) == pytest.approx(getattr(slow, figure), rel=1e-12, abs=1e-13)
+    assert quick.branch_noise == slow.branch_noise
+
+
+def test_batches_of_prompts_too(slowly):
+    estimator, enumeration = ESTIMATORS["grpo-length"], PROBLEMS["two prompts"].enumeration
+    quick = exact_moments(GRPO(group_size=2), enumeration, prompts=2)
+    slowly()
+    slow = exact_moments(GRPO(group_size=2), enumeration, prompts=2)
+    assert_close(quick.mean, slow.mean, rtol=0, atol=1e-13)
+    assert quick.trace_covariance == pytest.approx(slow.trace_covariance, rel=1e-12)
+    assert estimator.reduction == "sequence_mean"
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo-length", "token-mean", "by token", "clipped", "trepo"])
+@pytest.mark.parametrize("where", ["one prompt", "two prompts"])
+def test_sampled_figures_are_those_of_every_token(name, where, slowly, monkeypatch):
+    """Of the same draws: what is measured is one chunk of several."""
+    for constant, value in (("CHUNK", 200), ("MEASURED", 200), ("PAIRS", 200)):
+        monkeypatch.setattr(draws, constant, value)
+    problem, estimator = PROBLEMS[where], ESTIMATORS[name]
+    given = (estimator, problem.enumeration, problem.target("reward"), 3_000 * estimator.group_size)
+    quick = sampled_certificate(*given)
+    slowly()
+    slow = sampled_certificate(*given)
+    assert quick.relative_bias == pytest.approx(slow.relative_bias, rel=1e-10)
+    assert quick.scale == pytest.approx(slow.scale, rel=1e-12)
+    assert quick.trace_covariance == slow.trace_covariance and quick.bias_interval is not None
+    assert quick.bias_interval == pytest.approx(slow.bias_interval, abs=1e-12)
+
+
+def test_a_known_derivative_is_taken_only_where_autograd_gave_it():
+    enumeration = PROBLEMS["one prompt"].enumeration
+    taken = {}
+    for name, estimator in ESTIMATORS.items():
+        whole = weight_sums.WholeResponses(estimator, enumeration)
+        sampler, evidence = next(moments._worlds(estimator, enumeration))
+        assert whole.weights(evidence) is None, "nothing was seen yet"
+        weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
+        found = whole.seen(evidence, weights)
+        known = whole.weights(evidence)
+        taken[name] = known is not None
+        if known is not None:
+            assert found is not None
+            assert_close(known, found, rtol=1e-14, atol=0)
+    assert [name for name, yes in taken.items() if not yes] == ["own loss", "clipped", "by token", "trepo"]
+
+
+@pytest.mark.parametrize("where", PROBLEMS)
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 0.0])
+def test_the_guide_table_finds_what_binary_search_finds(where, temperature):
+    e = PROBLEMS[where].enumeration
+    inverse = Inverse(e.leaf_logp(temperature), e)
+    generator = torch.Generator().manual_seed(0)
+    place = torch.rand(20_000, generator=generator, dtype=torch.float64)
+    ends = torch.cat([inverse.cumulative.flatten(), torch.tensor([0.0, 0.5, 1 - 2**-53, 1.0]).double()])
+    place = torch.cat([place, ends, (ends * inverse.size).round() / inverse.size])
+    prompt = torch.randint(e.n_prompts, place.shape, generator=generator)
+    found = inverse(prompt, place)
+    for number, row in enumerate(inverse.cumulative):
+        here = prompt == number
+        assert torch.equal(found[here], torch.searchsorted(row, place[here], right=True) - 1)
+    assert (inverse.guide >= 0).double().mean() > 0.8
+
+
+def test_what_nobody_asks_for_is_not_looked_up():
+    e = PROBLEMS["replies"].enumeration
+    leaf, prompt = torch.tensor([[1, 4]]), torch.zeros(1, 2, dtype=torch.int64)
+    rollouts = TreeRollouts.of(e, e.leaf_logp(), prompt, leaf)
+    assert torch.equal(rollouts.length, e.mask[leaf].sum(-1))
+    assert not {"tokens", "mask", "logp", "finish", "prompt"} & set(vars(rollouts))
+    assert torch.equal(rollouts.tokens, e.tokens[leaf]) and torch.equal(rollouts.mask, e.mask[leaf])
+    assert torch.equal(rollouts.logp, e.leaf_logp()[prompt, leaf]) and torch.equal(rollouts.finish, e.finish[leaf])
+    with pytest.raises(AttributeError, match="TreeRollouts has no 'nonsense'"):
+        rollouts.nonsense  # noqa: B018
+    assert isinstance(Evidence(rollouts, rollouts.length.double()), Evidence)
+
+
+def test_figures_do_not_depend_on_how_many_responses_are_tabulated(monkeypatch):
+    problem = PROBLEMS["two prompts"]
+    given = (ESTIMATORS["grpo"], problem.enumeration, problem.target("reward"))
+    quick = exact_certificate(*given)
+    monkeypatch.setattr(weight_sums, "MOST", 3)
+    slow = exact_certificate(*given)
+    assert (quick.verdict, quick.trace_covariance) == (slow.verdict, pytest.approx(slow.trace_covariance, rel=1e-12))
