@@ -108,7 +108,7 @@ def build(name: str) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    names = sys.argv[1:] or sorted(each.stem for each in HERE.glob("*.py") if each.samefile(__file__) is False)
+    names = sys.argv[1:] or sorted(each.stem for each in HERE.glob("*.py") if not each.samefile(__file__))
     (HERE / FIGURES).mkdir(exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as one:
         for name in names:

@@ -64,7 +64,7 @@ print(f"questions of an evaluation: {run['eval/prompts']:.0f}")
 
 # %% [markdown]
 # In brackets is a 95 % interval of the mean over questions. *Greedy* takes the most probable token at every place. What
-# is trained is what is drawn, and rewards have made right answers more probable than the right answers themselves had.
+# is trained is what is drawn: there the interval after training lies above the one before.
 
 # %%
 steps = [each["step"] for each in evaluations]
