@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,10 @@ def run_page(folder) -> str:
     return write_report(folder).read_text(encoding="utf-8")
 
 
+SIZES = Path(__file__).parents[2] / "benchmarks" / "results" / "group_sizes.json"
 PAGES = {
     "ledger": lambda folder: render_ledger(test_report.several_document()),
+    "sizes": lambda folder: render_ledger(json.loads(SIZES.read_text(encoding="utf-8"))),
     "inspection": lambda folder: render_inspection(test_inspect_page.document()),
     "variance": lambda folder: render_variance_page(test_variance_report.DOCUMENTS["one"]),
     "audit": lambda folder: render_audit(test_audit_pages.ROWS * 2, "llm-mdp audit trl"),
@@ -48,37 +51,69 @@ def test_all_pages_have_one_head_and_allow_nothing_from_outside(name, tmp_path):
     assert ("script" in {tag for tag, _ in page.tags}) == (page.count("a", "download") == 1) == (name != "run")
 
 
-# A window of Chromium is never narrower than 500 pixels, but a frame in it is.
+# A window of Chromium is never narrower than 500 pixels, but a frame in it is. What is read of a page at a width:
+# whether it is wider than its frame; tables that are cut off; texts of a row that run into one another; headings of
+# columns without a definition, or that scroll away; whether how to read the page comes before all else.
 MEASURE = """<body><script>
-const cut = {}, widths = [1280, 1000, 400];
-for (const width of widths) {
-  const frame = document.createElement("iframe");
-  frame.style = `width: ${width}px; height: 900px`;
-  frame.addEventListener("load", () => {
-    const page = frame.contentDocument;
-    page.querySelector("#expand")?.click();
-    const wide = (element) => element.scrollWidth > element.clientWidth;
-    const tables = [...page.querySelectorAll("table")].filter((table) => wide(table) || wide(table.parentElement));
-    cut[width] = [wide(page.documentElement), page.querySelectorAll("table").length, tables.length];
-    document.body.dataset.cut = JSON.stringify(cut);
+const seen = {};
+const wide = (element) => element.scrollWidth > element.clientWidth + 1;
+const box = (cell) => {
+  const range = cell.ownerDocument.createRange();
+  range.selectNodeContents(cell);
+  return range.getBoundingClientRect();
+};
+const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+  && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+function read(page) {
+  page.querySelector("#expand")?.click();
+  for (const each of page.querySelectorAll("details")) each.open = true;
+  const tables = [...page.querySelectorAll("table")].filter((table) => table.checkVisibility());
+  const collide = tables.flatMap((table) => [...table.rows].slice(0, 40)).filter((row) => {
+    const texts = [...row.cells].filter((cell) => cell.checkVisibility() && cell.textContent.trim()
+      && getComputedStyle(cell).display !== "inline").map(box);
+    return texts.some((one, k) => texts.slice(k + 1).some((other) => meet(one, other)));
   });
-  frame.src = "inner.html";
-  document.body.append(frame);
+  const heads = [...page.querySelectorAll("table.sticky > thead th")];
+  const how = page.querySelector(".how");
+  return {
+    wider: wide(page.documentElement), tables: tables.length,
+    cut: tables.filter((table) => wide(table) || wide(table.parentElement)).length,
+    collide: collide.map((row) => row.textContent.trim().slice(0, 60)),
+    undefined: heads.filter((head) => !head.title).map((head) => head.textContent),
+    moving: page.documentElement.clientWidth < 1240 ? 0
+      : heads.filter((head) => getComputedStyle(head).position !== "sticky").length,
+    how: how.querySelectorAll("dt").length > 0
+      && how.compareDocumentPosition(page.querySelector("table, figure, svg")) === 4,
+  };
+}
+for (const name of NAMES) {
+  for (const width of [1280, 768, 400]) {
+    const frame = document.createElement("iframe");
+    frame.style = `width: ${width}px; height: 900px`;
+    frame.addEventListener("load", () => {
+      seen[`${name} ${width}`] = read(frame.contentDocument);
+      document.body.dataset.seen = JSON.stringify(seen);
+      frame.remove();
+    });
+    frame.src = `${name}.html`;
+    document.body.append(frame);
+  }
 }
 </script></body>"""
 
 
 @pytest.mark.slow
 @in_chromium
-@pytest.mark.parametrize("name", PAGES)
-def test_no_column_is_cut_off_at_any_width(name, tmp_path):
-    (tmp_path / "inner.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
-    flags = ("--allow-file-access-from-files", "--virtual-time-budget=5000", "--window-size=1400,900")
-    (body,) = (attributes for tag, attributes in Page(opened(MEASURE, tmp_path, *flags)).tags if tag == "body")
-    cut = json.loads(body["data-cut"])
-    assert set(cut) == {"1280", "1000", "400"}
-    for page_is_wider, tables, cut_off in cut.values():
-        assert tables and not page_is_wider and not cut_off
+def test_no_column_is_cut_off_and_no_text_runs_into_another_at_any_width(tmp_path):
+    for name, page in PAGES.items():
+        (tmp_path / f"{name}.html").write_text(page(tmp_path), encoding="utf-8")
+    flags = ("--allow-file-access-from-files", "--virtual-time-budget=20000", "--window-size=1400,900")
+    text = MEASURE.replace("NAMES", json.dumps(list(PAGES)))
+    (body,) = (attributes for tag, attributes in Page(opened(text, tmp_path, *flags)).tags if tag == "body")
+    seen = json.loads(body["data-seen"])
+    assert set(seen) == {f"{name} {width}" for name in PAGES for width in (1280, 768, 400)}
+    right = {"wider": False, "cut": 0, "collide": [], "undefined": [], "moving": 0, "how": True}
+    assert {place: each for place, each in seen.items() if each != right | {"tables": each["tables"] or 1}} == {}
 
 
 def test_a_terminal_needs_no_template_engine():
