@@ -68,6 +68,11 @@ def load_estimator(name: str, group_size: int | None = None) -> Estimator:
         estimator = kind() if isinstance(kind, type) else kind
     except TypeError as error:
         raise UsageError(f"{name} could not be made without arguments: {error}") from error
+    if callable(estimator) and not hasattr(estimator, "collect"):
+        raise UsageError(
+            f"{name} is no estimator, an object of a subclass of llm_mdp.Estimator; `llm-mdp audit {name}` certifies "
+            "functions."
+        )
     if group_size is not None:
         own, estimator = estimator, with_group_size(estimator, group_size)
         if estimator is None:

@@ -13,9 +13,10 @@ from llm_mdp.estimators.values import groups
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.mdp.token_mdp import TokenMDP
+from llm_mdp.own import UsageError
 from llm_mdp.sampling.evidence import Evidence, Rollouts
 from llm_mdp.sampling.policies import NgramPolicy, PolicyModule
-from llm_mdp.verify.check import PolicyError, check_estimator, check_policy
+from llm_mdp.verify.check import PolicyError, check_estimator, check_policy, load_estimator
 from llm_mdp.verify.claims import CLAIMS
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import EstimatorError
@@ -575,3 +576,10 @@ def test_prompts_of_a_batch_must_not_meet(estimator, message):
 @pytest.mark.parametrize("estimator", [MeantForBatch(), BestOfPrompt()])
 def test_batches_that_are_meant_or_grouped_are_fine(estimator):
     check_estimator(estimator)
+
+
+@pytest.mark.parametrize("group_size", [None, 3])
+def test_a_function_in_the_place_of_an_estimator_is_sent_to_the_audit(group_size, tmp_path):
+    (tmp_path / "mine.py").write_text("def centred(rewards):\n    return rewards - rewards.mean(-1, keepdim=True)\n")
+    with pytest.raises(UsageError, match=r"centred is no estimator, .*`llm-mdp audit .*mine\.py:centred` certifies"):
+        load_estimator(f"{tmp_path}/mine.py:centred", group_size)
