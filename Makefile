@@ -37,7 +37,7 @@ docs: $(DEV)  ## every page that is made of stored results, and the site: build/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "The site is build/site/index.html; search works from files, too."
 
-results: $(DEV)  ## the ledger, the certificates of agents, what there is to earn and the figures, anew (about 15 minutes)
+results: $(DEV)  ## the ledger, the certificates of agents, what there is to earn and the figures, computed anew
 	$(BIN)/llm-mdp verify --json benchmarks/results/ledger.json --html benchmarks/results/ledger.html > /dev/null
 	$(BIN)/python -m llm_mdp_envs.registry --measure
 	$(BIN)/python -m llm_mdp_agents.zoo --certify

@@ -5,7 +5,7 @@
 
 Finished cells stay in runs/variance-benchmark, so a second call does what is missing. Results go to
 benchmarks/results/variance-*.json; `python benchmarks/variance_report.py` writes benchmarks/variance.md and the figures
-from them (`make docs` does, too).
+from them (`make docs` the page alone).
 """
 
 import os

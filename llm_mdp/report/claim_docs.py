@@ -56,7 +56,7 @@ def claim_pages(document: Document, folder: Path) -> dict[str, str]:
 
 
 def _section(row: ClaimRow, folder: Path) -> str:
-    lead, target = row.lead, row.lead["target"]
+    lead, target = row.lead, str(row.lead["target"])
     against = "" if target == "reward" else f" Compared with the gradient of {escape(TARGETS.get(target, target))}."
     figures = [
         f"{name} {escape(figure_text(row, key))}" for key, name in FIGURES.items() if row.span(key).low is not None
