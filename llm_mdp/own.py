@@ -30,6 +30,8 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 def visible(text: str) -> str:
     """A text as it can be shown on a terminal, where some characters are commands: control characters but line breaks
     and tabs, marks that turn the direction of writing, and halves of characters become escapes such as \\x1b."""
+    if text.isprintable():
+        return text
     return "".join(each if each in "\n\t" or not _commands(each) else ascii(each)[1:-1] for each in text)
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 EXACT = 1e-9
 """Relative bias below which an exact certificate says "unbiased"; smaller figures are rounding noise and shown as
@@ -66,12 +67,12 @@ class ClaimRow:
     entries: tuple[tuple[str, dict], ...]
     """(instance name, the claim's object in the document), in the document's order."""
 
-    @property
+    @cached_property
     def verdicts(self) -> list[tuple[str, int]]:
         """Each verdict with the number of instances that have it, most frequent first."""
         return Counter(claim["verdict"] for _, claim in self.entries).most_common()
 
-    @property
+    @cached_property
     def verdict(self) -> str:
         """The most frequent verdict."""
         return self.verdicts[0][0]
@@ -108,7 +109,7 @@ class ClaimRow:
         """The verdicts expected, which may depend on the instance (gamma = 1 or not)."""
         return " or ".join(dict.fromkeys(claim["expected"] for _, claim in self.entries))
 
-    @property
+    @cached_property
     def contradictions(self) -> list[tuple[str, dict]]:
         """The entries whose verdict is not the expected one; of one that is as expected, the sizes at which it is
         not."""
@@ -122,7 +123,7 @@ class ClaimRow:
                 found += [(f"{name}, {letter} = {size}", claim | one) for size, one in wrong]
         return found
 
-    @property
+    @cached_property
     def status(self) -> str:
         """`contradiction`, `as expected`, `without expectation`, or `undecided` (computed on no instance, or not
         settled)."""
@@ -132,7 +133,7 @@ class ClaimRow:
             return "without expectation"
         return "as expected" if any(claim["holds"] for _, claim in self.entries) else "undecided"
 
-    @property
+    @cached_property
     def lead(self) -> dict:
         """The claim's object whose words speak for the row: a contradiction if there is one, else a most frequent
         verdict."""
