@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from llm_mdp.cli.adversary import check_adversary, find_adversary
 from llm_mdp.cli.options import (
     check_numbers,
     check_seed,
@@ -23,7 +22,6 @@ from llm_mdp.cli.options import (
     write_json,
 )
 from llm_mdp.cli.parsing import parse
-from llm_mdp.cli.price import add_prices
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.groups import check_group_size
@@ -33,18 +31,17 @@ from llm_mdp.exact.right_or_wrong import is_right_or_wrong
 from llm_mdp.files import write_text
 from llm_mdp.own import UsageError
 from llm_mdp.report.console import terminal
-from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.terminal import print_report, progress_bar
 from llm_mdp.sampling.policies import NgramPolicy, PolicyKind
 from llm_mdp.sampling.tiny_transformer import TinyTransformer
 from llm_mdp.verify.claims import Claim
-from llm_mdp.verify.diagnosis import diagnose
 from llm_mdp.verify.forecast import forecast
 from llm_mdp.verify.group_sizes import Sizes
 from llm_mdp.verify.ledger import exit_status, find_claims, run_ledger
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import EstimatorError
 
+# Pages, prices, searches and diagnoses are imported where they are asked for: each takes as long as a claim.
 DEFAULT_GROUP_SIZE = 3
 """K, where neither the user nor the user's own class says it."""
 TRAINED = (8, 64)
@@ -122,7 +119,10 @@ def verify(argv: Sequence[str]) -> int:
         check_writable(path)
     check_sizes(command)
     claims = find_claims(command.claims, command.group_size[0] if command.group_size else None)
-    check_adversary(claims, command.adversary)
+    if command.adversary:
+        from llm_mdp.cli.adversary import check_adversary
+
+        check_adversary(claims, command.adversary)
     instances = find_instances(command)
     if command.save_instance and len(instances) > 1:
         raise UsageError(
@@ -163,9 +163,13 @@ def verify(argv: Sequence[str]) -> int:
         explain(claim, runs, instances, command)
     priced = []
     if command.price:
+        from llm_mdp.cli.price import add_prices
+
         with progress_bar(terminal(stderr=True), len(claims) * len(problems)) as done:
             priced = add_prices(claims, problems, runs, done)
     if command.adversary:
+        from llm_mdp.cli.adversary import find_adversary
+
         worst = find_adversary(claims[0], problems[0], command.adversary, command.seed)
         runs[0]["claims"][claims[0].id]["adversary"] = worst
 
@@ -173,6 +177,8 @@ def verify(argv: Sequence[str]) -> int:
         write_instance(instances[0], command.save_instance)
     write_json(command.json, document)
     if command.html:
+        from llm_mdp.report.ledger_page import render_ledger
+
         write_text(command.html, render_ledger(document))
     console = for_people(command.json)
     print_report(document, console)
@@ -242,6 +248,8 @@ def explain(claim: Claim, runs: list[dict[str, Any]], instances: list[Instance],
             print(f"llm-mdp: {claim.id} was not found biased: {save} is not written.", file=sys.stderr)
         return
     assert isinstance(estimator, Estimator)
+    from llm_mdp.verify.diagnosis import diagnose
+
     try:
         with progress_bar(terminal(stderr=True), 3) as done:
             diagnosis = diagnose(estimator, instance, progress=done)
