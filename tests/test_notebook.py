@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import zeros
 
 from llm_mdp import GRPO, RLOO, Certificate, Ledger, Problem, certify, notebook, random_instance, run_ledger
-from llm_mdp.variance import measurement
+from llm_mdp.variance import allocation, measurement
+from llm_mdp.variance.allocation import Price, Split, allocate
 from llm_mdp.variance.measurement import exact_measurement
 from llm_mdp.variance.sampled import sampled_measurement, tree_estimates
 from llm_mdp.verify import certificate, shown
 from llm_mdp.verify.ledger import find_claims
 from llm_mdp_agents import read_run
+from llm_mdp_agents.lm import tree_certificate
+from llm_mdp_agents.lm.tree_certificate import InParameters, ModelCertificate
 from llm_mdp_agents.training import recorded
 from llm_mdp_agents.training.records import Records
 
@@ -36,16 +40,22 @@ def made_run(folder: Path, agent: str):
     return read_run(folder)
 
 
+ON_MODEL = InParameters(0.5, 0.7, 0.4, 1.0)
+
 KINDS = {
     "certificate": lambda here: certify(GRPO(2), PROBLEM.instance),
     "ledger": lambda here: run_ledger(PROBLEM, find_claims(["rloo", "grpo-mean", "token-mean"])),
     "measurement": lambda here: exact_measurement(GRPO(2), PROBLEM.enumeration, PROBLEM.target("reward")),
+    "allocation": lambda here: allocate(100, [Price(Split(4, (1,), 0.5), 0.2, 0.1, 12.0, 3.0)], 0.05),
+    "on a model": lambda here: ModelCertificate(certify(GRPO(2), PROBLEM.instance), zeros(1), 0.4, ON_MODEL),
     "run": lambda here: made_run(here / "run", "rloo"),
 }
 SAYS = {
     "certificate": r"^GRPO: biased, relative bias 0\.\d+, scale \d\.\d+, cosine 0\.\d+, K = 2, all \d+ groups",
     "ledger": r"^ledger: none contradicts what is expected, 3 claims on .*: 1 \w+, 1 \w+, 1 \w+, K = 2, exact$",
     "measurement": r"^biased, tokens to signal \d+\.\d+, relative bias 0\.\d+, cosine 0\.\d+, \d\.\d+ tokens",
+    "allocation": r"^5 prompts x 4 responses, 2 branches before token 2, λ = 0\.5, 18 tokens a prompt, 90 tokens",
+    "on a model": r"^biased, relative bias 0\.5, scale 0\.7, cosine 0\.868\d, .* in the model's parameters$",
     "run": r"^rloo on llm_mdp/Tabular-v0: reward -0\.500 → 0\.750, 95 %: 0\.700 to 0\.800, 2 steps, .*, seed 7$",
 }  # fmt: skip
 
@@ -91,6 +101,8 @@ def test_a_data_frame_has_the_figures_in_full(kind, result):
         "certificate": lambda: frame["cosine"][0] == result.cosine,
         "ledger": lambda: list(frame["cosine"]) == [row["cosine"] for row in result["claims"].values()],
         "measurement": lambda: frame["tokens_to_signal"][0] == result.spread.tokens_to_signal,
+        "allocation": lambda: frame["progress"][0] == result.progress,
+        "on a model": lambda: frame["cosine"][0] == ON_MODEL.cosine,
         "run": lambda: list(frame["reward"][1:]) == [0.1, 0.2] and list(frame["step"]) == [0, 1, 2],
     }
     assert full[kind]()
@@ -102,7 +114,7 @@ def test_without_pandas_one_sentence_says_how_to_get_it(result, monkeypatch):
         result.to_dataframe()
 
 
-@pytest.mark.parametrize("module", [notebook, certificate, shown, measurement, recorded])
+@pytest.mark.parametrize("module", [notebook, certificate, shown, measurement, allocation, tree_certificate, recorded])
 def test_neither_pandas_nor_matplotlib_is_imported_before_it_is_asked_for(module):
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

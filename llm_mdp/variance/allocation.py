@@ -23,8 +23,10 @@ responses as the value of the prompt (`group_baseline`). Two facts make the sear
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,10 +39,14 @@ from llm_mdp.estimators.algorithms import (
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.boundaries import AtSteps
 from llm_mdp.exact.enumeration import Enumeration
+from llm_mdp.notebook import Shown
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.sampling.policies import Critic
-from llm_mdp.variance.measurement import Spread, progress
+from llm_mdp.variance.measurement import Spread, draw_progress, progress
 from llm_mdp.verify.moments import Moments, exact_moments
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GROUP_SIZES = (2, 4, 8, 16)
 LAMS = (0.0, 0.5, 1.0)
@@ -113,9 +119,10 @@ class Price:
         )
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """What a budget is best spent on."""
+@dataclass(frozen=True, repr=False)
+class Allocation(Shown):
+    """What a budget is best spent on. `repr` says it in one line, `to_dataframe` has one row, and `plot` draws the
+    progress of such batches over their tokens."""
 
     split: Split
     samples: int
@@ -139,6 +146,19 @@ class Allocation:
     def words(self) -> str:
         """For people."""
         return self._way + (f"; a guess, for the pilot batch saw {self.caution}" if self.caution else "")
+
+    def _finding(self) -> tuple[str, str]:
+        figures = (self.tokens, self.tokens_to_signal, self.progress)
+        said = zip(("{:.4g} tokens a prompt", "{:.4g} tokens to signal", "progress {:.4g}"), figures)
+        return self.words, ", ".join(words.format(value) for words, value in said)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        split = {"group_size": self.split.group_size, "steps": list(self.split.steps), "lam": self.split.lam}
+        return [split | {each.name: getattr(self, each.name) for each in fields(self) if each.name != "split"}]
+
+    def _draw(self, axes: "Axes") -> None:
+        draw_progress(axes, 1.0, self.tokens_to_signal)
+        axes.set_title(fill(self.words, 70), parse_math=False, fontsize=10)
 
     @property
     def _way(self) -> str:

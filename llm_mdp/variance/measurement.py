@@ -258,15 +258,11 @@ class Measurement(Shown):
         noise = self.spread.tokens_to_signal
         if self.too_few or not 0 < noise < math.inf:
             raise ValueError(f"there is no curve to draw: {self!r}.")
-        budgets = np.geomspace(noise / 100, noise * 100, CURVE)
-        axes.semilogx(budgets, [self.spread.progress(budget) for budget in budgets])
+        budgets = draw_progress(axes, self.spread.ceiling, noise)
         if self.worse:
             low, high = zip(*(self.interval("progress", budget) or (0.0, 0.0) for budget in budgets))
             axes.fill_between(budgets, low, high, alpha=0.18)
-        axes.axvline(noise, color=GREY, linewidth=0.8)
-        axes.annotate(f" {noise:.4g} tokens to signal", (noise, 0.02), color=GREY, xycoords=("data", "axes fraction"))
-        axes.set_xlabel("generated tokens of a batch" + ("; band: 95 % interval" if self.worse else ""))
-        axes.set_ylabel("progress")
+            axes.set_xlabel(f"{axes.get_xlabel()}; band: 95 % interval")
         axes.set_title(f"{self.verdict}, cosine {self.spread.cosine:.4g}", parse_math=False)
 
     def document(self) -> dict[str, Any]:
@@ -303,6 +299,17 @@ class Measurement(Shown):
             "by_theorem": list(self.by_theorem),
             "too_few": self.too_few and asdict(self.too_few) | {"words": self.too_few.words},
         }
+
+
+def draw_progress(axes: "Axes", ceiling: float, noise: float) -> list[float]:
+    """Progress from a hundredth to a hundred times the tokens to signal; gives the budgets of the curve."""
+    budgets = np.geomspace(noise / 100, noise * 100, CURVE).tolist()
+    axes.semilogx(budgets, [progress(ceiling, noise, budget) for budget in budgets])
+    axes.axvline(noise, color=GREY, linewidth=0.8)
+    axes.annotate(f" {noise:.4g} tokens to signal", (noise, 0.02), color=GREY, xycoords=("data", "axes fraction"))
+    axes.set_xlabel("generated tokens of a batch")
+    axes.set_ylabel("progress")
+    return budgets
 
 
 def read_measurement(document: dict[str, Any]) -> Measurement:

@@ -11,20 +11,28 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
+from llm_mdp.notebook import Shown
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.verify.certificate import Certificate, judge
 from llm_mdp.verify.choice import moments_by
+from llm_mdp.verify.shown import draw_gradient
 from llm_mdp_agents.lm.precision import kept_double
 from llm_mdp_agents.lm.spread import Spread, covariance_factors, spread
 from llm_mdp_agents.lm.tree import PackedTree, Part
 from llm_mdp_agents.lm.tree_problem import ModelProblem
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN = ("relative_bias", "scale", "cosine", "one_minus_cosine")
+"""Figures of a certificate that a notebook shows."""
 KEPT_COLUMNS = 1024
 """Columns of packed rows whose graph is kept between backward passes; more are read again for each."""
 CHUNK = 2**22
@@ -65,9 +73,10 @@ class InParameters:
         return self.norm**2 * (self.scale**2 + self.across**2)
 
 
-@dataclass(frozen=True)
-class ModelCertificate:
-    """One estimator on a language model."""
+@dataclass(frozen=True, repr=False)
+class ModelCertificate(Shown):
+    """One estimator on a language model. `repr` says it in one line, `to_dataframe` has one row, the figures in the
+    model's parameters, and `plot` draws E g beside ∇J there."""
 
     certificate: Certificate
     """At the logits; `verdict` and its reasons are those of the model as well."""
@@ -78,6 +87,20 @@ class ModelCertificate:
     `UNBIASED`, *proportional* is a figure of these logits and nothing that holds in every parametrisation."""
     figures: InParameters | None
     """In the model's parameters; None: nothing is said of the target's size there (*undecided*)."""
+
+    def _finding(self) -> tuple[str, str]:
+        if self.figures is None:
+            return self.certificate.verdict, self.certificate.statement.removeprefix("undecided: ")
+        said = (f"{name.replace('_', ' ')} {getattr(self.figures, name):.4g}" for name in SHOWN)
+        return self.certificate.verdict, f"{', '.join(said)} in the model's parameters"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        inside = {name: None if self.figures is None else getattr(self.figures, name) for name in SHOWN}
+        return [{"verdict": self.certificate.verdict} | inside | {"tokens": self.certificate.tokens}]
+
+    def _draw(self, axes: "Axes") -> None:
+        known = (None, None) if self.figures is None else (self.figures.relative_bias, self.figures.scale)
+        draw_gradient(axes, self.certificate.verdict, self.certificate.verdict, *known, self._finding()[1])
 
 
 class ParameterSpace:
