@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ ENVIRONMENTS = {
     "others": ("skyrl", "areal", "ms-swift", "tinker", "torchtune"),
 }
 """The libraries of each, by the name of its requirements-*.txt."""
-CORE = {"verl": "tests/audit/test_verl.py", "openrlhf": "tests/audit/test_openrlhf.py"}
+STORED = "tests/audit/test_stored.py"
+CORE = {"verl": ("tests/audit/test_verl.py", STORED), "openrlhf": ("tests/audit/test_openrlhf.py", STORED)}
 """Environments and the tests that CI runs in them; TRL's run with all others."""
 OPTIONS = ("--prompts", "1", "2", "4", "--examples")
 
@@ -65,9 +67,9 @@ def rows_of(library: str) -> list[dict[str, Any]]:
         return json.loads(file.read_text())
 
 
-def tested(python: Path, file: str) -> int:
-    """The exit status of a file of tests in an environment."""
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+def tested(python: Path, files: Iterable[str]) -> int:
+    """The exit status of files of tests in an environment."""
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
 
 
@@ -98,7 +100,7 @@ def main() -> int:
     parser.add_argument("--core", action="store_true", help="only the tests of verl and OpenRLHF")
     options = parser.parse_args()
     if options.core:
-        return max(tested(environment(name), file) for name, file in CORE.items())
+        return max(tested(environment(name), files) for name, files in CORE.items())
     if unknown := set(options.libraries) - set(every):
         parser.error(f"there is no library {sorted(unknown)[0]!r}; choose among {', '.join(every)}.")
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": [], "commits": {}}

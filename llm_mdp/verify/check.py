@@ -65,7 +65,7 @@ def load_estimator(name: str, group_size: int | None = None) -> Estimator:
     """
     kind = load(name)
     try:
-        estimator = kind() if isinstance(kind, type) else kind
+        estimator: Any = kind() if isinstance(kind, type) else kind
     except TypeError as error:
         raise UsageError(f"{name} could not be made without arguments: {error}") from error
     if callable(estimator) and not hasattr(estimator, "collect"):
