@@ -65,10 +65,10 @@ def load_estimator(name: str, group_size: int | None = None) -> Estimator:
     """
     kind = load(name)
     try:
-        estimator: Any = kind() if isinstance(kind, type) else kind
+        estimator = kind() if isinstance(kind, type) else kind
     except TypeError as error:
         raise UsageError(f"{name} could not be made without arguments: {error}") from error
-    if callable(estimator) and not hasattr(estimator, "collect"):
+    if not hasattr(estimator, "collect") and callable(estimator):
         raise UsageError(
             f"{name} is no estimator, an object of a subclass of llm_mdp.Estimator; `llm-mdp audit {name}` certifies "
             "functions."
