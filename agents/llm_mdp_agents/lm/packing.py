@@ -22,6 +22,8 @@ half; the share is a guess after a few times on a CPU."""
 PARTS, PAIRS = 1.8, 600_000
 """The same where prompts and responses attend in two parts (`shared_prompts.attention_of`), with nothing computed for
 pairs that do not see each other, but weights kept for the gradient; the most pairs for which they are, a head."""
+PARTS_FROM = 512
+"""Columns of prompts from which on that is done: below, a mask was seen to cost the same, and less memory."""
 MULTIPLE = 16
 """Attention kernels of accelerators take masks whose columns are a multiple of this as they are."""
 

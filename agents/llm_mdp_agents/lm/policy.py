@@ -35,9 +35,9 @@ from llm_mdp_agents.lm.architecture import (
     try_out,
 )
 from llm_mdp_agents.lm.fixed_width import FixedWidth
-from llm_mdp_agents.lm.packing import PAIRS, Reading, packed_reading, plain_reading
+from llm_mdp_agents.lm.packing import PAIRS, PARTS_FROM, Reading, packed_reading, plain_reading
 from llm_mdp_agents.lm.products import FastMatmul, choose, chosen
-from llm_mdp_agents.lm.shared_prompts import FROM, attending, attention_of, can_share
+from llm_mdp_agents.lm.shared_prompts import attending, attention_of, can_share
 
 LOGIT_BYTES, ACCELERATOR_LOGIT_BYTES = 64 * 2**20, 2**30
 """Most memory of logits that `logp` keeps for the backward pass, on the CPU and elsewhere; beyond it they are computed
@@ -158,7 +158,7 @@ class LanguageModelPolicy(PolicyModule):
     def _attends_in_parts(self) -> bool:
         """May prompts and responses attend apart in a packed row? Layers that compute again for the gradient would do
         it by another attention."""
-        return self.device.type == "cpu" and self.shares_prompts and not any(_recomputed(self.causal_lm))
+        return self.device.type == "cpu" and not any(_recomputed(self.causal_lm)) and self.shares_prompts
 
     @cached_property
     def _longest(self) -> tuple[float, str]:
@@ -261,7 +261,7 @@ class LanguageModelPolicy(PolicyModule):
             width = self.causal_lm.config.get_text_config(decoder=True).hidden_size
             dense = packed_reading(lead, tokens, mask)
             ways = [reading, dense]
-            if self._attends_in_parts and dense.response_pairs <= PAIRS and dense.prompt_columns >= FROM:
+            if dense.prompt_columns >= PARTS_FROM and dense.response_pairs <= PAIRS and self._attends_in_parts:
                 ways.append(replace(dense, in_parts=True))
             reading = min(ways, key=lambda way: way.cost(width))
         return self.read(reading)

@@ -418,7 +418,7 @@ def test_a_pretrained_model_from_a_gguf_file(tmp_path):
 @pytest.mark.parametrize("shape", [(3, 4, 10), (1, 6, 2)])
 def test_prompts_and_responses_attend_in_two_parts(build, shape, readings, monkeypatch):
     """As under a mask: value and gradient, for prompts and responses of several lengths, groups that are torn too."""
-    monkeypatch.setattr(lm, "FROM", 1)
+    monkeypatch.setattr(lm, "PARTS_FROM", 1)
     monkeypatch.setattr("llm_mdp_agents.lm.packing.PARTS", 0.0)
     policy, (prompt, tokens, mask) = build(), batch(*shape)
     check_logp(policy, prompt, tokens, mask)
