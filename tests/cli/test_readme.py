@@ -116,11 +116,22 @@ def examples(page: str, text: str) -> list[Example]:
 FORECAST = re.compile(r"^.*: an answer is likely to take .*; --\w+ is [\d,]+\.\n", re.M)
 """Of `variance`, said where progress is; that the number asked for does not suffice would be another sentence."""
 
-EXAMPLES = [each for page in PAGES for each in examples(page.name, page.read_text(encoding="utf-8"))]
+EXAMPLES = list(
+    {
+        (*map(str, each.steps), *(step.words[0] for step in each.steps if step.python), *each.files.values()): each
+        for page in reversed(PAGES)
+        for each in examples(page.name, page.read_text(encoding="utf-8"))
+    }.values()
+)
+"""What several pages show is tried once, under the first of them."""
 
 
 def shortened(words: list[str], steps: int) -> list[str]:
-    """A training command as written but for its length (the last --steps counts) and its progress."""
+    """A command as written but for its length (the last --steps or --estimates counts) and its progress."""
+    if words[0] == "variance":
+        return [*words, "--estimates", "100"]
+    if words[0] != "train":
+        return words
     length = ["--steps", str(steps), "-q"]
     return [*words, *length, *([] if "--resume" in words else ["--prompts-per-step", "8", "--eval-prompts", "16"])]
 
@@ -133,7 +144,7 @@ def run(step: Step, number: int, folder: Path) -> subprocess.CompletedProcess:
     elif Path(words[0]).name == "python":
         words = words[1:]
     else:
-        words = ["-m", "llm_mdp.cli", *(shortened(words[1:], 4 + 2 * number) if words[1] == "train" else words[1:])]
+        words = ["-m", "llm_mdp.cli", *shortened(words[1:], 4 + 2 * number)]
     return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
