@@ -20,7 +20,8 @@ from llm_mdp.report.readme import BEGIN, update_readme
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {*(ROOT / "docs" / "tutorials").glob("*.md")})]
+"""Not the tutorials, which tests/examples/test_tutorials.py runs."""
 NOT_RUN = ("make", "pip", "git", "cd", "source", ".", "python3", "torchrun", "apt-get", "export")
 """They install, or need more than one process; other tests and CI cover them."""
 A_MODEL = "FOLDER"
