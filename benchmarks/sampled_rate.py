@@ -102,8 +102,8 @@ def contenders(instance: Instance, sizes: list[int]) -> list[Contender]:
     return [
         Contender(LOOP, by_hand, few, None),
         *(Contender("reinforce", certificate(REINFORCE()), responses, 1.0) for responses in sizes),
-        *(Contender("rloo, K = 3", certificate(RLOO(group_size=3)), responses, 1 / 3) for responses in sizes),
-        Contender("rloo, K = 8", certificate(RLOO(group_size=8)), few, 1 / 3),
+        *(Contender("rloo, K = 3", certificate(RLOO(group_size=3)), responses, 1.2) for responses in sizes),
+        Contender("rloo, K = 8", certificate(RLOO(group_size=8)), few, 1.2),
         Contender("trepo", certificate(TRePO()), few, None),
     ]
 

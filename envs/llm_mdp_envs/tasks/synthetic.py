@@ -140,13 +140,16 @@ class TokenMDPTask(ArrayTask):
 
     def _markov_rewards(self, order: int, table: np.ndarray, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         n, steps = tokens.shape
-        text = np.concatenate([np.full((n, order), PAD), self._prompts[prompt], tokens], axis=1)
-        text = text[:, text.shape[1] - steps - order :] + 1
-        row = np.arange(steps) * 2
-        row = row + (np.arange(1, steps + 1) == (tokens != PAD).sum(1)[:, None])
-        for back in range(order, -1, -1):
-            row = row * (self.vocab_size + 1) + text[:, order - back : text.shape[1] - back]
-        return table[row].sum(1)
+        width, entries = self.vocab_size + 1, (self.vocab_size + 1) ** (order + 1)
+        text = np.concatenate([np.full((n, order), PAD), self._prompts[prompt], tokens], axis=1) if order else tokens
+        text = text[:, text.shape[1] - steps - order :]
+        # Tables count tokens from 1; that is the same for all rows, and added once for each step.
+        row = text[:, order:] + (np.arange(steps) * 2 * entries + sum(width**back for back in range(order + 1)))
+        for back in range(1, order + 1):
+            row += text[:, order - back : text.shape[1] - back] * width**back
+        last = np.count_nonzero(tokens != PAD, axis=1) - 1
+        row[np.arange(n), last] += entries  # of no token, where there is none: padding earns nothing in either half
+        return table.take(row).sum(1)
 
     @cached_property
     def _markov_table(self) -> tuple[int, np.ndarray] | None:
