@@ -1,8 +1,10 @@
 """`llm-mdp agents`: the zoo, with the certificate of each agent's own defaults and the ledger's verdicts."""
 
-import inspect
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,18 +13,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from llm_mdp.cli.options import check_writable, for_people, names_model, one_thread, say_written, write_json
+from llm_mdp.cli.options import check_writable, for_people, names_model, say_written, write_json
 from llm_mdp.cli.parsing import parse
-from llm_mdp.exact.instances import random_instance
-from llm_mdp.report.console import terminal
-from llm_mdp.report.terminal import COLOURS, progress_bar
-from llm_mdp.verify.claims import CLAIMS
-from llm_mdp.verify.ledger import run_ledger
-from llm_mdp.verify.problem import Problem
-from llm_mdp_agents.base import Agent
-from llm_mdp_agents.certificates import own_certificate
-from llm_mdp_agents.resolve import agent_class
-from llm_mdp_agents.zoo import AGENTS
+
+KEPT = Path(__file__).with_name("agents.json")
+"""The list of agents without certificates: written by `python -m llm_mdp.cli.agents_listed`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +43,15 @@ def agents(argv: Sequence[str]) -> int:
         from llm_mdp.cli.agents_model import agents_model
 
         return agents_model(argv)
-    one_thread()
     arguments = parse(AgentsArguments, argv, "agents")
     check_writable(arguments.json)
-    chosen = [agent_class(name) for name in arguments.names or AGENTS]
-    listed = certified(chosen) if arguments.certify else [named(agent) for agent in chosen]
+    known = {} if arguments.certify else kept()
+    if known and all(name in known for name in arguments.names):
+        listed = [known[name] for name in arguments.names or known]
+    else:
+        from llm_mdp.cli import agents_listed
+
+        listed = agents_listed.listed(arguments.names, arguments.certify)
     console = for_people(arguments.json)
     for each in listed:
         show(each, console)
@@ -63,38 +62,23 @@ def agents(argv: Sequence[str]) -> int:
     return 0
 
 
-def certified(agents: Sequence[type[Agent]]) -> list[dict[str, Any]]:
-    """All that is said of agents, with what the ledger finds about their claims."""
-    claims = tuple(claim for claim in CLAIMS if any(claim.id in agent.claims for agent in agents))
-    listed = []
-    with progress_bar(terminal(stderr=True), len(claims) + len(agents)) as done:
-        rows = run_ledger(Problem(random_instance(3, 4, gamma=0.9)), claims, progress=done)["claims"]
-        for agent in agents:
-            listed.append(described(agent) | {"claims": {claim: rows[claim]["verdict"] for claim in agent.claims}})
-            done(agent.name)
-    return listed
+def kept() -> dict[str, dict[str, Any]]:
+    """The agents by their names, as the list that is kept has them; none if their files have changed since."""
+    known = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    current = known.get("files") == files_of_agents()
+    return {each["name"]: each for each in known["agents"]} if current else {}
 
 
-def described(agent: type[Agent]) -> dict[str, Any]:
-    """All that is said of an agent, JSON-able."""
-    own = own_certificate(agent)
-    return named(agent) | {
-        "certificate": asdict(own.certificate) | {"words": str(own.certificate), "computed_on": own.place},
-        "why_the_default": agent.why_the_default if own.certificate.verdict == "biased" else "",
-    }
-
-
-def named(agent: type[Agent]) -> dict[str, Any]:
-    """Where an agent comes from and stands."""
-    file = f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
-    options = [each.name for each in fields(agent.Config)]
-    return {
-        "name": agent.name,
-        "paper": agent.paper,
-        "file": file,
-        "options": options,
-        "claims": dict.fromkeys(agent.claims),
-    }
+def files_of_agents() -> str:
+    """A digest of the files that the list is read from."""
+    package = files("llm_mdp_agents")
+    zoo = sorted(
+        (each for each in package.joinpath("zoo").iterdir() if each.name.endswith(".py")), key=lambda f: f.name
+    )
+    digest = sha256()
+    for each in (package.joinpath("base.py"), *zoo):
+        digest.update(each.name.encode() + each.read_bytes())
+    return digest.hexdigest()
 
 
 def show(agent: dict[str, Any], console: Console) -> None:
@@ -103,6 +87,8 @@ def show(agent: dict[str, Any], console: Console) -> None:
     console.print(Text.assemble((f"{agent['name']:<14}", "bold"), f" {agent['paper']}"))
     console.print(Padding(agent["file"], margin), style="dim")
     if certificate is not None:
+        from llm_mdp.report.terminal import COLOURS
+
         words = f"its defaults: {certificate['words']} ({certificate['computed_on']})"
         console.print(Padding(words, margin), style=COLOURS.get(certificate["verdict"], ""))
     if agent.get("why_the_default"):

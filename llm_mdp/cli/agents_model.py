@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.text import Text
 
-from llm_mdp.cli.agents import named, show
+from llm_mdp.cli.agents import show
+from llm_mdp.cli.agents_listed import named
 from llm_mdp.cli.options import for_people, say_written, write_json
 from llm_mdp.cli.parsing import parse
 from llm_mdp.cli.verify_model import VerifyModelArguments, check, describe, figures_of, norm_of, read

@@ -50,6 +50,16 @@ def test_samples_load_nothing_heavy():
     assert not loaded(HEAVY, "verify", "rloo", "--vocab", "2", "--horizon", "2", "--sampled", "2000")
 
 
-@pytest.mark.parametrize("words", [("--help",), ("envs", "--help")])
+@pytest.mark.parametrize("words", [("--help",), ("envs", "--help"), ("agents", "--help")])
 def test_help_does_not_wait_for_torch(words):
     assert loaded(("torch", "transformers"), *words) == set()
+
+
+def test_the_kept_list_of_agents_is_that_of_their_files_or_unused(monkeypatch):
+    from llm_mdp.cli import agents
+    from llm_mdp.cli.agents_listed import listed
+
+    now = {each["name"]: each for each in listed(())}
+    assert agents.kept() in ({}, now)
+    monkeypatch.setattr(agents, "files_of_agents", lambda: "other files")
+    assert agents.kept() == {}
