@@ -14,19 +14,16 @@ from learning import TABULAR, cells, exact_end
 from rliable import library, metrics
 
 matplotlib.use("Agg")
-matplotlib.rcParams |= {
-    "svg.hashsalt": "llm-mdp",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "figure.dpi": 120,
-}
 
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
-from smollm2_report import figure as smollm2_figure  # noqa: E402
-from zoo_report import figure as zoo_figure  # noqa: E402
+from matplotlib import pyplot as plt
+from smollm2_report import figure as smollm2_figure
+from zoo_report import figure as zoo_figure
 
-COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#b35806", "#01665e")
+from llm_mdp.report.plots import spread
+
+plt.style.use("llm_mdp.report.figures")
+COLOURS = tuple(plt.rcParams["axes.prop_cycle"].by_key()["color"])
+FAINT, INK = "#8b939e", "#1b1f24"
 NAMES = {
     ("token rewards", "sum"): "every token's reward",
     ("rloo", "sum"): "their sum, once a response",
@@ -60,11 +57,11 @@ NAMED = {
     "grpo": ("grpo", (6, 4)),
     "grpo-length": ("grpo-length", (-5, 5)),
     "remark-4-whitening": ("whitening", (-5, 5)),
-    "trepo-own-length": ("trepo-own-length", (6, 2)),
+    "trepo-own-length": ("trepo-own-length", (-4, 9)),
     "token-mean": ("token-mean", (-5, 5)),
     "length-normalised": ("length-normalised", (-6, -4)),
     "temperature-mismatch": ("temperature-mismatch", (6, 4)),
-    "ppo-second-epoch": ("ppo-second-epoch", (0, 8)),
+    "ppo-second-epoch": ("ppo-second-epoch", (-6, 5)),
     "gae-wrong-0": ("gae-wrong-0", (0, 8)),
 }
 """Claims with a name in the plane, and how far from the dot it stands, in points."""
@@ -79,9 +76,10 @@ def certificates_figure(instance: dict[str, Any], path: Path) -> None:
         "proportional": (COLOURS[0], "proportional: another length"),
         "biased": (COLOURS[1], "biased: another direction"),
     }
-    figure, axis = plt.subplots(figsize=(8, 3.4))
-    axis.axhline(0, color="#cccccc", linewidth=1, zorder=0)
-    axis.axvline(0, color="#cccccc", linewidth=1, zorder=0)
+    figure, axis = plt.subplots(figsize=(8.6, 3.9))
+    axis.grid(False)
+    axis.axhline(0, color="#c9c6bd", linewidth=1, zorder=0)
+    axis.axvline(0, color="#c9c6bd", linewidth=1, zorder=0)
     for claim, row in instance["claims"].items():
         along = row["scale"]
         if claim.startswith("kl-") or along is None or not ACROSS[0] < along < ACROSS[1]:
@@ -95,12 +93,12 @@ def certificates_figure(instance: dict[str, Any], path: Path) -> None:
             side = "center" if right == 0 else "left" if right > 0 else "right"
             place = {"xytext": (right, up), "textcoords": "offset points", "ha": side}
             axis.annotate(name, (along, beside), fontsize=8, color=colour, **place)
-    arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.6, "shrinkA": 0, "shrinkB": 3}
+    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 2, "shrinkA": 0, "shrinkB": 3}
     axis.annotate("", (1, 0), (0, 0), arrowprops=arrow, zorder=2)
-    for colour, words in kinds.values():
-        axis.scatter([], [], s=26, color=colour, linewidths=0, label=words)
+    for line, (colour, words) in enumerate(kinds.values()):
+        place = {"transform": axis.transAxes, "ha": "right", "va": "top", "fontsize": 9, "fontweight": "bold"}
+        axis.text(1, 1 - 0.07 * line, f"● {words}", color=colour, **place)
     axis.set(xlim=ACROSS, ylim=(-0.19, 0.92), xlabel="along the true gradient (scale)", ylabel="beside it")
-    axis.legend(frameon=False, loc="upper right", fontsize=8)
     _finish(figure, "Where expected gradients end; the arrow is the true one (V = 3, T = 4, γ = 0.9)", path)
 
 
@@ -114,9 +112,9 @@ def learning_figures(runs: list[dict[str, Any]], cells: dict[str, list[tuple[str
         return [cell for cell in cells[what] if cell in by_cell]
 
     rewards = {NAMES[cell]: by_cell[cell] for cell in present("rewards")}
-    curves(rewards, "One reward a response or one a token (RLOO, one-digit sums)", folder / "rewards.svg")
+    curves(rewards, "One reward a response or one a token: RLOO on one-digit sums", folder / "rewards.svg")
     preferences = {cell[0]: by_cell[cell] for cell in present("preferences")}
-    curves(preferences, "Rewards or preferences (one-digit sums, right or wrong)", folder / "preferences.svg")
+    curves(preferences, "Rewards or preferences: one-digit sums, right or wrong", folder / "preferences.svg")
     intervals(
         {cell[0]: by_cell[cell] for cell in present("agents")},
         "All agents at equal generated tokens",
@@ -128,6 +126,7 @@ def bias_figure(runs: list[dict[str, Any]], path: Path) -> None:
     """J against updates of biased estimators and their repair, and where each ends when it is followed exactly."""
     figure, axis = plt.subplots(figsize=(8, 3.2))
     by_agent: dict[str, list[dict[str, Any]]] = {}
+    ends: list[tuple[float, str, str]] = []
     for run in runs:
         by_agent.setdefault(run["agent"], []).append(run)
     for number, ((name, its), colour) in enumerate(zip(by_agent.items(), COLOURS)):
@@ -135,12 +134,14 @@ def bias_figure(runs: list[dict[str, Any]], path: Path) -> None:
         updates = [point["updates"] for point in its[0]["curve"]]
         values = np.array([[point["J"] for point in run["curve"]] for run in its])
         middle, low, high = zip(*(interval(column[:, None]) for column in values.T))
-        axis.plot(updates, middle, color=colour, linewidth=width, label=name if number else f"{name} (the repair)")
+        axis.plot(updates, middle, color=colour, linewidth=width)
         axis.fill_between(updates, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.axhline(exact_end(name), color=colour, linewidth=0.9, linestyle=(0, (5, 4)))
+        ends.append((float(middle[-1]), name if number else f"{name} (the repair)", colour))
     axis.set(xlabel="updates of 128 responses", ylabel="expected reward J")
-    axis.legend(frameon=False, fontsize=8, loc="center right")
-    _finish(figure, "Where three biased estimators lead, with samples (dashed: followed exactly)", path)
+    axis.margins(x=0)
+    name_ends(axis, ends)
+    _finish(figure, f"Where three biased estimators lead (dashed: followed exactly)\n{seeds(by_agent.values())}", path)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -157,43 +158,65 @@ def estimates(scores: dict[str, np.ndarray], function: Callable) -> tuple[dict, 
 
 def curves(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     """Share of right digits and of right sums against generated tokens."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.3), sharex=True)
+    ends: list[tuple[float, str, str]] = []
     for axis, key, words in zip(axes, ("sum", "outcome"), ("share of right digits", "share of right sums")):
+        ends = []
         for (name, runs), colour in zip(named.items(), COLOURS):
             points = min(len(run["curve"]) for run in runs)
             tokens = np.mean([[point["tokens"] for point in run["curve"][:points]] for run in runs], axis=0)
             values = np.array([[point[key] for point in run["curve"][:points]] for run in runs])
             middle, low, high = np.array([interval(values[:, k : k + 1]) for k in range(points)]).T
-            axis.plot(tokens, middle, color=colour, label=name)
+            axis.plot(tokens, middle, color=colour)
+            ends.append((float(middle[-1]), name, colour))
             axis.fill_between(tokens, low, high, color=colour, alpha=0.2, linewidth=0)
-        axis.set(xlabel="generated tokens", ylabel=words)
+        axis.set(xlabel="generated tokens", ylabel=words, ylim=(0, 1))
+        axis.margins(x=0)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
-    axes[0].legend(frameon=False)
-    _finish(figure, title, path)
+    name_ends(axes[1], ends)
+    _finish(figure, f"{title}\n{seeds(named.values())}", path)
 
 
 def intervals(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     """Where each agent ended, over seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 0.28 * len(named) + 1), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.28 * len(named) + 1.4), sharey=True)
     ends = {name: [run["curve"][-1] for run in runs] for name, runs in named.items()}
     order = sorted(ends, key=lambda name: np.mean([end["sum"] for end in ends[name]]))
     for axis, key, words in zip(axes, ("sum", "outcome"), ("share of right digits", "share of right sums")):
         start = np.mean([run["curve"][0][key] for runs in named.values() for run in runs])
-        axis.axvline(start, color="grey", linewidth=1, linestyle=":")
+        axis.axvline(start, color=FAINT, linewidth=1, linestyle=":")
         for place, name in enumerate(order):
             middle, low, high = interval(np.array([[end[key]] for end in ends[name]]))
             axis.plot([low, high], [place, place], color=COLOURS[0], linewidth=5, alpha=0.3, solid_capstyle="butt")
             axis.plot([middle], [place], "|", color=COLOURS[0], markersize=10, markeredgewidth=2)
         axis.set(yticks=range(len(order)), yticklabels=order, xlabel=f"{words} (dotted: before)")
-    _finish(figure, title, path)
+        axis.grid(axis="y", visible=False)
+    _finish(figure, f"{title}\n{seeds(named.values())}", path)
+
+
+def seeds(groups: Any) -> str:
+    """What the figure says of its intervals."""
+    counts = sorted({len(runs) for runs in groups})
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{many} seeds; interquartile mean with its 95 % bootstrap interval"
+
+
+def name_ends(axis: Any, ends: list[tuple[float, str, str]]) -> None:
+    """Names at the right edge beside where their curves end, in their colours; the limits of the axes must be set."""
+    to_fraction = axis.transData + axis.transAxes.inverted()
+    right = axis.get_xlim()[1]
+    wanted = np.array([to_fraction.transform((right, value))[1] for value, _, _ in ends])
+    for (_, name, colour), place in zip(ends, spread(wanted, 0.08, 0.0, 1.0)):
+        axis.text(1.02, place, name, color=colour, fontsize=9, va="center", transform=axis.transAxes)
 
 
 def _finish(figure: Any, title: str, path: Path) -> None:
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+    """The first line of the title in bold, what it says of seeds and intervals below it."""
+    first, _, rest = title.partition("\n")
+    figure.suptitle(first, x=0.01, ha="left", fontsize=11)
+    if rest:
+        figure.axes[0].set_title(rest, fontsize=9, fontweight="normal", color=FAINT, loc="left")
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 

@@ -92,5 +92,5 @@ def figure(result: dict[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7)
     canvas.tight_layout()
-    canvas.savefig(path, metadata={"Date": None}, facecolor="white")
+    canvas.savefig(path, metadata={"Date": None})
     plt.close(canvas)

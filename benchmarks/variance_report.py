@@ -208,13 +208,12 @@ def claims_figure(claims: dict[str, Any], path: Path) -> None:
             axis.scatter(values, heights, s=5, c=colours, linewidths=0)
         axis.set(
             xscale="linear" if axis is axes[2] else "log",
-            title=title,
             yticks=range(len(families)),
             yticklabels=list(families),
         )
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.xaxis.set_minor_formatter(lambda value, _: "")
-        axis.title.set_fontsize(9)
+        axis.set_title(title, fontsize=9, fontweight="normal")
     axes[0].invert_yaxis()
     _finish(figure, "Ratios of exact traces, one dot an instance; red: against the paper's claim", path)
 
@@ -372,7 +371,7 @@ def _with_margin(row: dict[str, Any], figure: str) -> str:
 
 def horizon_figure(far: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    colours = dict(zip(LINES, (*COLOURS, "#777777", "#e08214", "#8073ac", "#80cdc1", "#c51b7d")))
+    colours = dict(zip(LINES, (*COLOURS[:7], "#777777", "#e08214", "#8073ac", "#80cdc1", "#c51b7d")))
     for label in LINES:
         points = [(horizon, row) for horizon, row in along(far, label) if row["intervals"]]
         style = "-" if is_right(far, label) else "--"

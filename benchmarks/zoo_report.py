@@ -144,6 +144,7 @@ def figure(result: dict[str, Any], path: Path) -> None:
     for label, agent in zip(axis.get_yticklabels(), agents):
         label.set_color(VERDICTS.get(result["certificates"].get(agent, {}).get("verdict"), "black"))
     axis.tick_params(length=0)
+    axis.grid(False)
     axis.xaxis.tick_top()
     axis.spines[:].set_visible(False)
     canvas.suptitle(
@@ -152,5 +153,5 @@ def figure(result: dict[str, Any], path: Path) -> None:
         fontsize=8, y=0.02, va="bottom",
     )  # fmt: skip
     canvas.tight_layout(rect=(0, 0.04, 1, 1))
-    canvas.savefig(path, metadata={"Date": None}, facecolor="white")
+    canvas.savefig(path, metadata={"Date": None})
     plt.close(canvas)
