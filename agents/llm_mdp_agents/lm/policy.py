@@ -68,6 +68,7 @@ class LanguageModelPolicy(PolicyModule):
     step (`fixed_width`)."""
     _abilities: Abilities | None = None
     _fixed_width: FixedWidth | None = None
+    _shares_prompts: bool | None = None
 
     def __init__(
         self,
@@ -149,10 +150,12 @@ class LanguageModelPolicy(PolicyModule):
         """A copy compiles a step of its own."""
         return self.__dict__ | {"_fixed_width": None}
 
-    @cached_property
+    @property
     def shares_prompts(self) -> bool:
         """Can rows read on after one copy of the prompt that they share?"""
-        return can_share(self)
+        if self._shares_prompts is None:
+            self._shares_prompts = can_share(self)
+        return self._shares_prompts
 
     @property
     def _attends_in_parts(self) -> bool:

@@ -193,10 +193,8 @@ def _is_plain(tensor: Tensor) -> bool:
 def choose(model: nn.Module, choice: FastMatmul) -> None:
     """Let the large linear layers of a model multiply as is said; "auto": as is faster here, which is measured for a
     model that has any."""
-    layers = [
-        each for each in model.modules() if type(each) in (nn.Linear, FastLinear) and each.weight.numel() >= SMALLEST
-    ]
-    layers = [each for each in layers if _is_plain(each.weight)]
+    every: list[Any] = [each for each in model.modules() if type(each) in (nn.Linear, FastLinear)]
+    layers = [each for each in every if each.weight.numel() >= SMALLEST and _is_plain(each.weight)]
     if layers and choice != "off":
         rates = measured()
         # Who says which has measured before, perhaps elsewhere; what cannot be here is not.

@@ -148,8 +148,8 @@ def attention_of(owner: Int[Tensor, "G S"]) -> Attention:
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         prompt = key[:, :, :columns], value[:, :, :columns]
-        whole = [each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in prompt]
-        first = scaled_dot_product_attention(query[:, :, :columns], *whole, is_causal=True, scale=scaling)
+        keys, values = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in prompt)
+        first = scaled_dot_product_attention(query[:, :, :columns], keys, values, is_causal=True, scale=scaling)
         found = query.new_zeros(len(owner), owner.shape[1] - columns, query.shape[1], value.shape[3])
         if longest:
             own = rows_of(key), rows_of(value)
