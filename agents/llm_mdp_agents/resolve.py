@@ -69,10 +69,9 @@ class ModelConfig:
     """How keys and values are kept while responses are drawn: with room for the next tokens, or at a fixed width with a
     compiled step, which takes half a minute once for every shape and pays where starting kernels takes the time (few
     rows, small models, a GPU)."""
-    fast_matmul: Literal["auto", "off", "drawing", "training", "both"] = "auto"
-    """Whether large matrix products in float32 on the CPU are oneDNN's, which are faster on AMD processors; "auto":
-    where it is tried and found faster at the start, of which config.json then holds what was found: drawing, training,
-    both or off."""
+    fast_matmul: Literal["auto", "off", "on"] = "auto"
+    """Whether large matrix products in float32 on the CPU are oneDNN's; "auto": on AMD processors with AVX-512, where
+    they are faster. config.json then holds which it was, on or off."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     temperature: float = 1.0

@@ -29,18 +29,15 @@ def token_by_blocks(logp: Float[Tensor, "N V"], uniform: Float[Tensor, "N 1"]) -
         return token_at(logp, uniform)
     probability = pad(logp.exp(), (0, -vocab_size % BLOCK)).unflatten(1, (-1, BLOCK))
     upto = probability.sum(-1).double().cumsum(-1)
-    target = _below(uniform * upto[:, -1:], upto[:, -1:])
+    target = uniform * upto[:, -1:]
     block = torch.searchsorted(upto, target, right=True)
     end = upto.gather(1, block)
     start = torch.where(block == 0, 0.0, upto.gather(1, (block - 1).clamp(min=0)))
     within = probability.take_along_dim(block[:, :, None], dim=1)[:, 0].double().cumsum(-1)
-    target = _below((target - start) / (end - start) * within[:, -1:], within[:, -1:])
+    # Less than all of the block, whatever was rounded, so that what is drawn has a probability.
+    total = within[:, -1:]
+    target = torch.minimum((target - start) / (end - start) * total, total.nextafter(torch.zeros_like(total)))
     return (block * BLOCK + torch.searchsorted(within, target, right=True))[:, 0]
-
-
-def _below(value: Float[Tensor, "N 1"], total: Float[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
-    """Less than all, whatever was rounded, so that what is drawn has a probability."""
-    return torch.minimum(value, total.nextafter(torch.zeros_like(total)))
 
 
 class Uniform:

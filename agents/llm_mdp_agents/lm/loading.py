@@ -67,8 +67,8 @@ def load_policy(
         attention: kernel of the attention, a name that `transformers` knows (sdpa, eager, flash_attention_2 …); "auto":
             its own choice for the model.
         decode: see `LanguageModelPolicy.decode`; "static" is tried on the model at once.
-        fast_matmul: whether the large products of a float32 model on the CPU are oneDNN's (`lm.products`), in drawing,
-            in training or in both; "auto": where they are seen to be faster on this processor.
+        fast_matmul: whether the large products of a float32 model on the CPU are oneDNN's (`lm.products`); "auto":
+            on processors where they are faster.
         temperature: see `LanguageModelPolicy`.
         token_subset: the only tokens that it may draw, end tokens among them; all others have probability 0, in
             sampling and in scoring. None: those that it was saved with, if any, else all.

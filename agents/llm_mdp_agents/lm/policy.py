@@ -115,7 +115,7 @@ class LanguageModelPolicy(PolicyModule):
 
     @property
     def fast_matmul(self) -> FastMatmul:
-        """Where large matrix products are oneDNN's (`lm.products`); it may be set, to "auto" too."""
+        """Whether large matrix products are oneDNN's (`lm.products`); it may be set, to "auto" too."""
         return chosen(self.model)
 
     @fast_matmul.setter

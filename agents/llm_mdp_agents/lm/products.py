@@ -1,56 +1,31 @@
-"""Matrix products of float32 by oneDNN, where they are faster than those that torch chooses.
+"""Matrix products of float32 by oneDNN, on processors where they are faster than those that torch chooses.
 
 torch multiplies float32 on processors by MKL, which uses narrower vectors on AMD's than they have, and reads weights as
 they lie. oneDNN, in the same torch, uses all of the vector and can pack a weight beforehand: less time for a product of
-few rows, as in drawing. Its operators are private, so they are tried, in value and in speed, before any layer is given
-to them; where they are missing, wrong or not faster every layer stays as it was. So does whatever is not a float32 on
-the CPU. Values differ from those of MKL as these differ among processors: by rounding, about 3e-7 of the largest.
+few rows, as in drawing. Its operators are private, so they are tried and compared before any layer is given to them;
+where they are missing or wrong every layer stays as it was. So does whatever is not a float32 on the CPU. The processor
+decides, not a stopwatch, whose noise would give two runs of one seed other rounding. Values differ from those of MKL as
+these differ among processors: by rounding, about 3e-7 of the largest.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from time import thread_time
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-FastMatmul = Literal["auto", "off", "drawing", "training", "both"]
+FastMatmul = Literal["auto", "off", "on"]
 
+PROCESSOR = Path("/proc/cpuinfo")
 SMALLEST = 2**16
 """Numbers in a weight from which on a call of the operator is worth it."""
 PACKED_ROWS = 512
 """Most rows of a product without gradients that a weight is packed for; beyond, packing gains little."""
 TALLEST = 1024, 4096
 """Most rows of a batch, and of a weight, whose gradient oneDNN computes: it is slow at tall operands transposed."""
-DRAWING, TRAINING = 1.3, 1.04
-"""How many times as fast it must be: far from what was seen anywhere, so that the choice does not hang on the noise of
-a measurement (drawing 1.7 to 2.3 on an AMD EPYC of family 25, training 1.08 to 1.27)."""
 AGREEMENT = 1e-5
 """Most that a product may differ, as a share of its largest number."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How many times as fast as torch's own products those of oneDNN were seen to be; 0: they are not used here."""
-
-    drawing: float = 0.0
-    """With packed weights and few rows."""
-    training: float = 0.0
-    """The product and its gradient by the input, at many rows."""
-
-    @property
-    def choice(self) -> FastMatmul:
-        """What is worth it."""
-        return choice_of(self.drawing >= DRAWING, self.training >= TRAINING)
-
-
-def choice_of(drawing: bool, training: bool) -> FastMatmul:
-    if drawing:
-        return "both" if training else "drawing"
-    return "training" if training else "off"
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,54 +42,33 @@ def packed(weight: Tensor) -> Tensor:
 
 
 @cache
-def measured() -> Rates:
-    """How fast oneDNN is on this processor, found once a process in about a third of a second: the fastest of several
-    calls that take turns, on weights that no cache holds."""
-    if torch.backends.cpu.get_cpu_capability() == "DEFAULT" or not torch.backends.mkldnn.is_available():
-        return Rates()
+def is_faster_here() -> bool:
+    """Is this a processor on which oneDNN was measured to be faster? AMD's with AVX-512 (benchmarks/lm_rate.py)."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not PROCESSOR.exists():
+        return False
+    return "AuthenticAMD" in PROCESSOR.read_text(encoding="utf-8")
+
+
+@cache
+def is_right_here() -> bool:
+    """Do oneDNN's operators exist in this torch, and give the products of torch?"""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    weight, x, dy = (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((96, 64), (32, 64), (32, 96))
+    )
     try:
         with torch.no_grad():
-            return Rates(_rate_of_drawing(), _rate_of_training())
+            pairs = (
+                (nn.functional.linear(x, weight), by_onednn(x, weight)),
+                (nn.functional.linear(x, weight), by_onednn(x, packed(weight))),
+                (dy @ weight, by_onednn(dy, weight.t())),
+                (dy.t() @ x, _weight_gradient(x, dy)),
+            )
+            return all(float((one - two).abs().max()) <= AGREEMENT * float(one.abs().max()) for one, two in pairs)
     except Exception:
-        # An operator is missing, takes other arguments in this version, or gives another product.
-        return Rates()
-
-
-def _rate_of_drawing() -> float:
-    weight, x = _numbers(2**13, 576), _numbers(32, 576)
-    ready = packed(weight)
-    return _rate([(lambda: linear(x, weight), lambda: by_onednn(x, ready))])
-
-
-def _rate_of_training() -> float:
-    weight, x, dy = _numbers(1536, 576), _numbers(256, 576), _numbers(256, 1536)
-    _check(dy.t() @ x, _weight_gradient(x, dy))
-    forward = (lambda: linear(x, weight), lambda: by_onednn(x, weight))
-    return _rate([forward, (lambda: dy @ weight, lambda: by_onednn(dy, weight.t()))])
-
-
-def _numbers(rows: int, columns: int) -> Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
-
-
-def _check(plain: Tensor, fast: Tensor) -> None:
-    if not float((plain - fast).abs().max()) <= AGREEMENT * float(plain.abs().max()):
-        raise ArithmeticError("the product is another")
-
-
-def _rate(pairs: list[tuple[Callable[[], Tensor], Callable[[], Tensor]]]) -> float:
-    """Time of the first of each pair over that of the second."""
-    total = [0.0, 0.0]
-    for pair in pairs:
-        _check(*(multiply() for multiply in pair))
-        best = [float("inf")] * 2
-        for _ in range(5):
-            for number, multiply in enumerate(pair):
-                begun = thread_time()
-                multiply()
-                best[number] = min(best[number], thread_time() - begun)
-        total = [sum(each) for each in zip(total, best)]
-    return total[0] / max(total[1], 1e-9)
+        # An operator is missing, or takes other arguments in this version.
+        return False
 
 
 class _Product(torch.autograd.Function):
@@ -148,10 +102,6 @@ def _weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
 class FastLinear(nn.Linear):
     """A linear layer whose products in float32 on the CPU are oneDNN's; all else as of any."""
 
-    draws: bool = False
-    """With packed weights, where there are no gradients."""
-    trains: bool = False
-    """Where there are gradients, and where there are many rows."""
     _packed: tuple[tuple[int, int], Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -162,10 +112,8 @@ class FastLinear(nn.Linear):
         if torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-            return _Product.apply(input, weight, self.bias) if self.trains else super().forward(input)
-        if self.draws and rows <= PACKED_ROWS:
-            return by_onednn(input, self._ready(), self.bias)
-        return by_onednn(input, weight, self.bias) if self.trains else super().forward(input)
+            return _Product.apply(input, weight, self.bias)
+        return by_onednn(input, self._ready() if rows <= PACKED_ROWS else weight, self.bias)
 
     def _ready(self) -> Tensor:
         """The packed weight, which is packed again when it has changed in place or is another."""
@@ -191,24 +139,16 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def choose(model: nn.Module, choice: FastMatmul) -> None:
-    """Let the large linear layers of a model multiply as is said; "auto": as is faster here, which is measured for a
-    model that has any."""
-    every: list[Any] = [each for each in model.modules() if type(each) in (nn.Linear, FastLinear)]
-    layers = [each for each in every if each.weight.numel() >= SMALLEST and _is_plain(each.weight)]
-    if layers and choice != "off":
-        rates = measured()
-        # Who says which has measured before, perhaps elsewhere; what cannot be here is not.
-        choice = rates.choice if choice == "auto" else choice if rates.drawing else "off"
+    """Let the large linear layers of a model multiply by oneDNN, or by what torch chooses; "auto": by oneDNN on
+    processors where it is faster. Where its operators are missing or wrong, torch chooses."""
+    wanted = choice == "on" or (choice == "auto" and is_faster_here())
+    layers: list[Any] = list(model.modules())
     for layer in layers:
-        layer.__class__ = nn.Linear if choice == "off" else FastLinear
-        vars(layer).pop("_packed", None)
-        if isinstance(layer, FastLinear):
-            layer.draws, layer.trains = choice in ("drawing", "both"), choice in ("training", "both")
+        if type(layer) in (nn.Linear, FastLinear) and layer.weight.numel() >= SMALLEST and _is_plain(layer.weight):
+            layer.__class__ = FastLinear if wanted and is_right_here() else nn.Linear
+            vars(layer).pop("_packed", None)
 
 
 def chosen(model: nn.Module) -> FastMatmul:
-    """Whose products a model takes from oneDNN."""
-    for each in model.modules():
-        if isinstance(each, FastLinear):
-            return choice_of(each.draws, each.trains)
-    return "off"
+    """Whether a model multiplies by oneDNN."""
+    return "on" if any(isinstance(each, FastLinear) for each in model.modules()) else "off"

@@ -234,12 +234,14 @@ def test_no_global_generator_is_touched():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_large_vocabulary_is_drawn_from_as_a_small_one():
+@pytest.mark.parametrize("first", [0, 300])
+def test_a_large_vocabulary_is_drawn_from_as_a_small_one(first):
     """A millionth of all to either side of where one token's share ends is that token and the next, as by sums in
     float64 over all; forbidden tokens, whole blocks and a tail of them, are never drawn."""
     size = 5000
     logits = 2 * torch.randn(size, generator=seed())
-    logits[100::3], logits[600:1300], logits[-300:] = -torch.inf, -torch.inf, -torch.inf
+    for forbidden in (slice(0, first), slice(400, None, 3), slice(600, 1300), slice(-300, None)):
+        logits[forbidden] = -torch.inf
     logp = logits.log_softmax(-1)
     ends = logp.double().exp().cumsum(-1)
     ends = ends[logp > -8] / ends[-1]
@@ -249,6 +251,7 @@ def test_a_large_vocabulary_is_drawn_from_as_a_small_one():
     drawn = token_by_blocks(many, uniform)
     assert torch.equal(drawn, token_at(many, uniform))
     assert bool((logp[drawn] > -torch.inf).all()) and len(drawn.unique()) > 600
+    assert drawn[-2] == first, "what is forbidden comes before"
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
