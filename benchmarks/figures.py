@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from smollm2_report import figure as smollm2_figure
 from zoo_report import figure as zoo_figure
+from zoo_report import is_whole
 
 from llm_mdp.report.plots import spread
 
@@ -44,8 +45,9 @@ def main() -> None:
         smollm2_figure(json.loads(smollm2.read_text()), FOLDER / "smollm2.svg")
     ledger = json.loads((HERE / "results" / "ledger.json").read_text())
     certificates_figure(ledger["instances"][0], FOLDER / "certificates.svg")
-    if (zoo := HERE / "results" / "zoo.json").exists():
-        zoo_figure(json.loads(zoo.read_text()), FOLDER / "zoo.svg")
+    zoo = HERE / "results" / "zoo.json"
+    if zoo.exists() and is_whole(found := json.loads(zoo.read_text())):
+        zoo_figure(found, FOLDER / "zoo.svg")
     print(f"Written to {FOLDER}")
 
 

@@ -11,7 +11,7 @@ import api_pages
 import summary
 import variance_report
 
-from llm_mdp.cli import reference
+from llm_mdp.cli import agents_listed, reference
 from llm_mdp.report import audit_docs, claim_docs, errata, readme
 from llm_mdp_agents.zoo import __main__ as agents
 from llm_mdp_envs import registry
@@ -33,6 +33,7 @@ def main() -> None:
     variance_report.pages()
     registry.main([])
     agents.main([])
+    agents_listed.keep()
     reference.main()
     api_pages.main()
 

@@ -69,7 +69,7 @@ def training(load: Load) -> str:
 
 def zoo(load: Load) -> str:
     """Every agent on every small environment, where that was run."""
-    if not (HERE / "results" / "zoo.json").exists():
+    if not (HERE / "results" / "zoo.json").exists() or not zoo_report.is_whole(load("zoo")):
         return ""
     words = (
         "`python benchmarks/zoo.py`, the share of the way from the first reward to the best at equal generated tokens, "

@@ -44,6 +44,12 @@ class Cell:
         return f"{self.mean:.2f}{half}{' ' + marks if marks else ''}"
 
 
+def is_whole(result: dict[str, Any]) -> bool:
+    """Has every cell two seeds, so that it has an interval? Before, nothing is shown."""
+    counts = {key: len(values) for key, values in shares(result).items()}
+    return all(counts.get((agent, env), 0) >= 2 for agent in result["agents"] for env in result["environments"])
+
+
 def share_of(cell: dict[str, Any]) -> float:
     """Of the way from the reward before to the best one."""
     return (cell["after"] - cell["before"]) / (cell["best"] - cell["before"])

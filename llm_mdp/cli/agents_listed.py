@@ -68,5 +68,10 @@ def named(agent: type[Agent]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def keep() -> None:
+    """Write the list."""
     write_text(KEPT, json.dumps({"files": files_of_agents(), "agents": listed(())}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    keep()

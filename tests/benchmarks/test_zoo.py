@@ -69,6 +69,14 @@ def result(**shares: list[float]) -> dict:
     }  # fmt: skip
 
 
+def test_nothing_is_shown_before_every_cell_has_an_interval(report):
+    found = result(best=[0.9, 0.91], missing=[0.1, 0.2])
+    found["agents"].remove("missing")
+    assert report.is_whole(found)
+    assert not report.is_whole(found | {"cells": found["cells"][1:]})
+    assert not report.is_whole(found | {"environments": ["Credit", "Needle"]})
+
+
 def test_what_becomes_of_predictions(report):
     found = report.cells(
         result(

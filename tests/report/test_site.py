@@ -10,7 +10,7 @@ import yaml
 from llm_mdp.report import claim_docs
 
 ROOT = Path(__file__).parents[2]
-SHELF = ROOT / "shelf"
+SITE = ROOT / "site"
 
 
 def pages_of(nav: list | dict | str) -> Iterator[str]:
@@ -28,20 +28,20 @@ def shelved(folder: Path) -> Iterator[str]:
         if path.is_dir():
             yield from shelved(path)
         elif path.suffix == ".md":
-            yield str(path.relative_to(SHELF))
+            yield str(path.relative_to(SITE))
 
 
 def test_the_navigation_names_every_page_once():
     named = sorted(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
-    assert named == sorted(shelved(SHELF))
+    assert named == sorted(shelved(SITE))
 
 
-def test_the_shelf_holds_links_that_lead_somewhere_in_this_repository():
-    files = [path for path in SHELF.rglob("*") if path.is_symlink() or not path.is_dir()]
+def test_the_site_holds_links_that_lead_somewhere_in_this_repository():
+    files = [path for path in SITE.rglob("*") if path.is_symlink() or not path.is_dir()]
     assert files
     for path in files:
         assert path.is_symlink() and path.exists(), path
-        assert path.resolve() == ROOT / path.relative_to(SHELF), path
+        assert path.resolve() == ROOT / path.relative_to(SITE), path
 
 
 def test_claims_are_those_of_the_results(capsys):
