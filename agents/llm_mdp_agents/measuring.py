@@ -28,6 +28,7 @@ from llm_mdp.variance.measurement import Measurement
 from llm_mdp.variance.sampled import Estimates, sampled_measurement, sampled_spread
 from llm_mdp.variance.unseen import seen_in
 from llm_mdp.verify.weights import loss_weights
+from llm_mdp_agents.gradient_basis import classes, combined, is_quicker
 from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_envs.task import Task
 
@@ -182,6 +183,20 @@ def _streamed(
             start = time.perf_counter()
             whole = logp_at(slice(first, first + replay.largest))
             forward = (time.perf_counter() - start) / replay.largest
+        if whole is not None:
+            start, listed = time.perf_counter(), torch.zeros(len(wanted), replay.largest, whole.shape[-1]).double()
+            for row, (_, k, weight) in zip(listed, wanted):
+                row[k * len(weight) : (k + 1) * len(weight)] = weight
+            coefficients, which = classes(listed.flatten(1))
+            if is_quicker(coefficients, parameters):
+                found = combined(whole, coefficients, which, parameters, sketch)
+                each = (time.perf_counter() - start) / coefficients.shape[1]
+                for (name, _, weight), vector, square in zip(wanted, *found):
+                    share = 1 / len(weights[name])
+                    means[name][prompt] += share * vector
+                    squares[name][prompt] += share * square
+                    seconds[name] += share * (each + forward * len(weight))
+                continue
         for name, k, weight in wanted:
             start, size, share = time.perf_counter(), len(weight), 1 / len(weights[name])
             if whole is not None:

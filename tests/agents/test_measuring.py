@@ -217,8 +217,9 @@ def test_a_transformer_s_streamed_gradients_are_autograd_s_own(task):
             spent = meter.cost(estimator.group_size)
             tokens, rewards = tokens + spent[0] / parts, rewards + spent[1] / parts
         estimates = found[name]
-        torch.testing.assert_close(estimates.gradient, gradient, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(estimates.square, square, rtol=1e-9, atol=1e-11)
+        # The model's norms are float32 in every precision, so that a sum of passes is one pass to 1e-7 only.
+        torch.testing.assert_close(estimates.gradient, gradient, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(estimates.square, square, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(estimates.tokens, tokens)
         torch.testing.assert_close(estimates.rewards, rewards)
         assert float(estimates.square.min()) >= 0 and estimates.seconds > 0
