@@ -271,7 +271,9 @@ def readme() -> str:
 
 
 def _section(id: str, task: type[Task], figures: Figures | None) -> str:
-    call = f'gym.make("{id}", {_arguments(task)})' if _arguments(task) else f'gym.make("{id}")'
+    call = "\n    ".join(["gym.make(", *(f"{each}," for each in (f'"{id}"', *_arguments(task)))]) + "\n)"
+    if not _arguments(task):
+        call = f'gym.make("{id}")'
     earned = "Best reward {}, of random tokens {}.".format(*figures.words[:2]) if figures else ""
     picture = f"![An episode of {id}](../{PICTURES}/{_picture(id)})"
     parts = (f"## {id}", f"```python\n{call}\n```", picture, earned, _plain(inspect.getdoc(task) or ""))
@@ -292,9 +294,10 @@ def draw(folder: Path) -> None:
             task.close()
 
 
-def _arguments(task: type[Task]) -> str:
+def _arguments(task: type[Task]) -> list[str]:
     parameters = inspect.signature(task).parameters.values()
-    return ", ".join(f"{p.name}={p.default!r}" if p.default is not p.empty else f"{p.name}=…" for p in parameters)
+    shown = [(p.name, "…" if p.default is p.empty else repr(p.default).replace("'", '"')) for p in parameters]
+    return [f"{name}={default}" for name, default in shown]
 
 
 def _plain(docstring: str) -> str:
