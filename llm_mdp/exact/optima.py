@@ -142,6 +142,7 @@ def _roots(
     free = outcome.logit() / beta
     ratio = free - 1 / (1 + beta / 4 * (-pull - free).exp())  # σ is nowhere steeper than 1/4
     ratio = torch.minimum(outcome.log() - pull, ratio)
+    slope = torch.ones_like(ratio)
     for _ in range(STEPS):
         chance, other = torch.sigmoid(beta * ratio), torch.sigmoid(-beta * ratio)
         left = torch.where(outcome < 0.5, outcome - chance, other - (1 - outcome)).clamp(min=1e-300)
