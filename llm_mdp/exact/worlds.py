@@ -62,6 +62,11 @@ class TreeRollouts(Rollouts):
         return self.__dict__[name]
 
     @property
+    def as_drawn(self) -> bool:
+        """Is it what a sampler gave, and not a copy in which something was replaced?"""
+        return "_length" in self.__dict__
+
+    @property
     def length(self) -> Int[Tensor, "W B"]:
         lengths = self.__dict__.get("_length")
         return super().length if lengths is None else lengths[self.leaf]

@@ -4,6 +4,8 @@ Most group estimators weigh a response and not its tokens. Then g = Σₖ aₖ s
 π(wₜ | W₀,ₜ₋₁), and |g|² is K (K + 1) / 2 entries of one table of <s(W), s(W')>, where tokens need (KT)² of another.
 """
 
+from types import MethodType
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -123,7 +125,7 @@ class WholeResponses:
 
     def __init__(self, estimator: Estimator, enumeration: Enumeration):
         self.estimator, self.enumeration = estimator, enumeration
-        plain = type(estimator).loss is Estimator.loss and estimator.clip_low is None
+        plain = estimator.loss == MethodType(Estimator.loss, estimator) and estimator.clip_low is None
         self.possible = plain and int(enumeration.length.min()) > 0
         self.agreed = False
 
@@ -144,7 +146,10 @@ class WholeResponses:
 
     def _weights(self, evidence: Evidence) -> Float[Tensor, "W B"] | None:
         rollouts, estimator = evidence.rollouts, self.estimator
-        if isinstance(evidence.branches, TreeBranches) or not isinstance(rollouts, TreeRollouts):
+        # A mask that `collect` changed may say that tokens of a response have no weight.
+        if isinstance(evidence.branches, TreeBranches) or not (
+            isinstance(rollouts, TreeRollouts) and rollouts.as_drawn
+        ):
             return None
         advantage = estimator.advantages(evidence)
         if advantage.shape != (*rollouts.leaf.shape, 1):
@@ -157,7 +162,7 @@ class WholeResponses:
             "token_mean": lambda: 1 / rollouts.length.sum(-1, keepdim=True).double(),
             "constant": lambda: 1 / constant / rows,
         }[estimator.reduction]()
-        whole = advantage[..., 0] * share
+        whole = advantage[..., 0].detach().double() * share
         return whole if torch.isfinite(whole.sum()) else None
 
 
@@ -170,11 +175,12 @@ def _responses(rollouts: Rollouts, enumeration: Enumeration) -> Int[Tensor, "W B
 
 
 def response_weights(
-    weights: Float[Tensor, "*worlds B T"], rollouts: Rollouts, enumeration: Enumeration
-) -> Float[Tensor, "*worlds B"] | None:
-    """The weight of every response, if each of its tokens has it, to the last bit; None: some differ."""
+    weights: Float[Tensor, "W B T"], rollouts: TreeRollouts, enumeration: Enumeration
+) -> Float[Tensor, "W B"] | None:
+    """The weight of every response, if each token that the policy chose has it, to the last bit (whatever the rollouts'
+    own mask says); None: some differ."""
     first = weights[..., 0]
-    return first if torch.equal(weights, torch.where(rollouts.mask, first[..., None], 0.0)) else None
+    return first if torch.equal(weights, torch.where(enumeration.mask[rollouts.leaf], first[..., None], 0.0)) else None
 
 
 def spread(by_response: Float[Tensor, " R"], enumeration: Enumeration) -> Float[Tensor, " E"]:

@@ -1,7 +1,7 @@
 """Quick ways against slow ones: sums over responses against sums over their tokens, known derivatives against autograd,
 the guide table against binary search, draws counted by response against draws counted token by token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -45,6 +45,32 @@ class SometimesByToken(RLOO):
         return advantage + torch.where(rare[..., None, None], steps, 0.0)
 
 
+@dataclass(frozen=True)
+class WithoutLastToken(RLOO):
+    """`collect` changes the mask, of some responses only: tokens after the first have no weight if `longer` is long."""
+
+    longer: int = 1
+
+    def collect(self, sampler):
+        evidence = super().collect(sampler)
+        mask, length = evidence.rollouts.mask, evidence.rollouts.length[..., None]
+        last = (mask.cumsum(-1) == length) & (length > self.longer)
+        return replace(evidence, rollouts=replace(evidence.rollouts, mask=mask & ~last))
+
+
+@dataclass(frozen=True)
+class Coarse(RLOO):
+    def advantages(self, evidence):
+        return super().advantages(evidence).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAsField(RLOO):
+    """No method of its own, and yet another loss."""
+
+    loss: object
+
+
 ESTIMATORS = {
     "rloo": RLOO(group_size=3),
     "grpo": GRPO(group_size=3),
@@ -53,7 +79,11 @@ ESTIMATORS = {
     "dr-grpo": GRPO(group_size=2, scale_by_std=False, reduction="constant", reduction_constant=7),
     "reinforce": REINFORCE(),
     "remax": ReMax(),
+    "float32": Coarse(group_size=2),
     "own loss": SquareRoot(group_size=2),
+    "loss as field": LossAsField(group_size=2, loss=RLOO(group_size=2).loss),
+    "last token out": WithoutLastToken(group_size=2),
+    "last of the longest out": WithoutLastToken(group_size=2, longer=2),
     "clipped": RLOO(group_size=2, clip_low=0.2),
     "by token": SometimesByToken(group_size=2),
     "trepo": TRePO(temperatures=(1.0,)),
@@ -94,7 +124,9 @@ def test_batches_of_prompts_too(slowly):
     assert estimator.reduction == "sequence_mean"
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo-length", "token-mean", "by token", "clipped", "trepo"])
+@pytest.mark.parametrize(
+    "name", ["rloo", "grpo-length", "token-mean", "by token", "clipped", "trepo", "last token out", "float32"]
+)
 @pytest.mark.parametrize("where", ["one prompt", "two prompts"])
 def test_sampled_figures_are_those_of_every_token(name, where, slowly, monkeypatch):
     """Of the same draws: what is measured is one chunk of several."""
@@ -125,7 +157,8 @@ def test_a_known_derivative_is_taken_only_where_autograd_gave_it():
         if known is not None:
             assert found is not None
             assert_close(known, found, rtol=1e-14, atol=0)
-    assert [name for name, yes in taken.items() if not yes] == ["own loss", "clipped", "by token", "trepo"]
+    refused = ["own loss", "loss as field", "last token out", "last of the longest out", "clipped", "by token", "trepo"]
+    assert [name for name, yes in taken.items() if not yes] == refused
 
 
 @pytest.mark.parametrize("where", PROBLEMS)
