@@ -23,6 +23,8 @@ class NotAPolicy(NotConverged):
 
 STEPS, ROUNDING = 100, 1e-14
 """Most steps of Newton's method, and what is nothing any more."""
+LEAST = 1e5
+"""Nats below which PRIME's λ is not looked for: responses have logarithms nowhere near as low."""
 MAX_RESPONSES = 500
 """Responses to a prompt up to which a loss over all pairs of them is minimised."""
 
@@ -121,16 +123,19 @@ def _implicit_rewards(
             "raise beta, or take an instance with more successes."
         )
     pull, scale = reference_logp - logp - math.log(beta), (logp.exp() @ outcome).item() * beta
-    multiplier, low, high = math.log(scale), -math.inf, math.inf
+    multiplier, low, high = math.log(scale), math.log(scale) - LEAST, math.inf
     for _ in range(STEPS):
         ratio, slope = _roots(pull + multiplier, outcome, beta)
         total = float((reference_logp + ratio).logsumexp(0))
         low, high = (multiplier, high) if total > 0 else (low, multiplier)
-        if abs(total) <= ROUNDING:
+        newton = multiplier + total / float((reference_logp + ratio).softmax(0) @ (1 / slope))
+        between = [each for each in (newton, (low + high) / 2) if low < each < high]
+        # Of extreme policies the sum is known to fewer digits: then the multiplier is, where no number is in between.
+        if abs(total) <= ROUNDING or (math.isfinite(newton) and not between):
             return ratio
-        multiplier += total / float((reference_logp + ratio).softmax(0) @ (1 / slope))
-        if not low < multiplier < high:
-            multiplier = (low + high) / 2
+        if not between:
+            break
+        multiplier = between[0]
     raise NotConverged("Newton's method did not find PRIME's model; take rewards and a policy that are less extreme.")
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llm_mdp.exact import optima
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.instances import Instance, random_instance
 from llm_mdp.exact.optima import NotConverged, dpo_minimiser, policy_of_responses, process_model, regularised_optimum
@@ -223,6 +224,15 @@ def test_the_process_model_is_found_on_peaked_logits():
     resolved = label - torch.sigmoid(0.7 * ratio) > 1e-9
     assert int(resolved.sum()) > 3
     torch.testing.assert_close(pull[resolved], pull[resolved].mean().expand(int(resolved.sum())), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed, beta, noise", [(60, 1.0, 0.05), (60, 0.3, 0.05), (4, 0.01, 0.05), (66, 0.3, 0.001)])
+def test_the_process_model_is_found_where_its_sum_is_flat_or_known_to_few_digits(seed, beta, noise):
+    generator = torch.Generator().manual_seed(seed)
+    logp, reference = (60 * torch.randn(2, 18, generator=generator, dtype=torch.float64)).log_softmax(-1)
+    label = torch.where(torch.rand(18, generator=generator) < 0.5, noise, 1 - noise).double()
+    ratio = optima._implicit_rewards(logp, reference, label, beta)
+    assert abs(float((reference + ratio).logsumexp(0))) < 1e-12
 
 
 def test_a_process_model_without_successes_is_refused_in_words():
