@@ -30,7 +30,7 @@ NAMED = 3
 
 def competing(rows: Sequence[Row]) -> list[Row]:
     """Those that a budget of tokens pays for in full, and that have figures."""
-    return [row for row in rows if not row["given_values"] and not row.get("too_few")]
+    return [row for row in rows if not row.get("given_values") and not row.get("too_few")]
 
 
 def leading(rows: Sequence[Row], budget: float) -> Row | None:
