@@ -14,8 +14,6 @@ from llm_mdp_agents.lm.reader import Memory, Reader
 
 LOOK = 8
 """Columns between two looks at who goes on, where to look is to wait for an accelerator."""
-
-
 BLOCK, LARGE = 256, 4096
 """Tokens that are summed up at once, and the vocabulary from which on they are."""
 
@@ -23,21 +21,22 @@ BLOCK, LARGE = 256, 4096
 def token_by_blocks(logp: Float[Tensor, "N V"], uniform: Float[Tensor, "N 1"]) -> Int[Tensor, " N"]:
     """`token_at` of log-probabilities in float32 over a large vocabulary, for a tenth: first a block of tokens, by sums
     in float32 that are added up in float64, then a token within it. Probabilities are those of `logp` up to its own
-    rounding, about 1e-7 of each, and a token that is forbidden is never drawn."""
+    rounding, about 1e-7 of each, and a token that is forbidden is never drawn. As there, a row that is not of numbers,
+    as one that has ended may be, gives some token."""
     vocab_size = logp.shape[1]
     if logp.dtype != torch.float32 or vocab_size < LARGE:
         return token_at(logp, uniform)
     probability = pad(logp.exp(), (0, -vocab_size % BLOCK)).unflatten(1, (-1, BLOCK))
     upto = probability.sum(-1).double().cumsum(-1)
     target = uniform * upto[:, -1:]
-    block = torch.searchsorted(upto, target, right=True)
+    block = torch.searchsorted(upto, target, right=True).clamp(max=upto.shape[1] - 1)
     end = upto.gather(1, block)
     start = torch.where(block == 0, 0.0, upto.gather(1, (block - 1).clamp(min=0)))
     within = probability.take_along_dim(block[:, :, None], dim=1)[:, 0].double().cumsum(-1)
     # Less than all of the block, whatever was rounded, so that what is drawn has a probability.
     total = within[:, -1:]
     target = torch.minimum((target - start) / (end - start) * total, total.nextafter(torch.zeros_like(total)))
-    return (block * BLOCK + torch.searchsorted(within, target, right=True))[:, 0]
+    return (block * BLOCK + torch.searchsorted(within, target, right=True))[:, 0].clamp(max=vocab_size - 1)
 
 
 class Uniform:

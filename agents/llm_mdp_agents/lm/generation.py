@@ -21,6 +21,7 @@ from llm_mdp.sampling.evidence import Rollouts
 from llm_mdp.sampling.policies import Ends, as_tensor, finish_of, is_end, prefixes_of
 from llm_mdp_agents.lm.architecture import arguments_of, empty_cache, forward, positions, take_rows
 from llm_mdp_agents.lm.drawing import Drawing
+from llm_mdp_agents.lm.products import packing
 from llm_mdp_agents.lm.reader import Memory, Read, Reader
 from llm_mdp_agents.lm.shared_prompts import FROM, SharedPrompts
 
@@ -249,11 +250,12 @@ def _complete(
 
     # What is kept for the next turn is there together in any case.
     parts = [rows] if keep is not None else _parts(policy, rows, before + length[rows], horizon)
-    for batch in parts:
-        if len(batch):
-            most = int((horizon - length[batch]).max())
-            memory, logits = read(batch, most)
-            drawing.run(batch, most, memory, logits, left)
+    with packing(policy.model):
+        for batch in parts:
+            if len(batch):
+                most = int((horizon - length[batch]).max())
+                memory, logits = read(batch, most)
+                drawing.run(batch, most, memory, logits, left)
     tokens, logp = drawing.tokens.cpu(), drawing.logp.cpu()
     return Rollouts(prompt, tokens, tokens != PAD, logp, finish_of(tokens, eos))
 

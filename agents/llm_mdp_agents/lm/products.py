@@ -8,6 +8,8 @@ decides, not a stopwatch, whose noise would give two runs of one seed other roun
 these differ among processors: by rounding, about 3e-7 of the largest.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ PROCESSOR = Path("/proc/cpuinfo")
 SMALLEST = 2**16
 """Numbers in a weight from which on a call of the operator is worth it."""
 PACKED_ROWS = 512
-"""Most rows of a product without gradients that a weight is packed for; beyond, packing gains little."""
+"""Most rows of a product that a weight is packed for while responses are drawn; beyond, packing gains little."""
 TALLEST = 1024, 4096
 """Most rows of a batch, and of a weight, whose gradient oneDNN computes: it is slow at tall operands transposed."""
 AGREEMENT = 1e-5
@@ -102,7 +104,8 @@ def _weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
 class FastLinear(nn.Linear):
     """A linear layer whose products in float32 on the CPU are oneDNN's; all else as of any."""
 
-    _packed: tuple[tuple[int, int], Tensor] | None = None
+    _packs = False
+    _packed: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
@@ -113,19 +116,25 @@ class FastLinear(nn.Linear):
             return super().forward(input)
         if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
             return _Product.apply(input, weight, self.bias)
-        return by_onednn(input, self._ready() if rows <= PACKED_ROWS else weight, self.bias)
+        if self._packs and rows <= PACKED_ROWS:
+            if self._packed is None:
+                self._packed = packed(weight)
+            weight = self._packed
+        return by_onednn(input, weight, self.bias)
 
-    def _ready(self) -> Tensor:
-        """The packed weight, which is packed again when it has changed in place or is another."""
-        version = self.weight.data_ptr(), self.weight._version
-        if self._packed is None or self._packed[0] != version:
-            self._packed = None  # the old one goes first
-            self._packed = version, packed(self.weight)
-        return self._packed[1]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy packs a weight of its own."""
-        return {name: each for name, each in self.__dict__.items() if name != "_packed"}
+@contextmanager
+def packing(model: nn.Module) -> Iterator[None]:
+    """Inside, weights stay as they are, so that each is packed once. Packs are not kept beyond: what fused optimizers
+    and `.data` change, torch does not tell."""
+    layers = [each for each in model.modules() if isinstance(each, FastLinear)]
+    try:
+        for layer in layers:
+            layer._packs = True
+        yield
+    finally:
+        for layer in layers:
+            layer._packs, layer._packed = False, None
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -146,7 +155,6 @@ def choose(model: nn.Module, choice: FastMatmul) -> None:
     for layer in layers:
         if type(layer) in (nn.Linear, FastLinear) and layer.weight.numel() >= SMALLEST and _is_plain(layer.weight):
             layer.__class__ = FastLinear if wanted and is_right_here() else nn.Linear
-            vars(layer).pop("_packed", None)
 
 
 def chosen(model: nn.Module) -> FastMatmul:

@@ -252,6 +252,9 @@ def test_a_large_vocabulary_is_drawn_from_as_a_small_one(first):
     assert torch.equal(drawn, token_at(many, uniform))
     assert bool((logp[drawn] > -torch.inf).all()) and len(drawn.unique()) > 600
     assert drawn[-2] == first, "what is forbidden comes before"
+    # Rows that have ended may be forbidden everything.
+    many = torch.stack([logp, torch.full_like(logp, torch.nan), logp])
+    assert torch.equal(token_by_blocks(many, uniform[:3]), token_at(many, uniform[:3]))
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------

@@ -66,18 +66,24 @@ def how_often(monkeypatch) -> list[int]:
 @needs_operators
 @pytest.mark.parametrize("greedy", [False, True])
 def test_the_same_tokens_are_drawn(greedy, monkeypatch):
-    """After an update, too: a packed weight is packed again."""
+    """After updates, too, of which torch tells and does not tell; weights are packed once a draw, and not kept."""
     plain, fast, seen = llama(), llama("on"), how_often(monkeypatch)
-    for _ in range(2):
+    packs, pack = [], products.packed
+    monkeypatch.setattr(products, "packed", lambda weight: packs.append(1) or pack(weight))
+    linear = sum(isinstance(each, products.FastLinear) for each in fast.modules())
+    for told in (True, False, True):
+        packs.clear()
         one, other = drawn(plain, greedy), drawn(fast, greedy)
         assert torch.equal(one.tokens, other.tokens)
         torch.testing.assert_close(one.logp, other.logp, rtol=0, atol=1e-4)
         assert seen
+        assert len(packs) == linear
+        assert all(each._packed is None for each in fast.modules() if isinstance(each, products.FastLinear))
         for policy in (plain, fast):
             with torch.no_grad():
                 for number, each in enumerate(policy.parameters()):
                     change = torch.randn(each.shape, generator=torch.Generator().manual_seed(number))
-                    each.add_(0.2 * change)
+                    (each if told else each.data).add_(0.2 * change)
     assert not torch.equal(one.tokens, drawn(fast, greedy).tokens)
 
 
