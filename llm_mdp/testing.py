@@ -57,6 +57,10 @@ def assert_unbiased(
     if not UNBIASED <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; it must be at least {UNBIASED:g} and below 1.")
     tried = instances_of_the_audit() if instances is None else instances
+    if not isinstance(tried, Mapping):
+        raise ValueError(
+            f"instances is a {type(tried).__name__}; give a dict, such as {{'mine': random_instance(3, 3)}}."
+        )
     if not tried:
         raise ValueError("instances is empty; give at least one, such as {'mine': random_instance(3, 3)}.")
     certificates = {}

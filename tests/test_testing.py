@@ -91,6 +91,7 @@ def test_what_cannot_be_certified_fails_in_a_sentence():
         ({"tolerance": 0.0}, "tolerance is 0.0; it must be at least 1e-09 and below 1"),
         ({"tolerance": 1.5}, "tolerance is 1.5"),
         ({"instances": {}}, "instances is empty; give at least one"),
+        ({"instances": [1]}, "instances is a list; give a dict, such as {'mine': random_instance(3, 3)}."),
         ({"target": "rewards"}, "target is 'rewards'; choose among"),
     ],
 )

@@ -281,7 +281,7 @@ def _finished(job: Any) -> int:
     )
     name = run.agent.named or run.agent.name
     if name in CATALOGUE and (differs := describe(run.agent.estimator, name, Given(run.task.horizon))):
-        console.print(f"options that are not those of the catalogue's {name}: {differs}", style="dim")
+        console.print(f'options other than those of certify("{name}"): {differs}', style="dim")
     console.print(f"report: {run.folder}/report.html", soft_wrap=True)
     way_on = f"llm-mdp train --resume {shlex.quote(str(run.folder))} --steps {2 * last['step']}"
     console.print(f"go on:  {way_on}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """What a user's own policy or estimator must satisfy, and in words what is wrong when it does not."""
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -143,6 +144,12 @@ def _some_groups(enumeration: Enumeration, group_size: int, most: int = 300) -> 
     return Groups(prompt, leaf, torch.ones(most, dtype=torch.float64))
 
 
+def _repair_of_shape(given: tuple[int, ...], tokens: tuple[int, ...]) -> str:
+    """What to add to weights that are one a response, or as `groups` arranges them: (..., prompts, K)."""
+    in_groups = given[:-2] == tokens[:-2] and math.prod(given[-2:]) == tokens[-2]
+    return "add .flatten(-2)[..., None]" if in_groups else "add [..., None]"
+
+
 def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
     name, shape = type(estimator).__name__, tuple(evidence.rollouts.mask.shape)
     if type(getattr(estimator, "estimator", estimator)).loss is not Estimator.loss:
@@ -161,7 +168,7 @@ def _check_advantages(estimator: Estimator, evidence: Evidence) -> None:
     if not fits or (advantage.dim() == len(shape) - 1 and shape[-1] != 1):
         raise EstimatorError(
             f"{name}.advantages has shape {tuple(advantage.shape)}, but tokens have shape (worlds, B, T) = {shape}; "
-            "one weight a response must end in a dimension of 1: add [..., None]."
+            f"one weight a response must end in a dimension of 1: {_repair_of_shape(tuple(advantage.shape), shape)}."
         )
     at_tokens = torch.where(evidence.rollouts.mask, advantage, 0.0)
     if not torch.isfinite(at_tokens).all():

@@ -48,7 +48,7 @@ def test_a_run_from_the_first_word_to_the_last_line(llm_mdp, here):
     assert said.splitlines() == [
         f"reward {first['eval/reward']:.3f} → {last['eval/reward']:.3f}, greedy {first['eval/greedy_reward']:.3f} → "
         f"{last['eval/greedy_reward']:.3f}, in 5 steps and {tokens:,} tokens",
-        "options that are not those of the catalogue's rloo: group_size 8",
+        'options other than those of certify("rloo"): group_size 8',
         "report: runs/rloo-tabular-1/report.html",
         "go on:  llm-mdp train --resume runs/rloo-tabular-1 --steps 10",
     ]

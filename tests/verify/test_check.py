@@ -84,6 +84,11 @@ class OneWeightAResponse(Sound):
         return evidence.response_reward
 
 
+class StillInGroups(Sound):
+    def advantages(self, evidence):
+        return groups(evidence.response_reward, self.group_size)
+
+
 @dataclass(frozen=True)
 class OneWeightAResponseOfThree(Sound):
     """The treacherous case: as many responses as steps, so the shape (worlds, B) would broadcast as if it were (B,
@@ -228,6 +233,11 @@ BROKEN = {
         "OneWeightAResponseOfThree.advantages has shape (300, 3), but tokens have shape (worlds, B, T) = (300, 3, 3); "
         "one weight a "
         "response must end in a dimension of 1: add [..., None].",
+    ),
+    "in groups": (
+        StillInGroups(),
+        "StillInGroups.advantages has shape (225, 1, 2), but tokens have shape (worlds, B, T) = (225, 2, 3); one "
+        "weight a response must end in a dimension of 1: add .flatten(-2)[..., None].",
     ),
     "not a number": (NotANumber(), "NotANumber.advantages holds nan; look for a division by a zero std or length."),
     "zero std": (

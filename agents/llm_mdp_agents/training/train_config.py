@@ -1,8 +1,10 @@
 """How to train, whatever the agent."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from types import NoneType
+from typing import Literal, get_args
 
 from llm_mdp_agents.optimizers import check_optimizer
 from llm_mdp_agents.penalties import Schedule
@@ -66,6 +68,11 @@ class TrainConfig:
     are then scored again as in 16 bits."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), get_args(field.type) or (field.type,)
+            kind = Integral if int in kinds else Real if float in kinds else object
+            if not isinstance(value, kind) and not (value is None and NoneType in kinds):
+                raise ValueError(f"{field.name} is {value!r}; it must be a {'whole ' * (int in kinds)}number.")
         for name in ("epochs", "eval_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
