@@ -402,6 +402,9 @@ def test_agents(llm_mdp, here):
             each["paper"] == agent.paper and tuple(each["claims"]) == agent.claims and (ROOT / each["file"]).is_file()
         )
         assert each["options"] == [option.name for option in fields(agent.Config)]
+        assert set(each["claims"].values()) == {None}, "not computed"
+    assert llm_mdp("agents rloo trepo --certify --json certified.json")[0] == 0
+    listed = json.loads(Path("certified.json").read_text())
     verdicts = {claim: verdict for each in listed for claim, verdict in each["claims"].items()}
     assert (verdicts["rloo"], verdicts["rloo-eq36"], verdicts["trepo-eq31"]) == ("unbiased", "proportional", "biased")
 
