@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, ReMax, TRePO
+from llm_mdp.estimators.practices import Tempered
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import Inverse, TreeRollouts
 from llm_mdp.sampling.evidence import Evidence
@@ -71,6 +72,20 @@ class LossAsField(RLOO):
     loss: object
 
 
+@dataclass(frozen=True)
+class GoodGroups(RLOO):
+    """Groups of low rewards are left out, whatever their weights."""
+
+    def collect(self, sampler):
+        evidence = super().collect(sampler)
+        return sampler.keep(evidence, evidence.response_reward.unflatten(-1, (-1, self.group_size)).sum(-1) > -1.0)
+
+
+@dataclass(frozen=True)
+class GoodByToken(GoodGroups, SometimesByToken):
+    pass
+
+
 ESTIMATORS = {
     "rloo": RLOO(group_size=3),
     "grpo": GRPO(group_size=3),
@@ -84,6 +99,9 @@ ESTIMATORS = {
     "loss as field": LossAsField(group_size=2, loss=RLOO(group_size=2).loss),
     "last token out": WithoutLastToken(group_size=2),
     "last of the longest out": WithoutLastToken(group_size=2, longer=2),
+    "good groups": GoodGroups(group_size=2),
+    "good by token": GoodByToken(group_size=2),
+    "tempered": Tempered(group_size=2),
     "clipped": RLOO(group_size=2, clip_low=0.2),
     "by token": SometimesByToken(group_size=2),
     "trepo": TRePO(temperatures=(1.0,)),
@@ -157,8 +175,21 @@ def test_a_known_derivative_is_taken_only_where_autograd_gave_it():
         if known is not None:
             assert found is not None
             assert_close(known, found, rtol=1e-14, atol=0)
-    refused = ["own loss", "loss as field", "last token out", "last of the longest out", "clipped", "by token", "trepo"]
-    assert [name for name, yes in taken.items() if not yes] == refused
+    refused = {"own loss", "loss as field", "last token out", "last of the longest out", "clipped", "trepo"}
+    assert {name for name, yes in taken.items() if not yes} == refused | {"by token", "good by token"}
+
+
+@pytest.mark.parametrize("name", ["rloo", "by token", "good groups", "good by token", "tempered", "last token out"])
+def test_worlds_that_are_only_summed_count_like_those_that_are_measured(name, monkeypatch):
+    problem, found = PROBLEMS["one prompt"], []
+    monkeypatch.setattr(draws, "CHUNK", 200)
+    for measured in (200, 1_000):
+        monkeypatch.setattr(draws, "MEASURED", measured)
+        found.append(draws.draw(ESTIMATORS[name], problem.enumeration, problem.target("reward"), 1_000, seed=0))
+    few, every = found
+    assert (few.kept, few.nonzero) == (every.kept, every.nonzero)
+    assert (few.kept < 1) == name.startswith("good")
+    assert_close(few.mean, every.mean, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("where", PROBLEMS)
