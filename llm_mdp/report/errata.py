@@ -47,8 +47,8 @@ page are welcome."""
 
 READING = """*Relative bias* is the distance of the two gradients over the length of the true one; *scale* the part of
 the true gradient that is left; *cosine* that of the angle between the two. **Unbiased**: the two agree to nine digits.
-**Proportional**: only the length differs, which a learning rate undoes. **Biased**: the direction differs. `3/6` means
-on three of seven instances, and a range goes over all of them. RM(W) is the reward of a response W, K the number of
+**Proportional**: only the length differs, which a learning rate undoes. **Biased**: the direction differs. `3/8` means
+on three of eight instances, and a range goes over all of them. RM(W) is the reward of a response W, K the number of
 responses to a prompt, U(W₀,ₜ) the expected reward of responses that begin with these t tokens.
 [All symbols](certificates.md#symbols); [the whole ledger](ledger.md)."""
 
