@@ -137,10 +137,12 @@ def sample(policy: Reader, prompt, n, *, prefix=None, horizon, keep=None, **opti
         text = text.gather(1, (text != PAD).long().argsort(dim=1, stable=True))
         distinct, which = text[rows // n].unique(dim=0, return_inverse=True)
         distinct = distinct[:, (distinct != PAD).any(0)].to(policy.device, non_blocking=True)
+        # A prompt of few rows takes the room of one of many.
+        slots = len(distinct) * int(which.bincount().max())
         seen, which = distinct != PAD, which.to(policy.device, non_blocking=True)
         cache = empty_cache(policy.causal_lm, policy.full_attention)
         logits = _read(policy, distinct, seen, cache)
-        several = distinct.shape[1] >= FROM and len(which) >= 2 * len(distinct)
+        several = distinct.shape[1] >= FROM and 2 * len(distinct) <= len(which) >= slots / 2
         if several and keep is None and policy.fixed_width is None and policy.shares_prompts:
             return SharedPrompts(policy, _layers(cache), seen, which), logits[which]
         take_rows(cache, which)

@@ -150,6 +150,7 @@ def _facts(config: dict[str, Any], series: Series) -> list[tuple[str, str]]:
         "seed": _part(config, "train", "seed"),
     }
     facts = [(name, str(value)) for name, value in known.items() if isinstance(value, (str, int))]
+    facts += [("fast matmul", each) for each in ("on", "off") if _part(config, "model", "fast_matmul") == each]
     if "seconds" in series:
         facts.append(("time", duration(np.nansum(series["seconds"][1]))))
     if "tokens" in series:

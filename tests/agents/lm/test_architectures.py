@@ -16,6 +16,7 @@ from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.policies import branch_of
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
+generation = pytest.importorskip("llm_mdp_agents.lm.generation")
 
 V, HORIZON = 24, 12
 SIZES = {
@@ -202,6 +203,15 @@ def check(model: Any, monkeypatch: Any) -> Any:
     assert len(set(drawn.length.tolist())) > 1
     same(drawn.logp, want, drawn.mask)
     with monkeypatch.context() as patch:
+        # Rows on one copy of their prompt, where they can be; prompts and responses that attend apart.
+        for module, name in ((generation, "FROM"), (lm, "PARTS_FROM")):
+            patch.setattr(module, name, 1)
+        patch.setattr(lm.Reading, "cost", lambda self, width: not self.in_parts)
+        shared = policy.sample(prompts(), 3, **options)
+        want_shared = expected(model, shared.prompt, shared.tokens)
+        same(shared.logp, want_shared, shared.mask)
+        same(policy.logp(shared.prompt, shared.tokens, shared.mask).detach(), want_shared, shared.mask)
+    with monkeypatch.context() as patch:
         # Where several responses can share a row, once so and once not; the head in chunks, too.
         for packed in (True, False):
             patch.setattr(lm.Reading, "cost", lambda self, width, packed=packed: packed == (self.owner is None))
@@ -234,6 +244,8 @@ COMMON = {
     "even": ("mamba", "falcon_mamba"),
 }
 """What some of them do, so that none becomes slow without a word."""
+SHARE = ("llama", "llama, eager", "phi3", "gpt2", "gemma", "qwen3", "qwen3_moe", "mixtral, noise", "granite", "opt")
+"""Some whose rows have one copy of their prompt."""
 FAST = (
     "llama", "phi3, longrope", "gpt2", "falcon, alibi", "mistral", "mixtral, noise", "mamba", "lfm2", "roberta",
     "granite", "qwen3_5",
@@ -245,7 +257,9 @@ FAST = (
 )
 def test_it_is_read_as_one_row_alone(name, monkeypatch):
     kind, options = MODELS[name]
-    abilities = check(build(kind, **options), monkeypatch).abilities
+    policy = check(build(kind, **options), monkeypatch)
+    abilities = policy.abilities
+    assert policy.shares_prompts or name not in SHARE
     for what, names in COMMON.items():
         if name in names:
             assert what == ("packs" if abilities.packs else abilities.keeps)

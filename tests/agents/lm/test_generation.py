@@ -376,9 +376,13 @@ def test_rows_that_share_a_prompt_draw_as_rows_with_copies_of_it(build, options,
     policy, options = build(), OPTIONS | options
     assert policy.shares_prompts
     rows, take = [], shared_prompts.SharedPrompts.take
-    monkeypatch.setattr(
-        shared_prompts.SharedPrompts, "take", lambda self, which: (rows.append(len(which)), take(self, which))
-    )
+
+    def watched(self, which):
+        take(self, which)
+        rows.append(len(which))
+        assert len(self.layers[0][0]) == len(self.group.unique()), "of those that go on alone"
+
+    monkeypatch.setattr(shared_prompts.SharedPrompts, "take", watched)
     drawn = policy.sample(PROMPTS, 5, generator=seed(), **options)
     check_same(drawn, PolicyModule.sample(policy, PROMPTS, 5, generator=seed(), **options))
     assert rows or "greedy" in options, "some have left"
@@ -386,20 +390,27 @@ def test_rows_that_share_a_prompt_draw_as_rows_with_copies_of_it(build, options,
 
 
 def test_prompts_are_not_copied_and_short_ones_are_not_shared(monkeypatch):
-    policy, memories = gpt2_long(), []
+    policy, memories, read = gpt2_long(), [], []
     run = generation.Drawing.run
 
     def watched(self, batch, most, memory, *rest):
         memories.append(memory)
+        read.extend(len(keys) for keys, _ in getattr(memory, "layers", [])[:1])
         run(self, batch, most, memory, *rest)
 
     monkeypatch.setattr(generation.Drawing, "run", watched)
     prompts = torch.arange(2 * 12).reshape(2, 12) % V
     monkeypatch.setattr(generation, "FROM", 13)
     policy.sample(prompts, 4, generator=seed(), **OPTIONS)
-    assert [each.shape[0] for each in memories[-1].layers[0]] == [2, 2]
+    assert read == [2], "prompts, not rows"
     policy.sample(prompts, 1, generator=seed(), **OPTIONS)
     policy.sample(prompts[:, 1:], 4, generator=seed(), **OPTIONS)
+    # Prompts of five rows and one have room for ten; of seven and one each, for twenty-eight.
+    monkeypatch.setattr(generation, "FROM", 1)
+    policy.sample(prompts[torch.tensor([0, 0, 0, 0, 0, 1])], 1, generator=seed(), **OPTIONS)
+    assert not isinstance(memories.pop(), generation.Growing)
+    many = torch.cat([prompts[:1].expand(7, -1), prompts[1:], prompts.flip(1)])
+    policy.sample(many, 1, generator=seed(), **OPTIONS)
     assert all(isinstance(each, generation.Growing) for each in memories[1:])
 
 

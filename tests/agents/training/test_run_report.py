@@ -290,6 +290,10 @@ def test_the_head_says_who_learned_what(tmp_path):
     config = {"agent": {"name": "grpo", "kl": 0.5}, "env": {"id": "Sort", "arguments": {}}, "train": {"seed": 3}}
     facts = re.findall(r"<dt>(\w+)</dt><dd>(\w+)</dd>", make_run(tmp_path, [], config=config))
     assert facts == [("agent", "grpo"), ("env", "Sort"), ("seed", "3")]
+    for choice, shown in (("on", ["on"]), ("auto", [])):
+        (tmp_path / choice).mkdir()
+        page = make_run(tmp_path / choice, [], config=config | {"model": {"fast_matmul": choice}})
+        assert re.findall(r"<dt>fast matmul</dt><dd>(\w+)</dd>", page) == shown, "nothing was found"
 
 
 def test_a_long_run_is_thinned(tmp_path):
