@@ -8,7 +8,7 @@ import torch
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import MAX_EDGES, Enumeration, TooLarge
-from llm_mdp.exact.groups import MAX_WORLDS, Groups, number_of_groups
+from llm_mdp.exact.groups import MAX_WORLDS, Groups, check_groups, number_of_groups
 from llm_mdp.exact.optima import NotConverged
 from llm_mdp.exact.worlds import ExactSampler
 from llm_mdp.sampling.sampler import NothingKept
@@ -65,7 +65,12 @@ def forecast(problem: Problem, claims: Sequence[Claim], sizes: Sizes) -> str | N
 
 
 def seconds_of(estimator: Estimator, enumeration: Enumeration) -> float:
-    """About how long `exact_moments` takes, from `TIMED` random groups."""
+    """About how long `exact_moments` takes, from `TIMED` random groups.
+
+    Raises: what it would raise before it begins.
+    """
+    ordered = not ignores_order(estimator, enumeration)
+    check_groups(enumeration, estimator.group_size, ordered)
     generator, e = torch.Generator().manual_seed(0), enumeration
     prompt = torch.randint(e.n_prompts, (TIMED,), generator=generator)
     leaf = torch.randint(e.tree.n_leaves, (TIMED, estimator.group_size), generator=generator)
@@ -81,7 +86,6 @@ def seconds_of(estimator: Estimator, enumeration: Enumeration) -> float:
             of_responses = whole.seen(evidence, weights)
         sums.add(sampler.weight, weights, of_responses, evidence.rollouts)
         took = time.process_time() - start
-    ordered = not ignores_order(estimator, e)
     return took * number_of_groups(e, estimator.group_size, ordered) / TIMED
 
 

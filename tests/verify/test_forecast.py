@@ -4,6 +4,8 @@ import pytest
 
 from llm_mdp.cli.verify import announce
 from llm_mdp.estimators.algorithms import RLOO
+from llm_mdp.exact import groups
+from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.verify import forecast as module
 from llm_mdp.verify.claims import CLAIMS
@@ -50,8 +52,17 @@ def test_time_grows_with_the_groups(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(module.time, "process_time", lambda: float(next(clock)))
     found = seconds_of(RLOO(group_size=3), PROBLEM.enumeration)
-    groups = exact_moments(RLOO(group_size=3), PROBLEM.enumeration).method.states
-    assert found == pytest.approx(groups / module.TIMED)
+    number = exact_moments(RLOO(group_size=3), PROBLEM.enumeration).method.states
+    assert found == pytest.approx(number / module.TIMED)
+
+
+def test_what_will_be_refused_is_not_announced(impatient, monkeypatch):
+    """A group in every order is more than is enumerated, and without an order not."""
+    monkeypatch.setattr(module, "ignores_order", lambda *_: False)
+    monkeypatch.setattr(groups, "MAX_WORLDS", 1_000)
+    with pytest.raises(TooLarge, match=r"^3,375 groups"):
+        seconds_of(RLOO(group_size=3), PROBLEM.enumeration)
+    assert forecast(PROBLEM, ROWS, Sizes((3,))) is None
 
 
 @pytest.mark.parametrize("seconds, words", [(11.6, "12 s"), (44, "40 s"), (170, "3 minutes"), (9000, "2.5 hours")])
