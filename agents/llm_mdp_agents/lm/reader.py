@@ -54,6 +54,7 @@ class Reader(Protocol):
 
     model: Any
     """A `transformers` causal LM, with or without peft adapters."""
+    vocab_size: int
 
     @property
     def device(self) -> torch.device: ...
