@@ -60,6 +60,11 @@ class Example:
     steps: list[Step]
     files: dict[str, str]
 
+    def shown(self) -> list[str]:
+        """Those of the page's files that a step names."""
+        words = " ".join(word for step in self.steps for word in step.words)
+        return [text for name, text in self.files.items() if name in words]
+
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
@@ -114,12 +119,12 @@ def examples(page: str, text: str) -> list[Example]:
     return [Example(page, steps, files) for steps in found]
 
 
-FORECAST = re.compile(r"^.*: an answer is likely to take .*; --\w+ is [\d,]+\.\n", re.M)
-"""Of `variance`, said where progress is; that the number asked for does not suffice would be another sentence."""
+FORECAST = re.compile(r"^.*: an answer is likely to take .*; --\w+ is [\d,]+.*\.\n", re.M)
+"""Of `variance`, said where progress is."""
 
 EXAMPLES = list(
     {
-        (*map(str, each.steps), *(step.words[0] for step in each.steps if step.python), *each.files.values()): each
+        (*map(str, each.steps), *(step.words[0] for step in each.steps if step.python), *each.shown()): each
         for page in reversed(PAGES)
         for each in examples(page.name, page.read_text(encoding="utf-8"))
     }.values()

@@ -1,6 +1,7 @@
 """`llm-mdp verify --model`: a tiny model with a tokenizer, as a person runs it, and what is refused in a sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,8 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
 @pytest.mark.slow
 def test_an_environment_certified_on_a_model(model, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    file = tmp_path / "m.json"
+    monkeypatch.chdir(tmp_path)
+    file = Path("m.json")
     status, out, err = run(
         capsys, "rloo", "grpo", "token-mean-loo", "--model", model, "--tokens", "digits", "--env", "Arithmetic",
         "--env-args", "digits=1", "--questions", "2", "--horizon", "2", "--group-size", "3", "8", "--dtype", "float64",

@@ -107,7 +107,8 @@ def test_a_missing_package_and_a_new_environment(monkeypatch):
 
 def test_the_command_says_them_in_80_columns(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
-    assert envs(["--json", str(tmp_path / "envs.json")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert envs(["--json", "envs.json"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and out.count(" a step") > len(ENTRIES) - 4
     assert "best 1 · random 0.125 · " in out and '"best": 1.0' in (tmp_path / "envs.json").read_text()
