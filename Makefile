@@ -14,7 +14,7 @@ verify: $(BASE)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
 
 test: $(DEV)  ## all tests
-	@echo "All tests: about half an hour on two cores (\`make fast\`: 10 minutes)."
+	@echo "All tests: about 20 minutes on two cores (\`make fast\`: 8)."
 	$(PYTEST)
 
 fast: $(DEV)  ## all tests but the slow ones

@@ -306,8 +306,9 @@ class Session:
 
     def asked_to_stop(self) -> bool:
         """Whether any process of the group heard a signal; all hear the same answer."""
-        self.stop.number = self.parts.parallel.most(self.stop.number)
-        return self.stop.number > 0
+        found = self.parts.parallel.most(self.stop.number)
+        self.stop.heard_elsewhere(found)
+        return found > 0
 
     def step(self) -> None:
         """One batch, and every so often an evaluation and a checkpoint; both after the last one. The best evaluation

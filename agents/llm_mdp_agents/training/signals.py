@@ -56,6 +56,11 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             raise Stopped(self.number)
 
+    def heard_elsewhere(self, number: int) -> None:
+        """What another process of the group noted; 0: nothing, which takes back nothing that came here meanwhile."""
+        if number and not self.number:
+            self.number, self._since = number, time.monotonic()
+
     def check(self) -> None:
         """Raise `Stopped` if a signal came: where there is nothing yet that would be lost."""
         if self.number:

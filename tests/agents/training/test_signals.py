@@ -11,6 +11,7 @@ import time
 import pytest
 
 from llm_mdp_agents import resume, train
+from llm_mdp_agents.training.parallel import Parallel
 from llm_mdp_agents.training.records import load_metrics, load_samples
 from llm_mdp_agents.training.signals import AGAIN, Stopped, listening
 from llm_mdp_envs.tasks.synthetic import Tabular
@@ -64,6 +65,19 @@ def without_times(line: dict) -> dict:
 
 def table(folder) -> bytes:
     return (folder / "model" / "table.safetensors").read_bytes()
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path, monkeypatch):
+    sent = []
+
+    def most(self, number):
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        return number
+
+    monkeypatch.setattr(Parallel, "most", most)
+    with pytest.raises(Stopped, match="step 1 is kept"):
+        train("rloo", "Tabular", folder=tmp_path / "run", steps=5, **SHORT)
 
 
 def test_before_the_first_step_a_run_ends_at_once(tmp_path, monkeypatch):
