@@ -75,7 +75,7 @@ def loss_weights(
     estimator: Estimator, evidence: Evidence, logp: Float[Tensor, "*worlds B T"]
 ) -> Float[Tensor, "*worlds B T"]:
     """-∂loss/∂logp of every world at these log-probabilities."""
-    worlds, logp = logp.shape[:-2], logp.detach().requires_grad_()
+    worlds, logp = logp.shape[:-2], logp.clone().requires_grad_()
     loss = estimator.loss(logp, evidence)
     if loss.shape != torch.Size(worlds):
         raise ValueError(
