@@ -19,7 +19,7 @@ from llm_mdp.verify.group_sizes import Sizes, at_sizes, compares
 from llm_mdp.verify.moments import ignores_order
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weight_sums import WeightSums, WholeResponses
-from llm_mdp.verify.weights import NotFinite, token_weights
+from llm_mdp.verify.weights import NotFinite
 
 LONG = 10.0
 """Seconds from which a run is announced."""
@@ -79,11 +79,8 @@ def seconds_of(estimator: Estimator, enumeration: Enumeration) -> float:
     for _ in range(2):  # the first makes the tables that all share
         start = time.process_time()
         sampler = Meter(ExactSampler(e, groups))
-        evidence, weights = estimator.collect(sampler), None
-        of_responses = whole.weights(evidence) if sums.tabulated else None
-        if of_responses is None:
-            weights = token_weights(estimator, evidence, e, sampler.weight.shape)
-            of_responses = whole.seen(evidence, weights)
+        evidence = estimator.collect(sampler)
+        weights, of_responses = whole.either(evidence, sampler.weight.shape, sums.tabulated)
         sums.add(sampler.weight, weights, of_responses, evidence.rollouts)
         took = time.process_time() - start
     return took * number_of_groups(e, estimator.group_size, ordered) / TIMED

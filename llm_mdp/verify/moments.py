@@ -90,13 +90,11 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int =
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
         tokens, rewards = tokens + spent[0], rewards + spent[1]
-        derivative, of_responses = None, whole.weights(evidence) if sums.tabulated else None
-        if of_responses is None:
-            with precision if chunk == 0 else nullcontext():
-                derivative = token_weights(estimator, evidence, enumeration, weight.shape)
-            if chunk == 0:
-                check_worlds(estimator, evidence, derivative, enumeration)
-            of_responses = whole.seen(evidence, derivative)
+        with precision if chunk == 0 else nullcontext():
+            derivative, of_responses = whole.either(evidence, weight.shape, sums.tabulated)
+        if chunk == 0:
+            assert derivative is not None, "autograd has seen none before"
+            check_worlds(estimator, evidence, derivative, enumeration)
         total, everything = total + float(weight.sum()), everything + float(sampler.weight.sum())
         groups += weight.numel()
         largest = sums.add(weight, derivative, of_responses, evidence.rollouts).unflatten(-1, (prompts, -1)).amax(-1)

@@ -87,17 +87,13 @@ class Means:
 
     def add(self, sampler: TreeSampler) -> None:
         """The worlds that the sampler draws."""
-        estimator = self.estimator
         e, meter = self.enumeration, Meter(sampler)
-        evidence = estimator.collect(meter)
+        evidence = self.estimator.collect(meter)
         rollouts, kept = evidence.rollouts, sampler.kept
         self.kept += len(sampler.weight) if kept is None else int(kept.sum())
         if self.on_policy and rollouts is meter.responses:
             self._number += torch.bincount(_responses(rollouts, e).flatten(), minlength=len(self._number))
-        weights, whole = None, self.whole.weights(evidence)
-        if whole is None:
-            weights = token_weights(estimator, evidence, e, sampler.weight.shape)
-            whole = self.whole.seen(evidence, weights)
+        weights, whole = self.whole.either(evidence, sampler.weight.shape)
         if whole is not None:
             whole = whole if kept is None else whole * kept[:, None]
             by_response = torch.bincount(_responses(rollouts, e).flatten(), whole.flatten(), len(self._number))
@@ -121,7 +117,7 @@ class Means:
 class WholeResponses:
     """An estimator's weights where it weighs responses: `advantages` gives one number for each, and the loss is the
     policy gradient of `objectives`, whose derivative is known. It is taken where autograd gave the same, to the last
-    bits, on the worlds that were `seen`."""
+    bits, on the worlds that were seen before."""
 
     def __init__(self, estimator: Estimator, enumeration: Enumeration):
         self.estimator, self.enumeration = estimator, enumeration
@@ -129,11 +125,20 @@ class WholeResponses:
         self.possible = plain and int(enumeration.length.min()) > 0
         self.agreed = False
 
-    def weights(self, evidence: Evidence) -> Float[Tensor, "W B"] | None:
-        """The weight of every response; None: it takes autograd to know."""
-        return self._weights(evidence) if self.agreed else None
+    def either(
+        self, evidence: Evidence, worlds: tuple[int, ...], tabulated: bool = True
+    ) -> tuple[Float[Tensor, "*worlds B T"] | None, Float[Tensor, "W B"] | None]:
+        """The weights of tokens, or None where it takes no autograd to know those of responses; and the weights of
+        responses, or None where their tokens differ.
 
-    def seen(self, evidence: Evidence, weights: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "W B"] | None:
+        Args: tabulated: are those of responses enough? Otherwise both are wanted.
+        """
+        if self.agreed and tabulated and (known := self._weights(evidence)) is not None:
+            return None, known
+        weights = token_weights(self.estimator, evidence, self.enumeration, worlds)
+        return weights, self._seen(evidence, weights)
+
+    def _seen(self, evidence: Evidence, weights: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "W B"] | None:
         """The weight of every response where autograd gave each of its tokens the same; None: it did not."""
         if weights.dim() != 3 or not isinstance(evidence.rollouts, TreeRollouts):
             return None

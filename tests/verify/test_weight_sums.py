@@ -10,14 +10,14 @@ from torch.testing import assert_close
 from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, ReMax, TRePO
 from llm_mdp.estimators.practices import Tempered
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import Inverse, TreeRollouts
+from llm_mdp.exact.worlds import Inverse, TreeRollouts, of_rows
 from llm_mdp.sampling.evidence import Evidence
 from llm_mdp.verify import draws, moments, weight_sums
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import sampled_certificate
-from llm_mdp.verify.weights import token_weights
+from llm_mdp.verify.weights import loss_weights
 
 INSTANCES = {
     "one prompt": random_instance(3, 3, seed=1),
@@ -167,16 +167,30 @@ def test_a_known_derivative_is_taken_only_where_autograd_gave_it():
     for name, estimator in ESTIMATORS.items():
         whole = weight_sums.WholeResponses(estimator, enumeration)
         sampler, evidence = next(moments._worlds(estimator, enumeration))
-        assert whole.weights(evidence) is None, "nothing was seen yet"
-        weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
-        found = whole.seen(evidence, weights)
-        known = whole.weights(evidence)
-        taken[name] = known is not None
-        if known is not None:
-            assert found is not None
+        weights, found = whole.either(evidence, sampler.weight.shape)
+        assert weights is not None, "nothing was seen yet"
+        again, known = whole.either(evidence, sampler.weight.shape)
+        taken[name] = again is None
+        if again is None:
+            assert known is not None and found is not None
             assert_close(known, found, rtol=1e-14, atol=0)
     refused = {"own loss", "loss as field", "last token out", "last of the longest out", "clipped", "trepo"}
     assert {name for name, yes in taken.items() if not yes} == refused | {"by token", "good by token"}
+
+
+def test_a_loss_that_writes_into_its_argument_changes_nothing_else():
+    class Writes(RLOO):
+        def loss(self, logp, evidence):
+            with torch.no_grad():
+                logp.clamp_(min=-0.1)
+            return super().loss(logp, evidence)
+
+    estimator, enumeration = Writes(group_size=3), PROBLEMS["one prompt"].enumeration
+    _, evidence = next(moments._worlds(estimator, enumeration))
+    logp = of_rows(enumeration.leaf_logp(), evidence.rollouts)
+    before = logp.clone()
+    loss_weights(estimator, evidence, logp)
+    assert torch.equal(logp, before) and float(logp.min()) < -0.1
 
 
 @pytest.mark.parametrize("name", ["rloo", "by token", "good groups", "good by token", "tempered", "last token out"])
