@@ -19,7 +19,7 @@ from time import thread_time
 
 import numpy as np
 import torch
-from machine import write_results
+from machine import processor, write_results
 from torch.nn.functional import linear
 
 from llm_mdp_agents.lm import generation, products
@@ -62,7 +62,11 @@ def main() -> None:
         "num_hidden_layers": arguments.layers, "num_attention_heads": HEADS, "num_key_value_heads": 3,
         "tie_word_embeddings": True, "max_position_embeddings": 8192, "bos_token_id": 0, "eos_token_id": None,
     }  # fmt: skip
-    results: dict = {"processor": processor(), "layers": arguments.layers, "limits": limits()}
+    results: dict = {
+        "processor": processor() | {"capability": torch.backends.cpu.get_cpu_capability()},
+        "layers": arguments.layers,
+        "limits": limits(),
+    }
     results["choice"] = "on" if products.is_faster_here() else "off"
     parts = {
         "grpo_step_prompts_of_8": lambda: steps(config, 8, arguments.times),
@@ -74,14 +78,6 @@ def main() -> None:
         results[name] = measure()
         print(name, results[name], flush=True)
         write_results(arguments.output, ("torch", "transformers"), results)
-
-
-def processor() -> dict:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    found = dict(each.replace("\t", "").split(": ", 1) for each in lines if ": " in each)
-    return {name: found.get(name) for name in ("vendor_id", "model name", "cpu family", "model")} | {
-        "capability": torch.backends.cpu.get_cpu_capability()
-    }
 
 
 def least(times: int, **ways: Callable[[], object]) -> dict[str, float]:

@@ -22,6 +22,14 @@ def machine(*packages: str) -> dict:
     }
 
 
+def processor() -> dict[str, str | None]:
+    """What Linux says of the processor; elsewhere nothing."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = {name.strip(): value.strip() for name, colon, value in (each.partition(":") for each in lines) if colon}
+    return {name: found.get(name) for name in ("vendor_id", "model name", "cpu family", "model")}
+
+
 def write_results(path: Path, packages: tuple[str, ...], results: dict) -> None:
     """The results as JSON, with what they depend on."""
     path.write_text(json.dumps({**machine(*packages), **results}, indent=1) + "\n")

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import write_results
+from machine import processor, write_results
 
 TORCH = ("-c", "import torch")
 COMMANDS = {
@@ -38,12 +38,6 @@ def cpu_seconds(words: tuple[str, ...], env: dict[str, str]) -> float:
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} ended with status {done.returncode}:\n{done.stderr}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> None:
@@ -75,7 +69,12 @@ def main() -> None:
         for name, goal in SOON.items()
         if median[name] > goal
     ]
-    results = {"processor": processor(), "runs": options.runs, "cpu_seconds": seconds, "median": median}
+    results = {
+        "processor": processor()["model name"] or "unknown",
+        "runs": options.runs,
+        "cpu_seconds": seconds,
+        "median": median,
+    }
     write_results(options.out, ("torch", "numpy"), results | {"times_import_torch": ratio, "missed": missed})
     print(json.dumps({name: round(value, 2) for name, value in ratio.items()}, indent=1))
     print("\n".join(missed) or "every goal is met")
