@@ -15,12 +15,12 @@ import argparse
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from time import thread_time
 
 import numpy as np
 import torch
+from limits import WIDTH, least, limits
 from machine import processor, write_results
-from torch.nn.functional import linear
+from torch.utils.flop_counter import FlopCounterMode
 
 from llm_mdp_agents.lm import generation, products
 from llm_mdp_agents.lm.loading import load_policy
@@ -30,7 +30,7 @@ from llm_mdp_agents.zoo.grpo import GRPOAgent
 from llm_mdp_envs.task import Question, Scores, Task
 
 RESULTS = Path(__file__).parent / "results" / "lm_rate.json"
-VOCAB_SIZE, WIDTH, HEADS, K = 49_152, 576, 9, 8
+VOCAB_SIZE, HEADS, K = 49_152, 9, 8
 
 
 class Prompts(Task):
@@ -80,32 +80,11 @@ def main() -> None:
         write_results(arguments.output, ("torch", "transformers"), results)
 
 
-def least(times: int, **ways: Callable[[], object]) -> dict[str, float]:
-    """Least CPU seconds of each, taking turns; each once before."""
-    best = dict.fromkeys(ways, float("inf"))
-    for way in ways.values():
-        way()
-    for _ in range(times):
-        for name, way in ways.items():
-            begun = thread_time()
-            way()
-            best[name] = min(best[name], thread_time() - begun)
-    return best
-
-
-@torch.no_grad()
-def limits() -> dict[str, float]:
-    """GFLOP/s of both products at 32 rows (weights beyond the cache) and at 1,024, GB/s of a copy."""
-    head, square, few, many = (torch.randn(rows, WIDTH) for rows in (2**15, 1536, 32, 1024))
-    ready, source, target = products.packed(head), torch.zeros(2**26), torch.zeros(2**26)
-    seconds = least(
-        5, mkl_32=lambda: linear(few, head), onednn_32=lambda: products.by_onednn(few, ready),
-        mkl_1024=lambda: linear(many, square), onednn_1024=lambda: products.by_onednn(many, square),
-        copy=lambda: target.copy_(source),
-    )  # fmt: skip
-    work = {"32": 2 * 32 * head.numel(), "1024": 2 * 1024 * square.numel()}
-    rates = {name: work[name.split("_")[1]] / each / 1e9 for name, each in seconds.items() if name != "copy"}
-    return rates | {"copy_gb_per_s": 2 * source.nbytes / seconds["copy"] / 1e9}
+def gflop(work: Callable[[], object]) -> float:
+    """Billions of float operations of products and attention, by the plain way; oneDNN's operators are not counted."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
 
 
 def drawing(config: dict, times: int) -> dict:
@@ -121,9 +100,10 @@ def drawing(config: dict, times: int) -> dict:
 
         return run
 
-    same = float((draw("off")() == draw("both")()).float().mean())  # pyright: ignore
-    seconds = least(times, plain=draw("off"), fast=draw("both"))
-    return {name: 32 * 32 / each for name, each in seconds.items()} | {"same_tokens": same, **ratio(seconds)}
+    same = float((draw("off")() == draw("on")()).float().mean())  # pyright: ignore
+    seconds = least(times, plain=draw("off"), fast=draw("on"))
+    rates = {name: 32 * 32 / each for name, each in seconds.items()}
+    return rates | {"same_tokens": same, "gflop": gflop(draw("off")), **ratio(seconds)}
 
 
 def shared(config: dict, times: int) -> dict:
@@ -139,7 +119,8 @@ def shared(config: dict, times: int) -> dict:
         return run
 
     seconds = least(times, plain=draw(10**9), fast=draw(64))
-    return seconds | ratio(seconds)
+    policy.fast_matmul = "off"
+    return seconds | {"gflop": gflop(draw(64)), **ratio(seconds)}
 
 
 def steps(config: dict, length: int, times: int) -> dict:
@@ -159,7 +140,7 @@ def steps(config: dict, length: int, times: int) -> dict:
         return run
 
     seconds = least(times, plain=step("plain", 10**9), fast=step("fast", 64))
-    return seconds | ratio(seconds)
+    return seconds | {"gflop": gflop(step("plain", 64)), **ratio(seconds)}
 
 
 def ratio(seconds: dict[str, float]) -> dict[str, float]:
