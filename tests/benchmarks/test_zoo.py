@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,9 @@ import pytest
 from llm_mdp_agents.zoo import AGENTS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+FOUND = {
+    "before": 0.0, "after": 0.5, "best": 1.0, "updates": 1, "generated": 10, "cpu_seconds": 1.0, "stopped": None
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -42,16 +46,23 @@ def test_a_cell_spends_its_tokens_and_learns(zoo):
     assert {**zoo.play(cell), "cpu_seconds": 0} == {**found, "cpu_seconds": 0}, "the same seed, the same cell"
 
 
-def test_finished_cells_are_kept_and_those_of_another_setting_are_not(zoo, tmp_path):
-    cell = zoo.identity("Credit", "rloo", 0)
-    assert zoo.known(cell, tmp_path) is None
-    zoo.file_of(cell, tmp_path).write_text(json.dumps(cell | {"after": 0.5}))
-    assert zoo.known(cell, tmp_path)["after"] == 0.5
-    assert zoo.known(cell | {"tokens": 7}, tmp_path) is None
-    assert zoo.known(cell | {"seed": 1}, tmp_path) is None
-    recorded = [cell | {"after": 0.6}]
-    assert zoo.known(cell, tmp_path / "a new clone", recorded)["after"] == 0.6
-    assert zoo.known(cell | {"seed": 1}, tmp_path / "a new clone", recorded) is None
+def test_a_killed_script_goes_on_and_keeps_the_cells_that_were_not_asked_for(zoo, monkeypatch, tmp_path):
+    monkeypatch.setattr(zoo, "certified", dict)
+    played = []
+    monkeypatch.setattr(zoo, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(zoo, "play", lambda cell: played.append(cell) or cell | FOUND)
+
+    def run(*options: str) -> list[dict]:
+        played.clear()
+        monkeypatch.setattr("sys.argv", ["zoo.py", "--output", str(tmp_path / "zoo.json"), *options])
+        zoo.main()
+        return json.loads((tmp_path / "zoo.json").read_text())["cells"]
+
+    assert len(run("--envs", "Credit", "--agents", "rloo", "grpo")) == 6 == len(played)
+    cells = run("--envs", "Credit", "--agents", "rloo", "ppo")
+    assert len(cells) == 9 and {cell["agent"] for cell in played} == {"ppo"}
+    (tmp_path / "zoo.json").write_text(json.dumps({"cells": [cells[0] | {"tokens": 7}, *cells[1:]]}))
+    assert run("--envs", "Credit", "--agents", "rloo", "grpo", "ppo") and len(played) == 1, "of another setting"
 
 
 def result(**shares: list[float]) -> dict:
