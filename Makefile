@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet -c constraints.txt
 # A worker that dies ends the tests at once: pytest-xdist may wait for ever for what it had left.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: verify test fast random cluster lint docs results bench variance audit audit-core clean
+.PHONY: verify test fast random cluster lint docs results bench peers coverage variance audit audit-core clean
 
 verify: $(BASE)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
@@ -44,19 +44,17 @@ results: $(DEV)  ## the ledger, the certificates of agents, what there is to ear
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/variance_report.py
 
-bench: $(DEV)  ## speed, side by side in one run; whether intervals hold
-	$(BIN)/python benchmarks/tree_dp.py
-	$(BIN)/python benchmarks/sampled_rate.py
-	$(BIN)/python benchmarks/env_rate.py
-	$(BIN)/python benchmarks/sandbox_rate.py
-	$(BIN)/python benchmarks/sb3.py
-	$(BIN)/python benchmarks/branching.py
-	$(BIN)/python benchmarks/trepo_cost.py
-	$(BIN)/python benchmarks/turns.py
+bench: $(DEV)  ## speed beside its limits and beside peers that need nothing else (under 20 minutes), and docs/performance.md
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/summary.py
+	$(BIN)/python benchmarks/performance_report.py
+
+peers: $(DEV)  ## a training step beside TRL's, which gets an environment of its own (about half an hour)
+	$(BIN)/python benchmarks/peers/compare.py
+
+coverage: $(DEV)  ## whether intervals hold
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/coverage_variance.py
-	$(BIN)/python benchmarks/peers/compare.py
-	$(BIN)/python benchmarks/summary.py
 
 variance: $(DEV)  ## what benchmarks/variance.md says, computed anew (about 20 minutes), and written
 	rm -rf runs/variance-benchmark

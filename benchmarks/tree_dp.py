@@ -26,8 +26,8 @@ from machine import write_results
 from rich.console import Console
 from rich.table import Table
 
-from llm_mdp.exact import tree_gradient
 from llm_mdp.exact.ngram_gradient import ngram_gradient
+from llm_mdp.exact.tree_gradient import tree_gradient
 from llm_mdp.mdp.hidden_rewards import NgramReward, TableReward
 from llm_mdp.mdp.token_mdp import TokenMDP
 from llm_mdp.mdp.tree import PrefixTree
