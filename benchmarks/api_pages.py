@@ -1,7 +1,7 @@
 """The pages of the API, docs/api: a line a public name, which mkdocstrings makes a section of."""
 
-import ast
 from pathlib import Path
+from typing import Any
 
 import llm_mdp
 import llm_mdp_agents
@@ -16,28 +16,16 @@ HOMES = {
     "Noise": ("variance",),
 }
 """The sections of the page on `llm_mdp`, and the folders whose names stand there."""
-AGENTS = {
-    "Train": ("llm_mdp_agents", None),
-    "An agent of your own": ("llm_mdp_agents.base", ("Agent", "AgentConfig")),
-    "Checks": ("llm_mdp_agents.check", ("check_agent",)),
-    "Certificates": ("llm_mdp_agents.certificates", ("own_certificate", "OwnCertificate")),
-}
+AGENTS = {"Train": ("training", "resolve"), "An agent of your own": ("base", "check")}
 NOTE = "<!-- Written by `python benchmarks/api_pages.py`. -->"
 
 
 def pages() -> dict[str, str]:
     """The text of each page by its name."""
-    core = {
-        title: [
-            f"llm_mdp.{name}" for home, names in llm_mdp.HOMES.items() for name in names.split() if part(home) in of
-        ]
-        for title, of in HOMES.items()
-    }
+    core = sections(llm_mdp, HOMES)
     core["In tests"] = ["llm_mdp.testing.assert_unbiased"]
-    agents = {
-        title: [f"{module}.{name}" for name in names or lazy_names(Path(str(llm_mdp_agents.__file__)))]
-        for title, (module, names) in AGENTS.items()
-    }
+    agents = sections(llm_mdp_agents, AGENTS)
+    agents["Certificates"] = [f"llm_mdp_agents.certificates.{name}" for name in ("own_certificate", "OwnCertificate")]
     envs = {"Names": [f"llm_mdp_envs.{name}" for name in llm_mdp_envs.__all__]}
     envs["Tasks in words, and turns"] = ["llm_mdp_envs.text.TextTask", "llm_mdp_envs.turns.TurnTask"]
     return {
@@ -47,17 +35,17 @@ def pages() -> dict[str, str]:
     }
 
 
-def part(home: str) -> str:
-    return home.split(".")[0]
-
-
-def lazy_names(init: Path) -> list[str]:
-    """The names that a package imports for type checkers, and at run time when they are asked for."""
-    body = ast.parse(init.read_text(encoding="utf-8")).body
-    (block,) = (node for node in body if isinstance(node, ast.If))
-    return sorted(
-        name.asname or name.name for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names
-    )
+def sections(package: Any, homes: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """The public names of a package by the sections that their homes belong to."""
+    return {
+        title: [
+            f"{package.__name__}.{name}"
+            for home, names in package.HOMES.items()
+            for name in names.split()
+            if home.split(".")[0] in of
+        ]
+        for title, of in homes.items()
+    }
 
 
 def page(title: str, words: str, sections: dict[str, list[str]]) -> str:

@@ -80,7 +80,9 @@ def _finding(row: ClaimRow) -> str:
 
 
 def _price(row: ClaimRow) -> str:
-    text = f"[{escape(price_text(row.id, row.gravest))}](../price.md)"
+    if not (text := escape(price_text(row.id, row.gravest))):
+        return ""
+    text = f"[{text}](../price.md)"
     priced = {KINDS[kind]: each.worst for kind, each in typical_prices(row.id).items()}
     worst = [f"{value:.2g} ({kind})" for kind, value in priced.items() if value is not None and value > HARMLESS]
     return text + (f"; the worst of these tables {', '.join(worst)}" if worst else "")

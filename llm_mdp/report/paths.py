@@ -15,13 +15,9 @@ PANELS = (("J", "expected reward J"), ("kl", "KL to the start, in nats"), ("leng
 WIDE, HIGH, GAP, LEFT, TOP = 232, 150, 70, 54, 58
 """Of one panel, and around it, in pixels."""
 
-COLOURS = {
-    "light": {"--ink": "#1b1f24", "--soft": "#5a626d", "--faint": "#8b939e", "--line": "#e3e1da"},
-    "dark": {"--ink": "#e8eaed", "--soft": "#a7afba", "--faint": "#7b8490", "--line": "#2a3038"},
-}
+COLOURS = "--ink:#1b1f24;--soft:#5a626d;--faint:#5a626d;--line:#e3e1da;--unbiased:#0b7a5b;--biased:#c2410c"
+"""Of a file of its own, which brings its ground as all figures do; in a page the page's colours hold."""
 LINES = {"exact": "--unbiased", "row": "--biased"}
-COLOURS["light"] |= {"--unbiased": "#0b7a5b", "--biased": "#c2410c"}
-COLOURS["dark"] |= {"--unbiased": "#3ecf9f", "--biased": "#ff8d5c"}
 
 
 @cache
@@ -61,11 +57,10 @@ def paths_svg(row: str, said: dict[str, Any]) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The same as a file of its own, in the colours that the reader's theme asks for."""
-    light, dark = (";".join(f"{name}:{value}" for name, value in COLOURS[theme].items()) for theme in ("light", "dark"))
-    style = f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    """The same as a file of its own, on a light ground: readable on a page of any theme."""
+    ground = '<rect width="100%" height="100%" fill="#fbfaf7"/>'
     head, _, body = svg.partition(">")
-    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{body}\n'
+    return f'{head} style="{COLOURS}" xmlns="http://www.w3.org/2000/svg">{ground}{body}\n'
 
 
 def _time_axis(said: dict[str, Any]) -> tuple[float, float]:

@@ -72,7 +72,7 @@ class Spread:
     signal: float
     """|E g|²; a sampled one is unbiased and may come out below 0."""
     dot: float
-    """<E g, ∇J>."""
+    """⟨E g, ∇J⟩."""
     size: float
     """|∇J|²; a sampled one is unbiased too, and what is relative to it is infinite where it is not above 0."""
 

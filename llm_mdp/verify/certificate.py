@@ -61,9 +61,9 @@ class Certificate(Shown):
     relative_bias: float | None
     """|E g - ∇J| / |∇J|."""
     scale: float | None
-    """<E g, ∇J> / |∇J|²."""
+    """⟨E g, ∇J⟩ / |∇J|²."""
     cosine: float | None
-    """<E g, ∇J> / (|E g| |∇J|), 0 when E g is zero."""
+    """⟨E g, ∇J⟩ / (|E g| |∇J|), 0 when E g is zero."""
     trace_covariance: float | None
     """Trace of the covariance of g, the mean over a group; None: too large for float64."""
     samples: int | None = None

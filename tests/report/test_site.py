@@ -49,6 +49,12 @@ def test_claims_are_those_of_the_results(capsys):
     assert claim_docs.main(arguments) == 0, f"run `make docs`: {capsys.readouterr().out}"
 
 
+def test_no_section_of_a_claim_has_an_entry_without_words():
+    for page in sorted((ROOT / "docs" / "claims").iterdir()):
+        text = page.read_text(encoding="utf-8")
+        assert "[](" not in text and ": ." not in text, page
+
+
 def test_an_outdated_claim_is_found(tmp_path):
     results = str(ROOT / "benchmarks" / "results" / "ledger.json")
     (tmp_path / "claims").mkdir()
