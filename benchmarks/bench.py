@@ -3,19 +3,15 @@
     python benchmarks/bench.py
     python benchmarks/bench.py --into /tmp/somewhere growth tree_dp    # only these, and results elsewhere
 
-Writes what each took to bench.json beside the results. They run in turn, for two at a time would share the memory and
-slow each other down.
+They run in turn, for two at a time would share the memory and slow each other down. Every result says what it took.
 """
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-from machine import processor, write_results
 
 HERE = Path(__file__).parent
 SCRIPTS: dict[str, tuple[str, ...]] = {
@@ -41,19 +37,15 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=HERE / "results", help="folder of the results")
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)
-    took: dict[str, dict[str, float]] = {}
+    begun, failed = time.perf_counter(), []
     for name in arguments.script or SCRIPTS:
         command = [sys.executable, str(HERE / f"{name}.py"), *SCRIPTS[name]]
         command += [OUTPUT.get(name, "--output"), str(arguments.into / f"{name}.json")]
         print(f"python benchmarks/{name}.py {' '.join(SCRIPTS[name])}", flush=True)
-        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        took[name] = {"cpu_seconds": cpu, "seconds": time.perf_counter() - begun, "status": done.returncode}
-        write_results(arguments.into / "bench.json", ("torch",), {"processor": processor(), "scripts": took})
-    print(f"{sum(each['seconds'] for each in took.values()) / 60:.0f} minutes")
-    if failed := [name for name, each in took.items() if each["status"]]:
+        failed += [name] * bool(done.returncode)
+    print(f"{(time.perf_counter() - begun) / 60:.0f} minutes")
+    if failed:
         sys.exit(f"ended with an error: {', '.join(failed)}")
 
 

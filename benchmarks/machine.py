@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -33,16 +34,13 @@ def processor() -> dict[str, str | None]:
     return {name: found.get(name) for name in ("vendor_id", "model name", "cpu family", "model")}
 
 
+def cpu_seconds() -> float:
+    """Of this process and of those that it waited for."""
+    used = [resource.getrusage(each) for each in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def write_results(path: Path, packages: tuple[str, ...], results: dict) -> None:
-    """The results as JSON, with what they depend on; whole or not at all, whenever the script is killed."""
-    write_text(path, json.dumps({**machine(*packages), **results}, indent=1) + "\n")
-
-
-def recorded_in(path: Path, name: str) -> list[dict[str, Any]]:
-    """The finished runs of the results at `path`, by whichever clone: a killed script goes on where it was."""
-    return json.loads(path.read_text())[name] if path.exists() else []
-
-
-def finished(run: dict[str, Any], recorded: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The run among `recorded` that was made as `run` says, all of whose settings are compared."""
-    return next((found for found in recorded if {name: found.get(name) for name in run} == run), None)
+    """The results as JSON, with what they depend on, and what it took to make them."""
+    document = {**machine(*packages), "took_cpu_seconds": cpu_seconds(), **results}
+    path.write_text(json.dumps(document, indent=1) + "\n")

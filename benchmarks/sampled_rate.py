@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from limits import limits
 from machine import write_results
 from rich.console import Console
 from rich.table import Table
@@ -67,7 +68,8 @@ def main() -> None:
         shape = {"vocab_size": arguments.size[0], "horizon": arguments.size[1], "eos": eos}
         runs.append({**shape, "mean_length": mean_length(instance), "rows": rows})
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_results(arguments.output, ("numpy", "torch"), {"threads": torch.get_num_threads(), "runs": runs})
+    results = {"threads": torch.get_num_threads(), "limits": limits(), "runs": runs}
+    write_results(arguments.output, ("numpy", "torch"), results)
     Console().print(f"Written to {arguments.output}")
 
 
