@@ -41,6 +41,17 @@ def cpu_seconds() -> float:
 
 
 def write_results(path: Path, packages: tuple[str, ...], results: dict) -> None:
-    """The results as JSON, with what they depend on, and what it took to make them."""
+    """The results as JSON, with what they depend on and what this process took; whole or not at all, whenever the script is
+    killed."""
     document = {**machine(*packages), "took_cpu_seconds": cpu_seconds(), **results}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def recorded_in(path: Path, name: str) -> list[dict[str, Any]]:
+    """The finished runs of the results at `path`, by whichever clone: a killed script goes on where it was."""
+    return json.loads(path.read_text())[name] if path.exists() else []
+
+
+def finished(run: dict[str, Any], recorded: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The run among `recorded` that was made as `run` says, all of whose settings are compared."""
+    return next((found for found in recorded if {name: found.get(name) for name in run} == run), None)
