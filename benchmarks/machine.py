@@ -41,8 +41,8 @@ def cpu_seconds() -> float:
 
 
 def write_results(path: Path, packages: tuple[str, ...], results: dict) -> None:
-    """The results as JSON, with what they depend on and what this process took; whole or not at all, whenever the script is
-    killed."""
+    """The results as JSON, with what they depend on and what this process took; whole or not at all, whenever the
+    script is killed."""
     document = {**machine(*packages), "took_cpu_seconds": cpu_seconds(), **results}
     write_text(path, json.dumps(document, indent=1) + "\n")
 
