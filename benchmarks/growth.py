@@ -7,8 +7,8 @@
 A curve has one size that grows, all others stay. A point is CPU time of one thread: of a whole command
 (`llm-mdp verify`, its start included), of one training step (the least of two after one that warms up) or of one step
 of an environment. A curve ends where the product refuses, or where the next point would take longer than `--seconds`,
-by the slope of the last two; a command that says beforehand that it will take long is stopped then, and what it said is
-its point. "start" is the CPU time of `llm-mdp verify` of one row on two responses. Of TRePO's pilot a point has the
+by the slope of the last two; a command is stopped after twice that, or when it says beforehand that it will take long,
+and what it said is its point. "start" is the CPU time of `llm-mdp verify` of one row on two responses. Of TRePO's pilot a point has the
 pilot, the draws in it, and a prompt's 8 T gradients of single tokens. Writes benchmarks/results/growth.json after every
 point anew.
 """
@@ -69,6 +69,8 @@ class Curve:
     """Of a size, and the most CPU seconds that it may take."""
     beyond: int | None = None
     """A size that is refused at once, far beyond what can be waited for."""
+    tried: bool = False
+    """Every size is begun, however long it may take: a command of its own, which is stopped."""
 
 
 def main() -> None:
@@ -100,12 +102,12 @@ def points(curve: Curve, most: float, number: int | None = None):
     known: list[tuple[int, float]] = []
     for size in curve.sizes[:number]:
         expected = extrapolated(known, size)
-        if expected is not None and expected > most:
+        if not curve.tried and expected is not None and expected > most:
             yield {"size": size, "seconds": None, "kind": "not measured", "expected": expected}
             break
         point = {"size": size, **curve.measure(size, most)}
         yield point
-        if point.get("kind") == "refused" or (point["seconds"] or 0) > most:
+        if point.get("kind") in ("refused", "stopped") or (point["seconds"] or 0) > most and not curve.tried:
             return
         if point["seconds"] is not None:
             known.append((size, point["seconds"]))
@@ -133,7 +135,7 @@ def verify(option: str, **fixed: int) -> Callable[[int, float], Point]:
         words = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "ledger.json"
-            seconds, said = watched([*VERIFY, *words, "--json", str(path)], 4 * most)
+            seconds, said = watched([*VERIFY, *words, "--json", str(path)], 2 * most)
             if said is not None or not path.exists():
                 return {"seconds": None, "kind": "forecast" if said else "stopped", "said": said, "until": seconds}
             rows = json.loads(path.read_text())["claims"].values()
@@ -288,9 +290,9 @@ def env(id: str, argument: str) -> Callable[[int, float], Point]:
 
 POWERS_OF_4 = tuple(4**k for k in range(12))
 CURVES = (
-    Curve("verify in V", "T = 4, K = 3", (2, 3, 4, 5, 6), verify("vocab", horizon=4)),
-    Curve("verify in T", "V = 3, K = 3", (2, 3, 4, 5, 6, 7, 8), verify("horizon", vocab=3)),
-    Curve("verify in K", "V = 3, T = 4", (2, 3, 4, 5, 6, 7), verify("group-size", vocab=3, horizon=4)),
+    Curve("verify in V", "T = 4, K = 3", (2, 3, 4, 5, 6), verify("vocab", horizon=4), tried=True),
+    Curve("verify in T", "V = 3, K = 3", (2, 3, 4, 5, 6, 7, 8), verify("horizon", vocab=3), tried=True),
+    Curve("verify in K", "V = 3, T = 4", (2, 3, 4, 5, 6, 7), verify("group-size", vocab=3, horizon=4), tried=True),
     Curve("a step in prompt", "K = 8, 8 tokens, V = 64", (8, 32, 128, 256, 512, 1024, 2048, 4096), step("prompt")),
     Curve("a step in K", "prompts of 32, 8 tokens, V = 64", (2, 4, 8, 16, 32, 64, 128), step("group_size")),
     Curve("a step in response", "prompts of 32, K = 8, V = 64", (4, 8, 16, 32, 64, 128, 256, 512), step("response")),
