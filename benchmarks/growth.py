@@ -8,9 +8,9 @@ A curve has one size that grows, all others stay. A point is CPU time of one thr
 (`llm-mdp verify`, its start included), of one training step (the least of two after one that warms up) or of one step
 of an environment. A curve ends where the product refuses, or where the next point would take longer than `--seconds`,
 by the slope of the last two; a command is stopped after twice that, or when it says beforehand that it will take long,
-and what it said is its point. "start" is the CPU time of `llm-mdp verify` of one row on two responses. Of TRePO's pilot a point has the
-pilot, the draws in it, and a prompt's 8 T gradients of single tokens. Writes benchmarks/results/growth.json after every
-point anew.
+and what it said is its point. "start" is the CPU time of `llm-mdp verify` of one row on two responses. Of TRePO's pilot
+a point has the pilot, the draws in it, and a prompt's 8 T gradients of single tokens. Writes
+benchmarks/results/growth.json after every point anew.
 """
 
 import os
@@ -107,7 +107,7 @@ def points(curve: Curve, most: float, number: int | None = None):
             break
         point = {"size": size, **curve.measure(size, most)}
         yield point
-        if point.get("kind") in ("refused", "stopped") or (point["seconds"] or 0) > most and not curve.tried:
+        if point.get("kind") in ("refused", "stopped") or ((point["seconds"] or 0) > most and not curve.tried):
             return
         if point["seconds"] is not None:
             known.append((size, point["seconds"]))
