@@ -8,6 +8,7 @@ from pathlib import Path
 
 import adversary_report
 import api_pages
+import performance_report
 import summary
 import variance_report
 
@@ -30,6 +31,7 @@ def main() -> None:
     audit_docs.main([str(RESULTS / "audit.json"), str(DOCS / "audit.md"), str(RESULTS / "audit.html")])
     adversary_report.main()
     summary.main()
+    performance_report.main()
     variance_report.pages()
     registry.main([])
     agents.main([])
