@@ -50,6 +50,7 @@ def train(config, agent):
 
     def run(model: torch.nn.Module, prompts: torch.Tensor, steps: int, meter: Meter) -> None:
         policy, task = LanguageModelPolicy(model, VOCAB_SIZE, begin=None), Prompts(prompts, meter)
+        policy.fast_matmul = "auto"  # as `load_policy` and the command line set it
         options = TrainConfig(
             steps=steps, prompts_per_step=PROMPTS, learning_rate=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM,
             signal_every=0, seed=SEED, micro_batch=128,

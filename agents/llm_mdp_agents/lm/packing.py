@@ -16,12 +16,14 @@ UNUSED = -2
 """The owner of columns that nobody uses."""
 
 
-CAUSAL, MASKED = 2 / 3, 1.0
-"""What a pair of columns costs where each sees all before it, and where a mask says so: only the first is computed by
-half; the share is a guess after a few times on a CPU."""
-PARTS, PAIRS = 1.8, 600_000
+CAUSAL, MASKED = 0.9, 1.6
+"""What a pair of columns costs where each sees all before it, and where a mask says so, with its gradient, beside as
+many multiplications of a product: measured on a CPU, where kernels of attention are slower, and compute half of the
+first alone."""
+PARTS, PAIRS = 5.0, 250
 """The same where prompts and responses attend in two parts (`shared_prompts.attention_of`), with nothing computed for
-pairs that do not see each other, but weights kept for the gradient; the most pairs for which they are, a head."""
+pairs that do not see each other, but weights kept for the gradient; the most such pairs a column of text, so that they
+take at most a third of the memory of a layer's other activations."""
 PARTS_FROM = 512
 """Columns of prompts from which on that is done: below, a mask was seen to cost the same, and less memory."""
 MULTIPLE = 16

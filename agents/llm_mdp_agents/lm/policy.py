@@ -264,7 +264,8 @@ class LanguageModelPolicy(PolicyModule):
             width = self.causal_lm.config.get_text_config(decoder=True).hidden_size
             dense = packed_reading(lead, tokens, mask)
             ways = [reading, dense]
-            if dense.prompt_columns >= PARTS_FROM and dense.response_pairs <= PAIRS and self._attends_in_parts:
+            few = dense.response_pairs <= PAIRS * dense.text.numel()
+            if dense.prompt_columns >= PARTS_FROM and few and self._attends_in_parts:
                 ways.append(replace(dense, in_parts=True))
             reading = min(ways, key=lambda way: way.cost(width))
         return self.read(reading)

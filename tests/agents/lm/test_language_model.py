@@ -21,6 +21,7 @@ from llm_mdp.verify.weights import flatten_gradients
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
 loading = pytest.importorskip("llm_mdp_agents.lm.loading")
+plain_reading, packed_reading = lm.plain_reading, lm.packed_reading
 
 TOKENS = PrefixTree(3, 0, 3).leaves
 
@@ -428,3 +429,29 @@ def test_prompts_and_responses_attend_in_two_parts(build, shape, readings, monke
     monkeypatch.setattr(lm, "PAIRS", 0)
     policy.logp(prompt, tokens, mask)
     assert readings[2:] == ["packed"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_every_way_to_read_gives_the_same_scores_and_gradients(build, dtype):
+    """One response a row, responses side by side under a mask, and in two parts, each in this precision, beside the
+    plain way in float64: four prompts of several lengths with as many tokens after each, and torn groups of any."""
+    prompts, texts, masks = batch(4, 3, 10)
+    even = prompts, texts.clamp(min=0), torch.ones_like(masks)
+    rows = torch.tensor([0, 1, 3, 6, 7, 8, 11])
+    for prompt, tokens, mask in (even, (prompts[rows], texts[rows], masks[rows])):
+        lead = build().lead(prompt)
+        plain, dense = plain_reading(lead, tokens, mask), packed_reading(lead, tokens, mask)
+        weight = torch.randn(int(mask.sum()), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        found, ways = [], (plain, dense, replace(dense, in_parts=True))
+        for reading, precision in [(plain, torch.float64)] + [(way, dtype) for way in ways]:
+            policy = build()
+            policy.model.to(precision)
+            states, head = policy.read(reading)
+            logp = policy.scores(head(states)).log_softmax(-1)[range(len(weight)), tokens[mask]]
+            found.append((logp.detach().double(), gradients(policy, logp, weight).double()))
+        (expected, slope), *others = found
+        most = 1e-10 if dtype == torch.float64 else 3e-5
+        for logp, gradient in others:
+            assert float((logp - expected).abs().max()) < most
+            assert float((gradient - slope).norm() / slope.norm()) < most
