@@ -228,7 +228,9 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         done = np.flatnonzero(terminated)
         reward, final = np.zeros(self.num_envs), {}
         if len(done):
-            scores = check_scores(self.task, self._asked.score(done, self._tokens[done], self._mask(done)), len(done))
+            tokens = self._tokens[done]
+            scores = self._asked.score(done, tokens, self._own(tokens, done))
+            check_scores(self.task, scores, len(done))
             reward[done] = scores.reward
             final = _final_infos(finish, done, scores)
         if self.task.reveals_token_rewards:
@@ -250,7 +252,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     @property
     def mask(self) -> np.ndarray:
         """(N, horizon) bool: which tokens of the responses so far the policy chose."""
-        return self._mask(slice(None))
+        return self._own(self._tokens, slice(None))
 
     def render(self) -> tuple[str, ...] | None:
         """The text of every environment so far."""
@@ -315,8 +317,9 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._put(number, episode)
         return episode
 
-    def _mask(self, where: np.ndarray | slice) -> np.ndarray:
-        own = self._tokens[where] != PAD
+    def _own(self, tokens: np.ndarray, where: np.ndarray | slice) -> np.ndarray:
+        """Which of these environments' tokens the policy chose."""
+        own = tokens != PAD
         return own if self.task.end_of_turn is None else own & ~self._written[where]
 
     def _last_token_rewards(self) -> np.ndarray:
@@ -357,8 +360,9 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 def _final_infos(finish: np.ndarray, done: np.ndarray, scores: Scores) -> dict[str, Any]:
     """`finish`, `parts` and `details` of the episodes that end now, in the form of Gymnasium's vector infos."""
-    ended = finish != GOES_ON
-    infos: dict[str, Any] = {"finish": FINISH_NAMES[finish], "_finish": ended}
+    ended, names = finish != GOES_ON, np.empty(len(finish), dtype=object)
+    names[done] = FINISH_NAMES[finish[done]]
+    infos: dict[str, Any] = {"finish": names, "_finish": ended}
     for kind, columns in (("parts", scores.parts), ("details", scores.details)):
         reported: dict[str, Any] = {}
         for name, values in columns.items():

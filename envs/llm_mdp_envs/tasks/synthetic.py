@@ -141,15 +141,21 @@ class TokenMDPTask(ArrayTask):
     def _markov_rewards(self, order: int, table: np.ndarray, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         n, steps = tokens.shape
         width, entries = self.vocab_size + 1, (self.vocab_size + 1) ** (order + 1)
-        text = np.concatenate([np.full((n, order), PAD), self._prompts[prompt], tokens], axis=1) if order else tokens
-        text = text[:, text.shape[1] - steps - order :]
-        # Tables count tokens from 1; that is the same for all rows, and added once for each step.
-        row = text[:, order:] + (np.arange(steps) * 2 * entries + sum(width**back for back in range(order + 1)))
-        for back in range(1, order + 1):
-            row += text[:, order - back : text.shape[1] - back] * width**back
-        last = np.count_nonzero(tokens != PAD, axis=1) - 1
-        row[np.arange(n), last] += entries  # of no token, where there is none: padding earns nothing in either half
-        return table.take(row).sum(1)
+        text = tokens
+        if order:
+            before = np.concatenate([np.full((n, order), PAD), self._prompts[prompt]], axis=1)
+            text = np.concatenate([before[:, before.shape[1] - order :], tokens], axis=1)
+        # Most responses end long before the horizon, so what they are worth is looked up for their tokens alone.
+        there = np.flatnonzero(tokens != PAD)
+        row = there // steps
+        place = there + (row + 1) * order
+        # Tables count tokens from 1.
+        entry = (there - row * steps) * (2 * entries) + sum(width**back for back in range(order + 1))
+        for back in range(order + 1):
+            entry += text.take(place - back) * width**back
+        entry[np.flatnonzero(row[1:] != row[:-1])] += entries  # the last of each response
+        entry[-1:] += entries
+        return np.bincount(row, table.take(entry), n)
 
     @cached_property
     def _markov_table(self) -> tuple[int, np.ndarray] | None:
