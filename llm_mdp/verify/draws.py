@@ -19,13 +19,13 @@ from torch import Tensor
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.groups import Groups, all_groups
-from llm_mdp.exact.worlds import ExactSampler, TreeBranches, TreeSampler, WorldSampler, of_rows
+from llm_mdp.exact.worlds import ExactSampler, TreeBranches, TreeSampler
 from llm_mdp.sampling.sampler import NothingKept
-from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.intervals import Squares
 from llm_mdp.verify.moments import displaced_gradients, updates_first
-from llm_mdp.verify.weight_sums import Means
-from llm_mdp.verify.weights import check_worlds, edges, token_weights
+from llm_mdp.verify.quick_sampler import QuickSampler
+from llm_mdp.verify.score_products import node_gram, score_squares, squares_by_node
+from llm_mdp.verify.weight_sums import Means, Seen, WholeResponses, look
 
 CHUNK = 20_000
 """Groups that are in memory at one time."""
@@ -101,7 +101,7 @@ class _View:
         self.enumeration = enumeration
         self.size = float(target.norm())
         self.unit = target / self.size if self.size > 0 else target
-        self.edge_along = enumeration.scores @ self.unit
+        self.edge_along = enumeration.sparse_scores @ self.unit
 
     def dense(self, edge: Int[Tensor, "W n"]) -> bool:
         """Are sums over all edges quicker than inner products of pairs of tokens?"""
@@ -110,6 +110,8 @@ class _View:
     def squares(self, weights: list[Float[Tensor, "W n"]], edge: Int[Tensor, "W n"]) -> list[Float[Tensor, " W"]]:
         """|Σ weight ∇log π(edge)|² of every world, for each of several weights of the same edges."""
         scores, tokens = self.enumeration.scores, edge.shape[1]
+        if (table := node_gram(self.enumeration)) is not None:
+            return squares_by_node(weights, edge, table, self.enumeration.tree.horizon)
         if self.dense(edge):
             sums = [torch.zeros(len(edge), len(scores), dtype=torch.float64).scatter_add_(1, edge, w) for w in weights]
             return [(each @ scores).square().sum(-1) for each in sums]
@@ -133,46 +135,23 @@ class _Worlds:
     own: Bool[Tensor, "W n"]
     """Tokens that the policy drew."""
     kept: Float[Tensor, " W"]
-    on_policy: bool
+
+    @classmethod
+    def of(cls, seen: Seen, enumeration: Enumeration, worlds: int | None = None) -> "_Worlds":
+        """The first so many of them; None: all."""
+        return cls(*seen.tokens(enumeration, worlds), seen.kept[:worlds])
 
     def without(self, baseline: Float[Tensor, " E"]) -> Float[Tensor, "W n"]:
-        return (
-            self.weights - baseline.index_select(0, self.edge.flatten()).view_as(self.edge) * self.own
-            if self.on_policy
-            else self.weights
-        )
+        return self.weights - baseline.index_select(0, self.edge.flatten()).view_as(self.edge) * self.own
 
 
-def _look(estimator: Estimator, sampler: WorldSampler, on_policy: bool | None = None, check: bool = False) -> _Worlds:
-    """What the estimator makes of the sampler's worlds. `on_policy`: is it the policy itself that draws (None: to be
-    found out)?"""
-    enumeration, meter = sampler.enumeration, Meter(sampler)
-    evidence = estimator.collect(meter)
-    weights = token_weights(estimator, evidence, enumeration, sampler.weight.shape)
-    if check:
-        check_worlds(estimator, evidence, weights, enumeration)
-    drawn = meter.responses
-    assert drawn is not None
-    if on_policy is None:
-        # Whoever draws from the policy itself gets the enumeration's own table of log-probabilities.
-        on_policy = torch.equal(drawn.logp, of_rows(enumeration.leaf_logp(), drawn))
-    usable = on_policy and evidence.rollouts is drawn
-    own = drawn.mask.flatten(1) if usable else torch.zeros(1, 1, dtype=torch.bool).expand(weights.flatten(1).shape)
-    kept = torch.ones_like(sampler.weight)
-    if sampler.kept is not None:
-        kept = sampler.kept.double()
-        weights = weights * kept[:, None, None]
-    return _Worlds(weights.flatten(1), edges(evidence, enumeration).flatten(1), own, kept, on_policy)
+def _baseline(weights: Float[Tensor, " E"], own: Float[Tensor, " E"], enumeration: Enumeration) -> Float[Tensor, " E"]:
+    """c(prefix) for every edge: the mean weight of the tokens after the prefix, each counted with |∇log π|².
 
-
-def _baseline(worlds: list[_Worlds], chance: list[Tensor], enumeration: Enumeration) -> Float[Tensor, " E"]:
-    """c(prefix) for every edge: the mean weight of the tokens after the prefix, each counted with |∇log π|²."""
-    vocab_size, norm = enumeration.tree.vocab_size, enumeration.scores.square().sum(-1)
-    sums = torch.zeros(2, enumeration.n_edges // vocab_size, dtype=torch.float64)
-    for each, probability in zip(worlds, chance):
-        node, own = each.edge // vocab_size, each.own * probability[:, None] * norm[each.edge]
-        sums[0].index_add_(0, node.flatten(), (each.weights * own).flatten())
-        sums[1].index_add_(0, node.flatten(), own.flatten())
+    Args: weights: their sum. own: how many tokens of the policy they belong to.
+    """
+    vocab_size = enumeration.tree.vocab_size
+    sums = (torch.stack([weights, own]) * score_squares(enumeration)).unflatten(-1, (-1, vocab_size)).sum(-1)
     mean = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1e-300), 0.0)
     return mean.repeat_interleave(vocab_size)
 
@@ -190,13 +169,16 @@ def _is_count(estimator: Estimator, enumeration: Enumeration) -> bool:
 
 
 def _responses(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
-    enumeration, every, chance = view.enumeration, [], []
+    enumeration, every, chance, whole = view.enumeration, [], [], WholeResponses(estimator, view.enumeration)
     for number, chunk in enumerate(all_groups(enumeration, 1)):
         sampler = ExactSampler(enumeration, chunk)
-        every.append(_look(estimator, sampler, check=number == 0))
+        every.append(_Worlds.of(look(whole, sampler, check=number == 0), enumeration))
         chance.append(sampler.weight)
-    baseline = _baseline(every, chance, enumeration)
-    edge, raw = (torch.cat([getattr(each, name) for each in every]) for name in ("edge", "weights"))
+    edge, raw, own = (torch.cat([getattr(each, name) for each in every]) for name in ("edge", "weights", "own"))
+    sums = torch.zeros(2, enumeration.n_edges, dtype=torch.float64)
+    for row, values in zip(sums, (raw * own, own)):
+        row.index_add_(0, edge.flatten(), (values * torch.cat(chance)[:, None]).flatten())
+    baseline = _baseline(sums[0], sums[1], enumeration)
     weights = torch.cat([each.without(baseline) for each in every])
     place = torch.stack([torch.arange(len(edge))[:, None].expand(edge.shape).flatten(), edge.flatten()])
     tables = [
@@ -249,36 +231,34 @@ def _squares(mean: float, mean_of_squares: float, count: int) -> Squares:
 def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
     """From drawn worlds, at most `CHUNK` in memory."""
     enumeration, generator = view.enumeration, torch.Generator().manual_seed(seed)
-    trial = _look(estimator, TreeSampler(enumeration, min(CHUNK, math.ceil(PILOT * worlds)), generator), check=True)
-    baseline = _baseline([trial], [torch.ones_like(trial.kept)], enumeration)
-    measure = min(worlds, MEASURED if view.dense(trial.edge) else max(2_000, PAIRS // trial.edge.shape[1] ** 2))
-    sums = torch.zeros(2, enumeration.n_edges, dtype=torch.float64)
-    kept = kept_measured = square = 0.0
-    nonzero = measured = 0
-    totals = torch.zeros(4, dtype=torch.float64)
-    largest = 0.0
-    rest = Means(estimator, enumeration, trial.on_policy)
+
+    def some(number: int) -> QuickSampler:
+        return QuickSampler(enumeration, min(CHUNK, number), generator)
+
+    whole, trial, every = WholeResponses(estimator, enumeration), Means(enumeration), Means(enumeration)
+    first = look(whole, some(math.ceil(PILOT * worlds)), check=True)
+    trial.add(first)
+    baseline, edge = _baseline(trial.weights, trial.own, enumeration), first.tokens(enumeration, 1)[1]
+    measure = min(worlds, MEASURED if view.dense(edge) else max(2_000, PAIRS // edge.shape[1] ** 2))
+    raw_sums = torch.zeros(enumeration.n_edges, dtype=torch.float64)
+    totals, kept_measured, square, largest, measured = torch.zeros(4, dtype=torch.float64), 0.0, 0.0, 0.0, 0
     for start in range(0, worlds, CHUNK):
-        chunk = TreeSampler(enumeration, min(CHUNK, worlds - start), generator)
+        seen = look(whole, some(worlds - start), first.on_policy)
+        every.add(seen)
         if measured == measure:
-            rest.add(chunk)
             continue
-        each = _look(estimator, chunk, trial.on_policy)
+        each = _Worlds.of(seen, enumeration, measure - measured)
+        measured += len(each.kept)
         weights = each.without(baseline)
-        sums[0].index_add_(0, each.edge.flatten(), weights.flatten())
-        kept += float(each.kept.sum())
-        nonzero += int((each.weights != 0).any(-1).sum())
-        some = slice(0, measure - measured)
-        measured += len(each.kept[some])
-        long, raw = view.squares([weights[some], each.weights[some]], each.edge[some])
-        parts = view.z_squares((weights[some] * view.edge_along[each.edge[some]]).sum(-1), long, each.kept[some])
+        long, raw = view.squares([weights, each.weights], each.edge)
+        parts = view.z_squares((weights * view.edge_along[each.edge]).sum(-1), long, each.kept)
         totals += torch.stack([power.sum() for y in parts for power in (y, y.square())])
-        sums[1].index_add_(0, each.edge[some].flatten(), each.weights[some].flatten())
+        raw_sums.index_add_(0, each.edge.flatten(), each.weights.flatten())
         square += float(raw.sum())
-        kept_measured += float(each.kept[some].sum())
+        kept_measured += float(each.kept.sum())
         largest = max(largest, float((parts[0] + parts[1]).max()))
-    sums[0] += rest.weights - baseline * rest.own
-    kept, nonzero = kept + rest.kept, nonzero + rest.nonzero
+    sums = torch.stack([every.weights - baseline * every.own, raw_sums])
+    kept, nonzero = every.kept, every.nonzero
     if not kept:
         raise NothingKept(
             f"the estimator left out every one of {worlds} groups; draw more responses or another instance."
@@ -295,7 +275,7 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
         nonzero=nonzero,
         along=_squares(along, along_power, measured),
         across=_squares(across, across_power, measured),
-        longest=max(math.sqrt(largest), _longest(estimator, view, baseline)),
+        longest=max(math.sqrt(largest), _longest(whole, view, baseline)),
     )
 
 
@@ -310,17 +290,16 @@ class _Corners(ExactSampler):
         return TreeBranches(row, step, torch.where(drawn, reward, 0.0), tokens=torch.zeros_like(reward))
 
 
-def _longest(estimator: Estimator, view: _View, baseline: Float[Tensor, " E"]) -> float:
+def _longest(whole: WholeResponses, view: _View, baseline: Float[Tensor, " E"]) -> float:
     """The largest |Z| that a search over groups of responses finds; see `draw`."""
-    enumeration, members, best = view.enumeration, estimator.group_size, 0.0
+    enumeration, members, best = view.enumeration, whole.estimator.group_size, 0.0
     corners = 16 if members == 1 else 1
 
     def lengths(prompt: int, groups: Tensor) -> Tensor:
         groups = groups.repeat_interleave(corners, 0)
         which = torch.full((len(groups),), prompt)
-        worlds = _look(
-            estimator, _Corners(enumeration, Groups(which, groups, torch.ones(len(groups), dtype=torch.float64)))
-        )
+        corner = _Corners(enumeration, Groups(which, groups, torch.ones(len(groups), dtype=torch.float64)))
+        worlds = _Worlds.of(look(whole, corner), enumeration)
         weights = worlds.without(baseline)
         along = (weights * view.edge_along[worlds.edge]).sum(-1)
         parts = view.z_squares(along, view.squares([weights], worlds.edge)[0], worlds.kept)

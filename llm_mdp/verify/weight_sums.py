@@ -4,6 +4,7 @@ Most group estimators weigh a response and not its tokens. Then g = Σₖ aₖ s
 π(wₜ | W₀,ₜ₋₁), and |g|² is K (K + 1) / 2 entries of one table of <s(W), s(W')>, where tokens need (KT)² of another.
 """
 
+from dataclasses import dataclass
 from types import MethodType
 
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
-from llm_mdp.exact.worlds import TreeBranches, TreeRollouts, TreeSampler, of_rows
+from llm_mdp.exact.worlds import TreeBranches, TreeRollouts, WorldSampler, of_rows
 from llm_mdp.sampling.evidence import Evidence, Rollouts
 from llm_mdp.sampling.shared_draws import Meter
-from llm_mdp.verify.weights import squared_norms, token_weights
+from llm_mdp.verify.weights import check_worlds, squared_norms, token_weights
 
 MOST = 1_000
 """Responses, to all prompts together, of which inner products are tabulated (8 MB)."""
+FEW = 64
+"""Worlds that are looked at before all others."""
 
 
 class WeightSums:
@@ -70,40 +73,60 @@ class WeightSums:
         return self._by_edge + spread(self._by_response, self.enumeration)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What an estimator makes of some worlds: a weight for each token, or for each response where that says all."""
+
+    rollouts: Rollouts
+    weights: Float[Tensor, "W B T"] | None
+    whole: Float[Tensor, "W B"] | None
+    kept: Float[Tensor, " W"]
+    on_policy: bool
+    """Is it the policy itself that drew?"""
+    own: bool
+    """Did it draw the tokens that have weights?"""
+
+    def tokens(self, enumeration: Enumeration, worlds: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight and the edge of every token of the first so many worlds (None: of all), and is it one of the
+        policy: three of (W, B T)."""
+        assert isinstance(self.rollouts, TreeRollouts)
+        which, leaf = (of[:worlds].flatten() for of in (self.rollouts.which_prompt, self.rollouts.leaf))
+        mask = enumeration.mask.index_select(0, leaf)
+        if self.weights is not None:
+            weights = self.weights[:worlds]
+        else:
+            assert self.whole is not None
+            weights = torch.where(mask, self.whole[:worlds].reshape(-1, 1), 0.0)
+        edge = enumeration.edge.flatten(0, 1).index_select(0, which * enumeration.tree.n_leaves + leaf)
+        shape = (len(self.kept[:worlds]), -1)
+        own = mask if self.own else torch.zeros_like(mask)
+        return weights.reshape(shape), edge.view(shape), own.view(shape)
+
+
 class Means:
-    """What the mean of drawn worlds is made of: sums of weights, and of the policy's own tokens, by edge.
+    """What the mean of worlds is made of: sums of weights, and of the policy's own tokens, by edge."""
 
-    Args: on_policy: is it the policy itself that draws?
-    """
-
-    def __init__(self, estimator: Estimator, enumeration: Enumeration, on_policy: bool):
-        self.estimator, self.enumeration, self.on_policy = estimator, enumeration, on_policy
+    def __init__(self, enumeration: Enumeration):
+        self.enumeration = enumeration
         self.kept, self.nonzero = 0.0, 0
         """Worlds that were kept, and those with a weight that is not 0."""
         responses = enumeration.n_prompts * enumeration.tree.n_leaves
         self._by_edge = torch.zeros(enumeration.n_edges, dtype=torch.float64)
         self._by_response, self._number = torch.zeros(2, responses, dtype=torch.float64)
-        self.whole = WholeResponses(estimator, enumeration)
 
-    def add(self, sampler: TreeSampler) -> None:
-        """The worlds that the sampler draws."""
-        e, meter = self.enumeration, Meter(sampler)
-        evidence = self.estimator.collect(meter)
-        rollouts, kept = evidence.rollouts, sampler.kept
-        self.kept += len(sampler.weight) if kept is None else int(kept.sum())
-        if self.on_policy and rollouts is meter.responses:
+    def add(self, seen: Seen) -> None:
+        e, rollouts = self.enumeration, seen.rollouts
+        self.kept += float(seen.kept.sum())
+        if seen.own:
             self._number += torch.bincount(_responses(rollouts, e).flatten(), minlength=len(self._number))
-        weights, whole = self.whole.either(evidence, sampler.weight.shape)
-        if whole is not None:
-            whole = whole if kept is None else whole * kept[:, None]
-            by_response = torch.bincount(_responses(rollouts, e).flatten(), whole.flatten(), len(self._number))
-            self._by_response += by_response
-            self.nonzero += int((whole != 0).any(-1).sum())
+        if seen.whole is not None:
+            response = _responses(rollouts, e).flatten()
+            self._by_response += torch.bincount(response, seen.whole.flatten(), len(self._number))
+            self.nonzero += int((seen.whole != 0).any(-1).sum())
         else:
-            assert weights is not None
-            weights = weights if kept is None else weights * kept[:, None, None]
-            self._by_edge.index_add_(0, of_rows(e.edge, rollouts).flatten(), weights.flatten())
-            self.nonzero += int((weights != 0).flatten(1).any(-1).sum())
+            assert seen.weights is not None
+            self._by_edge.index_add_(0, of_rows(e.edge, rollouts).flatten(), seen.weights.flatten())
+            self.nonzero += int((seen.weights != 0).flatten(1).any(-1).sum())
 
     @property
     def weights(self) -> Float[Tensor, " E"]:
@@ -115,9 +138,9 @@ class Means:
 
 
 class WholeResponses:
-    """An estimator's weights where it weighs responses: `advantages` gives one number for each, and the loss is the
-    policy gradient of `objectives`, whose derivative is known. It is taken where autograd gave the same, to the last
-    bits, on the worlds that were seen before."""
+    """An estimator's weights where its loss is the policy gradient of `objectives`, whose derivative is known: what
+    `advantages` gives, shared out. It is taken where autograd gave the same, to the last bits, on the worlds that were
+    seen before; where `advantages` gives one number for each response, those are its weights."""
 
     def __init__(self, estimator: Estimator, enumeration: Enumeration):
         self.estimator, self.enumeration = estimator, enumeration
@@ -133,42 +156,73 @@ class WholeResponses:
 
         Args: tabulated: are those of responses enough? Otherwise both are wanted.
         """
-        if self.agreed and tabulated and (known := self._weights(evidence)) is not None:
-            return None, known
-        weights = token_weights(self.estimator, evidence, self.enumeration, worlds)
+        known = self._weights(evidence) if self.agreed else None
+        if known is not None and known.shape[-1] == 1 and tabulated and not isinstance(evidence.branches, TreeBranches):
+            return None, known[..., 0]
+        if known is None:
+            weights = token_weights(self.estimator, evidence, self.enumeration, worlds)
+        else:
+            weights = torch.where(evidence.rollouts.mask, known, 0.0)
         return weights, self._seen(evidence, weights)
 
     def _seen(self, evidence: Evidence, weights: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "W B"] | None:
-        """The weight of every response where autograd gave each of its tokens the same; None: it did not."""
+        """The weight of every response where each of its tokens has the same; None: some differ."""
         if weights.dim() != 3 or not isinstance(evidence.rollouts, TreeRollouts):
             return None
-        whole = response_weights(weights, evidence.rollouts, self.enumeration)
-        if whole is not None and self.possible and not self.agreed:
+        if self.possible and not self.agreed:
             known = self._weights(evidence)
-            self.agreed = known is not None and torch.allclose(known, whole, rtol=1e-14, atol=0.0)
+            self.agreed = known is not None and torch.allclose(
+                torch.where(evidence.rollouts.mask, known, 0.0), weights, rtol=1e-14, atol=0.0
+            )
             self.possible = self.agreed
-        return whole
+        return response_weights(weights, evidence.rollouts, self.enumeration)
 
-    def _weights(self, evidence: Evidence) -> Float[Tensor, "W B"] | None:
+    def _weights(self, evidence: Evidence) -> Float[Tensor, "W B T"] | None:
+        """By the known derivative; one for all tokens where `advantages` has one."""
         rollouts, estimator = evidence.rollouts, self.estimator
         # A mask that `collect` changed may say that tokens of a response have no weight.
-        if isinstance(evidence.branches, TreeBranches) or not (
-            isinstance(rollouts, TreeRollouts) and rollouts.as_drawn
-        ):
+        if not (isinstance(rollouts, TreeRollouts) and rollouts.as_drawn):
             return None
         advantage = estimator.advantages(evidence)
-        if advantage.shape != (*rollouts.leaf.shape, 1):
+        if advantage.shape not in ((*rollouts.leaf.shape, 1), (*rollouts.leaf.shape, self.enumeration.tree.horizon)):
             return None
         rows, constant = rollouts.leaf.shape[-1], estimator.reduction_constant or 1
         # In the order of the backward pass, so that the last bits are the same.
         share = {
             "sum": lambda: 1 / rows,
-            "sequence_mean": lambda: (1 / rows) / rollouts.length.double(),
-            "token_mean": lambda: 1 / rollouts.length.sum(-1, keepdim=True).double(),
+            "sequence_mean": lambda: ((1 / rows) / rollouts.length.double())[..., None],
+            "token_mean": lambda: 1 / rollouts.length.sum(-1).double()[..., None, None],
             "constant": lambda: 1 / constant / rows,
         }[estimator.reduction]()
-        whole = advantage[..., 0].detach().double() * share
-        return whole if torch.isfinite(whole.sum()) else None
+        known = advantage.detach().double() * share
+        # What `advantages` says of padding is nobody's weight.
+        said = known if known.shape[-1] == 1 else torch.where(rollouts.mask, known, 0.0)
+        return known if torch.isfinite(said.sum()) else None
+
+
+def look(whole: WholeResponses, sampler: WorldSampler, on_policy: bool | None = None, check: bool = False) -> Seen:
+    """What the estimator makes of the sampler's worlds.
+
+    Args:
+        on_policy: is it the policy itself that draws? None: to be found out.
+        check: see `check_worlds`; of the first worlds only.
+    """
+    e, meter = sampler.enumeration, Meter(sampler)
+    evidence = whole.estimator.collect(meter)
+    rollouts, drawn = evidence.rollouts, meter.responses
+    assert drawn is not None
+    weights, of_responses = whole.either(evidence, sampler.weight.shape)
+    if check:
+        assert weights is not None, "autograd has seen none before"
+        check_worlds(whole.estimator, evidence, weights, e)
+    if on_policy is None:
+        # Whoever draws from the policy itself gets the enumeration's own table of log-probabilities.
+        on_policy = torch.equal(drawn.logp, of_rows(e.leaf_logp(), drawn))
+    kept = torch.ones_like(sampler.weight) if sampler.kept is None else sampler.kept.double()
+    if of_responses is not None:
+        return Seen(rollouts, None, of_responses * kept[:, None], kept, on_policy, on_policy and rollouts is drawn)
+    assert weights is not None
+    return Seen(rollouts, weights * kept[:, None, None], None, kept, on_policy, on_policy and rollouts is drawn)
 
 
 def _responses(rollouts: Rollouts, enumeration: Enumeration) -> Int[Tensor, "W B"]:
@@ -184,8 +238,11 @@ def response_weights(
 ) -> Float[Tensor, "W B"] | None:
     """The weight of every response, if each token that the policy chose has it, to the last bit (whatever the rollouts'
     own mask says); None: some differ."""
-    first = weights[..., 0]
-    return first if torch.equal(weights, torch.where(enumeration.mask[rollouts.leaf], first[..., None], 0.0)) else None
+    for some in (slice(FEW), slice(None)):  # most that differ do so at once
+        here, first = weights[some], weights[some, :, 0]
+        if not torch.equal(here, torch.where(enumeration.mask[rollouts.leaf[some]], first[..., None], 0.0)):
+            return None
+    return weights[..., 0]
 
 
 def spread(by_response: Float[Tensor, " R"], enumeration: Enumeration) -> Float[Tensor, " E"]:

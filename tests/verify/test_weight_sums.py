@@ -8,22 +8,28 @@ import torch
 from torch.testing import assert_close
 
 from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, ReMax, TRePO
+from llm_mdp.estimators.boundaries import EveryNTokens
 from llm_mdp.estimators.practices import Tempered
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import Inverse, TreeRollouts, of_rows
+from llm_mdp.exact.worlds import Inverse, TreeRollouts, TreeSampler, of_rows
 from llm_mdp.sampling.evidence import Evidence
-from llm_mdp.verify import draws, moments, weight_sums
+from llm_mdp.sampling.policies import NgramPolicy
+from llm_mdp.sampling.shared_draws import Meter
+from llm_mdp.verify import draws, moments, score_products, weight_sums
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
+from llm_mdp.verify.quick_sampler import QuickSampler
 from llm_mdp.verify.sampled import sampled_certificate
-from llm_mdp.verify.weights import loss_weights
+from llm_mdp.verify.weights import loss_weights, squared_norms
 
 INSTANCES = {
     "one prompt": random_instance(3, 3, seed=1),
     "two prompts": random_instance(2, 3, eos=1, gamma=0.9, n_prompts=2, seed=2),
     "replies": random_instance(2, 4, seed=3, environment_at=(2,)),
+    "no end": random_instance(2, 5, eos=None, seed=4),
 }
+"""The last one is large enough for sparse scores."""
 PROBLEMS = {name: Problem(instance) for name, instance in INSTANCES.items()}
 
 
@@ -114,6 +120,9 @@ def slowly(monkeypatch):
 
     def switch():
         monkeypatch.setattr(weight_sums, "response_weights", lambda *_: None)
+        monkeypatch.setattr(weight_sums.WholeResponses, "_weights", lambda *_: None)
+        monkeypatch.setattr(draws, "node_gram", lambda _: None)
+        monkeypatch.setattr(draws, "QuickSampler", TreeSampler)
 
     return switch
 
@@ -145,7 +154,7 @@ def test_batches_of_prompts_too(slowly):
 @pytest.mark.parametrize(
     "name", ["rloo", "grpo-length", "token-mean", "by token", "clipped", "trepo", "last token out", "float32"]
 )
-@pytest.mark.parametrize("where", ["one prompt", "two prompts"])
+@pytest.mark.parametrize("where", ["one prompt", "two prompts", "no end"])
 def test_sampled_figures_are_those_of_every_token(name, where, slowly, monkeypatch):
     """Of the same draws: what is measured is one chunk of several."""
     for constant, value in (("CHUNK", 200), ("MEASURED", 200), ("PAIRS", 200)):
@@ -157,7 +166,8 @@ def test_sampled_figures_are_those_of_every_token(name, where, slowly, monkeypat
     slow = sampled_certificate(*given)
     assert quick.relative_bias == pytest.approx(slow.relative_bias, rel=1e-10)
     assert quick.scale == pytest.approx(slow.scale, rel=1e-12)
-    assert quick.trace_covariance == slow.trace_covariance and quick.bias_interval is not None
+    assert quick.trace_covariance == pytest.approx(slow.trace_covariance, rel=1e-12)
+    assert quick.bias_interval is not None
     assert quick.bias_interval == pytest.approx(slow.bias_interval, abs=1e-12)
 
 
@@ -221,6 +231,52 @@ def test_the_guide_table_finds_what_binary_search_finds(where, temperature):
         here = prompt == number
         assert torch.equal(found[here], torch.searchsorted(row, place[here], right=True) - 1)
     assert (inverse.guide >= 0).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("where", PROBLEMS)
+@pytest.mark.parametrize("temperatures", [(1.0,) * 3, (0.0, 0.5, 1.0, 0.5), (0.0,)])
+def test_quick_draws_are_the_plain_ones(where, temperatures):
+    """To the last bit, of branches from every second token of groups of two; many responses end before."""
+    e, found = PROBLEMS[where].enumeration, []
+    estimator = TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=temperatures)
+    for kind in (QuickSampler, TreeSampler):
+        sampler = Meter(kind(e, 500, torch.Generator().manual_seed(4)))
+        evidence = estimator.collect(sampler)
+        rollouts, branches = evidence.rollouts, evidence.branches
+        assert isinstance(rollouts, TreeRollouts) and branches is not None and branches.tokens is not None
+        found.append(
+            [rollouts.which_prompt, rollouts.leaf, *sampler.cost(2)]
+            + [getattr(branches, name) for name in ("row", "step", "reward", "tokens")]
+        )
+    for quick, plain in zip(*found):
+        assert quick.dtype == plain.dtype and torch.equal(quick, plain)
+    assert (found[0][-1] > 0).any() and (found[0][-1] == 0).any() == (where != "no end")
+
+
+@pytest.mark.parametrize("where", PROBLEMS)
+def test_lengths_node_by_node_are_those_of_all_pairs(where, monkeypatch):
+    monkeypatch.setattr(score_products, "AT_ONCE", 100)
+    e, generator = Problem(INSTANCES[where]).enumeration, torch.Generator().manual_seed(0)
+    e.__dict__["sparse_scores"] = e.scores.to_sparse().coalesce()
+    table = score_products.node_gram(e)
+    assert table is not None and score_products.node_gram(e) is table
+    leaf, prompt = (torch.randint(number, (50, 3), generator=generator) for number in (e.tree.n_leaves, e.n_prompts))
+    edge = of_rows(e.edge, TreeRollouts.of(e, e.leaf_logp(), prompt, leaf))
+    weights = [torch.where(e.mask[leaf], torch.randn(edge.shape, generator=generator).double(), 0.0) for _ in range(2)]
+    flat = [each.flatten(1) for each in weights]
+    quick = score_products.squares_by_node(flat, edge.flatten(1), table, e.tree.horizon)
+    for one, each in zip(quick, weights):
+        assert_close(one, squared_norms(each, edge, e.gram), rtol=1e-12, atol=1e-13)
+    assert_close(score_products.score_squares(e), e.gram.diagonal(), rtol=1e-12, atol=1e-13)
+
+
+def test_scores_that_prefixes_share_have_no_table():
+    instance = replace(INSTANCES["one prompt"], policy=NgramPolicy.random(3, 1, torch.Generator().manual_seed(0)))
+    e = Problem(instance).enumeration
+    assert score_products.node_gram(e) is None
+    e.__dict__["sparse_scores"] = e.scores.to_sparse().coalesce()
+    e.shared.clear()
+    assert score_products.node_gram(e) is None
 
 
 def test_what_nobody_asks_for_is_not_looked_up():
