@@ -67,24 +67,15 @@ class Groups:
         """Rows of the prompt that has most, M."""
         return int(self.group.bincount(minlength=self.count).max())
 
-    @cached_property
-    def even(self) -> bool:
-        """Has every prompt M rows, and are they adjacent? Then nothing need be looked up."""
-        return len(self.group) == self.count * self.most and bool((self.group.diff() >= 0).all())
-
     def together(self, rows: Tensor) -> Tensor:
         """(N, h, q, x) as (G, h, M q, x), with zeros where a prompt has fewer rows."""
-        if self.even:
-            full = rows.unflatten(0, (self.count, self.most))
-        else:
-            full = rows.new_zeros(self.count, self.most, *rows.shape[1:])
-            full = full.index_put((self.group, self.slot), rows)
+        full = rows.new_zeros(self.count, self.most, *rows.shape[1:])
+        full = full.index_put((self.group, self.slot), rows)
         return full.transpose(1, 2).flatten(2, 3)
 
     def apart(self, full: Tensor) -> Tensor:
         """Back again."""
-        full = full.unflatten(2, (self.most, -1)).transpose(1, 2)
-        return full.flatten(0, 1) if self.even else full[self.group, self.slot]
+        return full.unflatten(2, (self.most, -1)).transpose(1, 2)[self.group, self.slot]
 
 
 def attend(
