@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from smollm2_report import figure as smollm2_figure
+from turns import draw as turns_figure
 from zoo_report import figure as zoo_figure
 from zoo_report import is_whole
 
@@ -45,6 +46,7 @@ def main() -> None:
         smollm2_figure(json.loads(smollm2.read_text()), FOLDER / "smollm2.svg")
     ledger = json.loads((HERE / "results" / "ledger.json").read_text())
     certificates_figure(ledger["instances"][0], FOLDER / "certificates.svg")
+    turns_figure(json.loads((HERE / "results" / "turns.json").read_text()), FOLDER / "turns.svg")
     zoo = HERE / "results" / "zoo.json"
     if zoo.exists() and is_whole(found := json.loads(zoo.read_text())):
         zoo_figure(found, FOLDER / "zoo.svg")

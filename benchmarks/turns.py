@@ -87,7 +87,7 @@ def main() -> None:
             ]
     results = {"paper": PAPER, "options": vars(arguments) | {"output": str(arguments.output)}, "rows": summaries(runs)}
     write_results(arguments.output, ("torch",), results | {"runs": runs})
-    draw(results["rows"], FIGURE)
+    draw(results, FIGURE)
     Console().print(json.dumps(results["rows"][-2:], indent=1))
     Console().print(f"Written to {arguments.output} and {FIGURE}")
 
@@ -259,23 +259,29 @@ def geometric(values: list[float]) -> tuple[float, float, float]:
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """Noise of one response, and tokens to signal, against turns; the reward at the end."""
-    from figures import COLOURS, _finish
+    from figures import COLOURS, _finish, name_ends
 
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-    at_the_end = [row for row in rows if row["reward"] == REWARDS[0]]
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3))
+    at_the_end = [row for row in results["rows"] if row["reward"] == REWARDS[0]]
     turns = [row["turns"] for row in at_the_end]
+    ends: list[list[tuple[float, str, str]]] = [[], []]
     for (name, words), colour in zip(ESTIMATORS.items(), COLOURS):
-        for axis, key in zip(axes, ("noise", "tokens_to_signal")):
+        for axis, key, which in zip(axes, ("noise", "tokens_to_signal"), ends):
             if name in at_the_end[0][key]:
                 middle, low, high = zip(*(row[key][name] for row in at_the_end))
-                axis.plot(turns, middle, color=colour, label=words, marker="o", markersize=3)
+                axis.plot(turns, middle, color=colour, marker="o", markersize=3)
                 axis.fill_between(turns, low, high, color=colour, alpha=0.2, linewidth=0)
+                which.append((middle[-1], words, colour))
     axes[0].set(xlabel="turns", ylabel="tr Cov of one response", ylim=(0, None))
     axes[1].set(xlabel="turns", ylabel="tokens to signal", yscale="log")
-    axes[0].legend(frameon=False)
-    _finish(figure, "Conversations with one reward at the end (exact; 95 % intervals over instances)", path)
+    for axis, which in zip(axes, ends):
+        axis.margins(x=0)
+        name_ends(axis, which)
+    many = results["options"]["instances"]
+    said = f"exact; geometric means of {many} conversations and their 95 % intervals"
+    _finish(figure, f"Conversations with one reward at the end\n{said}", path)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from figures import COLOURS, FOLDER, _finish, plt
+import numpy as np
+from figures import COLOURS, FOLDER, _finish, name_ends, plt
 from variance import FAMILIES, LAMS
 
+from llm_mdp.report.plots import spread
 from llm_mdp.report.rows import bias, number
 from llm_mdp.report.variance_rows import leaders
 from llm_mdp.variance.comparison import competing
@@ -281,18 +283,30 @@ def winner(setting: dict[str, Any]) -> str:
 
 def equal_figure(equal: dict[str, Any], path: Path) -> None:
     settings = settings_of(equal)
-    figure, axis = plt.subplots(figsize=(8, 0.32 * len(settings) + 1.2))
+    figure, axis = plt.subplots(figsize=(8, 0.32 * len(settings) + 1.6))
     axis.axvline(1, color="grey", linewidth=1)
-    for name, colour, marker in zip(SHOWN, (*COLOURS, "#777777"), "osvD^P*"):
+    named_above: list[tuple[float, str, str]] = []
+    for name, colour, marker in zip(SHOWN, COLOURS, "osvD^P*"):
         points = [(needed(setting, best_of(setting, name)), place) for place, setting in enumerate(settings)]
         known = [(ratio, place) for ratio, place in points if ratio is not None]
-        axis.scatter(*zip(*known), s=34, color=colour, marker=marker, label=name, alpha=0.85, linewidths=0)
+        axis.scatter(*zip(*known), s=34, color=colour, marker=marker, alpha=0.85, linewidths=0)
+        named_above.append((known[0][0], name, colour))
     axis.set(xscale="log", yticks=range(len(settings)), yticklabels=[named(setting) for setting in settings])
     axis.set_xlabel("tokens to signal, over RLOO's")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.invert_yaxis()
-    axis.legend(frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    name_above(axis, named_above)
     _finish(figure, "Tokens that each estimator needs, at its best options", path)
+
+
+def name_above(axis: Any, points: list[tuple[float, str, str]]) -> None:
+    """Names above the first row's points, joined to them, in their colours; the limits of the axes must be set."""
+    to_fraction = axis.transData + axis.transAxes.inverted()
+    at = np.array([to_fraction.transform((value, 0)) for value, _, _ in points])
+    for (_, name, colour), (start, height), place in zip(points, at, spread(at[:, 0], 0.135, 0.0, 0.9)):
+        line = {"color": colour, "linewidth": 0.8, "alpha": 0.7, "clip_on": False, "transform": axis.transAxes}
+        axis.plot([start, start, place, place], [height, 0.985, 1.02, 1.03], **line)
+        axis.text(place, 1.035, name, color=colour, fontsize=9, ha="center", transform=axis.transAxes)
 
 
 # --- horizons ---------------------------------------------------------------------------------------------------------
@@ -370,8 +384,9 @@ def _with_margin(row: dict[str, Any], figure: str) -> str:
 
 
 def horizon_figure(far: dict[str, Any], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    colours = dict(zip(LINES, (*COLOURS[:7], "#777777", "#e08214", "#8073ac", "#80cdc1", "#c51b7d")))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    colours = dict(zip(LINES, (*COLOURS, "#e08214", "#8073ac", "#4d9221")))
+    ends: list[list[tuple[float, str, str]]] = [[], []]
     for label in LINES:
         points = [(horizon, row) for horizon, row in along(far, label) if row["intervals"]]
         style = "-" if is_right(far, label) else "--"
@@ -381,16 +396,18 @@ def horizon_figure(far: dict[str, Any], path: Path) -> None:
             measured = [(horizon, row) for horizon, row in points if row["cosine"] is not None]
             spans = [sorted(slant(end) for end in row["intervals"]["cosine"]) for _, row in measured]
             drawn.append([(horizon, slant(row["cosine"]), *span) for (horizon, row), span in zip(measured, spans)])
-        for axis, figures in zip(axes, drawn):
+        for axis, figures, which in zip(axes, drawn, ends):
             steps, values, low, high = zip(*figures)
-            axis.plot(steps, values, style, color=colours[label], label=label, marker="o", markersize=3)
+            which.append((values[-1], label, colours[label]))
+            axis.plot(steps, values, style, color=colours[label], marker="o", markersize=3)
             axis.fill_between(steps, low, high, color=colours[label], alpha=0.12, linewidth=0)
     axes[0].set(xscale="log", yscale="log", xlabel="horizon", ylabel="tokens to signal")
     axes[1].set(xscale="log", xlabel="horizon", ylabel="bias of direction", ylim=(0, 1.02))
-    axes[1].legend(
-        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
-    _finish(figure, "Noise (left) and bias (right) against the horizon; dashed: biased", path)
+    axes[0].margins(x=0)
+    axes[1].margins(x=0)
+    for axis, which in zip(axes, ends):
+        name_ends(axis, which)
+    _finish(figure, "Noise (left) and bias (right) against the horizon; dashed: biased\nbands: 95 % intervals", path)
 
 
 # --- allocation -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from llm_mdp.notebook import house_style
 from llm_mdp.report.labels import place_names
 
 if TYPE_CHECKING:
@@ -29,19 +30,20 @@ NAME = 26
 
 
 def new_axes(width: float, height: float) -> "Axes":
-    """Axes of a drawing of width x height inches, with nothing on them but a ground line and the values' grid."""
+    """Axes of a drawing of width x height inches in the style of all figures, but for what the page gives: its colours
+    and its ground. There is nothing on them but a ground line and the values' grid."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure((width, height), layout="constrained")
+    with house_style():
+        figure = Figure((width, height))
+        axes = figure.add_subplot()
     figure.patch.set_visible(False)
-    axes = figure.add_subplot()
-    axes.patch.set_visible(False)
-    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_color(COLOUR["--line"])
-    axes.grid(axis="y", color=COLOUR["--line"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, pad=5, labelsize=10, labelcolor=COLOUR["--faint"])
+    axes.grid(axis="x", visible=False)
+    axes.grid(axis="y", color=COLOUR["--line"])
+    axes.tick_params(which="both", pad=5, labelsize=10, labelcolor=COLOUR["--faint"])
     axes.xaxis.set_major_formatter(FuncFormatter(tick))
     axes.yaxis.set_major_formatter(FuncFormatter(tick))
     return axes

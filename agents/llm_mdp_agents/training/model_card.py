@@ -176,15 +176,17 @@ def _draw(evaluated: list[dict[str, Any]], path: Path) -> bool:
         return False
     from matplotlib.figure import Figure
 
+    from llm_mdp.notebook import house_style
+
     steps, reward = ([each[name] for each in evaluated] for name in ("step", "eval/reward"))
-    figure = Figure((6, 3), layout="constrained")
-    axes = figure.add_subplot()
-    if all(each.get("eval/reward_low") is not None for each in evaluated):
-        low, high = ([each[f"eval/reward_{end}"] for each in evaluated] for end in ("low", "high"))
-        axes.fill_between(steps, low, high, alpha=0.25, linewidth=0)
-    axes.plot(steps, reward, marker="o", markersize=3)
-    axes.set_xlabel("step")
-    axes.set_ylabel("mean reward")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    with house_style():
+        figure = Figure((6, 3))
+        axes = figure.add_subplot()
+        if all(each.get("eval/reward_low") is not None for each in evaluated):
+            low, high = ([each[f"eval/reward_{end}"] for each in evaluated] for end in ("low", "high"))
+            axes.fill_between(steps, low, high, alpha=0.25, linewidth=0)
+        axes.plot(steps, reward, marker="o", markersize=3)
+        axes.set_xlabel("step")
+        axes.set_ylabel("mean reward")
+        figure.savefig(path, format="svg", metadata={"Date": None})
     return True
