@@ -59,11 +59,13 @@ def test_what_is_refused_at_once_is_tried_after_the_end(module):
 
 
 @only("growth")
-def test_a_command_that_says_that_it_takes_long_is_stopped(module):
-    says = "import sys, time; print('llm-mdp: it will take 3 hours.', file=sys.stderr, flush=True); time.sleep(1e4)"
-    _, said = module.watched([sys.executable, "-c", says], most=60.0)
-    assert said == "it will take 3 hours."
-    assert module.watched([sys.executable, "-c", "pass"], most=60.0)[1] is None
+def test_a_command_that_says_that_it_takes_long_is_stopped(module, tmp_path):
+    says = "import sys, time; print('llm-mdp: it will take 3 hours.', file=sys.stderr, flush=True); time.sleep(20)"
+    ends = f"; open({str(tmp_path / 'ended')!r}, 'w').close()"
+    assert module.watched([sys.executable, "-c", says + ends], most=60.0)[1] == "it will take 3 hours."
+    assert not (tmp_path / "ended").exists()
+    assert module.watched([sys.executable, "-c", "pass" + ends], most=60.0)[1] is None
+    assert (tmp_path / "ended").exists()
 
 
 @only("growth")
