@@ -24,6 +24,7 @@ from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.method import Method
+from llm_mdp.verify.score_products import sum_of_squares
 from llm_mdp.verify.weight_sums import WeightSums, WholeResponses
 from llm_mdp.verify.weights import (
     Loudness,
@@ -31,7 +32,6 @@ from llm_mdp.verify.weights import (
     check_worlds,
     edges,
     flatten_gradients,
-    squared_norms,
     token_weights,
 )
 
@@ -85,7 +85,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int =
         return Moments(expected, trace, math.sqrt(square), kept=1.0, method=method)
     sums, whole = WeightSums(enumeration), WholeResponses(estimator, enumeration)
     total = noise = tokens = rewards = everything = 0.0
-    affine, precision, loudness, groups = False, Precision(), Loudness(), 0
+    affine, number, precision, loudness, groups = False, torch.zeros(0), Precision(), Loudness(), 0
     for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration, prompts=prompts)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
@@ -100,8 +100,9 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int =
         largest = sums.add(weight, derivative, of_responses, evidence.rollouts).unflatten(-1, (prompts, -1)).amax(-1)
         loudness.add((weight / prompts)[..., None].expand(largest.shape), largest)
         if derivative is not None and isinstance(evidence.branches, TreeBranches):
-            noise += float(weight.flatten() @ _branch_noise(estimator, evidence, enumeration, derivative).flatten())
-            affine = True
+            if not affine:
+                affine, number = True, _by_place(estimator, enumeration, prompts)
+            noise += float(weight.flatten() @ _branch_noise(whole, evidence, derivative, number).flatten())
     if total == 0:
         raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
     gradient = enumeration.scores.T @ (sums.mean / total)
@@ -158,33 +159,62 @@ def _worlds(
     else:
         check_batches(enumeration, size, prompts, ordered_groups=False, ordered=False)
     ordered = size > 1 and not ignores_order(estimator, enumeration, prompts)
-    if enumerate_branches is None:
-        enumerate_branches = not affine_in_branches(estimator, enumeration, prompts)
     if prompts == 1:
         worlds = all_groups(enumeration, size, ordered, IN_CACHE)
     else:
         batches = not ignores_order(estimator, enumeration, prompts, of="groups")
         worlds = all_batches(enumeration, size, prompts, ordered_groups=ordered, ordered=batches)
     for groups in worlds:
-        sampler = Meter(ExactSampler(enumeration, groups, enumerate_branches))
-        yield sampler, estimator.collect(sampler)
+        sampler = Meter(ExactSampler(enumeration, groups, bool(enumerate_branches)))
+        evidence = estimator.collect(sampler)
+        if enumerate_branches is None and sampler.drawn is not None:  # few estimators have branches to ask about
+            enumerate_branches = not affine_in_branches(estimator, enumeration, prompts)
+            if enumerate_branches:
+                sampler = Meter(ExactSampler(enumeration, groups, True))
+                evidence = estimator.collect(sampler)
+        yield sampler, evidence
 
 
-def _branch_noise(estimator: Estimator, evidence: Evidence, enumeration: Enumeration, base: Tensor) -> Tensor:
-    """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in
-    them."""
-    noise = torch.zeros(base.shape[:-2], dtype=torch.float64)
-    branches = evidence.branches
-    if not isinstance(branches, TreeBranches) or branches.variance is None:
-        return noise
-    deviation, edge = branches.variance.sqrt(), edges(evidence, enumeration).expand(base.shape)
-    for draw in range(len(branches.row)):
+def _branch_noise(whole: WholeResponses, evidence: Evidence, base: Tensor, number: Tensor) -> Tensor:
+    """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in them.
+
+    Args: number: of every branch; those of one number are known by their sum (`_by_place`) and moved as one.
+    """
+    branches, enumeration = evidence.branches, whole.enumeration
+    if not isinstance(branches, TreeBranches) or branches.variance is None or not len(number):
+        return torch.zeros(base.shape[:-2], dtype=torch.float64)
+    sums = torch.zeros(*base.shape[:-2], int(number.max()) + 1, dtype=torch.float64)
+    deviation, changes = sums.index_add_(-1, number, branches.variance).sqrt(), []
+    for one in range(deviation.shape[-1]):
         moved = branches.reward.clone()
-        moved[..., draw] += deviation[..., draw]
+        moved[..., (number == one).nonzero()[0, 0]] += deviation[..., one]
         shifted = replace(evidence, branches=replace(branches, reward=moved))
-        change = token_weights(estimator, shifted, enumeration, base.shape[:-2]) - base
-        noise += squared_norms(change, edge, enumeration.gram)
-    return noise
+        changes.append((whole.of_tokens(shifted, base.shape[:-2]) - base).flatten(-2))
+    return sum_of_squares(changes, edges(evidence, enumeration).flatten(-2), enumeration)
+
+
+def _by_place(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) -> Tensor:
+    """A number for every branch: that of its place where weights depend on the sum of the branches from there alone,
+    else its own. Tried at random rewards."""
+    sampler, evidence = _some_groups(estimator, enumeration, prompts)
+    branches = evidence.branches
+    if branches is None:
+        return torch.zeros(0, dtype=torch.int64)
+    place = (branches.row * enumeration.tree.horizon + branches.step).unique(return_inverse=True)[1]
+    others = torch.randn(branches.reward.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    of_place = torch.zeros(len(others), len(place), dtype=torch.float64).index_add_(-1, place, others)
+    others -= (of_place / torch.bincount(place, minlength=len(place)))[:, place]
+    here, there = (
+        token_weights(
+            estimator,
+            replace(evidence, branches=replace(branches, reward=branches.reward + moved)),
+            enumeration,
+            sampler.weight.shape,
+        )
+        for moved in (0, others)
+    )
+    alike = torch.allclose(here, there, rtol=1e-10, atol=1e-12 * float(here.abs().max() + others.abs().max() + 1))
+    return place if alike else torch.arange(len(place))
 
 
 class _ProbeSampler(ExactSampler):

@@ -159,11 +159,17 @@ class WholeResponses:
         known = self._weights(evidence) if self.agreed else None
         if known is not None and known.shape[-1] == 1 and tabulated and not isinstance(evidence.branches, TreeBranches):
             return None, known[..., 0]
-        if known is None:
-            weights = token_weights(self.estimator, evidence, self.enumeration, worlds)
-        else:
-            weights = torch.where(evidence.rollouts.mask, known, 0.0)
+        weights = self._of_tokens(evidence, worlds, known)
         return weights, self._seen(evidence, weights)
+
+    def of_tokens(self, evidence: Evidence, worlds: tuple[int, ...]) -> Float[Tensor, "*worlds B T"]:
+        """The weights of tokens alone."""
+        return self._of_tokens(evidence, worlds, self._weights(evidence) if self.agreed else None)
+
+    def _of_tokens(self, evidence: Evidence, worlds: tuple[int, ...], known: Tensor | None) -> Tensor:
+        if known is None:
+            return token_weights(self.estimator, evidence, self.enumeration, worlds)
+        return torch.where(evidence.rollouts.mask, known, 0.0)
 
     def _seen(self, evidence: Evidence, weights: Float[Tensor, "*worlds B T"]) -> Float[Tensor, "W B"] | None:
         """The weight of every response where each of its tokens has the same; None: some differ."""

@@ -12,7 +12,7 @@ from llm_mdp.estimators.boundaries import EveryNTokens
 from llm_mdp.estimators.practices import Tempered
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import Inverse, TreeRollouts, TreeSampler, of_rows
-from llm_mdp.sampling.evidence import Evidence
+from llm_mdp.sampling.evidence import Evidence, occurrence
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify import draws, moments, score_products, weight_sums
@@ -21,7 +21,7 @@ from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.quick_sampler import QuickSampler
 from llm_mdp.verify.sampled import sampled_certificate
-from llm_mdp.verify.weights import loss_weights, squared_norms
+from llm_mdp.verify.weights import loss_weights, squared_norms, token_weights
 
 INSTANCES = {
     "one prompt": random_instance(3, 3, seed=1),
@@ -138,7 +138,57 @@ def test_exact_figures_are_those_of_sums_over_tokens(name, where, slowly, monkey
     assert_close(quick.mean, slow.mean, rtol=0, atol=1e-13)
     for figure in ("trace_covariance", "root_mean_square", "tokens", "rewards", "weights", "kept", "with_signal"):
         assert getattr(quick, figure) == pytest.approx(getattr(slow, figure), rel=1e-12, abs=1e-13)
-    assert quick.branch_noise == slow.branch_noise
+    assert (quick.branch_noise is None) == (slow.branch_noise is None)
+    assert (quick.branch_noise or 0.0) == pytest.approx(slow.branch_noise or 0.0, rel=1e-11)
+
+
+@dataclass(frozen=True)
+class Uneven(TRePO):
+    """The first branch from a place counts three times."""
+
+    def advantages(self, evidence):
+        branches = evidence.branches
+        share = torch.where(occurrence(branches) == 0, 3.0, 1.0)
+        return super().advantages(replace(evidence, branches=replace(branches, reward=branches.reward * share)))
+
+
+BRANCHING = {
+    "trepo": TRePO(temperatures=(1.0,) * 3),
+    "group": TRePO(group_size=2, group_baseline=True, temperatures=(1.0, 1.0)),
+    "ramp": TRePO(boundary=EveryNTokens(2), temperatures=(0.0, 0.5, 1.0)),
+    "lambda": TRePO(lam=0.7, temperatures=(1.0, 1.0)),
+    "pooled": TRePO(pooled=True, temperatures=(1.0, 1.0)),
+    "clipped": TRePO(clip_low=0.2, temperatures=(1.0, 1.0)),
+    "uneven": Uneven(temperatures=(1.0, 1.0)),
+}
+
+
+def noise_branch_by_branch(estimator, enumeration):
+    """Every branch is moved by itself, and the weights are asked of autograd."""
+    total = 0.0
+    for sampler, evidence in moments._worlds(estimator, enumeration):
+        branches, worlds = evidence.branches, sampler.weight.shape
+        base, edge = (
+            token_weights(estimator, evidence, enumeration, worlds),
+            of_rows(enumeration.edge, evidence.rollouts),
+        )
+        for draw in range(len(branches.row)):
+            moved = branches.reward.clone()
+            moved[..., draw] += branches.variance[..., draw].sqrt()
+            shifted = replace(evidence, branches=replace(branches, reward=moved))
+            change = token_weights(estimator, shifted, enumeration, worlds) - base
+            total += float(sampler.weight @ squared_norms(change, edge, enumeration.gram))
+    return total
+
+
+@pytest.mark.parametrize("where", PROBLEMS)
+@pytest.mark.parametrize("name", BRANCHING)
+def test_the_noise_of_branches_is_that_of_each(name, where):
+    estimator, enumeration = BRANCHING[name], PROBLEMS[where].enumeration
+    found = exact_moments(estimator, enumeration).branch_noise
+    assert found is not None and found == pytest.approx(noise_branch_by_branch(estimator, enumeration), rel=1e-11)
+    number = moments._by_place(estimator, enumeration)
+    assert (len(number.unique()) == len(number)) == (name == "uneven")
 
 
 def test_batches_of_prompts_too(slowly):
