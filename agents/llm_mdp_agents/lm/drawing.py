@@ -26,7 +26,10 @@ def token_by_blocks(logp: Float[Tensor, "N V"], uniform: Float[Tensor, "N 1"]) -
     vocab_size = logp.shape[1]
     if logp.dtype != torch.float32 or vocab_size < LARGE:
         return token_at(logp, uniform)
-    probability = pad(logp.exp(), (0, -vocab_size % BLOCK)).unflatten(1, (-1, BLOCK))
+    probability = logp.exp()
+    if rest := -vocab_size % BLOCK:
+        probability = pad(probability, (0, rest))
+    probability = probability.unflatten(1, (-1, BLOCK))
     upto = probability.sum(-1).double().cumsum(-1)
     target = uniform * upto[:, -1:]
     block = torch.searchsorted(upto, target, right=True).clamp(max=upto.shape[1] - 1)
