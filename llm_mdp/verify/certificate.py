@@ -211,7 +211,11 @@ def exact_certificate(
         TooLarge: when there are too many worlds; a sampled certificate remains.
         ValueError: for another method, or no number of prompts.
     """
-    moments = moments_by(estimator, enumeration, method, prompts)
+    return certificate_of(moments_by(estimator, enumeration, method, prompts), target, magnitude)
+
+
+def certificate_of(moments: Moments, target: Float[Tensor, " parameters"], magnitude: float = 0.0) -> Certificate:
+    """The exact certificate of an estimator with these moments, see `exact_certificate`."""
     judged, tokens = judge(moments, target, magnitude), moments.tokens or None
     certificate = replace(
         judged, tokens=tokens, method=moments.method, kept=moments.kept, with_signal=moments.with_signal

@@ -66,3 +66,18 @@ def moments_by(estimator: Estimator, enumeration: Enumeration, method: str = "au
             f"{by_groups}, and {by_classes}; take a smaller --group-size, a smaller instance or one with fewer "
             "different rewards, or --sampled N."
         ) from why
+
+
+def shared_moments(estimator: Estimator, enumeration: Enumeration, method: str = "auto", prompts: int = 1) -> Moments:
+    """`moments_by`, computed once for estimators that are equal, as those of several claims are.
+
+    For the catalogue's: of others two may compare as equal and differ in what is no field.
+    """
+    made, key = enumeration.shared.setdefault(shared_moments, {}), (estimator, method, prompts)
+    try:
+        known = made.get(key)
+    except TypeError:  # a field that cannot be hashed
+        return moments_by(estimator, enumeration, method, prompts)
+    if known is None:
+        known = made[key] = moments_by(estimator, enumeration, method, prompts)
+    return known

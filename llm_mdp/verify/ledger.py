@@ -15,8 +15,9 @@ from llm_mdp.exact.optima import NotConverged
 from llm_mdp.own import UsageError, did_you_mean, is_own
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
-from llm_mdp.verify.certificate import FIGURES, Certificate, exact_certificate
+from llm_mdp.verify.certificate import FIGURES, Certificate, certificate_of
 from llm_mdp.verify.check import load_estimator
+from llm_mdp.verify.choice import moments_by, shared_moments
 from llm_mdp.verify.claims import CLAIMS, Claim, always
 from llm_mdp.verify.group_sizes import BY_SIZE, ONE_SIZE, Sizes, at_sizes, compares, entry_of
 from llm_mdp.verify.problem import Problem
@@ -201,8 +202,9 @@ def claim_row(
         estimator = claim.build(problem)
         target, magnitude = problem.target(claim.target), problem.magnitude(claim.target)
         if sampled is None:
-            certificate = exact_certificate(
-                estimator, problem.enumeration, target, magnitude, method=method, prompts=problem.prompts
+            find = moments_by if claim.group == "yours" else shared_moments
+            certificate = certificate_of(
+                find(estimator, problem.enumeration, method, problem.prompts), target, magnitude
             )
         else:
             certificate = sampled_certificate(

@@ -17,7 +17,7 @@ from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.optima import dpo_minimiser
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.verify.certificate import FIGURES, ROUNDING, UNBIASED, judge
-from llm_mdp.verify.moments import exact_moments
+from llm_mdp.verify.choice import shared_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import flatten_gradients
 
@@ -49,7 +49,7 @@ def greedy_baseline(problem: Problem) -> dict[str, Any]:
 def token_level_spread(problem: Problem) -> dict[str, Any]:
     """`remark-5-advantage`: tr Cov of token rewards as return-to-go over that of their sum on every token."""
     by_token, merged = (
-        exact_moments(problem.make(CATALOGUE[name]), problem.enumeration).trace_covariance
+        shared_moments(problem.make(CATALOGUE[name]), problem.enumeration).trace_covariance
         for name in ("remark-5-token-level", "remark-5-merged")
     )
     if merged == 0:
@@ -62,7 +62,7 @@ def same_goal(problem: Problem) -> dict[str, Any]:
     """`remark-7-same-goal`: E g with U(W₀,ₜ) on token t (Theorem 1) against E g with RM(W) on every token
     (Corollary 1)."""
     exact, approximate = (
-        exact_moments(problem.make(CATALOGUE[name]), problem.enumeration) for name in ("theorem-1", "reinforce")
+        shared_moments(problem.make(CATALOGUE[name]), problem.enumeration) for name in ("theorem-1", "reinforce")
     )
     difference, size = float((exact.mean - approximate.mean).norm()), float(exact.mean.norm())
     floor = 10 * ROUNDING * max(exact.root_mean_square, approximate.root_mean_square)
@@ -74,7 +74,7 @@ def second_epoch_at_its_policy(problem: Problem) -> dict[str, Any]:
     """`ppo-second-epoch-new-theta`: the second update against ∇J at the policies where it is taken, E ∇J(θ + η g(W)),
     and not at the policy that drew."""
     e, estimator = problem.enumeration, problem.make(CATALOGUE["ppo-second-epoch"])
-    moments = exact_moments(estimator, e)
+    moments = shared_moments(estimator, e)
     target, policy = torch.zeros_like(moments.mean), copy.deepcopy(problem.instance.policy)
     assert isinstance(policy, nn.Module)
     start = parameters_to_vector(policy.parameters()).detach()

@@ -238,4 +238,5 @@ def _alike(
     one: Float[Tensor, "*shape X"], two: Float[Tensor, "*shape X"], tolerance: tuple[float, float]
 ) -> Bool[Tensor, "*shape"]:
     share, number = tolerance
-    return ((one - two).abs() <= share * two.abs() + number).all(-1) & (one[..., -1] == two[..., -1])
+    close = (one - two).abs_() <= two.abs().mul_(share).add_(number)
+    return close.all(-1) & (one[..., -1] == two[..., -1])
