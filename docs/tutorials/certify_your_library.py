@@ -125,5 +125,5 @@ print(certify(my_repaired_loss, small["small"], group_size=3))
 # - From a terminal: `llm-mdp audit` lists the libraries, `llm-mdp audit trl scale_rewards=none --prompts 1 2 4` says
 #   whether an error dies with the batch, `--html page.html` writes a page, `llm-mdp audit my_file.py:my_loss` asks of
 #   yours.
-# - What came out for TRL, verl, OpenRLHF, SkyRL and AReaL, 201 options: [the audit](../audit.md).
+# - What came out for eight libraries, 227 options: [the audit](../audit.md).
 # - Whether it matters: [what a bias costs](what_a_bias_costs.md).

@@ -170,8 +170,8 @@ plt.show()
 #
 # ## Next
 #
-# - Put the file into `agents/llm_mdp_agents/zoo/` of a clone: `llm-mdp agents` then lists it with its certificate, and
-#   `llm-mdp train steady-rloo Tabular --share 0.3` trains with it.
+# - Put the file into `agents/llm_mdp_agents/zoo/` of a clone: `llm-mdp agents --certify` then lists it with its
+#   certificate, and `llm-mdp train steady-rloo Tabular --share 0.3` trains with it.
 # - An agent with a critic or a reward model: `build` makes it, `add_model` has it trained;
 #   [ppo.py](../../agents/llm_mdp_agents/zoo/ppo.py) is one.
 # - A rule that learns nothing needs no agent: `train(MyEstimator(), …)`. See

@@ -120,7 +120,13 @@ def _cells(row: Row) -> list[str]:
     if row.get("note"):
         said.append(f"*{escape(row['note'])}*")
     claim = "<br>".join([escape(row["claim"]), *([_code(row["place"])] if row.get("place") else [])])
-    return [_code(row["option"]), claim, "<br>".join(said), escape(batch_words(row)) or "–", escape(since(row))]
+    return [_option(row["option"]), claim, "<br>".join(said), escape(batch_words(row)) or "–", escape(since(row))]
+
+
+def _option(text: str) -> str:
+    """An option in a narrow column: one that is made of several breaks behind their commas."""
+    *first, last = text.split(",")
+    return "<wbr>".join([*(_code(f"{part},") for part in first), _code(last)])
 
 
 def _code(text: str) -> str:

@@ -28,7 +28,7 @@ EXAMPLES = {"counterexamples": "the smallest that was found", "adversarial": "wh
 INTRO = """Each section is one claim: what is computed, what came out on the instances of the [ledger](../ledger.md) and
 why, with the paper's own words where it speaks of it. *Why* is the idea of the proof. A range goes over the instances,
 `{count}` means on all of them; `<1e-9` is the rounding of the arithmetic. Symbols and figures:
-[glossary](../concepts.md#glossary)."""
+[glossary](../concepts.md#glossary). Papers: [references](../references.md)."""
 FIGURES = {
     "relative_bias": "relative bias",
     "scale": "scale",

@@ -40,7 +40,7 @@ def opened(text: str, folder, *flags: str) -> str:
 class Page(html.parser.HTMLParser):
     """Elements, text by element, and whether every element is closed where it should be."""
 
-    VOID = frozenset({"meta", "input", "br", "img", "link"})
+    VOID = frozenset({"meta", "input", "br", "img", "link", "wbr"})
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)

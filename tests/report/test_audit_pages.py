@@ -184,7 +184,7 @@ def test_the_document_has_all_rows_and_examples_of_the_biased():
         and text.count("K = 3, P = 1; commit abc1234.") == 1
         and "[trl 1.16.0](#trl-1160)" in text
     )
-    assert text.count("| `loss_type=dapo,scale_rewards=group` |") == 1 and text.count("#### `") == 1
+    assert text.count("| `loss_type=dapo,`<wbr>`scale_rewards=group` |") == 1 and text.count("#### `") == 1
     assert '**Repair:** set scale\\_rewards="none".' in text and "| a first | 0.1768 | 0.375 |" in text
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("| `")}
     assert widths == {6}

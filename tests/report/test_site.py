@@ -1,6 +1,7 @@
 """The documentation site: its pages are all there, and what is generated is what the sources give now."""
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_no_section_of_a_claim_has_an_entry_without_words():
     for page in sorted((ROOT / "docs" / "claims").iterdir()):
         text = page.read_text(encoding="utf-8")
         assert "[](" not in text and ": ." not in text, page
+
+
+def test_every_paper_that_a_page_names_is_among_the_references():
+    known = (ROOT / "docs" / "references.md").read_text(encoding="utf-8")
+    cited = r"(?:[A-Z][\w-]+ (?:et al\.|and [A-Z]\w+)|MiniMax|DeepSeek-V3\.2|Williams|Pinelis) (?:19|20)\d\d"
+    pages = [path for path in shelved(SITE) if not path.startswith("docs/references")]
+    named = {(name, page) for page in pages for name in re.findall(cited, (SITE / page).read_text(encoding="utf-8"))}
+    assert len(named) > 20 and {(name, page) for name, page in named if f"| {name}" not in known} == set()
 
 
 def test_an_outdated_claim_is_found(tmp_path):

@@ -60,7 +60,7 @@ class ReasoningGym(TextTask):
             chain_sum where no data set is named.
         size: how many different puzzles there are. They are made when asked.
         seed: of the data set. The environment's own seed chooses among its puzzles.
-        extract: how the answer is found: "tags" (in the last <answer>…</answer>), "number" (the last one), "raw" (all
+        extract: how the answer is found: "tags" (in the last `<answer>…</answer>`), "number" (the last one), "raw" (all
             of the reply, spaces around it removed), or a function from the reply to the answer or None. A reply without
             one is worth what reasoning-gym gives for None. None: the last number behind the sum that began the answer,
             where neither a data set nor a beginning of one's own is given (with the latter, "number"); else "tags".
