@@ -1,12 +1,15 @@
 """Policies from Hugging Face names, folders, GGUF files and configs; adapters; writing models back."""
 
 import json
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -145,7 +148,21 @@ def tokenizer_of(model: str | Path) -> "PreTrainedTokenizerBase":
     if (path := Path(model)).suffix == ".gguf":
         require("gguf", "train", f"{path}")
         return AutoTokenizer.from_pretrained(existing(path).parent, gguf_file=path.name)
-    return AutoTokenizer.from_pretrained(model)
+    return AutoTokenizer.from_pretrained(model, local_files_only=_is_out_of_reach(model))
+
+
+def _is_out_of_reach(model: str | Path) -> bool:
+    """Is this a name, has the hub's host no address here, nor is there a proxy that might know one? Then it is looked
+    up among cached models alone: the hub's client would ask again for half a minute, file by file."""
+    from huggingface_hub import constants
+
+    if Path(model).exists() or getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
 
 
 def save_model(
@@ -231,7 +248,7 @@ def _causal_lm(model: str | Path | dict, dtype: torch.dtype, attention: str) -> 
     """A model, or one with adapters, in this precision; adapters on 16 bits stay in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    options = {} if attention == "auto" else {"attn_implementation": attention}
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if isinstance(model, dict) or Path(model).suffix == ".json":
         config = model if isinstance(model, dict) else json.loads(existing(Path(model)).read_text())
         if "model_type" not in config:
@@ -252,6 +269,7 @@ def _causal_lm(model: str | Path | dict, dtype: torch.dtype, attention: str) -> 
         existing(path)
     if (path / ADAPTERS).exists():
         return _with_adapters(path, dtype, attention, options)
+    options["local_files_only"] = _is_out_of_reach(model)
     return _with_kernel(attention, lambda: AutoModelForCausalLM.from_pretrained(model, **options)).to(dtype)
 
 
@@ -284,6 +302,7 @@ def _with_adapters(folder: Path, dtype: torch.dtype, attention: str, options: di
             f"{folder} holds adapters of the model {name or 'without a name'}, which is not there; put it back, or "
             f"write its place into base_model_name_or_path of {folder / ADAPTERS}."
         )
+    options = options | {"local_files_only": _is_out_of_reach(name)}
     base = _with_kernel(attention, lambda: AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options))
     if (folder / "tokenizer_config.json").exists():
         # Adapters may come with rows for new tokens.

@@ -2,10 +2,12 @@
 each other's tokenizer and end tokens."""
 
 import json
+import socket
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from llm_mdp_agents.lm import loading
 from llm_mdp_agents.lm.loading import load_policy, save_model, small_transformer
 from llm_mdp_agents.resolve import ModelConfig, build_policy, find_task
 from llm_mdp_agents.training.run import train
@@ -161,3 +163,28 @@ def test_a_saved_model_keeps_its_end_tokens(options, model, tmp_path):
     save_model(policy, tmp_path / "again")
     assert len(wanted) == 2
     assert load_policy(tmp_path / "again").causal_lm.generation_config.eos_token_id == wanted
+
+
+@pytest.mark.parametrize("read", [loading.tokenizer_of, load_policy])
+def test_a_name_is_asked_of_the_hub_where_it_can_be_reached(read, model, monkeypatch):
+    """Elsewhere among cached models alone: its client would ask for half a minute."""
+    alone = []
+
+    def found(name, local_files_only, **options):
+        alone.append(local_files_only)
+        raise OSError("no such model")
+
+    def no_address(*_):
+        raise socket.gaierror("Name or service not known")
+
+    for each in (AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(each, "from_pretrained", found)
+    for address, proxies, name in (
+        (no_address, {}, "nofolder"), (lambda *_: [], {}, "nofolder"),
+        (no_address, {"https": "http://proxy"}, "nofolder"), (no_address, {}, model),
+    ):  # fmt: skip
+        monkeypatch.setattr(socket, "getaddrinfo", address)
+        monkeypatch.setattr(loading, "getproxies", lambda proxies=proxies: proxies)
+        with pytest.raises(OSError, match="no such model"):
+            read(name)
+    assert alone == [True, False, False, False]
