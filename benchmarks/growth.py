@@ -8,8 +8,7 @@ A curve has one size that grows, all others stay. A point is CPU time of one thr
 (`llm-mdp verify`, its start included), of one training step (the least of two after one that warms up) or of one step
 of an environment. A curve ends where the product refuses, or where the next point would take longer than `--seconds`,
 by the slope of the last two; a command is stopped after twice that, or when it says beforehand that it will take long,
-and what it said is its point. "start" is the CPU time of `llm-mdp verify` of one row on two responses. Of TRePO's pilot
-a point has the pilot, the draws in it, and a prompt's 8 T gradients of single tokens. Writes
+and what it said is its point. "start" is the CPU time of `llm-mdp verify` of one row on two responses. Writes
 benchmarks/results/growth.json after every point anew.
 """
 
@@ -33,14 +32,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from limits import least, limits
+from limits import limits
 from machine import processor, write_results
 
 import llm_mdp_envs  # noqa: F401  (registers its environments)
-from llm_mdp.sampling.sampler import SamplerAround
 from llm_mdp_agents.lm.loading import small_transformer
-from llm_mdp_agents.pilot import run_pilot
-from llm_mdp_agents.sampler import TaskSampler, streams
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo.grpo import GRPOAgent, GRPOConfig
@@ -214,48 +210,6 @@ def step(name: str) -> Callable[[int, float], Point]:
     return measure
 
 
-class Timed(SamplerAround):
-    """Another sampler; the CPU time of its draws."""
-
-    seconds = 0.0
-
-    def rollouts(self, *args: Any, **kwargs: Any) -> Any:
-        return self._timed(super().rollouts, *args, **kwargs)
-
-    def branches(self, *args: Any, **kwargs: Any) -> Any:
-        return self._timed(super().branches, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sampler, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """What is set is the other's, but for what is only here."""
-        inside = self if name in ("sampler", "seconds") else self.sampler
-        object.__setattr__(inside, name, value)
-
-    def _timed(self, draw: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        begun = process_time()
-        try:
-            return draw(*args, **kwargs)
-        finally:
-            self.seconds += process_time() - begun
-
-
-def pilot(size: int, most: float) -> Point:
-    """TRePO's pilot on the prompts of a training step, beside what is in it: draws and gradients of single tokens."""
-    task = Prompts(STEP["vocabulary"], STEP["prompt"], size)
-    policy = small_transformer(task.vocab_size, task.prompt_length + size, width=128, layers=4)
-    sampler = Timed(TaskSampler(policy, task, *streams([0, 7])))
-    begun = process_time()
-    found = run_pilot(1e5, policy, sampler, size, most_prompts=PROMPTS, prompts_at_once=PROMPTS)  # pyright: ignore
-    seconds = process_time() - begun
-    rollouts, parameters = sampler.sampler.rollouts(1), list(policy.parameters())
-    logp = policy.logp(rollouts.prompt[:1], rollouts.tokens[:1], rollouts.mask[:1])[0]
-    each = least(3, gradient=lambda: torch.autograd.grad(logp[-1], parameters, retain_graph=True))["gradient"]
-    parts = {"drawing": sampler.seconds, "gradients": 8 * size * PROMPTS * each}
-    return {"seconds": seconds, **parts, "of_parts": seconds / sum(parts.values()), "prompts": found.tried}
-
-
 # --- environments -----------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +246,7 @@ POWERS_OF_4 = tuple(4**k for k in range(12))
 CURVES = (
     Curve("verify in V", "T = 4, K = 3", (2, 3, 4, 5, 6), verify("vocab", horizon=4), tried=True),
     Curve("verify in T", "V = 3, K = 3", (2, 3, 4, 5, 6, 7, 8), verify("horizon", vocab=3), tried=True),
-    Curve("verify in K", "V = 3, T = 4", (2, 3, 4, 5, 6, 7), verify("group-size", vocab=3, horizon=4), tried=True),
+    Curve("verify in K", "V = 3, T = 4", (2, 3, 4, 5, 6, 7, 8), verify("group-size", vocab=3, horizon=4), tried=True),
     Curve("a step in prompt", "K = 8, 8 tokens, V = 64", (8, 32, 128, 256, 512, 1024, 2048, 4096), step("prompt")),
     Curve("a step in K", "prompts of 32, 8 tokens, V = 64", (2, 4, 8, 16, 32, 64, 128), step("group_size")),
     Curve("a step in response", "prompts of 32, K = 8, V = 64", (4, 8, 16, 32, 64, 128, 256, 512), step("response")),
@@ -302,7 +256,6 @@ CURVES = (
         (64, 1024, 4096, 16384, 65536, 131072),
         step("vocabulary"),
     ),
-    Curve("TRePO's pilot in T", f"{PROMPTS} prompts of 32, V = 64", (4, 8), pilot),
     Curve("environments in N", "n-gram rewards, its defaults", POWERS_OF_4, env("Ngram", "num_envs"), beyond=2**28),
     Curve(
         "environments in V",

@@ -7,6 +7,8 @@ from typing import Any
 from figures import COLOURS, FOLDER, _finish, name_ends
 from matplotlib import pyplot as plt
 
+from llm_mdp.report.plots import log_scale
+
 PANELS = {
     "verify": ("V, T or K", "llm-mdp verify, seconds"),
     "a step": ("size", "a GRPO step, seconds"),
@@ -23,17 +25,18 @@ def draw(results: dict[str, Any]) -> None:
         curves = [each for each in results["curves"] if each["name"].startswith(kind)]
         ends = []
         for curve, colour in zip(curves, COLOURS):
-            known = [(each["size"], each["seconds"]) for each in curve["points"] if each["seconds"] is not None]
+            known = [(each["size"], each["seconds"]) for each in curve["points"] if "kind" not in each]
             sizes, seconds = zip(*known)
             axis.plot(sizes, seconds, color=colour, marker="o", markersize=3)
             said = [each["size"] for each in curve["points"] if each.get("said") and each["size"] > sizes[-1]]
             if said and said[0] < 64 * sizes[-1]:
                 axis.plot([said[0]], [seconds[-1]], "x", color=colour, markersize=7, markeredgewidth=2)
             ends.append((seconds[-1], curve["name"].removeprefix(kind).strip(), colour))
-        axis.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
+        axis.set(xlabel=across, ylabel=up)
+        log_scale(axis, "x")
+        log_scale(axis, "y")
         if kind == "verify":
             axis.set_xticks(range(2, 9), [str(size) for size in range(2, 9)])
-            axis.minorticks_off()
         name_ends(axis, ends)
     title = (
         "How work grows with one size\nCPU time of one thread; ×: the product says that it would take long, or refuses"
