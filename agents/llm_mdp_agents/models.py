@@ -39,41 +39,55 @@ class SequenceScorer(nn.Module):
         begin: token put before the prompt, so that even an empty prompt has a first state; None: prompts are never
             empty.
         head: a new one on a body that is trained already.
+        packs: may responses to one prompt share a row (`lm.policy.LanguageModelPolicy.full_attention`)?
     """
 
     body: Any
     head: nn.Module
 
-    def __init__(self, model: Any, begin: int | None, head: nn.Module | None = None):
+    def __init__(self, model: Any, begin: int | None, head: nn.Module | None = None, packs: bool = False):
         super().__init__()
         self.body = (model if head is not None else getattr(model, model.base_model_prefix)).eval()
         self.head = model.score if head is None else head
-        self.begin, self.has_new_head = begin, head is not None
+        self.begin, self.has_new_head, self.packs = begin, head is not None, packs
 
     def forward(
         self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B T1"]:
         """The score of the prefix before step t, t = 0 … T, as a critic gives it: 0 where mask is False and from the
         end on."""
-        score = self.score(prompt, tokens)
-        return torch.cat([torch.where(mask, score[:, :-1], 0.0), torch.zeros_like(score[:, :1])], dim=-1)
+        return self._scores(prompt, tokens, pad(mask, (0, 1), value=False))
 
     def score(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T1"]:
-        """The score of the prefix before step t, the environment's tokens included; anything after the end.
+        """The score of the prefix before step t, the environment's tokens included; 0 after the end.
 
         Raises:
             ValueError: if a prompt is empty and there is no `begin`.
         """
-        text, state = self._text(prompt, tokens)
-        hidden = self._read(text).last_hidden_state
-        state = state.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
-        hidden = hidden.gather(1, state).to(next(self.head.parameters()).dtype)
-        return self.head(hidden)[..., 0].to("cpu", torch.float64)
+        return self._scores(prompt, tokens, pad(tokens != PAD, (1, 0), value=True))
 
     def final(self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """The score of the whole response."""
         length = (tokens != PAD).sum(-1, keepdim=True)
-        return self.score(prompt, tokens).gather(1, length)[:, 0]
+        wanted = torch.arange(tokens.shape[1] + 1) == length
+        return self._scores(prompt, tokens, wanted).gather(1, length)[:, 0]
+
+    def _scores(
+        self, prompt: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], wanted: Bool[Tensor, "B T1"]
+    ) -> Float[Tensor, "B T1"]:
+        """The scores before these steps, and 0 before all others."""
+        from llm_mdp_agents.lm import packing
+        from llm_mdp_agents.lm.policy import recomputing
+
+        texts = self._lead(prompt), pad(tokens, (0, 1), value=PAD), wanted
+        reading = packing.plain_reading(*texts)
+        if self.packs:
+            width = self.body.config.get_text_config(decoder=True).hidden_size
+            reading = packing.cheapest_reading(reading, *texts, width)
+        with recomputing(self.body):
+            hidden = packing.read(self.body, self.body, reading)
+        score = self.head(hidden.to(next(self.head.parameters()).dtype))[:, 0].to("cpu", torch.float64)
+        return score.new_zeros(wanted.shape).masked_scatter(wanted, score)
 
     @torch.no_grad()
     def attention(
@@ -81,37 +95,31 @@ class SequenceScorer(nn.Module):
     ) -> Float[Tensor, "B T1"]:
         """How much the score of the whole response attends to each of its tokens: last layer, mean over heads (ABC, Eq.
         42)."""
-        text, state = self._text(prompt, tokens)
+        from llm_mdp_agents.lm.packing import plain_reading
+
+        lead, length = self._lead(prompt), (tokens != PAD).sum(-1)
+        step = torch.arange(tokens.shape[1] + 1)
+        text = plain_reading(lead, pad(tokens, (0, 1), value=PAD), step == length[:, None]).text.clamp(min=0)
         with _showing_attention(self.body):
-            weights = self._read(text, output_attentions=True).attentions[-1].mean(1).to("cpu", torch.float64)
-        last = state.gather(1, (tokens != PAD).sum(-1, keepdim=True))[:, 0]
-        row = weights[torch.arange(len(text)), last].gather(1, state[:, 1:])
+            output = self.body(
+                input_ids=text.to(next(self.body.parameters()).device), use_cache=False, output_attentions=True
+            )
+        weights = output.attentions[-1].mean(1).to("cpu", torch.float64)
+        before = (lead != PAD).sum(-1) - 1
+        column = (before[:, None] + step[1:]).clamp(max=text.shape[1] - 1)
+        row = weights[torch.arange(len(text)), before + length].gather(1, column)
         return torch.cat([torch.where(mask, row, 0.0), torch.zeros_like(row[:, :1])], dim=-1)
 
-    def _text(self, prompt: Tensor, tokens: Tensor) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B T1"]]:
-        """Prompt and response from the left, padding after them, where no token sees it; and the column of the state
-        before every step."""
-        text = torch.cat([prompt, tokens], dim=1)
-        real = text != PAD
-        # Stable: the order of the tokens stays.
-        order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
-        text = text.gather(1, order)[:, : max(int(real.sum(1).max()), 1)].clamp(min=0)
-        begun = (prompt != PAD).sum(1)
-        if self.begin is not None:
-            text, begun = pad(text, (1, 0), value=self.begin), begun + 1
-        elif not begun.all():
+    def _lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:
+        """What is read before the responses."""
+        from llm_mdp_agents.lm import packing
+
+        if self.begin is None and not (prompt != PAD).any(1).all():
             raise ValueError(
                 "a prompt is empty, and the critic or reward model has no token that begins a text; give the task "
                 "prompts of at least one token."
             )
-        state = begun[:, None] - 1 + torch.arange(tokens.shape[1] + 1)
-        return text, state.clamp(max=text.shape[1] - 1)
-
-    def _read(self, text: Tensor, **options: Any) -> Any:
-        from llm_mdp_agents.lm.policy import _recomputing
-
-        with _recomputing(self.body):
-            return self.body(input_ids=text.to(next(self.body.parameters()).device), use_cache=False, **options)
+        return packing.lead_of(prompt, self.begin)
 
 
 @contextmanager
@@ -165,7 +173,8 @@ def scorer(
         )
     width = causal_lm.get_output_embeddings().weight.shape[-1]
     body = copy.deepcopy(causal_lm.base_model, _shared(policy))
-    return SequenceScorer(body, getattr(policy, "begin", None), _new_head(width, like))
+    packs = getattr(policy, "full_attention", False)
+    return SequenceScorer(body, getattr(policy, "begin", None), _new_head(width, like), packs)
 
 
 def _named(path: str, task: Task, seed: int, trained: bool, what: str) -> SequenceScorer:

@@ -97,17 +97,17 @@ def test_no_model_reads_more_rows_at_once_than_the_trainer_is_told(name, monkeyp
     agent = make(name, policy)
     trainer = Trainer(agent, TASK, policy, TrainConfig(prompts_per_step=4, micro_batch=3, signal_every=0))
     sizes: list[int] = []
-    read, states = SequenceScorer._read, LanguageModelPolicy._states
+    scores, states = SequenceScorer._scores, LanguageModelPolicy._states
 
-    def watched_read(self, text, **options):
-        sizes.append(len(text))
-        return read(self, text, **options)
+    def watched_scores(self, prompt, tokens, wanted):
+        sizes.append(len(tokens))
+        return scores(self, prompt, tokens, wanted)
 
     def watched_states(self, lead, tokens, *rest, **options):
         sizes.append(len(tokens))
         return states(self, lead, tokens, *rest, **options)
 
-    monkeypatch.setattr(SequenceScorer, "_read", watched_read)
+    monkeypatch.setattr(SequenceScorer, "_scores", watched_scores)
     monkeypatch.setattr(LanguageModelPolicy, "_states", watched_states)
     trainer.prepare()
     trainer.step()

@@ -84,6 +84,44 @@ def test_scores_of_padded_prompts_are_those_of_each_text_alone(kernel, dtype):
     assert_close(SequenceScorer(model, None).final(PROMPT, TOKENS), last)
 
 
+def watched(model: SequenceScorer) -> list[tuple[int, ...]]:
+    """The shapes of the texts that its body will have read."""
+    shapes: list[tuple[int, ...]] = []
+    model.body.register_forward_pre_hook(
+        lambda body, inputs, options: shapes.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_responses_to_a_prompt_read_it_once_and_learn_as_if_each_was_read_alone(rank):
+    made, generator = policy(rank=rank), torch.Generator().manual_seed(0)
+    critic = scorer(made, TASK, 0)
+    nn.init.normal_(next(critic.head.parameters()), generator=generator)
+    prompt = torch.randint(0, 4, (2, 9), generator=generator)
+    prompt[1, :2] = PAD
+    prompt = prompt.repeat_interleave(5, 0)
+    tokens = torch.randint(0, 4, (10, 4), generator=generator)
+    tokens[::3, 2:] = PAD
+    mask = (tokens != PAD) & (torch.rand(10, 4, generator=generator) < 0.8)
+    weight = torch.randn(10, 5, generator=generator)
+    trained = [each for each in critic.parameters() if each.requires_grad]
+
+    def learned(packs: bool) -> tuple[list[tuple[int, ...]], list[torch.Tensor]]:
+        critic.packs, shapes = packs, watched(critic)
+        scores = [critic(prompt, tokens, mask), critic.score(prompt, tokens), critic.final(prompt, tokens)]
+        loss = (scores[0] * weight).sum() + (scores[1] * weight).sum() + (scores[2] * weight[:, 0]).sum()
+        return list(shapes), [*scores, *torch.autograd.grad(loss, trained)]
+
+    assert critic.packs
+    (together, ours), (alone, expected) = learned(True), learned(False)
+    assert {rows for rows, _ in together} == {2} and {rows for rows, _ in alone} == {10}
+    for one, other in zip(ours, expected, strict=True):
+        # Llama's norms are of float32, whatever the weights are.
+        assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert float(ours[0].detach().std()) > 0.01 and float(ours[-1].norm()) > 0.01
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_attention_is_that_of_each_text_alone_and_the_kernel_stays(dtype):
     model = classifier().to(dtype)
@@ -241,20 +279,16 @@ def test_models_that_cannot_be_read_token_by_token_are_refused_in_a_sentence(tmp
 def test_a_reward_model_reads_at_most_so_many_rows_at_once():
     made = policy()
     model = scorer(made, TASK, 0)
+    model.packs = False
     nn.init.normal_(next(model.head.parameters()), generator=torch.Generator().manual_seed(0))
     task, generator = ScoredTask(TASK, model), np.random.default_rng(0)
     questions = task.questions(generator, 5)
     tokens = torch.randint(0, 4, (5, 4), generator=torch.Generator().manual_seed(0)).numpy()
     whole = task.score(questions, tokens, tokens >= 0).reward
-    sizes, read = [], model._read
-
-    def watched(text, **options):
-        sizes.append(len(text))
-        return read(text, **options)
-
-    model._read, task.rows_at_once = watched, 2
+    task.rows_at_once = 2
+    sizes = watched(model)
     np.testing.assert_allclose(task.score(questions, tokens, tokens >= 0).reward, whole, rtol=0, atol=1e-12)
-    assert sizes == [2, 2, 1] and whole.std() > 1e-3
+    assert [rows for rows, _ in sizes] == [2, 2, 1] and whole.std() > 1e-3
 
 
 # --- how fast they learn ----------------------------------------------------------------------------------------------

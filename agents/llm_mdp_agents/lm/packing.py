@@ -1,16 +1,17 @@
 """How texts are laid out for a language model: one response a row, or all responses to a prompt in one."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 from llm_mdp.mdp.tree import PAD
-from llm_mdp_agents.lm.architecture import positions
-from llm_mdp_agents.lm.shared_prompts import SHARED
+from llm_mdp_agents.lm.architecture import arguments_of, forward, mask_of, positions
+from llm_mdp_agents.lm.shared_prompts import SHARED, attending, attention_of
 
 UNUSED = -2
 """The owner of columns that nobody uses."""
@@ -88,6 +89,16 @@ class Reading:
         return len(size) * int(size.max()) * (self.prompt_columns + int(size.max()))
 
 
+def lead_of(prompt: Int[Tensor, "B L"], begin: int | None) -> Int[Tensor, "B L1"]:
+    """What is read before a response: the prompt, with the token `begin` right before it if there is one, so that the
+    state before step 0 is never padding."""
+    if begin is None:
+        return prompt
+    lead = pad(prompt, (1, 0), value=PAD)
+    begins = (lead == PAD) & (pad(lead[:, 1:], (0, 1)) != PAD)
+    return torch.where(begins, begin, lead)
+
+
 def plain_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Reading:
     """One row a response, from the first column on: its prompt, and its tokens up to the last of the policy, which need
     not be read. What stands after a text is not seen by it."""
@@ -127,3 +138,36 @@ def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: B
     row, chosen = mask.nonzero().unbind(1)
     state = group[row] * columns + torch.where(chosen == 0, last[group[row]], start[row] + chosen - 1)
     return Reading(text, state, position, owner)
+
+
+def cheapest_reading(
+    plain: Reading, lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], width: int,
+    attends_in_parts: Callable[[], bool] = lambda: False,
+) -> Reading:  # fmt: skip
+    """The `plain_reading` of these texts, or their `packed_reading` where a model of this width reads it for less.
+
+    Args: attends_in_parts: may prompts and responses attend apart? Asked where it would be worth it.
+    """
+    packed = packed_reading(lead, tokens, mask)
+    ways = [plain, packed]
+    few = packed.response_pairs <= PAIRS * packed.text.numel()
+    if packed.prompt_columns >= PARTS_FROM and few and attends_in_parts():
+        ways.append(replace(packed, in_parts=True))
+    return min(ways, key=lambda way: way.cost(width))
+
+
+def read(model: Any, body: Any, reading: Reading) -> Float[Tensor, "N H"]:
+    """What a model's body, or a model, says before every policy token of these texts.
+
+    Args: model: whose configuration the attention of the body follows.
+    """
+    reading = reading.on(next(body.parameters()).device)
+    takes, text, position = arguments_of(body), reading.text, reading.position
+    if reading.in_parts and reading.owner is not None:
+        with attending(model, attention_of(reading.owner)):
+            output = forward(body, takes, text, position=position)[0]
+    else:
+        attention = reading.attention()
+        mask = None if attention is None else mask_of(model, attention)
+        output = forward(body, takes, text, mask=mask, position=position)[0]
+    return output.flatten(0, 1)[reading.state]

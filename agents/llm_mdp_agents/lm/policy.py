@@ -9,14 +9,12 @@ what it cannot, it does the plain way. All tensors that come and go are on the C
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -24,20 +22,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from llm_mdp.mdp.tree import PAD
 from llm_mdp.sampling.policies import PolicyModule, prefixes_of, token_logp
 from llm_mdp.sampling.token_masks import TokenSubset
-from llm_mdp_agents.lm import generation
+from llm_mdp_agents.lm import generation, packing
 from llm_mdp_agents.lm.architecture import (
     Abilities,
-    arguments_of,
     attends_to_all,
-    forward,
     longest_text,
-    mask_of,
     try_out,
 )
 from llm_mdp_agents.lm.fixed_width import FixedWidth
-from llm_mdp_agents.lm.packing import PAIRS, PARTS_FROM, Reading, packed_reading, plain_reading
+from llm_mdp_agents.lm.packing import Reading, cheapest_reading, lead_of, plain_reading
 from llm_mdp_agents.lm.products import FastMatmul, choose, chosen
-from llm_mdp_agents.lm.shared_prompts import attending, attention_of, can_share
+from llm_mdp_agents.lm.shared_prompts import can_share
 
 LOGIT_BYTES, ACCELERATOR_LOGIT_BYTES = 64 * 2**20, 2**30
 """Most memory of logits that `logp` keeps for the backward pass, on the CPU and elsewhere; beyond it they are computed
@@ -185,13 +180,9 @@ class LanguageModelPolicy(PolicyModule):
     def lead(self, prompt: Int[Tensor, "B L"]) -> Int[Tensor, "B L1"]:
         """What is read before the response: the prompt with `begin` right before it, so that the state before step 0 is
         never padding."""
-        if self.begin is None:
-            if prompt.shape[-1] == 0 or bool((prompt[:, -1] == PAD).any()):
-                raise ValueError("a prompt is empty; give it at least one token, or the policy a `begin` token.")
-            return prompt
-        lead = pad(prompt, (1, 0), value=PAD)
-        begins = (lead == PAD) & (pad(lead[:, 1:], (0, 1)) != PAD)
-        return torch.where(begins, self.begin, lead)
+        if self.begin is None and (prompt.shape[-1] == 0 or bool((prompt[:, -1] == PAD).any())):
+            raise ValueError("a prompt is empty; give it at least one token, or the policy a `begin` token.")
+        return lead_of(prompt, self.begin)
 
     def scores(self, logits: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
         """The model's logits as this policy's: of its tokens only, at its temperature, at least in float32."""
@@ -230,7 +221,7 @@ class LanguageModelPolicy(PolicyModule):
         chosen = tokens[mask].to(self.device, non_blocking=True)
         # Before layers are set to recompute: then they keep nothing of what they read.
         abilities = self.abilities
-        with _recomputing(self.causal_lm):
+        with recomputing(self.causal_lm):
             states, head = self._states(lead, tokens, mask, packed=abilities.packs)
 
         def score(
@@ -262,29 +253,15 @@ class LanguageModelPolicy(PolicyModule):
         self.check_length(reading.text.shape[1])
         if packed and self.full_attention:
             width = self.causal_lm.config.get_text_config(decoder=True).hidden_size
-            dense = packed_reading(lead, tokens, mask)
-            ways = [reading, dense]
-            few = dense.response_pairs <= PAIRS * dense.text.numel()
-            if dense.prompt_columns >= PARTS_FROM and few and self._attends_in_parts:
-                ways.append(replace(dense, in_parts=True))
-            reading = min(ways, key=lambda way: way.cost(width))
+            reading = cheapest_reading(reading, lead, tokens, mask, width, lambda: self._attends_in_parts)
         return self.read(reading)
 
     def read(self, reading: Reading) -> tuple[Float[Tensor, "N H"], Callable[[Tensor], Tensor]]:
         """`_states` of texts that are laid out already."""
-        abilities = self.abilities
-        body = self.causal_lm.base_model if abilities.linear_head else self.causal_lm
-        reading = reading.on(self.device)
-        takes, text, position = arguments_of(body), reading.text, reading.position
-        if reading.in_parts and reading.owner is not None:
-            with attending(self.causal_lm, attention_of(reading.owner)):
-                output = forward(body, takes, text, position=position)[0]
-        else:
-            attention = reading.attention()
-            mask = None if attention is None else mask_of(self.causal_lm, attention)
-            output = forward(body, takes, text, mask=mask, position=position)[0]
-        states = output.flatten(0, 1)[reading.state]
-        return states, self.causal_lm.get_output_embeddings() if abilities.linear_head else nn.Identity()
+        linear_head = self.abilities.linear_head
+        body = self.causal_lm.base_model if linear_head else self.causal_lm
+        head = self.causal_lm.get_output_embeddings() if linear_head else nn.Identity()
+        return packing.read(self.causal_lm, body, reading), head
 
     def sample(self, prompt, n, *, eos, horizon, generator, temperature=1.0, prefix=None, greedy=False, stop=()):
         """`Policy.sample`; every distinct prompt is read once, by models that can go on from what they kept of it."""
@@ -310,7 +287,7 @@ class LanguageModelPolicy(PolicyModule):
 
 
 @contextmanager
-def _recomputing(model: nn.Module) -> Iterator[None]:
+def recomputing(model: nn.Module) -> Iterator[None]:
     """Hugging Face recomputes activations in train mode only: its layers are in that mode here, and nothing inside them
     is."""
     layers = list(_recomputed(model))
