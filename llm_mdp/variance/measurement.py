@@ -18,7 +18,8 @@ its pace is q. Two numbers say all.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from llm_mdp.verify.classes.calls import Refused
 from llm_mdp.verify.classes.moments import class_moments
 from llm_mdp.verify.method import MethodName
 from llm_mdp.verify.moments import exact_moments
-from llm_mdp.verify.signal import tokens_to_signal
+from llm_mdp.verify.signal import ratio, tokens_to_signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,14 +55,32 @@ def progress(ceiling: float, tokens_to_signal: float | None, budget: float) -> f
         ceiling: cos |cos|, see `Spread.ceiling`.
         budget: B > 0, generated tokens.
     """
-    if tokens_to_signal is None or math.isinf(tokens_to_signal):
+    if tokens_to_signal is None:
         return 0.0
-    return ceiling / (1 + tokens_to_signal / budget)
+    return ceiling / (1 + tokens_to_signal / budget) + 0.0  # no -0
+
+
+def _positive(value: Any) -> Any:
+    """max(value, 0), of a number or of an array."""
+    return np.maximum(value, 0.0) if isinstance(value, np.ndarray) else max(value, 0.0)
+
+
+def _root(value: Any) -> Any:
+    """√max(value, 0), of a number or of an array."""
+    return np.sqrt(_positive(value)) if isinstance(value, np.ndarray) else math.sqrt(_positive(value))
+
+
+def _at_most_1(value: Any) -> Any:
+    """Cut off at -1 and 1; of a number or of an array."""
+    return np.clip(value, -1.0, 1.0) if isinstance(value, np.ndarray) else max(-1.0, min(1.0, value))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What one estimate costs, how it scatters and where it points."""
+    """What one estimate costs, how it scatters and where it points.
+
+    `several` makes one of many, with arrays of numbers, whose figures are arrays too.
+    """
 
     tokens: float
     """c, generated tokens, branches included."""
@@ -75,6 +94,11 @@ class Spread:
     """⟨E g, ∇J⟩."""
     size: float
     """|∇J|²; a sampled one is unbiased too, and what is relative to it is infinite where it is not above 0."""
+
+    @classmethod
+    def several(cls, spreads: "Sequence[Spread]") -> "Spread":
+        """All of these at once: the same formulas, of arrays."""
+        return cls(*np.array([tuple(vars(one).values()) for one in spreads], dtype=float).T)
 
     @property
     def error(self) -> float:
@@ -90,17 +114,16 @@ class Spread:
 
     @property
     def relative_bias(self) -> float:
-        return math.sqrt(max(self.error, 0.0) / self.size) if self.size > 0 else math.inf
+        return _root(ratio(_positive(self.error), self.size, math.inf))
 
     @property
     def scale(self) -> float:
-        return self.dot / self.size if self.size > 0 else math.inf
+        return ratio(self.dot, self.size, math.inf)
 
     @property
     def cosine(self) -> float:
         """At most 1 in size; 0 without a signal."""
-        signal = self.signal > 0 and self.size > 0
-        return max(-1.0, min(1.0, self.dot / math.sqrt(self.signal * self.size))) if signal else 0.0
+        return _at_most_1(ratio(self.dot, _root(_positive(self.signal) * _positive(self.size)), 0.0))
 
     @property
     def ceiling(self) -> float:
@@ -114,11 +137,11 @@ class Spread:
 
     def mean_squared_error(self, budget: float) -> float:
         """E|ĝ - ∇J|² / |∇J|² with B tokens."""
-        return (max(self.error, 0.0) + self.trace * self.tokens / budget) / self.size if self.size > 0 else math.inf
+        return ratio(_positive(self.error) + self.trace * self.tokens / budget, self.size, math.inf)
 
     def signal_to_noise(self, budget: float) -> float:
         """B / q, infinite without noise."""
-        return budget / self.tokens_to_signal if self.tokens_to_signal > 0 else math.inf
+        return ratio(budget, self.tokens_to_signal, math.inf)
 
     def progress(self, budget: float) -> float:
         return progress(self.ceiling, self.tokens_to_signal, budget)
@@ -181,15 +204,17 @@ class Measurement(Shown):
         """
         if not self.worse:
             return None
-        return _ends([[one.figure(figure, budget) for one in some] for some in (self.worse, self.better)], self.level)
+        return _ends([some.figure(figure, budget) for some in self._samples], self.level)
 
     def norm_interval(self) -> tuple[float, float] | None:
         """Of |∇J|; None if it is exact, or too little was seen."""
         if not self.worse or self.too_few:
             return None
-        return _ends(
-            [[math.sqrt(max(one.size, 0.0)) for one in some] for some in (self.worse, self.better)], self.level
-        )
+        return _ends([_root(some.size) for some in self._samples], self.level)
+
+    @cached_property
+    def _samples(self) -> tuple[Spread, Spread]:
+        return Spread.several(self.worse), Spread.several(self.better)
 
     def over(self, base: "Measurement", shared: bool = False) -> tuple[float, tuple[float, float] | None]:
         """Tokens to signal over those of another, and the ratio's interval (None if both are exact).
@@ -200,7 +225,7 @@ class Measurement(Shown):
         value = _ratio(self.spread, base.spread)
         pairs = self._pairs(base, shared)
         level = max(self.level, base.level)
-        return value, _ends([[_ratio(*each) for each in zip(*pair)] for pair in pairs], level) if pairs else None
+        return value, _ends([_ratio(*pair) for pair in pairs], level) if pairs else None
 
     def behind(
         self, leader: "Measurement", budget: float, shared: bool = False, comparisons: int = 1
@@ -218,16 +243,13 @@ class Measurement(Shown):
             exact = gap(self.spread, leader.spread)
             return exact, exact
         level = 1 - (1 - max(self.level, leader.level)) / comparisons
-        return _ends([[gap(*each) for each in zip(*pair)] for pair in pairs], level)
+        return _ends([gap(*pair) for pair in pairs], level)
 
-    def _pairs(self, other: "Measurement", shared: bool) -> list[tuple[tuple[Spread, ...], tuple[Spread, ...]]]:
+    def _pairs(self, other: "Measurement", shared: bool) -> list[tuple[Spread, Spread]]:
         """Bootstrap samples side by side; what is not shared may be better here and worse there."""
         if not self.worse and not other.worse:
             return []
-        number = max(len(self.worse), len(other.worse))
-        ours, theirs = (
-            [each.worse or (each.spread,) * number, each.better or (each.spread,) * number] for each in (self, other)
-        )
+        ours, theirs = (each._samples if each.worse else (each.spread,) * 2 for each in (self, other))
         return list(zip(ours, theirs)) if shared else [(one, two) for one in ours for two in theirs]
 
     def _finding(self) -> tuple[str, str]:
@@ -267,7 +289,8 @@ class Measurement(Shown):
 
     def document(self) -> dict[str, Any]:
         """As JSON; `read_measurement` reads it."""
-        return asdict(self)
+        samples = {side: tuple(dict(vars(one)) for one in getattr(self, side)) for side in ("worse", "better")}
+        return asdict(replace(self, worse=(), better=())) | samples
 
     def row(self, budget: float) -> dict[str, Any]:
         """All figures, JSON-able: what is infinite is None, and so is what was not measured."""
@@ -324,19 +347,19 @@ def read_measurement(document: dict[str, Any]) -> Measurement:
     return Measurement(**{**document, **read})
 
 
-def _ends(sides: Sequence[Sequence[float]], level: float) -> tuple[float, float]:
+def _ends(sides: Sequence[Any], level: float) -> tuple[float, float]:
     """The ends that hold whichever side is true."""
     tail = (1 - level) / 2
     ends = [np.quantile(values, [tail, 1 - tail], method="inverted_cdf") for values in sides]
     return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
-def _ratio(one: Spread, other: Spread) -> float:
+def _ratio(one: Spread, other: Spread) -> Any:
     """Of two tokens to signal; unbiased estimates share their signal, known or not."""
-    if one.signal == other.signal:
-        noise = other.trace * other.tokens
-        return one.trace * one.tokens / noise if noise > 0 else math.inf
-    return one.tokens_to_signal / other.tokens_to_signal if other.tokens_to_signal > 0 and one.signal > 0 else math.inf
+    noise = ratio(one.trace * one.tokens, other.trace * other.tokens, math.inf)
+    both = ratio(one.tokens_to_signal, np.where(one.signal > 0, other.tokens_to_signal, 0.0), math.inf)
+    found = np.where(np.equal(one.signal, other.signal), noise, both)
+    return found if found.ndim else float(found)
 
 
 def finite(value: float) -> float | None:

@@ -1,6 +1,9 @@
 """Noise at equal cost: the one figure by which estimators of different scale and cost can be compared."""
 
 import math
+from typing import Any
+
+import numpy as np
 
 
 def tokens_to_signal(trace: float, tokens: float, signal: float) -> float:
@@ -15,4 +18,11 @@ def tokens_to_signal(trace: float, tokens: float, signal: float) -> float:
         tokens: c > 0, generated tokens that one estimate costs, branches included.
         signal: |E g|²; a sampled one may come out below 0, which is no signal.
     """
-    return trace * tokens / signal if signal > 0 else math.inf
+    return ratio(trace * tokens, signal, math.inf)
+
+
+def ratio(above: Any, below: Any, otherwise: float) -> Any:
+    """above / below where below > 0, else `otherwise`; of numbers, or of arrays entry by entry."""
+    if not isinstance(below, np.ndarray):
+        return above / below if below > 0 else otherwise
+    return np.divide(above, below, out=np.full(below.shape, otherwise), where=below > 0)

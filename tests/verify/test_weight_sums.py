@@ -11,7 +11,7 @@ from llm_mdp.estimators.algorithms import GRPO, REINFORCE, RLOO, ReMax, TRePO
 from llm_mdp.estimators.boundaries import EveryNTokens
 from llm_mdp.estimators.practices import Tempered
 from llm_mdp.exact.instances import random_instance
-from llm_mdp.exact.worlds import Inverse, TreeRollouts, TreeSampler, of_rows
+from llm_mdp.exact.worlds import Inverse, TreeBranches, TreeRollouts, TreeSampler, of_rows
 from llm_mdp.sampling.evidence import Evidence, occurrence
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.sampling.shared_draws import Meter
@@ -168,6 +168,7 @@ def noise_branch_by_branch(estimator, enumeration):
     total = 0.0
     for sampler, evidence in moments._worlds(estimator, enumeration):
         branches, worlds = evidence.branches, sampler.weight.shape
+        assert isinstance(branches, TreeBranches) and branches.variance is not None
         base, edge = (
             token_weights(estimator, evidence, enumeration, worlds),
             of_rows(enumeration.edge, evidence.rollouts),
