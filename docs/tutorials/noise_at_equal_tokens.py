@@ -111,7 +111,8 @@ for name, runs in curves.items():
     tokens, rewards = runs[:, :, 0].mean(0), runs[:, :, 1]
     (line,) = axes.plot(tokens, rewards.mean(0))
     axes.fill_between(tokens, rewards.min(0), rewards.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.annotate(f" {name}", (tokens[-1], rewards.mean(0)[-1]), color=line.get_color(), va="center")
+    under = {"reinforce": "top"}.get(name, "center")  # not on VinePPO's curve, which goes on
+    axes.annotate(f" {name}", (tokens[-1], rewards.mean(0)[-1]), color=line.get_color(), va=under)
 axes.set(xlabel="generated tokens", ylabel="expected reward, exact")
 axes.margins(x=0.12)
 axes.set_title("Learning at equal tokens (mean of six seeds; the band holds all six)")
