@@ -36,10 +36,10 @@ class Prompts(Task):
 
     def __init__(self, prompts: torch.Tensor, meter: Meter):
         self.prompt_length, self.meter = prompts.shape[1], meter
-        self.questions = itertools.cycle([Question(tuple(prompt)) for prompt in prompts.tolist()])
+        self.turn = itertools.cycle([Question(tuple(prompt)) for prompt in prompts.tolist()])
 
     def question(self, generator: np.random.Generator) -> Question:
-        return next(self.questions)
+        return next(self.turn)
 
     def score(self, questions, tokens, mask) -> Scores:
         return Scores(np.array(self.meter.responses(tokens.tolist())))
