@@ -275,26 +275,41 @@ def plane_svg(rows: list[tuple[ClaimRow, str]]) -> str:
     taken = [(origin, floor - 4, tip, floor + 4), (tip + 10, floor + 10, tip + 210, floor + 28)]
     taken += [(14 + (t - LEFT) * UNIT - 6, floor + 12, 14 + (t - LEFT) * UNIT + 6, floor + 26) for t in (0, 1, 2)]
     taken.append(((origin + tip) / 2 - 48, floor + 10, (origin + tip) / 2 + 48, floor + 28))
-    taken += [(x - 26, y - 12, x + 26, y + 4) for x, y in (_ring_label(radius, tip, floor) for radius in RINGS)]
+    dots = [(cluster[0].x, cluster[0].y) for cluster in clusters]
+    rings = {radius: ring_label(radius, tip, floor, dots) for radius in RINGS}
+    taken += [_ring_box(*place) for place in rings.values()]
     return (
         f'<svg class="plane" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="Expected gradients relative to the true one">'
-        f"{''.join(_ring(radius, tip, floor) for radius in RINGS)}{''.join(ticks)}{arrow}{pile}"
+        f"{''.join(_ring(radius, tip, floor, place) for radius, place in rings.items())}{''.join(ticks)}{arrow}{pile}"
         f"{''.join(map(_mark, clusters))}{_labels(clusters, taken, (2, 2, width - 2, height - 2))}</svg>"
     )
 
 
-def _ring(radius: float, tip: float, floor: float) -> str:
-    """A half circle of equal relative bias, with its label 30° above the axis."""
-    length, (x, y) = radius * UNIT, _ring_label(radius, tip, floor)
+def _ring(radius: float, tip: float, floor: float, place: tuple[float, float]) -> str:
+    """A half circle of equal relative bias, with its label."""
+    length, (x, y) = radius * UNIT, place
     return (
         f'<path class="ring" d="M{tip - length:g} {floor:g}A{length:g} {length:g} 0 0 1 {tip + length:g} {floor:g}"/>'
         f'<text class="scale" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">bias {radius:g}</text>'
     )
 
 
-def _ring_label(radius: float, tip: float, floor: float) -> tuple[float, float]:
-    return tip + radius * UNIT * math.cos(math.pi / 6), floor - radius * UNIT * math.sin(math.pi / 6) + 4
+def ring_label(radius: float, tip: float, floor: float, dots: list[tuple[float, float]]) -> tuple[float, float]:
+    """On the circle, 30° above the axis, or further up where a dot is in the way."""
+    turns = (math.radians(angle) for angle in range(30, 151, 10))
+    places = [(tip + radius * UNIT * math.cos(turn), floor - radius * UNIT * math.sin(turn) + 4) for turn in turns]
+    free = (place for place in places if not any(_holds(_ring_box(*place), *dot) for dot in dots))
+    return next(free, places[0])
+
+
+def _ring_box(x: float, y: float) -> Box:
+    return (x - 26, y - 12, x + 26, y + 4)
+
+
+def _holds(box: Box, x: float, y: float) -> bool:
+    """Whether a dot at (x, y) covers a part of the box."""
+    return box[0] - 8 <= x <= box[2] + 8 and box[1] - 8 <= y <= box[3] + 8
 
 
 def _mark(cluster: list[Point]) -> str:

@@ -10,7 +10,7 @@ import re
 import pytest
 from rich.console import Console
 
-from llm_mdp.report.drawings import MAX_EDGES, points, tree_edges, tree_svg
+from llm_mdp.report.drawings import MAX_EDGES, points, ring_label, tree_edges, tree_svg
 from llm_mdp.report.ledger_page import render_ledger
 from llm_mdp.report.readme import BEGIN, END, ledger_markdown, main, update_readme
 from llm_mdp.report.rows import (
@@ -560,6 +560,13 @@ def test_tree_without_end_token_and_with_one_step():
     instance = {"vocab_size": 3, "eos": None, "horizon": 1, "gamma": 1.0, "nodes": nodes}
     page = Page(tree_svg(instance, 0))
     assert page.count("path", "edge") == 3 and "eos" not in page.text
+
+
+def test_the_label_of_a_ring_gives_way_to_a_dot():
+    first = ring_label(0.25, 600.0, 400.0, [])
+    second = ring_label(0.25, 600.0, 400.0, [first])
+    assert abs(second[0] - first[0]) > 26 or abs(second[1] - first[1]) > 12
+    assert ring_label(0.25, 600.0, 400.0, [(first[0], first[1] - 100)]) == first
 
 
 def test_plane_shows_bias_as_distance_and_cosine_as_angle():
