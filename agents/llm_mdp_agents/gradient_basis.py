@@ -1,8 +1,8 @@
 """Gradients of many estimators on the same responses, of which all are sums of a few.
 
 An estimator's gradient is Σ weight ∇log π(token). Of N estimators on the responses to one prompt, tokens whose weights
-are the same N numbers, such as those between two cuts, go together: one backward pass for each such class of tokens,
-and matrix products for the estimators, instead of a pass for each of those.
+are the same N numbers, such as those between two cuts, go together: a backward pass for each such class of tokens,
+through the responses that have some, and matrix products for the estimators, instead of a pass for each of those.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,29 +33,40 @@ def is_quicker(coefficients: Float[Tensor, "N C"], parameters: Sequence[nn.Param
 
 
 def combined(
-    logp: Float[Tensor, "K T"],
+    logp_of_row: Callable[[int], Float[Tensor, "1 T"]],
     coefficients: Float[Tensor, "N C"],
-    which: Int[Tensor, " KT"],
+    which: Int[Tensor, "K T"],
     parameters: Sequence[nn.Parameter],
-    sketch: Callable[[Sequence[Tensor | None]], tuple[Float[Tensor, " d"], float]],
+    fold: Callable[[Float[Tensor, "C part"], int], Float[Tensor, "C d"]],
+    part: int,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, " N"]]:
     """The sketch and the squared length of each estimator's gradient.
 
-    Args: logp: of the tokens, with the graph that leads to them.
+    One response at a time goes through the model, and a pass back goes through the one that has the tokens of its
+    class.
+
+    Args:
+        logp_of_row: log-probabilities of the tokens of a response, with the graph that leads to them.
+        fold: what some coordinates of gradients, from that number on, add to their sketches.
+        part: how many coordinates are folded together.
     """
-    vectors, flat = [], []
-    for number in range(coefficients.shape[1]):
-        of_class = (which == number).view_as(logp).to(logp)
-        gradients = torch.autograd.grad(logp, parameters, of_class, retain_graph=True, allow_unused=True)
-        vectors.append(sketch(gradients)[0])
-        flat.append(
-            torch.cat(
-                [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(gradients, parameters)]
-            )
-        )
-    products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for part in torch.arange(len(flat[0])).split(2**18):
-        rows = torch.stack([each[int(part[0]) : int(part[-1]) + 1] for each in flat]).to("cpu", torch.float64)
-        products += rows @ rows.T
+    starts = [0, *torch.tensor([parameter.numel() for parameter in parameters]).cumsum(0).tolist()]
+    dtype = torch.promote_types(parameters[0].dtype, torch.float32)
+    flat = torch.zeros(coefficients.shape[1], starts[-1], dtype=dtype)
+    for row, of_row in enumerate(which):
+        here = of_row[of_row >= 0].unique().tolist()
+        logp = logp_of_row(row) if here else torch.zeros(0)
+        for number in here:
+            of_class = (of_row == number)[None].to(logp)
+            gradients = torch.autograd.grad(logp, parameters, of_class, retain_graph=True, allow_unused=True)
+            for start, end, gradient in zip(starts, starts[1:], gradients):
+                if gradient is not None:
+                    flat[number, start:end] += gradient.flatten().to("cpu", dtype)
+    sketches, products = torch.zeros(0), torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for start in range(0, starts[-1], part):
+        columns = flat[:, start : start + part].double()
+        products.addmm_(columns, columns.T)
+        folded = fold(columns, start)
+        sketches = sketches + folded if len(sketches) else folded
     square = ((coefficients @ products) * coefficients).sum(-1).clamp(min=0)
-    return coefficients @ torch.stack(vectors), square
+    return coefficients @ sketches, square

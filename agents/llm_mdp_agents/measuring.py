@@ -78,6 +78,19 @@ class Sketch:
             start += len(each)
         return folded, square
 
+    @property
+    def part(self) -> int:
+        """Coordinates that are folded together: so few that a processor's cache has room for those of dozens of
+        gradients; all of them where the gradient is its own sketch."""
+        return sum(self.sizes) if self.signs is None else 2 * WIDTH
+
+    def fold(self, columns: Float[Tensor, "C part"], start: int) -> Float[Tensor, "C d"]:
+        """What the coordinates from the number `start` on, a multiple of `WIDTH`, add to the sketches of gradients."""
+        if self.signs is None:
+            return columns
+        signed = columns * self.signs[start : start + columns.shape[1]]
+        return nn.functional.pad(signed, (0, -columns.shape[1] % WIDTH)).view(len(columns), -1, WIDTH).sum(1)
+
 
 def shared_estimates(
     estimators: Mapping[str, Estimator],
@@ -180,23 +193,26 @@ def _streamed(
             continue
         first, whole, forward = prompt * replay.largest, None, 0.0
         if rows_at_once >= replay.largest:
-            start = time.perf_counter()
-            whole = logp_at(slice(first, first + replay.largest))
-            forward = (time.perf_counter() - start) / replay.largest
-        if whole is not None:
-            start, listed = time.perf_counter(), torch.zeros(len(wanted), replay.largest, whole.shape[-1]).double()
+            start, shape = time.perf_counter(), (len(wanted), replay.largest, replay.batch.tokens.shape[-1])
+            listed = torch.zeros(shape, dtype=torch.float64)
             for row, (_, k, weight) in zip(listed, wanted):
                 row[k * len(weight) : (k + 1) * len(weight)] = weight
             coefficients, which = classes(listed.flatten(1))
             if is_quicker(coefficients, parameters):
-                found = combined(whole, coefficients, which, parameters, sketch)
+                found = combined(
+                    lambda row, first=first: logp_at(slice(first + row, first + row + 1)),
+                    coefficients, which.view(shape[1:]), parameters, sketch.fold, sketch.part,
+                )  # fmt: skip
                 each = (time.perf_counter() - start) / coefficients.shape[1]
-                for (name, _, weight), vector, square in zip(wanted, *found):
+                for (name, _, _), vector, square in zip(wanted, *found):
                     share = 1 / len(weights[name])
                     means[name][prompt] += share * vector
                     squares[name][prompt] += share * square
-                    seconds[name] += share * (each + forward * len(weight))
+                    seconds[name] += share * each
                 continue
+            start = time.perf_counter()
+            whole = logp_at(slice(first, first + replay.largest))
+            forward = (time.perf_counter() - start) / replay.largest
         for name, k, weight in wanted:
             start, size, share = time.perf_counter(), len(weight), 1 / len(weights[name])
             if whole is not None:
