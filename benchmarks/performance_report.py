@@ -334,12 +334,15 @@ def growth_part(found: Found) -> str:
         known = seconds_of(growth, curve["name"])
         shown = ", ".join(f"{size:,}: {duration(each)}" for size, each in known.items())
         last = f"{power(dict(list(known.items())[-2:])):.2f}" if len(known) > 1 else "–"
-        rows.append([f"{curve['name']} ({curve['fixed']})", shown, last, " ".join(ends(curve["points"]))])
+        rows.append(
+            [f"{curve['name']} ({curve['fixed']})", shown, last, " ".join(ends(curve["points"])) or "none up to here"]
+        )
     words = (
         f"{origin('growth', growth)}: the work, one size at a time; a whole `llm-mdp verify` with its start "
         f"({growth['start']:.1f} s), a GRPO step of 8 prompts on a Llama of one million weights, a step of all "
         "environments. The power is that of the size by which the last interval grew. A curve ends where the product "
         f"refuses, or where a point would take over {growth['seconds']:g} s of CPU time."
+        + (f" {growth['processes']} processes measured these, at the same time." if "processes" in growth else "")
     )
     picture = "![How work grows with one size](figures/growth.svg)"
     header = ["what grows", "takes", "power", "first cliff, and what the user reads there"]
@@ -354,8 +357,9 @@ def ends(points: list[dict[str, Any]]) -> Iterator[str]:
     if slower and known[-1]["size"] > MANY:
         size = known[slower[0]]["size"]
         yield f"From {size:,} on each takes longer: their memory is beyond the processor's cache. Nothing is said."
+    forecasts = [each for each in points if each.get("kind") == "forecast"]
     for each in points:
-        if each.get("kind") == "forecast":
+        if each in forecasts[:1]:
             yield f"{each['size']:,}: after {each['until']:.1f} s it says “{each['said']}”"
         elif each.get("kind") == "refused":
             of_rows = f" ({each['rows']} rows)" if "rows" in each else ""
@@ -363,7 +367,7 @@ def ends(points: list[dict[str, Any]]) -> Iterator[str]:
         elif each.get("kind") == "stopped":
             yield f"{each['size']:,}: stopped after {each['until']:.0f} s; nothing was said."
         elif each.get("kind") == "not measured":
-            yield f"{each['size']:,} would take about {duration(each['expected'])}; nothing is said or refused."
+            yield f"None up to here; {each['size']:,} would take about {duration(each['expected'])} and was not tried."
 
 
 # --- make bench -------------------------------------------------------------------------------------------------------
