@@ -53,9 +53,24 @@ def test_all_pages_have_one_head_and_allow_nothing_from_outside(name, tmp_path):
 
 # A window of Chromium is never narrower than 500 pixels, but a frame in it is. What is read of a page at a width:
 # whether it is wider than its frame; tables that are cut off; texts of a row that run into one another; headings of
-# columns without a definition, or that scroll away; whether how to read the page comes before all else.
+# columns without a definition, or that scroll away; text that is nearly as dark as its ground; whether how to read the
+# page comes before all else.
 MEASURE = """<body><script>
 const seen = {};
+const light = (colour) => {
+  const [r, g, b] = colour.match(/\\d+/g).map((part) => part / 255)
+    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+function contrast(element) {
+  let ground = element;
+  const isClear = (each) => getComputedStyle(each).backgroundColor === "rgba(0, 0, 0, 0)";
+  while (ground.parentElement && isClear(ground)) ground = ground.parentElement;
+  const colours = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor];
+  if (!colours.every((colour) => colour.startsWith("rgb("))) return 21;  // a mixture: of a verdict and the page
+  const [one, other] = colours.map(light);
+  return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+}
 const wide = (element) => element.scrollWidth > element.clientWidth + 1;
 const box = (cell) => {
   const range = cell.ownerDocument.createRange();
@@ -82,6 +97,10 @@ function read(page) {
     undefined: heads.filter((head) => !head.title).map((head) => head.textContent),
     moving: page.documentElement.clientWidth < 1240 ? 0
       : heads.filter((head) => getComputedStyle(head).position !== "sticky").length,
+    faint: [...page.querySelectorAll("main *")].slice(0, 3000).filter((each) => each.children.length === 0
+      && !each.closest("svg") && each.textContent.trim() && each.checkVisibility() && contrast(each) < 2.5)
+      .map((each) => each.textContent.trim().slice(0, 40)).slice(0, 3),
+    dark: matchMedia("(prefers-color-scheme: dark)").matches,
     how: how.querySelectorAll("dt").length > 0
       && how.compareDocumentPosition(page.querySelector("table, figure, svg")) === 4,
   };
@@ -104,15 +123,26 @@ for (const name of NAMES) {
 
 @pytest.mark.slow
 @in_chromium
-def test_no_column_is_cut_off_and_no_text_runs_into_another_at_any_width(tmp_path):
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_no_column_is_cut_off_and_no_text_runs_into_another_at_any_width(tmp_path, dark):
     for name, page in PAGES.items():
         (tmp_path / f"{name}.html").write_text(page(tmp_path), encoding="utf-8")
     flags = ("--allow-file-access-from-files", "--virtual-time-budget=20000", "--window-size=1400,900")
+    flags += ("--force-dark-mode",) * dark
     text = MEASURE.replace("NAMES", json.dumps(list(PAGES)))
     (body,) = (attributes for tag, attributes in Page(opened(text, tmp_path, *flags)).tags if tag == "body")
     seen = json.loads(body["data-seen"])
     assert set(seen) == {f"{name} {width}" for name in PAGES for width in (1280, 768, 400)}
-    right = {"wider": False, "cut": 0, "collide": [], "undefined": [], "moving": 0, "how": True}
+    right = {
+        "wider": False,
+        "cut": 0,
+        "collide": [],
+        "undefined": [],
+        "moving": 0,
+        "faint": [],
+        "dark": dark,
+        "how": True,
+    }
     assert {place: each for place, each in seen.items() if each != right | {"tables": each["tables"] or 1}} == {}
 
 
