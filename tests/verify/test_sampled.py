@@ -13,9 +13,11 @@ import torch
 
 from llm_mdp.cli.verify import VerifyArguments, find_instances
 from llm_mdp.estimators.algorithms import PPO, REINFORCE, RLOO, TRePO
+from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.groups import all_groups
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.ngram_gradient import ngram_gradient
+from llm_mdp.exact.worlds import WorldSampler
 from llm_mdp.mdp.hidden_rewards import NgramReward, SparseReward
 from llm_mdp.mdp.token_mdp import Prompt, TokenMDP
 from llm_mdp.sampling.policies import NgramPolicy
@@ -27,6 +29,7 @@ from llm_mdp.verify.ledger import holds
 from llm_mdp.verify.moments import covariance
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.sampled import judge_means, policy_certificate, sampled_certificate
+from llm_mdp.verify.weight_sums import WholeResponses
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
@@ -60,6 +63,11 @@ def draw(id: str, responses: int, n_prompts: int = 2, **options) -> Certificate:
 def quick() -> Problem:
     """What `verify --quick` checks."""
     return Problem(find_instances(VerifyArguments(quick=True))[0])
+
+
+def look(estimator: Estimator, sampler: WorldSampler) -> draws._Worlds:
+    whole = WholeResponses(estimator, sampler.enumeration)
+    return draws._Worlds.of(draws.look(whole, sampler), sampler.enumeration)
 
 
 LEDGER = 1 - 0.01 / 110
@@ -283,7 +291,7 @@ def test_figures_do_not_depend_on_the_unit_of_rewards(factor):
 @pytest.mark.parametrize(("id", "gain"), [("gae-wrong-1", 0.7), ("vineppo", 0.95)])
 def test_a_baseline_makes_the_intervals_narrower_and_changes_nothing_else(id, gain, monkeypatch):
     truth, quiet = exact(id), draw(id, 100_000)
-    monkeypatch.setattr(draws, "_baseline", lambda worlds, chance, e: torch.zeros(e.n_edges, dtype=torch.float64))
+    monkeypatch.setattr(draws, "_baseline", lambda weights, own, e: torch.zeros(e.n_edges, dtype=torch.float64))
     loud = draw(id, 100_000)
     assert covered(quiet, truth) == covered(loud, truth) == (True, True, True)
     (low, high), (least, most) = quiet.scale_interval, loud.scale_interval
@@ -370,11 +378,11 @@ def test_the_search_finds_the_longest_gradient_of_all_groups(id, members):
     nothing = torch.zeros(p.enumeration.n_edges, dtype=torch.float64)
     longest = 0.0
     for groups in all_groups(p.enumeration, members, ordered=False):
-        worlds = draws._look(estimator, draws._Corners(p.enumeration, groups))
+        worlds = look(estimator, draws._Corners(p.enumeration, groups))
         along = (worlds.weights * view.edge_along[worlds.edge]).sum(-1)
         parts = view.z_squares(along, view.squares([worlds.weights], worlds.edge)[0], worlds.kept)
         longest = max(longest, float((parts[0] + parts[1]).max()) ** 0.5)
-    assert draws._longest(estimator, view, nothing) == pytest.approx(longest, rel=1e-9)
+    assert draws._longest(WholeResponses(estimator, p.enumeration), view, nothing) == pytest.approx(longest, rel=1e-9)
 
 
 def test_the_search_allows_for_branches_at_both_ends_of_the_rewards():
@@ -382,10 +390,10 @@ def test_the_search_allows_for_branches_at_both_ends_of_the_rewards():
     p = problem(1)
     view = draws._View(p.enumeration, p.target("reward"))
     nothing = torch.zeros(p.enumeration.n_edges, dtype=torch.float64)
-    searched = draws._longest(TRePO(), view, nothing)
+    searched = draws._longest(WholeResponses(TRePO(), p.enumeration), view, nothing)
     generator = torch.Generator().manual_seed(0)
     sampler = draws.TreeSampler(p.enumeration, 100_000, generator)
-    worlds = draws._look(TRePO(), sampler)
+    worlds = look(TRePO(), sampler)
     drawn = float(view.squares([worlds.weights], worlds.edge)[0].max()) ** 0.5
     assert drawn < searched < 3 * drawn
 
