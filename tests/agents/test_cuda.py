@@ -78,7 +78,7 @@ def test_either_way_of_reading_gives_the_logits(task, read, monkeypatch):
     with torch.no_grad():
         whole = policy.logits(rollouts.prompt, rollouts.tokens).log_softmax(-1)
         monkeypatch.setattr("llm_mdp_agents.lm.policy.plain_reading", read)
-        monkeypatch.setattr("llm_mdp_agents.lm.policy.packed_reading", read)
+        monkeypatch.setattr("llm_mdp_agents.lm.packing.packed_reading", read)
         logp = policy.logp(rollouts.prompt, rollouts.tokens, rollouts.mask)
     expected = whole.gather(-1, rollouts.tokens.clamp(min=0)[..., None])[..., 0]
     torch.testing.assert_close(logp[rollouts.mask], expected[rollouts.mask], rtol=0, atol=1e-9)

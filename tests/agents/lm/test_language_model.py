@@ -21,7 +21,8 @@ from llm_mdp.verify.weights import flatten_gradients
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
 loading = pytest.importorskip("llm_mdp_agents.lm.loading")
-plain_reading, packed_reading = lm.plain_reading, lm.packed_reading
+packing = pytest.importorskip("llm_mdp_agents.lm.packing")
+plain_reading, packed_reading = packing.plain_reading, packing.packed_reading
 
 TOKENS = PrefixTree(3, 0, 3).leaves
 
@@ -175,13 +176,13 @@ def check_logp(policy, prompt, tokens, mask, temperature=1.3):
 def readings(monkeypatch) -> list[str]:
     """Which way each call of `logits` and `logp` reads."""
     seen = []
-    attention = lm.Reading.attention
+    attention = packing.Reading.attention
 
     def watched(reading):
         seen.append("plain" if reading.owner is None else "packed")
         return attention(reading)
 
-    monkeypatch.setattr(lm.Reading, "attention", watched)
+    monkeypatch.setattr(packing.Reading, "attention", watched)
     return seen
 
 
@@ -419,14 +420,14 @@ def test_a_pretrained_model_from_a_gguf_file(tmp_path):
 @pytest.mark.parametrize("shape", [(3, 4, 10), (1, 6, 2)])
 def test_prompts_and_responses_attend_in_two_parts(build, shape, readings, monkeypatch):
     """As under a mask: value and gradient, for prompts and responses of several lengths, groups that are torn too."""
-    monkeypatch.setattr(lm, "PARTS_FROM", 1)
-    monkeypatch.setattr("llm_mdp_agents.lm.packing.PARTS", 0.0)
+    monkeypatch.setattr(packing, "PARTS_FROM", 1)
+    monkeypatch.setattr(packing, "PARTS", 0.0)
     policy, (prompt, tokens, mask) = build(), batch(*shape)
     check_logp(policy, prompt, tokens, mask)
     rows = torch.arange(len(prompt)) != 1
     check_logp(policy, prompt[rows], tokens[rows], mask[rows])
     assert readings == ["plain", "plain"], "no mask is made where they attend apart"
-    monkeypatch.setattr(lm, "PAIRS", 0)
+    monkeypatch.setattr(packing, "PAIRS", 0)
     policy.logp(prompt, tokens, mask)
     assert readings[2:] == ["packed"]
 
