@@ -64,6 +64,13 @@ def test_a_ratio_without_a_signal_is_infinite():
     assert none.progress(BUDGET) == 0.0 and none.cosine == 0.0 and math.copysign(1, none.progress(BUDGET)) == 1
 
 
+def test_a_signal_that_is_known_to_be_the_same_cancels():
+    """Whatever it is, and entry by entry."""
+    one, other = Spread(3.0, 1.0, 5.0, -0.1, 0.2, 0.4), Spread(1.0, 1.0, 5.0, -0.1, 0.2, 0.4)
+    assert _ratio(one, other) == pytest.approx(3.0) and _ratio(other, one) == pytest.approx(1 / 3)
+    assert _ratio(Spread.several([one, other]), Spread.several([other, one])) == pytest.approx([3.0, 1 / 3])
+
+
 def test_a_document_is_read_as_it_was():
     found = measurement(0)
     assert read_measurement(found.document()) == found
