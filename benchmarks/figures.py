@@ -8,24 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from drawing import COLOURS, FAINT, FOLDER, INK, finish, name_ends, plt
 from learning import TABULAR, cells, exact_end
 from rliable import library, metrics
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from smollm2_report import figure as smollm2_figure
 from turns import draw as turns_figure
 from zoo_report import figure as zoo_figure
 from zoo_report import is_whole
 
-from llm_mdp.report.plots import spread
-
-plt.style.use("llm_mdp.report.figures")
-COLOURS = tuple(plt.rcParams["axes.prop_cycle"].by_key()["color"])
-FAINT, INK = "#8b939e", "#1b1f24"
 NAMES = {
     ("token rewards", "sum"): "every token's reward",
     ("rloo", "sum"): "their sum, once a response",
@@ -34,7 +25,6 @@ NAMES = {
 
 
 HERE = Path(__file__).parent
-FOLDER = HERE.parent / "docs" / "figures"
 
 
 def main() -> None:
@@ -103,7 +93,7 @@ def certificates_figure(instance: dict[str, Any], path: Path) -> None:
         place = {"transform": axis.transAxes, "ha": "right", "va": "top", "fontsize": 9, "fontweight": "bold"}
         axis.text(1, 1 - 0.07 * line, f"● {words}", color=colour, **place)
     axis.set(xlim=ACROSS, ylim=(-0.19, 0.92), xlabel="along the true gradient (scale)", ylabel="beside it")
-    _finish(figure, "Where expected gradients end; the arrow is the true one (V = 3, T = 4, γ = 0.9)", path)
+    finish(figure, "Where expected gradients end; the arrow is the true one (V = 3, T = 4, γ = 0.9)", path)
 
 
 def learning_figures(runs: list[dict[str, Any]], cells: dict[str, list[tuple[str, str]]], folder: Path) -> None:
@@ -145,7 +135,7 @@ def bias_figure(runs: list[dict[str, Any]], path: Path) -> None:
     axis.set(xlabel="updates of 128 responses", ylabel="expected reward J")
     axis.margins(x=0)
     name_ends(axis, ends)
-    _finish(figure, f"Where three biased estimators lead (dashed: followed exactly)\n{seeds(by_agent.values())}", path)
+    finish(figure, f"Where three biased estimators lead (dashed: followed exactly)\n{seeds(by_agent.values())}", path)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -178,7 +168,7 @@ def curves(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> No
         axis.margins(x=0)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
     name_ends(axes[1], ends)
-    _finish(figure, f"{title}\n{seeds(named.values())}", path)
+    finish(figure, f"{title}\n{seeds(named.values())}", path)
 
 
 def intervals(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
@@ -195,7 +185,7 @@ def intervals(named: dict[str, list[dict[str, Any]]], title: str, path: Path) ->
             axis.plot([middle], [place], "|", color=COLOURS[0], markersize=10, markeredgewidth=2)
         axis.set(yticks=range(len(order)), yticklabels=order, xlabel=f"{words} (dotted: before)")
         axis.grid(axis="y", visible=False)
-    _finish(figure, f"{title}\n{seeds(named.values())}", path)
+    finish(figure, f"{title}\n{seeds(named.values())}", path)
 
 
 def seeds(groups: Any) -> str:
@@ -203,25 +193,6 @@ def seeds(groups: Any) -> str:
     counts = sorted({len(runs) for runs in groups})
     many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{many} seeds; interquartile mean with its 95 % bootstrap interval"
-
-
-def name_ends(axis: Any, ends: list[tuple[float, str, str]]) -> None:
-    """Names at the right edge beside where their curves end, in their colours; the limits of the axes must be set."""
-    to_fraction = axis.transData + axis.transAxes.inverted()
-    right = axis.get_xlim()[1]
-    wanted = np.array([to_fraction.transform((right, value))[1] for value, _, _ in ends])
-    for (_, name, colour), place in zip(ends, spread(wanted, 0.08, 0.0, 1.0)):
-        axis.text(1.02, place, name, color=colour, fontsize=9, va="center", transform=axis.transAxes)
-
-
-def _finish(figure: Any, title: str, path: Path) -> None:
-    """The first line of the title in bold, what it says of seeds and intervals below it."""
-    first, _, rest = title.partition("\n")
-    figure.suptitle(first, x=0.01, ha="left", fontsize=11)
-    if rest:
-        figure.axes[0].set_title(rest, fontsize=9, fontweight="normal", color=FAINT, loc="left")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
 
 
 if __name__ == "__main__":

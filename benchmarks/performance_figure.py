@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures import COLOURS, FOLDER, _finish, name_ends
-from matplotlib import pyplot as plt
+from drawing import COLOURS, FOLDER, finish, name_ends, plt
 
 from llm_mdp.report.plots import log_scale
 
@@ -41,7 +40,7 @@ def draw(results: dict[str, Any]) -> None:
     title = (
         "How work grows with one size\nCPU time of one thread; ×: the product says that it would take long, or refuses"
     )
-    _finish(figure, title, FOLDER / "growth.svg")
+    finish(figure, title, FOLDER / "growth.svg")
 
 
 if __name__ == "__main__":

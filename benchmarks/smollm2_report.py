@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
+from drawing import COLOURS, finish, name_ends, plt
 
 from llm_mdp_agents.training.mean_intervals import student
 
-COLOURS = {"rloo": "#2166ac", "grpo": "#1b7837", "ppo": "#b35806", "trepo": "#762a83"}
-NAMES = ("eval/reward", "eval/greedy_reward")
+NAMES = {"eval/reward": "drawn", "eval/greedy_reward": "greedy"}
 
 
 def grouped(result: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -33,7 +32,7 @@ def figure_of(runs: list[dict[str, Any]], place: int, name: str) -> tuple[float,
 
 def learned(runs: list[dict[str, Any]]) -> str:
     """Whether the greedy score after training is above the one before: its interval lies above it."""
-    before, (_, interval) = figure_of(runs, 0, NAMES[1])[0], figure_of(runs, -1, NAMES[1])
+    before, (_, interval) = figure_of(runs, 0, "eval/greedy_reward")[0], figure_of(runs, -1, "eval/greedy_reward")
     if interval is None:
         return "undecided"
     return "yes" if interval[0] > before else "less than before" if interval[1] < before else "undecided"
@@ -72,25 +71,43 @@ def _line(text: str) -> str:
 
 
 def figure(result: dict[str, Any], path: Path) -> None:
-    """smollm2.svg: greedy and drawn rewards against generated tokens, a panel a task, intervals shaded."""
-    tasks = list(dict.fromkeys(run["task"] for run in result["runs"]))
-    canvas, axes = plt.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 2.8), squeeze=False)
-    for axis, task in zip(axes[0], tasks):
-        for (of, agent), runs in grouped(result).items():
-            if of != task:
-                continue
-            places = range(min(len(run["curve"]) for run in runs))
-            tokens = [np.mean([run["curve"][place]["tokens"] for run in runs]) for place in places]
-            for name, style in zip(NAMES, (":", "-")):
-                points = [figure_of(runs, place, name) for place in places]
-                label = agent if style == "-" else None
-                axis.plot(tokens, [mean for mean, _ in points], style, color=COLOURS[agent], label=label)
-                if style == "-":
-                    edges = np.array([interval or (mean, mean) for mean, interval in points])
-                    axis.fill_between(tokens, *edges.T, color=COLOURS[agent], alpha=0.15, linewidth=0)
-        axis.set(title=task, xlabel="generated tokens", ylabel="reward (dotted: drawn)")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=7)
-    canvas.tight_layout()
-    canvas.savefig(path, metadata={"Date": None})
-    plt.close(canvas)
+    """smollm2.svg: rewards on held-out questions against generated tokens. The task that several agents learn has a
+    panel for drawn and one for greedy responses, with its agents' names; every other one a panel with both."""
+    kept = grouped(result)
+    agents_of = {task: [agent for of, agent in kept if of == task] for task, _ in kept}
+    panels = [
+        (task, name, words, [(agent, COLOURS[place], kept[task, agent], name) for place, agent in enumerate(agents)])
+        for task, agents in agents_of.items()
+        if len(agents) > 1
+        for name, words in NAMES.items()
+    ]
+    panels += [
+        (task, "", "reward", [(f"{agents[0]}, {words}", COLOURS[place], kept[task, agents[0]], name)
+                              for place, (name, words) in enumerate(NAMES.items())])
+        for task, agents in agents_of.items()
+        if len(agents) == 1
+    ]  # fmt: skip
+    rows = -(-len(panels) // 2)
+    canvas, axes = plt.subplots(rows, 2, figsize=(9, 3 * rows), squeeze=False)
+    for axis, (task, _, up, lines) in zip(axes.flat, panels):
+        ends = [(_curve(axis, runs, name, colour), label, colour) for label, colour, runs, name in lines]
+        axis.set(xlabel=f"{task}: generated tokens", ylabel=up, ylim=(0, 1))
+        axis.margins(x=0)
+        name_ends(axis, ends)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    counts = sorted({len(runs) for runs in kept.values()})
+    seeds = " or ".join(str(count) for count in counts) + (" seed" if counts == [1] else " seeds")
+    said = f"{seeds}; 95 % intervals over seeds (Student's t), over questions where there is one"
+    finish(canvas, f"SmolLM2-135M-Instruct on questions that training never asks\n{said}", path)
+
+
+def _curve(axis: Any, runs: list[dict[str, Any]], name: str, colour: str) -> float:
+    """A figure of the evaluations, its interval shaded; where it ends."""
+    places = range(min(len(run["curve"]) for run in runs))
+    tokens = [np.mean([run["curve"][place]["tokens"] for run in runs]) for place in places]
+    points = [figure_of(runs, place, name) for place in places]
+    axis.plot(tokens, [mean for mean, _ in points], color=colour)
+    edges = np.array([interval or (mean, mean) for mean, interval in points])
+    axis.fill_between(tokens, *edges.T, color=colour, alpha=0.15, linewidth=0)
+    return points[-1][0]

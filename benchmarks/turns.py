@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
+from drawing import COLOURS, FOLDER, finish, name_ends, plt
 from jaxtyping import Float
 from machine import write_results
 from rich.console import Console
@@ -44,13 +44,9 @@ from llm_mdp.mdp.tree import PrefixTree
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.verify.moments import exact_moments
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "turns.json"
-FIGURE = HERE.parent / "docs" / "figures" / "turns.svg"
+FIGURE = FOLDER / "turns.svg"
 VOCAB_SIZE, GROUP_SIZE, BRANCHES, CHECKED = 2, 4, 4, 3
 FIRST = 2
 """Turns that growth is measured from: with one token in all, what is large and what is not can be lopsided."""
@@ -261,8 +257,6 @@ def geometric(values: list[float]) -> tuple[float, float, float]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Noise of one response, and tokens to signal, against turns; the reward at the end."""
-    from figures import COLOURS, _finish, name_ends
-
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3))
     at_the_end = [row for row in results["rows"] if row["reward"] == REWARDS[0]]
     turns = [row["turns"] for row in at_the_end]
@@ -281,7 +275,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         name_ends(axis, which)
     many = results["options"]["instances"]
     said = f"exact; geometric means of {many} conversations and their 95 % intervals"
-    _finish(figure, f"Conversations with one reward at the end\n{said}", path)
+    finish(figure, f"Conversations with one reward at the end\n{said}", path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from figures import COLOURS, FOLDER, _finish, name_ends, plt
+from drawing import COLOURS, FOLDER, finish, name_ends, plt
 from variance import FAMILIES, LAMS
 
 from llm_mdp.report.plots import spread
@@ -217,7 +217,7 @@ def claims_figure(claims: dict[str, Any], path: Path) -> None:
         axis.xaxis.set_minor_formatter(lambda value, _: "")
         axis.set_title(title, fontsize=9, fontweight="normal")
     axes[0].invert_yaxis()
-    _finish(figure, "Ratios of exact traces, one dot an instance; red: against the paper's claim", path)
+    finish(figure, "Ratios of exact traces, one dot an instance; red: against the paper's claim", path)
 
 
 # --- equal tokens -----------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def equal_figure(equal: dict[str, Any], path: Path) -> None:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.invert_yaxis()
     name_above(axis, named_above)
-    _finish(figure, "Tokens that each estimator needs, at its best options", path)
+    finish(figure, "Tokens that each estimator needs, at its best options", path)
 
 
 def name_above(axis: Any, points: list[tuple[float, str, str]]) -> None:
@@ -407,7 +407,7 @@ def horizon_figure(far: dict[str, Any], path: Path) -> None:
     axes[1].margins(x=0)
     for axis, which in zip(axes, ends):
         name_ends(axis, which)
-    _finish(figure, "Noise (left) and bias (right) against the horizon; dashed: biased\nbands: 95 % intervals", path)
+    finish(figure, "Noise (left) and bias (right) against the horizon; dashed: biased\nbands: 95 % intervals", path)
 
 
 # --- allocation -------------------------------------------------------------------------------------------------------

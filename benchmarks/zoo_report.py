@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
+from drawing import finish, plt
 from matplotlib.patches import Rectangle
 
 from llm_mdp_agents.training.mean_intervals import student
@@ -153,11 +153,10 @@ def figure(result: dict[str, Any], path: Path) -> None:
     axis.grid(False)
     axis.xaxis.tick_top()
     axis.spines[:].set_visible(False)
-    canvas.suptitle(
-        f"Share of the way from the first reward to the best, equal tokens, 95 % over seeds. {PREDICTED} predicted to "
-        f"fail; framed: prediction and result differ",
-        fontsize=8, y=0.02, va="bottom",
-    )  # fmt: skip
-    canvas.tight_layout(rect=(0, 0.04, 1, 1))
-    canvas.savefig(path, metadata={"Date": None})
-    plt.close(canvas)
+    seeds = max(len(each) for each in shares(result).values())
+    finish(
+        canvas,
+        f"Every agent on every small environment: share of the way from the first reward to the best, equal tokens\n"
+        f"mean of {seeds} seeds ± 95 % (Student's t); {PREDICTED} predicted to fail; framed: it came otherwise",
+        path,
+    )
