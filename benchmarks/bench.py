@@ -23,7 +23,6 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "lm_rate": ("--times", "2"),
     "branching": (),
     "trepo_cost": ("--rounds", "3"),
-    "pilot_cost": ("--rounds", "2"),
     "sb3": (),
     "turns": (),
     "growth": (),

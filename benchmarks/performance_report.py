@@ -172,7 +172,13 @@ def ledger_goals(found: Found) -> Iterator[Goal]:
     growth = found.get("growth", {})
     known = {size: each for size, each in seconds_of(growth, "a step in prompt").items() if size >= 512}
     slope = power(known) if len(known) > 1 else None
-    yield Goal("power of the prompt by which a step grows beyond 512 tokens", "growth", slope, 1.15, unit="")
+    yield Goal(
+        "power of the prompt by which a step grows beyond 512 tokens (“about 1” is read as at most 1.15)",
+        "growth",
+        slope,
+        1.15,
+        unit="",
+    )
     rates = [
         row["per_numpy_loop"]
         for run in found.get("sampled_rate", {}).get("runs", ())
@@ -195,8 +201,8 @@ def goals_part(found: Found) -> str:
         verdict = {True: "met", False: "**missed**", None: "not measured"}[goal.met]
         value = "–" if goal.value is None else f"{goal.value:.2f}{goal.unit}"
         bound = f"{'≥' if goal.at_least else '≤'} {goal.bound:g}{goal.unit}"
-        result = found.get(goal.source, {})
-        rows.append([goal.words, bound, value, verdict, f"{command(goal.source)}, {(result.get('commit') or '–')[:7]}"])
+        by = f"{command(goal.source)}, {found[goal.source]['commit'][:7]}" if goal.source in found else "–"
+        rows.append([goal.words, bound, value, verdict, by])
         if goal.met is False and goal.because:
             missed.append(f"- {goal.words}: {goal.because}.")
     count = [row[3] for row in rows]
@@ -342,7 +348,7 @@ def growth_part(found: Found) -> str:
         f"({growth['start']:.1f} s), a GRPO step of 8 prompts on a Llama of one million weights, a step of all "
         "environments. The power is that of the size by which the last interval grew. A curve ends where the product "
         f"refuses, or where a point would take over {growth['seconds']:g} s of CPU time."
-        + (f" {growth['processes']} processes measured these, at the same time." if "processes" in growth else "")
+        + (f" {growth['processes']} processes measured these, some at the same time." if "processes" in growth else "")
     )
     picture = "![How work grows with one size](figures/growth.svg)"
     header = ["what grows", "takes", "power", "first cliff, and what the user reads there"]
