@@ -35,7 +35,7 @@ from llm_mdp.verify.classes.calls import Refused
 from llm_mdp.verify.classes.moments import class_moments
 from llm_mdp.verify.method import MethodName
 from llm_mdp.verify.moments import exact_moments
-from llm_mdp.verify.signal import ratio, tokens_to_signal
+from llm_mdp.verify.signal import at_most_1, positive, ratio, root, tokens_to_signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,21 +58,6 @@ def progress(ceiling: float, tokens_to_signal: float | None, budget: float) -> f
     if tokens_to_signal is None:
         return 0.0
     return ceiling / (1 + tokens_to_signal / budget) + 0.0  # no -0
-
-
-def _positive(value: Any) -> Any:
-    """max(value, 0), of a number or of an array."""
-    return np.maximum(value, 0.0) if isinstance(value, np.ndarray) else max(value, 0.0)
-
-
-def _root(value: Any) -> Any:
-    """√max(value, 0), of a number or of an array."""
-    return np.sqrt(_positive(value)) if isinstance(value, np.ndarray) else math.sqrt(_positive(value))
-
-
-def _at_most_1(value: Any) -> Any:
-    """Cut off at -1 and 1; of a number or of an array."""
-    return np.clip(value, -1.0, 1.0) if isinstance(value, np.ndarray) else max(-1.0, min(1.0, value))
 
 
 @dataclass(frozen=True)
@@ -114,7 +99,7 @@ class Spread:
 
     @property
     def relative_bias(self) -> float:
-        return _root(ratio(_positive(self.error), self.size, math.inf))
+        return root(ratio(positive(self.error), self.size, math.inf))
 
     @property
     def scale(self) -> float:
@@ -123,7 +108,7 @@ class Spread:
     @property
     def cosine(self) -> float:
         """At most 1 in size; 0 without a signal."""
-        return _at_most_1(ratio(self.dot, _root(_positive(self.signal) * _positive(self.size)), 0.0))
+        return at_most_1(ratio(self.dot, root(positive(self.signal) * positive(self.size)), 0.0))
 
     @property
     def ceiling(self) -> float:
@@ -137,7 +122,7 @@ class Spread:
 
     def mean_squared_error(self, budget: float) -> float:
         """E|ĝ - ∇J|² / |∇J|² with B tokens."""
-        return ratio(_positive(self.error) + self.trace * self.tokens / budget, self.size, math.inf)
+        return ratio(positive(self.error) + self.trace * self.tokens / budget, self.size, math.inf)
 
     def signal_to_noise(self, budget: float) -> float:
         """B / q, infinite without noise."""
@@ -210,7 +195,7 @@ class Measurement(Shown):
         """Of |∇J|; None if it is exact, or too little was seen."""
         if not self.worse or self.too_few:
             return None
-        return _ends([_root(some.size) for some in self._samples], self.level)
+        return _ends([root(some.size) for some in self._samples], self.level)
 
     @cached_property
     def _samples(self) -> tuple[Spread, Spread]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,7 +19,7 @@ from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration, TooLarge
 from llm_mdp.exact.groups import Groups, all_batches, all_groups, check_batches, check_groups
 from llm_mdp.exact.worlds import ExactSampler, TreeBranches
-from llm_mdp.sampling.evidence import Evidence, Rollouts, take_world
+from llm_mdp.sampling.evidence import Branches, Evidence, Rollouts, take_world
 from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
@@ -85,7 +85,7 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int =
         return Moments(expected, trace, math.sqrt(square), kept=1.0, method=method)
     sums, whole = WeightSums(enumeration), WholeResponses(estimator, enumeration)
     total = noise = tokens = rewards = everything = 0.0
-    affine, number, precision, loudness, groups = False, torch.zeros(0), Precision(), Loudness(), 0
+    affine, by_place, precision, loudness, groups = False, False, Precision(), Loudness(), 0
     for chunk, (sampler, evidence) in enumerate(_worlds(estimator, enumeration, prompts=prompts)):
         weight = sampler.weight if sampler.kept is None else sampler.weight * sampler.kept
         spent = [float((sampler.weight * each).sum()) for each in sampler.cost(estimator.group_size)]
@@ -101,8 +101,8 @@ def exact_moments(estimator: Estimator, enumeration: Enumeration, prompts: int =
         loudness.add((weight / prompts)[..., None].expand(largest.shape), largest)
         if derivative is not None and isinstance(evidence.branches, TreeBranches):
             if not affine:
-                affine, number = True, _by_place(estimator, enumeration, prompts)
-            noise += float(weight.flatten() @ _branch_noise(whole, evidence, derivative, number).flatten())
+                affine, by_place = True, _by_place(estimator, enumeration, prompts)
+            noise += float(weight.flatten() @ _branch_noise(whole, evidence, derivative, by_place).flatten())
     if total == 0:
         raise NothingKept("the estimator leaves out every outcome of this instance, so it has no expectation.")
     gradient = enumeration.scores.T @ (sums.mean / total)
@@ -175,14 +175,15 @@ def _worlds(
         yield sampler, evidence
 
 
-def _branch_noise(whole: WholeResponses, evidence: Evidence, base: Tensor, number: Tensor) -> Tensor:
+def _branch_noise(whole: WholeResponses, evidence: Evidence, base: Tensor, by_place: bool) -> Tensor:
     """Σ over branches of Var(branch) |∂g/∂branch|²: what the draws add to E|g|² when the estimator is affine in them.
 
-    Args: number: of every branch; those of one number are known by their sum (`_by_place`) and moved as one.
+    Args: by_place: are those of one place known by their sum (`_by_place`)? They are then moved as one.
     """
     branches, enumeration = evidence.branches, whole.enumeration
-    if not isinstance(branches, TreeBranches) or branches.variance is None or not len(number):
+    if not isinstance(branches, TreeBranches) or branches.variance is None or not len(branches.row):
         return torch.zeros(base.shape[:-2], dtype=torch.float64)
+    number = _places(branches, enumeration.tree.horizon) if by_place else torch.arange(len(branches.row))
     sums = torch.zeros(*base.shape[:-2], int(number.max()) + 1, dtype=torch.float64)
     deviation, changes = sums.index_add_(-1, number, branches.variance).sqrt(), []
     for one in range(deviation.shape[-1]):
@@ -193,14 +194,18 @@ def _branch_noise(whole: WholeResponses, evidence: Evidence, base: Tensor, numbe
     return sum_of_squares(changes, edges(evidence, enumeration).flatten(-2), enumeration)
 
 
-def _by_place(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) -> Tensor:
-    """A number for every branch: that of its place where weights depend on the sum of the branches from there alone,
-    else its own. Tried at random rewards."""
+def _places(branches: Branches, horizon: int) -> Int[Tensor, " F"]:
+    """The number of the place that each branch begins at."""
+    return (branches.row * horizon + branches.step).unique(return_inverse=True)[1]
+
+
+def _by_place(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) -> bool:
+    """Do weights depend on the sum of the branches from one place alone? Tried at random rewards."""
     sampler, evidence = _some_groups(estimator, enumeration, prompts)
     branches = evidence.branches
-    if branches is None:
-        return torch.zeros(0, dtype=torch.int64)
-    place = (branches.row * enumeration.tree.horizon + branches.step).unique(return_inverse=True)[1]
+    if branches is None or not len(branches.row):
+        return False
+    place = _places(branches, enumeration.tree.horizon)
     others = torch.randn(branches.reward.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     of_place = torch.zeros(len(others), len(place), dtype=torch.float64).index_add_(-1, place, others)
     others -= (of_place / torch.bincount(place, minlength=len(place)))[:, place]
@@ -213,8 +218,7 @@ def _by_place(estimator: Estimator, enumeration: Enumeration, prompts: int = 1) 
         )
         for moved in (0, others)
     )
-    alike = torch.allclose(here, there, rtol=1e-10, atol=1e-12 * float(here.abs().max() + others.abs().max() + 1))
-    return place if alike else torch.arange(len(place))
+    return torch.allclose(here, there, rtol=1e-10, atol=1e-12 * float(here.abs().max() + others.abs().max() + 1))
 
 
 class _ProbeSampler(ExactSampler):

@@ -26,3 +26,18 @@ def ratio(above: Any, below: Any, otherwise: float) -> Any:
     if not isinstance(below, np.ndarray):
         return above / below if below > 0 else otherwise
     return np.divide(above, below, out=np.full(below.shape, otherwise), where=below > 0)
+
+
+def positive(value: Any) -> Any:
+    """max(value, 0), of a number or of an array."""
+    return np.maximum(value, 0.0) if isinstance(value, np.ndarray) else max(value, 0.0)
+
+
+def root(value: Any) -> Any:
+    """√max(value, 0), of a number or of an array."""
+    return np.sqrt(positive(value)) if isinstance(value, np.ndarray) else math.sqrt(positive(value))
+
+
+def at_most_1(value: Any) -> Any:
+    """Cut off at -1 and 1; of a number or of an array."""
+    return np.clip(value, -1.0, 1.0) if isinstance(value, np.ndarray) else max(-1.0, min(1.0, value))

@@ -17,6 +17,7 @@ from llm_mdp.sampling.policies import branch_of
 
 lm = pytest.importorskip("llm_mdp_agents.lm.policy")
 generation = pytest.importorskip("llm_mdp_agents.lm.generation")
+packing = pytest.importorskip("llm_mdp_agents.lm.packing")
 
 V, HORIZON = 24, 12
 SIZES = {
@@ -204,9 +205,9 @@ def check(model: Any, monkeypatch: Any) -> Any:
     same(drawn.logp, want, drawn.mask)
     with monkeypatch.context() as patch:
         # Rows on one copy of their prompt, where they can be; prompts and responses that attend apart.
-        for module, name in ((generation, "FROM"), (lm, "PARTS_FROM")):
+        for module, name in ((generation, "FROM"), (packing, "PARTS_FROM")):
             patch.setattr(module, name, 1)
-        patch.setattr(lm.Reading, "cost", lambda self, width: not self.in_parts)
+        patch.setattr(packing.Reading, "cost", lambda self, width: not self.in_parts)
         shared = policy.sample(prompts(), 3, **options)
         want_shared = expected(model, shared.prompt, shared.tokens)
         same(shared.logp, want_shared, shared.mask)
@@ -214,7 +215,7 @@ def check(model: Any, monkeypatch: Any) -> Any:
     with monkeypatch.context() as patch:
         # Where several responses can share a row, once so and once not; the head in chunks, too.
         for packed in (True, False):
-            patch.setattr(lm.Reading, "cost", lambda self, width, packed=packed: packed == (self.owner is None))
+            patch.setattr(packing.Reading, "cost", lambda self, width, packed=packed: packed == (self.owner is None))
             patch.setattr(lm, "LOGIT_BYTES", 2**20 if packed else 7 * 4 * V)
             same(policy.logp(drawn.prompt, drawn.tokens, drawn.mask).detach(), want, drawn.mask)
     logits = policy.logits(drawn.prompt, drawn.tokens).detach()
