@@ -46,7 +46,7 @@ def table(result: dict[str, Any]) -> str:
         shown = [_with(*figure_of(runs, place, name)) for name in NAMES for place in (0, -1)]
         tokens = np.mean([run["curve"][-1]["tokens"] for run in runs])
         held_out = "" if runs[0]["curve"][0]["eval/held_out"] else " (asks what training asked)"
-        row = [task + held_out, agent.upper(), str(len(runs)), *shown, learned(runs), f"{tokens:,.0f}"]
+        row = [task + held_out, f"`{agent}`", str(len(runs)), *shown, learned(runs), f"{tokens:,.0f}"]
         lines.append(f"| {' | '.join(row)} |")
     lines += ["", "| asked | before | after |", "|---|---|---|"]
     for runs in (runs for (_, agent), runs in grouped(result).items() if agent == "rloo"):

@@ -43,8 +43,7 @@ def training(load: Load) -> str:
     lines = [first_run(load("first_run"))]
     if (HERE / "results" / "smollm2.json").exists():
         words = (
-            "`python benchmarks/smollm2.py chain_sum gsm8k mbpp guess_number`, SmolLM2-135M-Instruct on the registered "
-            "tasks, evaluated on prompts that training never asks, 95 % intervals over seeds, or over questions where "
+            f"`{load('smollm2')['command']}`, SmolLM2-135M-Instruct on registered tasks, evaluated on prompts that training never asks, 95 % intervals over seeds, or over questions where "
             "there is one seed; *undecided*: the interval after training holds the score before."
         )
         lines += [words, "", smollm2_report.table(load("smollm2")), ""]
