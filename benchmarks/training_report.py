@@ -43,8 +43,9 @@ def training(load: Load) -> str:
     lines = [first_run(load("first_run"))]
     if (HERE / "results" / "smollm2.json").exists():
         words = (
-            f"`{load('smollm2')['command']}`, SmolLM2-135M-Instruct on registered tasks, evaluated on prompts that training never asks, 95 % intervals over seeds, or over questions where "
-            "there is one seed; *undecided*: the interval after training holds the score before."
+            f"`{load('smollm2')['command']}`, SmolLM2-135M-Instruct on registered tasks, evaluated on prompts that "
+            "training never asks, 95 % intervals over seeds, or over questions where there is one seed; *undecided*: "
+            "the interval after training holds the score before."
         )
         lines += [words, "", smollm2_report.table(load("smollm2")), ""]
     ratios = []
