@@ -1,5 +1,6 @@
 """What the figures of the benchmarks share: their style, names beside curves, how they are titled and written."""
 
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ plt.style.use("llm_mdp.report.figures")
 COLOURS = tuple(plt.rcParams["axes.prop_cycle"].by_key()["color"])
 FAINT, INK = "#8b939e", "#1b1f24"
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
+
+
+def seeds(groups: Iterable[Sized]) -> str:
+    """How many runs each curve is made of."""
+    counts = sorted({len(runs) for runs in groups})
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{many} seed" + "s" * (many != "1")
 
 
 def name_ends(axis: Any, ends: list[tuple[float, str, str]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawing import COLOURS, FAINT, FOLDER, INK, finish, name_ends, plt
+from drawing import COLOURS, FAINT, FOLDER, INK, finish, name_ends, plt, seeds
 from learning import TABULAR, cells, exact_end
 from rliable import library, metrics
 from smollm2_report import figure as smollm2_figure
@@ -135,7 +135,7 @@ def bias_figure(runs: list[dict[str, Any]], path: Path) -> None:
     axis.set(xlabel="updates of 128 responses", ylabel="expected reward J")
     axis.margins(x=0)
     name_ends(axis, ends)
-    finish(figure, f"Where three biased estimators lead (dashed: followed exactly)\n{seeds(by_agent.values())}", path)
+    finish(figure, f"Where three biased estimators lead (dashed: followed exactly)\n{said_of(by_agent.values())}", path)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -168,7 +168,7 @@ def curves(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> No
         axis.margins(x=0)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
     name_ends(axes[1], ends)
-    finish(figure, f"{title}\n{seeds(named.values())}", path)
+    finish(figure, f"{title}\n{said_of(named.values())}", path)
 
 
 def intervals(named: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
@@ -185,14 +185,12 @@ def intervals(named: dict[str, list[dict[str, Any]]], title: str, path: Path) ->
             axis.plot([middle], [place], "|", color=COLOURS[0], markersize=10, markeredgewidth=2)
         axis.set(yticks=range(len(order)), yticklabels=order, xlabel=f"{words} (dotted: before)")
         axis.grid(axis="y", visible=False)
-    finish(figure, f"{title}\n{seeds(named.values())}", path)
+    finish(figure, f"{title}\n{said_of(named.values())}", path)
 
 
-def seeds(groups: Any) -> str:
+def said_of(groups: Any) -> str:
     """What the figure says of its intervals."""
-    counts = sorted({len(runs) for runs in groups})
-    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{many} seeds; interquartile mean with its 95 % bootstrap interval"
+    return f"{seeds(groups)}; interquartile mean with its 95 % bootstrap interval"
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def model_goals(result: dict[str, Any]) -> Iterator[Goal]:
     limits = result.get("limits", {})
     because = ""
     if "onednn_32" in limits:
-        few, many = (limits[f"onednn_{rows}"] / torch_rate(limits, rows) for rows in ("32", "1024"))
+        few, many = (limits[f"onednn_{rows}"] / limits[f"torch_{rows}"] for rows in ("32", "1024"))
         because = (
             f"oneDNN's products are {few:.2f} times as fast as torch's at 32 rows on this processor and {many:.2f} "
             "times at 1,024"
@@ -146,11 +146,6 @@ def model_goals(result: dict[str, Any]) -> Iterator[Goal]:
     same = result.get("draw_32_rows", {}).get("same_tokens")
     words = "share of the tokens that are the same with oneDNN and without"
     yield Goal(words, "lm_rate", same, 1.0, at_least=True, unit="")
-
-
-def torch_rate(limits: dict[str, float], rows: str) -> float:
-    """GFLOP/s of what torch chooses; "mkl" in older results."""
-    return limits.get(f"torch_{rows}") or limits[f"mkl_{rows}"]
 
 
 def peer_goals(found: Found) -> Iterator[Goal]:

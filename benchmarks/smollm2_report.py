@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawing import COLOURS, finish, name_ends, plt
+from drawing import COLOURS, finish, name_ends, plt, seeds
 
 from llm_mdp_agents.training.mean_intervals import student
 
@@ -96,9 +96,7 @@ def figure(result: dict[str, Any], path: Path) -> None:
         name_ends(axis, ends)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
-    counts = sorted({len(runs) for runs in kept.values()})
-    seeds = " or ".join(str(count) for count in counts) + (" seed" if counts == [1] else " seeds")
-    said = f"{seeds}; 95 % intervals over seeds (Student's t), over questions where there is one"
+    said = f"{seeds(kept.values())}; 95 % intervals over seeds (Student's t), over questions where there is one"
     finish(canvas, f"SmolLM2-135M-Instruct on questions that training never asks\n{said}", path)
 
 

@@ -72,9 +72,7 @@ class Sketch:
             return torch.cat(flat).double(), square
         folded, start = torch.zeros(WIDTH, dtype=torch.float64), 0
         for each in flat:
-            signed = each * self.signs[start : start + len(each)]
-            padded = nn.functional.pad(signed, (start % WIDTH, -(start + len(each)) % WIDTH))
-            folded += padded.view(-1, WIDTH).double().sum(0)
+            folded += self.fold(each[None].double(), start)[0]
             start += len(each)
         return folded, square
 
@@ -85,11 +83,12 @@ class Sketch:
         return sum(self.sizes) if self.signs is None else 2 * WIDTH
 
     def fold(self, columns: Float[Tensor, "C part"], start: int) -> Float[Tensor, "C d"]:
-        """What the coordinates from the number `start` on, a multiple of `WIDTH`, add to the sketches of gradients."""
+        """What the coordinates from the number `start` on add to the sketches of gradients."""
         if self.signs is None:
             return columns
-        signed = columns * self.signs[start : start + columns.shape[1]]
-        return nn.functional.pad(signed, (0, -columns.shape[1] % WIDTH)).view(len(columns), -1, WIDTH).sum(1)
+        end = start + columns.shape[1]
+        signed = nn.functional.pad(columns * self.signs[start:end], (start % WIDTH, -end % WIDTH))
+        return signed.view(len(columns), -1, WIDTH).sum(1)
 
 
 def shared_estimates(

@@ -82,8 +82,7 @@ class SequenceScorer(nn.Module):
         texts = self._lead(prompt), pad(tokens, (0, 1), value=PAD), wanted
         reading = packing.plain_reading(*texts)
         if self.packs:
-            width = self.body.config.get_text_config(decoder=True).hidden_size
-            reading = packing.cheapest_reading(reading, *texts, width)
+            reading = packing.cheapest_reading(reading, *texts, self.body)
         with recomputing(self.body):
             hidden = packing.read(self.body, self.body, reading)
         score = self.head(hidden.to(next(self.head.parameters()).dtype))[:, 0].to("cpu", torch.float64)

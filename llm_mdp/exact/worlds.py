@@ -298,36 +298,56 @@ class TreeSampler(WorldSampler):
         self.weight = torch.full((worlds,), 1 / worlds, dtype=torch.float64)
 
     def _worlds(self, group_size, leaf_logp):
-        mdp, worlds = self.enumeration.mdp, len(self.weight)
-        prompt = torch.zeros(worlds * self.prompts, dtype=torch.int64)
-        if len(mdp.prompts) > 1:
-            prompt = torch.multinomial(mdp.prompt_probability, len(prompt), replacement=True, generator=self.generator)
-        prompt = prompt.view(worlds, self.prompts).repeat_interleave(group_size, dim=-1)
-        first = torch.zeros_like(prompt)
-        return prompt, self._draw(prompt, first, first + self.enumeration.tree.n_leaves, leaf_logp)
-
-    def _draw(
-        self, prompt: Tensor, first: Tensor, end: Tensor, leaf_logp: Float[Tensor, "P N T"]
-    ) -> Int[Tensor, "*shape"]:
-        """One leaf in [first, end) for every entry, with probability proportional to that of the response."""
+        mdp, shape = self.enumeration.mdp, (len(self.weight), self.prompts * group_size)
         inverse = Inverse.of(leaf_logp, self.enumeration)
-        begin = prompt * inverse.cumulative.shape[1]
-        low, high = (_take(inverse.cumulative.flatten(), begin + each) for each in (first, end))
-        place = torch.rand(prompt.shape, generator=self.generator, dtype=torch.float64).mul_(high - low).add_(low)
-        return torch.minimum(torch.maximum(inverse(prompt, place), first), end - 1)
+        if len(mdp.prompts) == 1:
+            prompt, end = torch.zeros(1, dtype=torch.int64).expand(shape), inverse.cumulative[0, -1]
+        else:
+            number, chance = shape[0] * self.prompts, mdp.prompt_probability
+            prompt = torch.multinomial(chance, number, replacement=True, generator=self.generator)
+            prompt = prompt.view(-1, self.prompts).repeat_interleave(group_size, dim=-1)
+            end = inverse.cumulative[prompt, -1]
+        place = torch.rand(shape, generator=self.generator, dtype=torch.float64).mul_(end)
+        return prompt, inverse(prompt, place).clamp_(0, self.enumeration.tree.n_leaves - 1)
 
     def _branches(self, rollouts, row, step, drawn, temperature):
-        e = self.enumeration
-        # After the end of a response there is no prefix to continue; what is drawn there is not used.
-        first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
-        end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
-        prompt = rollouts.which_prompt[:, row]
-        if temperature:
-            leaf = self._draw(prompt, first, end, e.leaf_logp(temperature))
-        else:
+        """Many responses end before a branch could begin; for those nothing is looked up."""
+        e, worlds = self.enumeration, len(drawn)
+        if not len(row):
+            return Branches(row, step, drawn.double(), tokens=drawn.double())
+        if not temperature:
+            prompt = rollouts.which_prompt[:, row]
+            first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
             leaf = self._descend(prompt, first, step)
-        reward = torch.where(drawn, e.response_reward[prompt, leaf], 0.0)
-        return Branches(row, step, reward, tokens=self._drawn_tokens(leaf, step, drawn))
+            reward = torch.where(drawn, e.response_reward[prompt, leaf], 0.0)
+            return Branches(row, step, reward, tokens=self._drawn_tokens(leaf, step, drawn))
+        # Draws from one place stand side by side, as many from each.
+        number = int(((row == row[0]) & (step == step[0])).sum())
+        rows, steps = row[::number], step[::number]
+        place = torch.rand((worlds * len(rows), number), generator=self.generator, dtype=torch.float64)
+        which = drawn[:, ::number].flatten().nonzero()[:, 0]
+        of_row = (torch.arange(worlds)[:, None] * rollouts.leaf.shape[1] + rows).flatten().index_select(0, which)
+        here = steps.expand(worlds, -1).flatten().index_select(0, which)
+        leaf, prompt = (of.flatten().index_select(0, of_row) for of in (rollouts.leaf, rollouts.which_prompt))
+        first = e.first_leaf.flatten().index_select(0, leaf * e.first_leaf.shape[1] + here)
+        end = first + torch.tensor(e.tree.subtree_leaves).index_select(0, here)
+        inverse = Inverse.of(e.leaf_logp(temperature), e)
+        begin = prompt * inverse.cumulative.shape[1]
+        low, high = (inverse.cumulative.flatten().index_select(0, begin + each)[:, None] for each in (first, end))
+        place = place.index_select(0, which).mul_(high - low).add_(low)
+        prompt = prompt[:, None].expand(place.shape)
+        leaf = torch.minimum(torch.maximum(inverse(prompt, place), first[:, None]), end[:, None] - 1)
+        reward = e.response_reward.flatten().index_select(0, (prompt * e.tree.n_leaves + leaf).flatten())
+        own = e.mdp.policy_steps
+        before = (own.cumsum(0) - own.long()).index_select(0, here)[:, None]
+        tokens = e.length.index_select(0, leaf.flatten()).view_as(leaf) - before
+
+        def spread(values: Tensor) -> Tensor:
+            """0 where nothing was drawn."""
+            everywhere = torch.zeros(worlds * len(rows), number, dtype=torch.float64)
+            return everywhere.index_copy_(0, which, values.view(-1, number)).view(worlds, -1)
+
+        return Branches(row, step, spread(reward), tokens=spread(tokens.double()))
 
     def _descend(self, prompt: Tensor, leaf: Tensor, start: Tensor) -> Int[Tensor, "*shape"]:
         """One leaf below the prefix of length `start` whose first leaf is `leaf`: of the policy the most probable

@@ -12,12 +12,12 @@ from torch import Tensor
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.exact.enumeration import Enumeration
 from llm_mdp.exact.instances import stream
+from llm_mdp.exact.worlds import TreeSampler
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.variance.measurement import BY_THEOREM, LEVEL, Measurement, Spread, check_target
 from llm_mdp.variance.unseen import BARELY_LEVEL, bound, exponential_weights, seen_in
 from llm_mdp.verify.certificate import ROUNDING
-from llm_mdp.verify.quick_sampler import QuickSampler
 from llm_mdp.verify.sampled import judge_means
 from llm_mdp.verify.weights import edges, token_weights
 
@@ -55,7 +55,7 @@ def tree_estimates(estimator: Estimator, enumeration: Enumeration, number: int, 
     generator, parts, kept = torch.Generator().manual_seed(seed), [], []
     chunk = max(1, NUMBERS // enumeration.n_edges)
     for start in range(0, number, chunk):
-        sampler = Meter(QuickSampler(enumeration, min(chunk, number - start), generator))
+        sampler = Meter(TreeSampler(enumeration, min(chunk, number - start), generator))
         gradient = _tree_gradients(estimator, enumeration, sampler)
         parts.append((gradient, *sampler.cost(estimator.group_size)))
         kept.append(torch.ones(len(gradient), dtype=torch.bool) if sampler.kept is None else sampler.kept)
@@ -65,7 +65,7 @@ def tree_estimates(estimator: Estimator, enumeration: Enumeration, number: int, 
     return replace(kept_estimates(parts, kept), largest=max(squares.tolist(), default=0.0))
 
 
-def _tree_gradients(estimator: Estimator, enumeration: Enumeration, sampler: QuickSampler | Meter) -> Tensor:
+def _tree_gradients(estimator: Estimator, enumeration: Enumeration, sampler: TreeSampler | Meter) -> Tensor:
     """(N, d), the estimate of every world."""
     evidence = estimator.collect(sampler)
     weights, edge = token_weights(estimator, evidence, enumeration, sampler.weight.shape), edges(evidence, enumeration)
@@ -74,7 +74,7 @@ def _tree_gradients(estimator: Estimator, enumeration: Enumeration, sampler: Qui
     return (enumeration.sparse_scores.T @ by_edge.T).T
 
 
-class AnyResponses(QuickSampler):
+class AnyResponses(TreeSampler):
     """Groups in which a share of the responses, another one in every group, is drawn evenly from all, and the rest as
     they come: what can happen, not how often it does."""
 

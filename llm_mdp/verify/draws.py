@@ -23,8 +23,7 @@ from llm_mdp.exact.worlds import ExactSampler, TreeBranches, TreeSampler
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.intervals import Squares
 from llm_mdp.verify.moments import displaced_gradients, updates_first
-from llm_mdp.verify.quick_sampler import QuickSampler
-from llm_mdp.verify.score_products import node_gram, score_squares, squares_by_node
+from llm_mdp.verify.score_products import node_gram, score_squares, squares
 from llm_mdp.verify.weight_sums import Means, Seen, WholeResponses, look
 
 CHUNK = 20_000
@@ -109,17 +108,11 @@ class _View:
 
     def squares(self, weights: list[Float[Tensor, "W n"]], edge: Int[Tensor, "W n"]) -> list[Float[Tensor, " W"]]:
         """|Σ weight ∇log π(edge)|² of every world, for each of several weights of the same edges."""
-        scores, tokens = self.enumeration.scores, edge.shape[1]
-        if (table := node_gram(self.enumeration)) is not None:
-            return squares_by_node(weights, edge, table, self.enumeration.tree.horizon)
-        if self.dense(edge):
+        scores = self.enumeration.scores
+        if node_gram(self.enumeration) is None and self.dense(edge):
             sums = [torch.zeros(len(edge), len(scores), dtype=torch.float64).scatter_add_(1, edge, w) for w in weights]
             return [(each @ scores).square().sum(-1) for each in sums]
-        gram, parts = self.enumeration.gram, []
-        for rows in torch.arange(len(edge)).split(max(1, PAIRS // tokens**2)):
-            products = gram[edge[rows, :, None], edge[rows, None, :]]
-            parts.append([torch.einsum("wi,wij,wj->w", w[rows], products, w[rows]) for w in weights])
-        return [torch.cat(each) for each in zip(*parts)]
+        return squares(weights, edge, self.enumeration)
 
     def z_squares(self, along: Tensor, square: Tensor, kept: Tensor | float) -> tuple[Tensor, Tensor]:
         """The squares of Z's parts along the target and across it, from those of kept · g - c."""
@@ -232,8 +225,8 @@ def _drawn(estimator: Estimator, view: _View, worlds: int, seed: int) -> Draws:
     """From drawn worlds, at most `CHUNK` in memory."""
     enumeration, generator = view.enumeration, torch.Generator().manual_seed(seed)
 
-    def some(number: int) -> QuickSampler:
-        return QuickSampler(enumeration, min(CHUNK, number), generator)
+    def some(number: int) -> TreeSampler:
+        return TreeSampler(enumeration, min(CHUNK, number), generator)
 
     whole, trial, every = WholeResponses(estimator, enumeration), Means(enumeration), Means(enumeration)
     first = look(whole, some(math.ceil(PILOT * worlds)), check=True)

@@ -24,7 +24,7 @@ from llm_mdp.sampling.policies import Policy, logp_of
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify.method import Method
-from llm_mdp.verify.score_products import sum_of_squares
+from llm_mdp.verify.score_products import squares
 from llm_mdp.verify.weight_sums import WeightSums, WholeResponses
 from llm_mdp.verify.weights import (
     Loudness,
@@ -191,7 +191,7 @@ def _branch_noise(whole: WholeResponses, evidence: Evidence, base: Tensor, by_pl
         moved[..., (number == one).nonzero()[0, 0]] += deviation[..., one]
         shifted = replace(evidence, branches=replace(branches, reward=moved))
         changes.append((whole.of_tokens(shifted, base.shape[:-2]) - base).flatten(-2))
-    return sum_of_squares(changes, edges(evidence, enumeration).flatten(-2), enumeration)
+    return torch.stack(squares(changes, edges(evidence, enumeration).flatten(-2), enumeration)).sum(0)
 
 
 def _places(branches: Branches, horizon: int) -> Int[Tensor, " F"]:

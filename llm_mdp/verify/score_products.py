@@ -69,15 +69,14 @@ def squares_by_node(
     return squares
 
 
-def sum_of_squares(
+def squares(
     weights: list[Float[Tensor, "W n"]], edge: Int[Tensor, "W n"], enumeration: Enumeration
-) -> Float[Tensor, " W"]:
-    """|Σ weight ∇log π(edge)|² of every world, summed over several weights of the same edges."""
+) -> list[Float[Tensor, " W"]]:
+    """|Σ weight ∇log π(edge)|² of every world, for each of several weights of the same edges."""
     if (table := node_gram(enumeration)) is not None:
-        return torch.stack(squares_by_node(weights, edge, table, enumeration.tree.horizon)).sum(0)
-    gram, sums = enumeration.gram, []
+        return squares_by_node(weights, edge, table, enumeration.tree.horizon)
+    gram, parts = enumeration.gram, []
     for rows in torch.arange(len(edge)).split(max(1, AT_ONCE // edge.shape[1] ** 2)):
         products = gram[edge[rows, :, None], edge[rows, None, :]]
-        some = torch.stack([each[rows] for each in weights], dim=1)
-        sums.append((some @ products * some).sum((1, 2)))
-    return torch.cat(sums)
+        parts.append([torch.einsum("wi,wij,wj->w", each[rows], products, each[rows]) for each in weights])
+    return [torch.cat(each) for each in zip(*parts)]

@@ -12,14 +12,13 @@ from llm_mdp.estimators.boundaries import EveryNTokens
 from llm_mdp.estimators.practices import Tempered
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.exact.worlds import Inverse, TreeBranches, TreeRollouts, TreeSampler, of_rows
-from llm_mdp.sampling.evidence import Evidence, occurrence
+from llm_mdp.sampling.evidence import Branches, Evidence, occurrence
 from llm_mdp.sampling.policies import NgramPolicy
 from llm_mdp.sampling.shared_draws import Meter
 from llm_mdp.verify import draws, moments, score_products, weight_sums
 from llm_mdp.verify.certificate import exact_certificate
 from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
-from llm_mdp.verify.quick_sampler import QuickSampler
 from llm_mdp.verify.sampled import sampled_certificate
 from llm_mdp.verify.weights import loss_weights, squared_norms, token_weights
 
@@ -114,6 +113,37 @@ ESTIMATORS = {
 }
 
 
+class PlainSampler(TreeSampler):
+    """The same draws, looked up for every entry, used or not."""
+
+    def _worlds(self, group_size, leaf_logp):
+        mdp, worlds = self.enumeration.mdp, len(self.weight)
+        prompt = torch.zeros(worlds * self.prompts, dtype=torch.int64)
+        if len(mdp.prompts) > 1:
+            prompt = torch.multinomial(mdp.prompt_probability, len(prompt), replacement=True, generator=self.generator)
+        prompt = prompt.view(worlds, self.prompts).repeat_interleave(group_size, dim=-1)
+        first = torch.zeros_like(prompt)
+        return prompt, self._draw(prompt, first, first + self.enumeration.tree.n_leaves, leaf_logp)
+
+    def _draw(self, prompt, first, end, leaf_logp):
+        """One leaf in [first, end) for every entry, with probability proportional to that of the response."""
+        inverse = Inverse.of(leaf_logp, self.enumeration)
+        low, high = (inverse.cumulative[prompt, each] for each in (first, end))
+        place = torch.rand(prompt.shape, generator=self.generator, dtype=torch.float64).mul_(high - low).add_(low)
+        return torch.minimum(torch.maximum(inverse(prompt, place), first), end - 1)
+
+    def _branches(self, rollouts, row, step, drawn, temperature):
+        if not temperature:
+            return super()._branches(rollouts, row, step, drawn, temperature)
+        e, prompt = self.enumeration, rollouts.which_prompt[:, row]
+        # After the end of a response there is no prefix to continue; what is drawn there is not used.
+        first = torch.where(drawn, e.first_leaf[rollouts.leaf][:, row, step], 0)
+        end = torch.where(drawn, first + torch.tensor(e.tree.subtree_leaves)[step], e.tree.n_leaves)
+        leaf = self._draw(prompt, first, end, e.leaf_logp(temperature))
+        reward = torch.where(drawn, e.response_reward[prompt, leaf], 0.0)
+        return Branches(row, step, reward, tokens=self._drawn_tokens(leaf, step, drawn))
+
+
 @pytest.fixture
 def slowly(monkeypatch):
     """Everything token by token, derivatives by autograd."""
@@ -121,8 +151,9 @@ def slowly(monkeypatch):
     def switch():
         monkeypatch.setattr(weight_sums, "response_weights", lambda *_: None)
         monkeypatch.setattr(weight_sums.WholeResponses, "_weights", lambda *_: None)
-        monkeypatch.setattr(draws, "node_gram", lambda _: None)
-        monkeypatch.setattr(draws, "QuickSampler", TreeSampler)
+        for module in (draws, score_products):
+            monkeypatch.setattr(module, "node_gram", lambda _: None)
+        monkeypatch.setattr(draws, "TreeSampler", PlainSampler)
 
     return switch
 
@@ -289,7 +320,7 @@ def test_quick_draws_are_the_plain_ones(where, temperatures):
     """To the last bit, of branches from every second token of groups of two; many responses end before."""
     e, found = PROBLEMS[where].enumeration, []
     estimator = TRePO(group_size=2, boundary=EveryNTokens(2), temperatures=temperatures)
-    for kind in (QuickSampler, TreeSampler):
+    for kind in (TreeSampler, PlainSampler):
         sampler = Meter(kind(e, 500, torch.Generator().manual_seed(4)))
         evidence = estimator.collect(sampler)
         rollouts, branches = evidence.rollouts, evidence.branches

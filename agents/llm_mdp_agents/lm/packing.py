@@ -141,13 +141,14 @@ def packed_reading(lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: B
 
 
 def cheapest_reading(
-    plain: Reading, lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], width: int,
+    plain: Reading, lead: Int[Tensor, "B L"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], model: Any,
     attends_in_parts: Callable[[], bool] = lambda: False,
 ) -> Reading:  # fmt: skip
-    """The `plain_reading` of these texts, or their `packed_reading` where a model of this width reads it for less.
+    """The `plain_reading` of these texts, or their `packed_reading` where this model reads it for less.
 
     Args: attends_in_parts: may prompts and responses attend apart? Asked where it would be worth it.
     """
+    width = model.config.get_text_config(decoder=True).hidden_size
     packed = packed_reading(lead, tokens, mask)
     ways = [plain, packed]
     few = packed.response_pairs <= PAIRS * packed.text.numel()

@@ -252,8 +252,7 @@ class LanguageModelPolicy(PolicyModule):
         reading = plain_reading(lead, tokens, mask)
         self.check_length(reading.text.shape[1])
         if packed and self.full_attention:
-            width = self.causal_lm.config.get_text_config(decoder=True).hidden_size
-            reading = cheapest_reading(reading, lead, tokens, mask, width, lambda: self._attends_in_parts)
+            reading = cheapest_reading(reading, lead, tokens, mask, self.causal_lm, lambda: self._attends_in_parts)
         return self.read(reading)
 
     def read(self, reading: Reading) -> tuple[Float[Tensor, "N H"], Callable[[Tensor], Tensor]]:
