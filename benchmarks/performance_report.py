@@ -33,7 +33,6 @@ SCRIPTS = {
     "sampled_rate": "sampled_rate.py", "peers": "peers/compare.py", "engines": "engines.py FOLDER",
     "growth": "growth.py", "bench": "bench.py", "sandbox_rate": "sandbox_rate.py",
     "branching": "branching.py", "trepo_cost": "trepo_cost.py", "sb3": "sb3.py", "turns": "turns.py",
-    "pilot_cost": "pilot_cost.py",
 }  # fmt: skip
 Found = dict[str, dict[str, Any]]
 """Results by the name of their file; of those that are missing, nothing."""
@@ -107,9 +106,7 @@ def goals(found: Found) -> Iterator[Goal]:
     known = seconds_of(found.get("growth", {}), "environments in V")
     value = known[16384] / known[64] if {64, 16384} <= set(known) else None
     yield Goal("a step of 4,096 environments with 16,384 tokens beside one with 64", "growth", value, 2.0)
-    pilots = [row["ratio"] for row in found.get("pilot_cost", {}).get("rows", ())]
-    words = "TRePO's pilot beside its drawing and 8 T gradients a prompt, the worse horizon"
-    yield Goal(words, "pilot_cost", max(pilots, default=None), 1.5)
+    yield Goal("TRePO's pilot beside its drawing and 8 T gradients a prompt", "nothing measures it", None, 1.5)
     took = [found.get(name, {}).get("took_cpu_seconds") for name in BENCH]
     value = None if None in took else sum(took) / 60
     yield Goal("`make bench`, CPU time of all of it", "bench", value, AT_MOST_MINUTES, unit=" min")
@@ -267,9 +264,6 @@ def beside_limits(found: Found) -> Iterator[tuple[str, ...]]:
                 *against(own + feeding, own, "the program itself"),
                 "–",
             )
-    for row in found.get("pilot_cost", {}).get("rows", ()):
-        work, of = f"TRePO's pilot, T = {row['horizon']}", "its draws and 8 T gradients a prompt"
-        yield "pilot_cost", work, *against(row["pilot"], row["pilot"] / row["ratio"], of), "–"
     for setting in found.get("peers", {}).get("settings", ()):
         seconds = {row["contender"]: row["cpu_seconds"] for row in setting["rows"]}
         ours = seconds["our_grpo"]
