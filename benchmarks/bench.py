@@ -23,6 +23,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "lm_rate": ("--times", "2"),
     "branching": (),
     "trepo_cost": ("--rounds", "3"),
+    "pilot_cost": (),
     "sb3": (),
     "turns": (),
     "growth": (),

@@ -34,13 +34,13 @@ import numpy as np
 import torch
 from limits import limits
 from machine import processor, write_results
+from prompts import Prompts
 
 import llm_mdp_envs  # noqa: F401  (registers its environments)
 from llm_mdp_agents.lm.loading import small_transformer
 from llm_mdp_agents.training.train_config import TrainConfig
 from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_agents.zoo.grpo import GRPOAgent, GRPOConfig
-from llm_mdp_envs.task import Question, Scores, Task
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 STEP = {"prompt": 32, "group_size": 8, "response": 8, "vocabulary": 64}
@@ -171,21 +171,6 @@ def watched(command: list[str], most: float) -> tuple[float, str | None]:
 
 
 # --- a training step --------------------------------------------------------------------------------------------------
-
-
-class Prompts(Task):
-    """Random prompts of one length, responses of full length; the reward is the share of even tokens."""
-
-    eos, separates = None, ""
-
-    def __init__(self, vocab_size: int, prompt_length: int, horizon: int):
-        self.vocab_size, self.prompt_length, self.horizon = vocab_size, prompt_length, horizon
-
-    def question(self, generator: np.random.Generator) -> Question:
-        return Question(tuple(generator.integers(self.vocab_size, size=self.prompt_length).tolist()))
-
-    def score(self, questions, tokens, mask) -> Scores:
-        return Scores((np.asarray(tokens) % 2 == 0).mean(1))
 
 
 def step(name: str) -> Callable[[int, float], Point]:

@@ -124,6 +124,7 @@ def train(name: str) -> dict[str, Any]:
     """A few steps, and what they took."""
     import psutil
     import torch
+    from prompts import Prompts
 
     from llm_mdp_agents.lm.loading import small_transformer
     from llm_mdp_agents.training.train_config import TrainConfig
@@ -143,7 +144,7 @@ def train(name: str) -> dict[str, Any]:
     }
     agents: dict[str, Any] = {"grpo": GRPOAgent, "ppo": PPOAgent}
     policy = small_transformer(VOCAB_SIZE, PROMPT + RESPONSE, width=256, layers=4)
-    task = prompts_of_one_length()
+    task = Prompts(VOCAB_SIZE, PROMPT, RESPONSE)
     options = TrainConfig(prompts_per_step=PROMPTS, learning_rate=1e-4, signal_every=0)
     trainer = Trainer(agents.get(name, TRePOAgent)(configs[name], policy, task), task, policy, options)
     before = psutil.Process().memory_info().rss
@@ -177,27 +178,6 @@ def same_in_all(numbers: list[int]) -> int:
     if len(set(numbers)) > 1:
         raise RuntimeError(f"steps differ in their work: {numbers}.")
     return numbers[0]
-
-
-def prompts_of_one_length() -> Any:
-    """A task of random prompts, responses of full length, and the share of tokens in the lower half of the vocabulary
-    as a reward."""
-    import numpy as np
-
-    from llm_mdp_envs.task import Question, Scores, Task
-
-    class Prompts(Task):
-        """Random prompts; every response has all its tokens."""
-
-        vocab_size, eos, horizon, prompt_length, separates = VOCAB_SIZE, None, RESPONSE, PROMPT, ""
-
-        def question(self, generator):
-            return Question(tuple(generator.integers(VOCAB_SIZE, size=PROMPT).tolist()))
-
-        def score(self, questions, tokens, mask):
-            return Scores((np.asarray(tokens) < VOCAB_SIZE // 2).mean(1))
-
-    return Prompts()
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ TOWER = (
     "llm_mdp_agents.lm",
     "llm_mdp_agents.sampler",
     "llm_mdp_agents.models",
+    "llm_mdp_agents.sketch",
     "llm_mdp_agents.gradient_basis",
     "llm_mdp_agents.measuring",
     "llm_mdp_agents.pilot",

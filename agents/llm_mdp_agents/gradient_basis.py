@@ -11,11 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from llm_mdp_agents.sketch import Sketch
+
 MOST = 2**30
 """Bytes that gradients of classes may take together."""
 
 SPARED = 4
 """Passes that must be spared, or the products are not worth it."""
+
+PRODUCT = 2**14
+"""Coordinates that are multiplied at once: few enough for a processor's cache to hold those of dozens of gradients."""
 
 
 def classes(weights: Float[Tensor, "N tokens"]) -> tuple[Float[Tensor, "N C"], Int[Tensor, " tokens"]]:
@@ -26,10 +31,20 @@ def classes(weights: Float[Tensor, "N tokens"]) -> tuple[Float[Tensor, "N C"], I
     return distinct[:, kept], number[which]
 
 
-def is_quicker(coefficients: Float[Tensor, "N C"], parameters: Sequence[nn.Parameter]) -> bool:
-    """Are there fewer classes than estimators by `SPARED`, and is there room for their gradients?"""
+def is_quicker(
+    which: Int[Tensor, "K T"], rows: Sequence[int], parameters: Sequence[nn.Parameter], sketch: Sketch
+) -> bool:
+    """Does a pass for every class of every response cost less than one for each estimator, and is there room for what
+    has to be kept of it?
+
+    Args: rows: how many responses each estimator's pass goes through. What a pass costs beside them is about as much as
+        one more response.
+    """
+    passes = sum(len(of_row[of_row >= 0].unique()) for of_row in which)
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    return coefficients.shape[1] + SPARED <= coefficients.shape[0] and coefficients.shape[1] * size <= MOST
+    if sketch.keeps and (int(which.max()) + 1) * size > MOST:
+        return False
+    return 2 * passes + SPARED <= len(rows) + sum(rows)
 
 
 def combined(
@@ -37,36 +52,33 @@ def combined(
     coefficients: Float[Tensor, "N C"],
     which: Int[Tensor, "K T"],
     parameters: Sequence[nn.Parameter],
-    fold: Callable[[Float[Tensor, "C part"], int], Float[Tensor, "C d"]],
-    part: int,
+    sketch: Sketch,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, " N"]]:
     """The sketch and the squared length of each estimator's gradient.
 
     One response at a time goes through the model, and a pass back goes through the one that has the tokens of its
-    class.
+    class. Where squared lengths are those of sketches, no gradient is kept.
 
-    Args:
-        logp_of_row: log-probabilities of the tokens of a response, with the graph that leads to them.
-        fold: what some coordinates of gradients, from that number on, add to their sketches.
-        part: how many coordinates are folded together.
+    Args: logp_of_row: log-probabilities of the tokens of a response, with the graph that leads to them.
     """
-    starts = [0, *torch.tensor([parameter.numel() for parameter in parameters]).cumsum(0).tolist()]
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-    flat = torch.zeros(coefficients.shape[1], starts[-1], dtype=dtype)
+    starts = [0, *torch.tensor(sketch.sizes).cumsum(0).tolist()]
+    flat = torch.zeros(coefficients.shape[1], starts[-1] if sketch.keeps else 0, dtype=dtype)
+    sketches = torch.zeros(coefficients.shape[1], sketch.width, dtype=torch.float64)
     for row, of_row in enumerate(which):
         here = of_row[of_row >= 0].unique().tolist()
         logp = logp_of_row(row) if here else torch.zeros(0)
         for number in here:
             of_class = (of_row == number)[None].to(logp)
             gradients = torch.autograd.grad(logp, parameters, of_class, retain_graph=True, allow_unused=True)
-            for start, end, gradient in zip(starts, starts[1:], gradients):
+            sketches[number] += sketch.vector(gradients)
+            for start, end, gradient in zip(starts, starts[1:], gradients if sketch.keeps else ()):
                 if gradient is not None:
                     flat[number, start:end] += gradient.flatten().to("cpu", dtype)
-    sketches, products = torch.zeros(0), torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for start in range(0, starts[-1], part):
-        columns = flat[:, start : start + part].double()
-        products.addmm_(columns, columns.T)
-        folded = fold(columns, start)
-        sketches = sketches + folded if len(sketches) else folded
-    square = ((coefficients @ products) * coefficients).sum(-1).clamp(min=0)
-    return coefficients @ sketches, square
+    vectors = coefficients @ sketches
+    if not sketch.keeps:
+        return vectors, vectors.square().sum(-1)
+    products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for columns in flat.split(PRODUCT, dim=1):
+        products.addmm_(columns.double(), columns.double().T)
+    return vectors, ((coefficients @ products) * coefficients).sum(-1).clamp(min=0)

@@ -30,12 +30,9 @@ from llm_mdp.variance.unseen import seen_in
 from llm_mdp.verify.weights import loss_weights
 from llm_mdp_agents.gradient_basis import classes, combined, is_quicker
 from llm_mdp_agents.sampler import TaskSampler, streams
+from llm_mdp_agents.sketch import Sketch
 from llm_mdp_envs.task import Task
 
-WIDTH = 8191
-"""Numbers of a sketch: a prime, so that rows of a weight matrix, which are as wide as a power of two, do not fall upon
-one another. Inner products of sketches scatter around those of the gradients by about √(2 / WIDTH) = 1.6 % of the
-lengths."""
 PILOT_PROMPTS = 32
 """Prompts after which `measure_task` can say how many an answer takes."""
 PILOT_BRANCHES = 4
@@ -44,51 +41,6 @@ PILOT_BRANCHES = 4
 
 class NoSignal(ValueError):
     """All responses to every prompt have the same reward."""
-
-
-class Sketch:
-    """Gradients as vectors of `WIDTH` numbers with about the same inner products: coordinate i, with a random sign,
-    into number i mod WIDTH (Charikar, Chen, Farach-Colton 2002). Where there are no more parameters than that, the
-    gradient itself."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], seed: int = 0):
-        self.sizes = [parameter.numel() for parameter in parameters]
-        total = sum(self.sizes)
-        generator = torch.Generator().manual_seed(seed)
-        self.signs = (
-            None
-            if total <= WIDTH
-            else torch.randint(2, (total,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
-        )
-
-    def __call__(self, gradients: Sequence[Tensor | None]) -> tuple[Float[Tensor, " d"], float]:
-        """The sketch, and the squared length of the gradient itself."""
-        flat = [
-            torch.zeros(size) if each is None else each.detach().flatten().cpu()
-            for each, size in zip(gradients, self.sizes)
-        ]
-        square = float(sum(each.double().square().sum() for each in flat))
-        if self.signs is None:
-            return torch.cat(flat).double(), square
-        folded, start = torch.zeros(WIDTH, dtype=torch.float64), 0
-        for each in flat:
-            folded += self.fold(each[None].double(), start)[0]
-            start += len(each)
-        return folded, square
-
-    @property
-    def part(self) -> int:
-        """Coordinates that are folded together: so few that a processor's cache has room for those of dozens of
-        gradients; all of them where the gradient is its own sketch."""
-        return sum(self.sizes) if self.signs is None else 2 * WIDTH
-
-    def fold(self, columns: Float[Tensor, "C part"], start: int) -> Float[Tensor, "C d"]:
-        """What the coordinates from the number `start` on add to the sketches of gradients."""
-        if self.signs is None:
-            return columns
-        end = start + columns.shape[1]
-        signed = nn.functional.pad(columns * self.signs[start:end], (start % WIDTH, -end % WIDTH))
-        return signed.view(len(columns), -1, WIDTH).sum(1)
 
 
 def shared_estimates(
@@ -177,7 +129,7 @@ def _streamed(
     seconds of one."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     number = len(replay.reward) // replay.largest
-    means = {name: torch.zeros(number, min(sum(sketch.sizes), WIDTH), dtype=torch.float64) for name in weights}
+    means = {name: torch.zeros(number, sketch.width, dtype=torch.float64) for name in weights}
     squares = {name: torch.zeros(number, dtype=torch.float64) for name in weights}
     seconds = dict.fromkeys(weights, 0.0)
 
@@ -197,10 +149,11 @@ def _streamed(
             for row, (_, k, weight) in zip(listed, wanted):
                 row[k * len(weight) : (k + 1) * len(weight)] = weight
             coefficients, which = classes(listed.flatten(1))
-            if is_quicker(coefficients, parameters):
+            which = which.view(shape[1:])
+            if is_quicker(which, [len(weight) for _, _, weight in wanted], parameters, sketch):
                 found = combined(
                     lambda row, first=first: logp_at(slice(first + row, first + row + 1)),
-                    coefficients, which.view(shape[1:]), parameters, sketch.fold, sketch.part,
+                    coefficients, which, parameters, sketch,
                 )  # fmt: skip
                 each = (time.perf_counter() - start) / coefficients.shape[1]
                 for (name, _, _), vector, square in zip(wanted, *found):
@@ -366,7 +319,9 @@ def pilot_allocation(
         estimators[f"{number} few"] = split.estimator(1)
         if split.steps:
             estimators[f"{number} many"] = split.estimator(PILOT_BRANCHES)
-    sketch = Sketch([parameter for parameter in policy.parameters() if parameter.requires_grad], seed)
+    # A choice between splits does not hang on a percent of their spread.
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    sketch = Sketch(trained, seed, exact_squares=False)
     parts: list[dict[str, Estimates]] = []
     signal = False
     for replay in batches or (SharedDraws(sampler, max(group_sizes)),):

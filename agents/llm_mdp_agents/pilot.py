@@ -43,14 +43,13 @@ class Menu:
     """Of a horizon."""
 
     def cost(self, length: Int[Tensor, " N"], prompt_length: float, horizon: int) -> float:
-        """Tokens of a prompt, drawn and read backward, where responses have these lengths."""
-        cuts, largest = self.cuts(horizon), max(self.group_sizes)
-        places = torch.tensor(sorted({step for steps in cuts for step in steps}), dtype=torch.int64)
-        left = (length[:, None] - places).clamp(min=0).sum(-1).double().mean()
-        response = float(length.double().mean())
-        passes = 1 + 2 * len(self.lams) * (len(cuts) - 1)
-        backward = sum(passes * (largest * response + largest / size * prompt_length) for size in self.group_sizes)
-        return largest * (response + PILOT_BRANCHES * float(left)) + BACKWARD * backward
+        """Tokens of a prompt, drawn and read backward, where responses have these lengths: a pass goes back from every
+        segment between two cuts of a response (`llm_mdp_agents.gradient_basis`)."""
+        places, largest = sorted({step for steps in self.cuts(horizon) for step in steps}), max(self.group_sizes)
+        left = (length[:, None] - torch.tensor(places, dtype=torch.int64)).clamp(min=0)
+        response, segments = float(length.double().mean()), 1 + float((left > 0).sum(-1).double().mean())
+        backward = segments * (response + prompt_length)
+        return largest * (response + PILOT_BRANCHES * float(left.sum(-1).double().mean()) + BACKWARD * backward)
 
 
 MENUS = (

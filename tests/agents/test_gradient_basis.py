@@ -10,8 +10,9 @@ from llm_mdp.variance.allocation import Split
 from llm_mdp_agents import measuring
 from llm_mdp_agents.gradient_basis import classes, is_quicker
 from llm_mdp_agents.lm.loading import small_transformer
-from llm_mdp_agents.measuring import Sketch, estimates_on
+from llm_mdp_agents.measuring import estimates_on
 from llm_mdp_agents.sampler import TaskSampler, streams
+from llm_mdp_agents.sketch import Sketch
 from llm_mdp_envs.tasks.synthetic import Tabular
 
 TASK = Tabular(vocab_size=3, horizon=3)
@@ -53,8 +54,36 @@ def test_tokens_whose_weights_are_the_same_go_together():
     assert torch.equal(coefficients[:, which[[0, 1, 3]]], weights[:, [0, 1, 3]])
 
 
-def test_large_models_keep_one_gradient_at_a_time():
-    parameter = torch.nn.Parameter(torch.zeros(1).expand(2**28))
-    assert not is_quicker(torch.ones(10, 2), [parameter])
-    assert is_quicker(torch.ones(10, 2), [torch.nn.Parameter(torch.zeros(5))])
-    assert not is_quicker(torch.ones(2, 2), [torch.nn.Parameter(torch.zeros(5))])
+def one_each(classes: int, responses: int) -> torch.Tensor:
+    """Responses of as many tokens as there are classes, none of which is in two of them."""
+    return torch.arange(classes * responses).view(responses, classes)
+
+
+def test_a_pass_for_each_class_is_worth_it_where_estimators_have_many_more():
+    few = [torch.nn.Parameter(torch.zeros(5))]
+    sketch = Sketch(few)
+    assert is_quicker(one_each(2, 4), [4] * 10, few, sketch)
+    assert not is_quicker(one_each(2, 4), [4] * 3, few, sketch)
+    assert not is_quicker(torch.full((4, 2), -1).index_fill(1, torch.tensor(0), 0), [1] * 5, few, sketch)
+
+
+def test_gradients_of_large_models_are_not_kept_but_their_sketches_are():
+    parameter = torch.nn.Parameter(torch.zeros(1).expand(2**27))
+    which = one_each(2, 4)
+    sketch = Sketch([torch.nn.Parameter(torch.zeros(10**4))])
+    assert not is_quicker(which, [4] * 10, [parameter], sketch)
+    sketch.keeps = False
+    assert is_quicker(which, [4] * 10, [parameter], sketch)
+
+
+def test_squares_of_sketches_scatter_around_those_of_gradients():
+    policy = small_transformer(3, 3, width=32, layers=1)
+    estimators = {str(number): split.estimator(2) for number, split in enumerate(SPLITS)}
+    squares = []
+    for exact in (True, False):
+        sketch = Sketch(list(policy.parameters()), exact_squares=exact)
+        replay = SharedDraws(TaskSampler(policy, TASK, *streams([0, 7]), 5), 4)
+        squares.append(torch.stack([each.square for each in estimates_on(replay, estimators, policy, sketch).values()]))
+    exact, sketched = squares
+    assert not torch.equal(exact, sketched)
+    assert_close(sketched, exact, rtol=0.15, atol=0)

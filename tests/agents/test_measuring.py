@@ -33,8 +33,9 @@ from llm_mdp.verify.moments import exact_moments
 from llm_mdp.verify.problem import Problem
 from llm_mdp_agents import measuring
 from llm_mdp_agents.lm.loading import small_transformer
-from llm_mdp_agents.measuring import PILOT_BRANCHES, WIDTH, Sketch, measure_task, pilot_allocation, shared_estimates
+from llm_mdp_agents.measuring import PILOT_BRANCHES, measure_task, pilot_allocation, shared_estimates
 from llm_mdp_agents.sampler import TaskSampler, streams
+from llm_mdp_agents.sketch import WIDTH, Sketch
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
 from llm_mdp_envs.tasks.diagnostics import Credit
 from llm_mdp_envs.tasks.synthetic import Tabular, TokenMDPTask

@@ -56,10 +56,10 @@ def test_a_pilot_draws_no_more_than_it_may(most):
 
 
 def test_the_cost_of_a_prompt_is_worked_out_by_hand():
-    """Horizon 4, the short menu: cuts (), (2), (1, 2, 3); branches from before tokens 2, 3, 4 with 3, 2, 1 to come. Per
-    group size five passes (RLOO; two splits, few and many branches each)."""
+    """Horizon 4, the short menu: cuts (), (2), (1, 2, 3); branches from before tokens 2, 3, 4 with 3, 2, 1 to come.
+    Every one of four segments of a response has a pass back through that response and its prompt of 10."""
     drawn = 8 * (4 + PILOT_BRANCHES * (3 + 2 + 1))
-    backward = 5 * (8 * 4 + 4 * 10) + 5 * (8 * 4 + 1 * 10)
+    backward = 8 * 4 * (4 + 10)
     assert MENUS[1].cost(torch.tensor([4, 4]), 10.0, 4) == drawn + backward / 2
 
 
@@ -75,7 +75,7 @@ def test_where_not_everything_can_be_tried_less_is():
     source = sampler(Credit(2, 6))
     everything, few = (menu.cost(torch.tensor([6]), 6.0, 6) for menu in MENUS)
     assert planned(source, 6, 32, 32 * everything)[:3] == (MENUS[0], 32, 0.0) and source.cost.tokens == 0
-    menu, prompts, spent, length = planned(source, 6, 32, 32 * few)
+    menu, prompts, spent, length = planned(source, 6, 32, 14 * few)
     assert (menu, spent, length) == (MENUS[1], LOOKED_AT * DRAWN * 6, 6.0) and LEAST_PROMPTS <= prompts <= 32
     assert planned(source, 6, 32, LEAST_PROMPTS * few / 4)[0] is None
 

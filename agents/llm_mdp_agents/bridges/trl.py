@@ -32,7 +32,8 @@ from llm_mdp.verify.check import check_interface, with_group_size
 from llm_mdp_agents.bridges.one_batch import OneBatch
 from llm_mdp_agents.bridges.trl_tasks import rollout_of as rollout_of
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
-from llm_mdp_agents.measuring import Sketch, estimates_on, joined_estimates
+from llm_mdp_agents.measuring import estimates_on, joined_estimates
+from llm_mdp_agents.sketch import Sketch
 from llm_mdp_agents.training.own_gradient import COSINE, GROUPS, TOKENS
 
 THE_ESTIMATORS = (

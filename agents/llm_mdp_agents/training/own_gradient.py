@@ -39,9 +39,10 @@ from llm_mdp.variance.sampled import Estimates, sampled_measurement, tree_estima
 from llm_mdp.verify.certificate import Certificate, exact_certificate
 from llm_mdp.verify.weights import flatten_gradients
 from llm_mdp_agents.base import Agent
-from llm_mdp_agents.measuring import Sketch, estimates_on, joined_estimates
+from llm_mdp_agents.measuring import estimates_on, joined_estimates
 from llm_mdp_agents.models import is_large
 from llm_mdp_agents.sampler import TaskSampler, streams
+from llm_mdp_agents.sketch import Sketch
 from llm_mdp_agents.training.parallel import Parallel, Sharded
 from llm_mdp_agents.training.questions import EvalQuestions
 
