@@ -71,6 +71,7 @@ TOWER = (
     "llm_mdp_agents.study",
     "llm_mdp_agents.check",
     "llm_mdp.cli",
+    "llm_mdp.__main__",
 )
 """Folders (and files that stand beside them), the lowest first: each may import what stands below it, and itself."""
 FACES = ("llm_mdp", "llm_mdp_envs", "llm_mdp_agents")

@@ -22,7 +22,7 @@ class Mine(Estimator):
 
 
 def verify(file, here) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "llm_mdp.cli", "verify", f"{file}:Mine", "--quick"]
+    words = [sys.executable, "-m", "llm_mdp", "verify", f"{file}:Mine", "--quick"]
     return subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=600)
 
 

