@@ -107,6 +107,8 @@ class Benchmark:
     """The first before training, the last after it."""
     eval_prompts: int = 64
     eval_split: float | None = None
+    micro_batch: int | None = None
+    """Rows of a pass where texts are long; None: all of the batch."""
     by_tokens: bool = False
     """A run ends after so many generated tokens, the same for all agents; else after so many minutes."""
 
@@ -121,13 +123,24 @@ TASKS = {
         by_tokens=True,
     ),
     "gsm8k": Benchmark(
-        "Math", {"problems": "gsm8k_format.jsonl", "horizon": 128, "chat": True}, prompts=4, eval_split=0.25
+        "Math",
+        {"problems": "gsm8k_format.jsonl", "horizon": 128, "chat": True},
+        prompts=4,
+        eval_split=0.25,
+        micro_batch=8,
     ),
     "mbpp": Benchmark(
-        "Code", {"problems": "mbpp_format.jsonl", "horizon": 96, "chat": True}, prompts=4, eval_split=0.25
+        "Code",
+        {"problems": "mbpp_format.jsonl", "horizon": 96, "chat": True},
+        prompts=4,
+        eval_split=0.25,
+        micro_batch=8,
     ),
     "guess_number": Benchmark(
-        "GuessNumber", {"text": True, "highest": 10, "max_turns": 4, "horizon": 256, "reply_length": 64}, prompts=4
+        "GuessNumber",
+        {"text": True, "highest": 10, "max_turns": 4, "horizon": 256, "reply_length": 64},
+        prompts=4,
+        micro_batch=8,
     ),
 }
 AGENTS: dict[str, AgentConfig] = {
@@ -164,6 +177,7 @@ def learn(cell: dict[str, Any]) -> dict[str, Any]:
     training = TrainConfig(
         prompts_per_step=cell["prompts"], learning_rate=cell["learning_rate"], warm_up_steps=WARM_UP_STEPS, seed=seed,
         eval_prompts=cell["eval_prompts"], eval_split=benchmark.eval_split, signal_every=0,
+        micro_batch=benchmark.micro_batch,
     )  # fmt: skip
     trainer = Trainer(build_agent(AGENTS[cell["agent"]], policy, task, seed), task, policy, training)
     steps: list[dict[str, float]] = []
@@ -218,7 +232,7 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", choices=list(AGENTS), default=list(AGENTS))
     parser.add_argument("--seeds", type=int, default=3, help="at most")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread and up to 5 GB each")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread and up to 8 GB each")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     wanted = [
@@ -231,7 +245,7 @@ def main() -> None:
     smollm2()
     recorded = recorded_in(options.output, "runs")
     runs = {place_of(each): each for each in recorded}
-    with ProcessPoolExecutor(options.jobs) as pool:
+    with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
         for future in as_completed([pool.submit(learn, each) for each in wanted if finished(each, recorded) is None]):
             each = future.result() | {"command": " ".join(["python", *sys.argv])}
             runs[place_of(each)] = each
