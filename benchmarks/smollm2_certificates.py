@@ -57,7 +57,7 @@ def table(runs: dict[str, Any]) -> str:
                 lines.append(f"| {name.partition(',')[0]} | {size} | {row_name} | {_cells(figures)} |")
     first = next(iter(runs.values()))
     shares = ", ".join(f"{100 * each:.3g} %" for each in first["covered"])
-    took = ", ".join(
+    took = "; ".join(
         f"{name}: {run['cpu_seconds']:.0f} s of CPU time, {run['peak_gib']:.1f} GiB" for name, run in runs.items()
     )
     return "\n".join(
@@ -66,7 +66,7 @@ def table(runs: dict[str, Any]) -> str:
             "",
             *lines,
             "",
-            f"One sum is {first['questions'][0]} with J = {first['J']:.4g} and |∇J| = {first['grad_norm']:.4g}, in "
+            f"One sum is `{first['questions'][0]}` with J = {first['J']:.4g} and |∇J| = {first['grad_norm']:.4g}, in "
             f"{first['dtype']} known to {first['resolution']:.0e} of it. Step by step the tokens hold {shares} of the "
             f"model's own probability. It took: {took}.",
         ]

@@ -83,17 +83,21 @@ def typical(result: dict[str, Any]) -> str:
             for row in leaders(setting["rows"])
         ]
         parts += [
-            f"<details><summary><b>{setting['name']}</b> ({setting['words']}): {setting['recommendation']}</summary>\n",
+            f'<details markdown="1"><summary><b>{setting["name"]}</b> ({setting["words"]}): '
+            f"{setting['recommendation']}</summary>\n",
             table(
-                ["estimator at its best options", "verdict", "tokens", "tr Cov", "tokens to signal", "progress"], rows
+                ["estimator at its best options", "verdict", "tokens", "tr Cov", "tokens to signal", "progress"],
+                rows,
+                words=2,
             ),
             "</details>\n",
         ]
     return "\n".join([f"`{result['command']}`, then `python benchmarks/variance_report.py`:\n", *parts])
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Markdown; the first columns hold words, the others figures."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * words + "---:|" * (len(header) - words)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
 
 
@@ -256,7 +260,8 @@ def equal_tokens(equal: dict[str, Any]) -> str:
             cells.append(f"{'–' if ratio is None else number(ratio)}{ceiling}")
         cells.append(number(needed(setting, best_of(setting, "theorem-2"))))
         rows.append(cells)
-    choices = ", ".join(f"{named(setting)}: {best_of(setting, 'trepo')['label']}" for setting in settings_of(equal))
+    best = {named(setting): best_of(setting, "trepo")["label"].removeprefix("trepo ") for setting in settings_of(equal)}
+    choices = "; ".join(f"{name}: {options}" for name, options in best.items())
     wins = [setting for setting in settings_of(equal) if winner(setting) in ("trepo", "vineppo")]
     parts = [
         "## Equal tokens\n",
@@ -436,15 +441,15 @@ def allocation(split: dict[str, Any]) -> str:
         "set of cuts was tried; "
         "tokens to signal of the choice, of RLOO at its best K, and of TRePO cut at every token (λ = 0, best K and "
         "M):\n",
-        table(["table", "choice", "tokens to signal", "RLOO", "every token"], rows),
+        table(["table", "choice", "tokens to signal", "RLOO", "every token"], rows, words=2),
         f"On tasks with a small transformer, a pilot of {split['pilot']} prompts chooses (`TRePOAgent.Config(budget=…)`). "
         f"Three pilots, each choice "
         f"measured on {split['prompts']} other prompts: tokens x trace over the least of all {len(tasks[0]['every'])} "
         f"or so splits (1 is the best; "
         "95 % bootstrap intervals over prompts), beside RLOO with K = 4 and TRePO's own defaults of two branches "
         "before every token.\n",
-        table(["task", "split", "of the best's noise x cost"], [row for task in tasks for row in _task_rows(task)]),
-        "And trained with (`python benchmarks/learning.py agents`: one-digit sums, 100 updates of 2,500 generated "
+        table(["task", "split", "of the best's noise x cost"], [row for task in tasks for row in _task_rows(task)], 2),
+        "In training (`python benchmarks/learning.py agents`: one-digit sums, 100 updates of 2,500 generated "
         "tokens; share of right digits at "
         f"the end, smallest and largest over seeds): "
         f"{', '.join(_learned(agent) for agent in ('trepo budget', 'trepo', 'rloo'))}. A "

@@ -117,8 +117,8 @@ def _judged(result: dict[str, Any], found: dict[tuple[str, str], Cell]) -> list[
     differ = {key: cell for key, cell in found.items() if cell.differs}
     others = sum(not cell.predicted for cell in differ.values())
     lines = [
-        f"Of {len(marked)} cells that were predicted to fail ({PREDICTED}), {came} did, and {others} that were not; "
-        f"{unsure} of {len(found)} cells are undecided."
+        f"Of {len(marked)} cells that were predicted to fail ({PREDICTED}), {came} did, and so did {others} of the "
+        f"others; {unsure} of {len(found)} cells are undecided."
     ]
     if differ:
         lines += ["", f"Prediction and result differ ({DIFFERS}):", ""]

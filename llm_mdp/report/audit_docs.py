@@ -115,7 +115,9 @@ def _cells(row: Row) -> list[str]:
     said = [_badge(verdict_words(row), row["verdict"]), *([escape(finding(row))] if finding(row) else [])]
     for words, problems in parts(row):
         shown = ", ".join(f"{name} {written}" for name, written in figures(problems))
-        found = " ".join(filter(None, (_badge(worst(problems)), escape(where(problems)), escape(f"({shown})"))))
+        found = " ".join(
+            filter(None, (_badge(worst(problems)), escape(where(problems)), escape(f"({shown})" if shown else "")))
+        )
         said.append(f"{words}: {found}")
     if row.get("note"):
         said.append(f"*{escape(row['note'])}*")

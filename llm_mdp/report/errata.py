@@ -48,8 +48,9 @@ page are welcome."""
 READING = """*Relative bias* is the distance of the two gradients over the length of the true one; *scale* the part of
 the true gradient that is left; *cosine* that of the angle between the two. **Unbiased**: the two agree to nine digits.
 **Proportional**: only the length differs, which a learning rate undoes. **Biased**: the direction differs. `3/8` means
-on three of eight instances, and a range goes over all of them. RM(W) is the reward of a response W, K the number of
-responses to a prompt, U(W₀,ₜ) the expected reward of responses that begin with these t tokens.
+on three of eight instances, and a range goes over all of them; a cosine of `1-7e-4` is 7e-4 short of 1. RM(W) is the
+reward of a response W, K the number of responses to a prompt, U(W₀,ₜ) the expected reward of responses that begin with
+these t tokens.
 [All symbols](certificates.md#symbols); [the whole ledger](ledger.md)."""
 
 EXAMPLES = """Where an instance can show a finding, it comes with one, the smallest that was found, as a file that any

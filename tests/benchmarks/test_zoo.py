@@ -115,7 +115,10 @@ def test_the_table_names_what_differs_and_what_is_missing(report, tmp_path):
     written = result(best=[0.9, 0.91, 0.92], marked=[0.9, 0.9, 0.9], slow=[0.1, 0.11, 0.1])
     text = report.table(written)
     assert "| `missing` | – | – |" in text and "- `marked` on Credit: 0.90 ▼!, predicted to fail (it lags)" in text
-    assert "Of 2 cells that were predicted to fail (▼), 1 did, and 0 that were not; 0 of 3 cells are undecided." in text
+    assert (
+        "Of 2 cells that were predicted to fail (▼), 1 did, and so did 0 of the others; 0 of 3 cells are undecided."
+        in text
+    )
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         report.figure(written, tmp_path / "zoo.svg")
     drawn = (tmp_path / "zoo.svg").read_text()
