@@ -23,7 +23,7 @@ class Goal:
     """None: not measured."""
     bound: float
     at_least: bool = False
-    unit: str = " x"
+    unit: str = "\N{NO-BREAK SPACE}x"
     because: str = ""
     """Why it is missed, if it is."""
 
@@ -56,7 +56,7 @@ def goals(found: Found) -> Iterator[Goal]:
     yield Goal(words, "pilot_cost", max(pilots, default=None), 1.5)
     took = [found.get(name, {}).get("took_cpu_seconds") for name in BENCH]
     value = None if None in took else sum(took) / 60
-    yield Goal("`make bench`, CPU time of all of it", "bench", value, AT_MOST_MINUTES, unit=" min")
+    yield Goal("`make bench`, CPU time of all of it", "bench", value, AT_MOST_MINUTES, unit="\N{NO-BREAK SPACE}min")
 
 
 def startup_goals(result: dict[str, Any]) -> Iterator[Goal]:
@@ -68,7 +68,7 @@ def startup_goals(result: dict[str, Any]) -> Iterator[Goal]:
         words = f"`llm-mdp {name}` beside a bare `import torch`"
         yield Goal(words, "startup", ratio.get(name), bound, because=because)
     for name in ("--help", "envs", "agents"):
-        yield Goal(f"`llm-mdp {name}`", "startup", median.get(name), 0.5, unit=" s")
+        yield Goal(f"`llm-mdp {name}`", "startup", median.get(name), 0.5, unit="\N{NO-BREAK SPACE}s")
 
 
 def model_goals(result: dict[str, Any]) -> Iterator[Goal]:
@@ -146,7 +146,7 @@ def ledger_goals(found: Found) -> Iterator[Goal]:
     if wanted:
         value = 0.0 if wanted[0].get("kind") == "forecast" else wanted[0]["seconds"] or math.inf
     words = "the ledger at V = 5, T = 4: seconds before it is done, or says how long it will take"
-    yield Goal(words, "growth", wanted[0]["until"] if value == 0.0 else value, 20.0, unit=" s")
+    yield Goal(words, "growth", wanted[0]["until"] if value == 0.0 else value, 20.0, unit="\N{NO-BREAK SPACE}s")
 
 
 # --- what they are read from ------------------------------------------------------------------------------------------

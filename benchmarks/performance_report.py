@@ -190,8 +190,8 @@ def against(ours: float, limit: float | None = None, of: str = "") -> tuple[str,
 def duration(seconds: float) -> str:
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
+            return f"{seconds / size:.3g}\N{NO-BREAK SPACE}{unit}"
+    return f"{seconds * 1e9:.3g}\N{NO-BREAK SPACE}ns"
 
 
 # --- growth -----------------------------------------------------------------------------------------------------------

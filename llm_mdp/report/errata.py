@@ -191,9 +191,9 @@ def _entries(rows: list[ClaimRow], examples: dict[str, Instance]) -> list[str]:
     """Findings under the words of the paper that they are about: what was computed, why, what repairs it, and the
     counter-example."""
     blocks = []
-    for paper, group in groupby(rows, key=lambda row: row.paper):
-        members = list(group)
-        sources = dict.fromkeys(row.lead["source"] for row in members)
+    groups = [(paper, list(group)) for paper, group in groupby(rows, key=lambda row: row.paper)]
+    places = [" / ".join(dict.fromkeys(row.lead["source"] for row in members)) for _, members in groups]
+    for place, (paper, members) in zip(places, groups):
         lines, said = [], set()
         for row in members:
             further = [escape(f"Why: {'; '.join(row.reasons)}."), *(escape(f"Repair: {one}.") for one in row.repairs)]
@@ -202,7 +202,8 @@ def _entries(rows: list[ClaimRow], examples: dict[str, Instance]) -> list[str]:
             lines += [f"    - {line}" for line in further if line not in said]
             lines += [f"    - {line}" for line in _example(row.id, examples.get(row.id))]
             said |= set(further)
-        heading = [f"### {escape(' / '.join(sources))}", *([f"The paper: {escape(paper)}."] if paper else [])]
+        name = f": {', '.join(code(row.id) for row in members)}" if places.count(place) > 1 else ""
+        heading = [f"### {escape(place)}{name}", *([f"The paper: {escape(paper)}."] if paper else [])]
         blocks += [*heading, "\n".join(lines)]
     return blocks
 

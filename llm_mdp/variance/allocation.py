@@ -162,12 +162,12 @@ class Allocation(Shown):
 
     @property
     def _way(self) -> str:
+        groups = f"{self.prompts} prompt{'s' if self.prompts > 1 else ''} x {self.split.group_size} responses"
         if not self.split.steps:
-            return f"{self.prompts} prompts x {self.split.group_size} responses, no branches (RLOO)"
+            return f"{groups}, no branches (RLOO)"
         cuts = ", ".join(str(step + 1) for step in self.split.steps)
         return (
-            f"{self.prompts} prompts x {self.split.group_size} responses, {self.samples} "
-            f"branch{'es' if self.samples > 1 else ''} before "
+            f"{groups}, {self.samples} branch{'es' if self.samples > 1 else ''} before "
             f"token{'s' if len(self.split.steps) > 1 else ''} {cuts}, λ = {self.split.lam:g}"
         )
 

@@ -342,10 +342,11 @@ def test_where_only_the_first_token_counts_responses_are_cut_after_it():
 
 
 def test_what_is_said_for_people():
-    def words(split: Split, samples: int = 1) -> str:
-        return Allocation(split, samples, 12, 30.0, 100.0, 0.5).words
+    def words(split: Split, samples: int = 1, prompts: int = 12) -> str:
+        return Allocation(split, samples, prompts, 30.0, 100.0, 0.5).words
 
     assert words(Split(4, (), 0.0)) == "12 prompts x 4 responses, no branches (RLOO)"
+    assert words(Split(4, (), 0.0), prompts=1) == "1 prompt x 4 responses, no branches (RLOO)"
     assert words(Split(2, (3,), 0.0)) == "12 prompts x 2 responses, 1 branch before token 4, λ = 0"
     assert words(Split(2, (1, 3), 0.5), 4) == "12 prompts x 2 responses, 4 branches before tokens 2, 4, λ = 0.5"
 

@@ -1,6 +1,6 @@
 """Iterative DPO (Xiong et al. 2024; the paper's §5.1): DPO whose pairs come from the policy of the latest iteration.
 
-    every `refresh` batches: drawing policy ← π;   reference ← π, or stays the policy before training
+    every n = refresh batches: drawing policy ← π;   reference ← π, or stays the policy before training
 
 With the first reference kept, the optimum stays π ∝ ref exp(RM / β) but the pairs come from where the policy is; with
 the reference moved along, each iteration takes one more step of that size from where it begins (claim `dpo-optimum` for

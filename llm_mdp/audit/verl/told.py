@@ -205,7 +205,7 @@ NOT_CALLED = (
         "filter_groups",
         "DAPO: groups whose rewards are all equal are drawn again",
         "verl/trainer/ppo/v1/replay_buffer.py",
-        "it is the replay buffer's, before any advantage; llm-mdp's row `dynamic sampling` is the same choice",
+        "it is the replay buffer's, before any advantage; llm-mdp's own row, dynamic sampling, is the same choice",
     ),
 )
 """(option, claim, place, reason) of what is not one update on one batch of responses."""
