@@ -41,7 +41,7 @@ class Cell:
     def words(self) -> str:
         half = "" if self.interval is None else f" ± {(self.interval[1] - self.interval[0]) / 2:.2f}"
         marks = "".join([PREDICTED * bool(self.predicted), DIFFERS * self.differs])
-        return f"{self.mean:.2f}{half}{' ' + marks if marks else ''}"
+        return f"{self.mean:z.2f}{half}{' ' + marks if marks else ''}"
 
 
 def is_whole(result: dict[str, Any]) -> bool:
@@ -135,18 +135,18 @@ def figure(result: dict[str, Any], path: Path) -> None:
     values = np.full((len(agents), len(envs)), np.nan)
     for (agent, env), cell in found.items():
         values[agents.index(agent), envs.index(env)] = cell.mean
-    canvas, axis = plt.subplots(figsize=(1.02 * len(envs) + 2.4, 0.36 * len(agents) + 1.2))
+    canvas, axis = plt.subplots(figsize=(1.02 * len(envs) + 2.4, 0.36 * len(agents) + 1.3))
     axis.imshow(np.clip(values, 0, 1), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
     for (agent, env), cell in found.items():
         place = envs.index(env), agents.index(agent)
         axis.text(
-            *place, cell.words, ha="center", va="center", fontsize=7, color="white" if cell.mean > 0.8 else "black"
+            *place, cell.words, ha="center", va="center", fontsize=8.5, color="white" if cell.mean > 0.8 else "black"
         )
         if cell.differs:
             edge = {"fill": False, "edgecolor": "#b2182b", "linewidth": 1.5}
             axis.add_patch(Rectangle((place[0] - 0.48, place[1] - 0.46), 0.96, 0.92, **edge))
-    axis.set_xticks(range(len(envs)), envs, fontsize=8)
-    axis.set_yticks(range(len(agents)), [f"{agent}\n{certificate(result, agent)}" for agent in agents], fontsize=7)
+    axis.set_xticks(range(len(envs)), envs, fontsize=9)
+    axis.set_yticks(range(len(agents)), [f"{agent}\n{certificate(result, agent)}" for agent in agents], fontsize=8)
     for label, agent in zip(axis.get_yticklabels(), agents):
         label.set_color(VERDICTS.get(result["certificates"].get(agent, {}).get("verdict"), "black"))
     axis.tick_params(length=0)
