@@ -1,8 +1,7 @@
 """An agent of one's own in one file, checked, certified and trained: `python examples/own_agent.py`, half a minute.
 
-An agent is an estimator plus what it learns beside the policy. This one learns a single number, and it is found by
-itself where it is put into agents/llm_mdp_agents/zoo/: then `llm-mdp agents` lists it, and `llm-mdp train steady-rloo
-Tabular` trains with it.
+An agent is an estimator plus what it learns beside the policy. This one learns a single number. `llm-mdp train
+examples/own_agent.py:SteadyRLOOAgent Tabular` trains with it; in agents/llm_mdp_agents/zoo/ it is found by its name.
 """
 
 from dataclasses import dataclass

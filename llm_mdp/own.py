@@ -11,10 +11,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 PACKAGES = ("llm_mdp", "llm_mdp_agents", "llm_mdp_envs")
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069"
 """Characters that turn the direction of what follows, or end lines in ways that few expect."""
+
+LOADED: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+"""Where classes come from that `load` found: two files may have the same name, and so may their modules."""
 
 
 class UsageError(ValueError):
@@ -44,6 +48,23 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
+def absolute(name: str) -> str:
+    """FILE, or FILE:NAME, so that it is found from anywhere; what names no file or folder stays."""
+    place, colon, attribute = name.rpartition(":")
+    place, rest = (place, colon + attribute) if colon else (name, "")
+    return f"{Path(place).resolve()}{rest}" if place and Path(place).exists() else name
+
+
+def name_of(kind: type) -> str | None:
+    """FILE.py:CLASS or MODULE:CLASS, which `load` finds; None: the class is of the running program or of a notebook."""
+    if kind in LOADED:
+        return LOADED[kind]
+    module = sys.modules.get(kind.__module__)
+    if kind.__module__ == "__main__" or getattr(module, kind.__qualname__, None) is not kind:
+        return None
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
 def load(name: str) -> Any:
     """What stands at FILE.py:NAME or MODULE:NAME.
 
@@ -59,7 +80,10 @@ def load(name: str) -> Any:
             if isinstance(value, type | FunctionType) and value.__module__ == module.__name__
         )
         raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(there) or 'no class and no function'}.")
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    if isinstance(found, type):
+        LOADED[found] = absolute(name)
+    return found
 
 
 def load_module(place: str) -> ModuleType:
@@ -109,6 +133,10 @@ def place_in_own_code(error: BaseException) -> str | None:
 def _is_users(file: str) -> bool:
     """Is this file neither ours nor Python's nor a package's?"""
     path = Path(file).resolve()
-    ours = [place for name in PACKAGES if name in sys.modules for place in sys.modules[name].__path__]
-    elsewhere = {*ours, *sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
+    elsewhere = {*places_of_ours(), *sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
     return path.is_file() and not any(path.is_relative_to(Path(place).resolve()) for place in elsewhere)
+
+
+def places_of_ours() -> list[str]:
+    """The folders of our packages."""
+    return [place for name in PACKAGES if name in sys.modules for place in sys.modules[name].__path__]

@@ -1,11 +1,11 @@
 """From what a person writes (names, ids, options) to agents, tasks and policies."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 
@@ -106,26 +106,31 @@ NO_EFFECT = {"tabular": WITHOUT_MODEL, "ngram": WITHOUT_MODEL, "small": ADAPTERS
 
 
 def is_plain(name: str) -> bool:
-    """Does this name an estimator without options here: FILE.py:CLASS, or one of the catalogue that is no agent?"""
-    return is_own(name) or (name in CATALOGUE and name not in AGENTS)
+    """Does this name an estimator without options here: FILE.py:CLASS that is no agent, or one of the catalogue that is
+    none?"""
+    return not _is_agent(load(name)) if is_own(name) else name in CATALOGUE and name not in AGENTS
 
 
-def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator | Entry:
-    """The class of an agent by its name or its options. An estimator is an agent as it is: an object, FILE.py:CLASS, or
-    a name of the catalogue.
+def _is_agent(thing: Any) -> TypeGuard[type[Agent]]:
+    return isinstance(thing, type) and issubclass(thing, Agent)
+
+
+def find_agent(agent: str | AgentConfig | type[Agent] | Estimator) -> type[Agent] | Estimator | Entry:
+    """The class of an agent by its name (or FILE.py:CLASS) or its options, or as it is. An estimator is an agent as it
+    is: an object, FILE.py:CLASS, or a name of the catalogue.
 
     Raises:
         ValueError: if there is no such agent, or it is made from values that nobody has in training.
     """
-    if isinstance(agent, str) and is_own(agent):
-        return load_estimator(agent)
     if isinstance(agent, str) and is_plain(agent):
+        if is_own(agent):
+            return load_estimator(agent)
         if CATALOGUE[agent].given_values:
             raise ValueError(
                 f"{agent} is made from exact values, which training does not have; `llm-mdp verify {agent}` has."
             )
         return CATALOGUE[agent]
-    if isinstance(agent, str | AgentConfig):
+    if isinstance(agent, str | AgentConfig) or _is_agent(agent):
         return agent_class(agent)
     if isinstance(agent, type) or not hasattr(agent, "collect"):
         raise ValueError(
@@ -135,26 +140,52 @@ def find_agent(agent: str | AgentConfig | Estimator) -> type[Agent] | Estimator 
     return agent
 
 
-def agent_class(agent: str | AgentConfig) -> type[Agent]:
-    """The class of an agent of the zoo, by its name or its options.
+def agent_class(agent: str | AgentConfig | type[Agent]) -> type[Agent]:
+    """The class of an agent of the zoo, by its name or its options, or of one of somebody's own: as it is, by
+    FILE.py:CLASS or by its options.
 
     Raises:
-        ValueError: if there is no such agent.
+        ValueError: if there is no such agent, or one's own lacks what tells it from others.
     """
+    if isinstance(agent, str) and is_own(agent):
+        return agent_class(load(agent))
     if isinstance(agent, str):
         if agent in AGENTS:
             return AGENTS[agent]
         hint = did_you_mean(agent, [*AGENTS, *CATALOGUE], f"choose one of {', '.join(AGENTS)}.")
         raise ValueError(f"there is no agent {agent!r}; {hint}")
-    for known in AGENTS.values():
-        if type(agent) is known.Config:
-            return known
+    if isinstance(agent, type):
+        return _complete(agent)
+    for known in (*AGENTS.values(), *_below(Agent)):
+        if type(agent) is vars(known).get("Config"):
+            return _complete(known)
     raise ValueError(
-        f"{type(agent).__name__} is of no agent of the zoo; give an agent's own Config, such as RLOOAgent.Config()."
+        f"{type(agent).__name__} is of no agent; give an agent's own Config, such as RLOOAgent.Config(), or the class."
     )
 
 
-def build_agent(agent: str | AgentConfig | Estimator, policy: Policy, task: Task, seed: int) -> Agent:
+def _below(kind: type[Agent]) -> Iterator[type[Agent]]:
+    """Every subclass that there is."""
+    for each in kind.__subclasses__():
+        yield each
+        yield from _below(each)
+
+
+def _complete(agent: type[Agent]) -> type[Agent]:
+    """An agent as it is, if it has a name, and options by which it is found again."""
+    name = agent.__name__
+    if not isinstance(getattr(agent, "name", None), str):
+        raise ValueError(f"{name} has no name; write `name = {name.lower()!r}` into the class.")
+    if "Config" not in vars(agent) or not issubclass(agent.Config, AgentConfig):
+        raise ValueError(
+            f"{name} has no options of its own; write a frozen dataclass of them, a subclass of "
+            f"{agent.Config.__name__ if issubclass(agent.Config, AgentConfig) else 'AgentConfig'}, and set `Config` to "
+            f"it."
+        )
+    return agent
+
+
+def build_agent(agent: str | AgentConfig | type[Agent] | Estimator, policy: Policy, task: Task, seed: int) -> Agent:
     """The agent itself, with its models."""
     found = find_agent(agent)
     if isinstance(found, Entry):

@@ -170,8 +170,10 @@ plt.show()
 #
 # ## Next
 #
-# - Put the file into `agents/llm_mdp_agents/zoo/` of a clone: `llm-mdp agents --certify` then lists it with its
-#   certificate, and `llm-mdp train steady-rloo Tabular --share 0.3` trains with it.
+# - From a file it trains by FILE.py:CLASS, with its options as flags: `llm-mdp train
+#   examples/own_agent.py:SteadyRLOOAgent Tabular --share 0.3`. `llm-mdp agents examples/own_agent.py:SteadyRLOOAgent
+#   --certify` computes the certificate of its defaults; in Python it is `train(SteadyRLOOAgent.Config(share=0.3), …)`.
+# - In `agents/llm_mdp_agents/zoo/` of a clone it has its own name: `llm-mdp train steady-rloo Tabular`.
 # - An agent with a critic or a reward model: `build` makes it, `add_model` has it trained;
 #   [ppo.py](../../agents/llm_mdp_agents/zoo/ppo.py) is one.
 # - A rule that learns nothing needs no agent: `train(MyEstimator(), …)`. See

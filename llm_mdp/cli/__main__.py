@@ -4,14 +4,18 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from llm_mdp.cli.words import COMMANDS, unknown, usage
-from llm_mdp.own import place_in_own_code, visible
+from llm_mdp.own import place_in_own_code, places_of_ours, visible
 
 
 def main() -> None:
     """Entry point of the `llm-mdp` command."""
+    warnings.showwarning = partial(warned, warnings.showwarning)
     name, argv = (sys.argv[1], sys.argv[2:]) if sys.argv[1:] else ("", [])
     name = {"--version": "version", "-V": "version"}.get(name, name)
     if name in COMMANDS:
@@ -55,6 +59,14 @@ def guarded(job: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def warned(otherwise: Callable[..., None], message: Warning, category: type, filename: str, *place: Any) -> None:
+    """A warning of ours as one line, without the line of our source that it came from; others as they are."""
+    if category is UserWarning and any(filename.startswith(ours) for ours in places_of_ours()):
+        print(f"llm-mdp: {visible(str(message))}", file=sys.stderr)
+    else:
+        otherwise(message, category, filename, *place)
 
 
 if __name__ == "__main__":

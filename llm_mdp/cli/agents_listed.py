@@ -14,6 +14,7 @@ from llm_mdp.cli.agents import KEPT, files_of_agents
 from llm_mdp.cli.options import one_thread
 from llm_mdp.exact.instances import random_instance
 from llm_mdp.files import write_text
+from llm_mdp.own import name_of
 from llm_mdp.report.console import terminal
 from llm_mdp.report.terminal import progress_bar
 from llm_mdp.verify.claims import CLAIMS
@@ -57,7 +58,9 @@ def described(agent: type[Agent]) -> dict[str, Any]:
 
 def named(agent: type[Agent]) -> dict[str, Any]:
     """Where an agent comes from and stands."""
-    file = f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
+    file = name_of(agent)
+    if AGENTS.get(agent.name) is agent:
+        file = f"agents/llm_mdp_agents/zoo/{Path(inspect.getfile(agent)).name}"
     options = [each.name for each in fields(agent.Config)]
     return {
         "name": agent.name,

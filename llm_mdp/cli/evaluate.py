@@ -77,11 +77,13 @@ def evaluate(argv: Sequence[str]) -> int:
     found = evaluation(policy, asked, seed, arguments.samples)
     figures, shown = found.figures, found.samples
     console = for_people(arguments.json)
-    number = f"{len(asked.questions):,} prompts"
+    responses, prompts = len(asked.questions), int(figures["eval/prompts"])
+    different = f"{prompts:,} prompt{'s' if prompts > 1 else ''}"
     if own is not None and asked.held_out:
-        number += " that training never asked"
-    console.print(f"reward {_figure(figures, 'reward', number)}")
-    console.print(f"greedy {_figure(figures, 'greedy_reward')}")
+        different += " that training never asked"
+    of = different if responses == prompts else f"{responses:,} responses to {different}"
+    console.print(f"reward {_figure(figures, 'reward', of)}")
+    console.print(f"greedy {_figure(figures, 'greedy_reward', different)}")
     if "eval/exact_reward" in figures:
         console.print(f"expected reward {figures['eval/exact_reward']:.6f}, exactly")
     for sample in shown:

@@ -16,9 +16,10 @@ from llm_mdp.cli.parsing import parse
 from llm_mdp.cli.words import examples, width
 from llm_mdp.estimators.catalogue import CATALOGUE, describe
 from llm_mdp.estimators.entry import Given
-from llm_mdp.own import UsageError, visible
+from llm_mdp.own import UsageError, absolute, visible
 from llm_mdp.report.console import terminal
 from llm_mdp_agents.resolve import ModelConfig, agent_class, is_plain, registered
+from llm_mdp_agents.training.hints import without_signal
 from llm_mdp_agents.training.loggers import default_loggers
 from llm_mdp_agents.training.signals import Stopped
 from llm_mdp_agents.training.train_config import TrainConfig
@@ -209,15 +210,8 @@ def with_rewards(arguments: TrainArguments, rewards: list[str]) -> TrainArgument
             f"--reward belongs to a data set, but {rows} is an environment, which has a reward; give a file of rows "
             f"with a column `prompt` in its place: llm-mdp train grpo rows.jsonl --reward FILE.py:FUNCTION"
         )
-    chosen = given | {"rows": _absolute(rows), "rewards": [_absolute(each) for each in rewards]}
+    chosen = given | {"rows": absolute(rows), "rewards": [absolute(each) for each in rewards]}
     return replace(arguments, env=REWARDED, env_args=tuple(f"{name}={value!r}" for name, value in chosen.items()))
-
-
-def _absolute(name: str) -> str:
-    """FILE, or FILE:FUNCTION, so that it is found from anywhere; a name that is no file stays."""
-    file, colon, rest = name.rpartition(":")
-    file, rest = (file, colon + rest) if colon else (name, "")
-    return f"{Path(file).resolve()}{rest}" if Path(file).exists() else name
 
 
 def _short(arguments: TrainArguments) -> str:
@@ -242,7 +236,7 @@ USAGE = """usage: llm-mdp train AGENT ENV [options]
 
 def usage() -> str:
     """What `llm-mdp train --help` says, on 80 columns."""
-    agents = f"AGENT is one of {', '.join(AGENTS)}; or an estimator of your own, FILE.py:CLASS."
+    agents = f"AGENT is one of {', '.join(AGENTS)}; or an agent or estimator of your own, FILE.py:CLASS."
     return USAGE.format(agents=textwrap.fill(agents, width(), break_on_hyphens=False), examples=examples("train"))
 
 
@@ -279,6 +273,8 @@ def _finished(job: Any) -> int:
             f"and {sum(each.get('tokens', 0) for each in run.metrics):,.0f} tokens",
         )
     )
+    if hint := without_signal(run.metrics):
+        console.print(hint)
     name = run.agent.named or run.agent.name
     if name in CATALOGUE and (differs := describe(run.agent.estimator, name, Given(run.task.horizon))):
         console.print(f'options other than those of certify("{name}"): {differs}', style="dim")

@@ -65,6 +65,11 @@ def load_estimator(name: str, group_size: int | None = None) -> Estimator:
         EstimatorError: if it could not be verified or trained with.
     """
     kind = load(name)
+    if hasattr(kind, "make_estimator"):
+        raise UsageError(
+            f"{name} is an agent, which `llm-mdp train` takes; llm_mdp_agents.check.check_agent tries it, and the "
+            "estimator that it makes can be certified by itself."
+        )
     try:
         estimator = kind() if isinstance(kind, type) else kind
     except TypeError as error:

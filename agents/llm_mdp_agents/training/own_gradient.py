@@ -47,6 +47,7 @@ from llm_mdp_agents.training.parallel import Parallel, Sharded
 from llm_mdp_agents.training.questions import EvalQuestions
 
 COSINE, TOKENS = "cosine_to_rloo", "tokens_to_signal"
+SAID = f"How well the agent's expected gradient points where RLOO's does ({COSINE})"
 GROUPS, WITH_SIGNAL = "groups_measured", "groups_measured_with_signal"
 FEWEST, MOST = 64, 512
 """Groups of one measurement."""
@@ -120,17 +121,17 @@ class OwnGradient:
 
     def notice(self, prompts: int, steps: int) -> str | None:
         """Why a run of so many steps will have no figures, for people; None: it will, or nobody wants them."""
-        if not self.share or not self.every or steps < self.every:
+        if not self.share or not self.every or steps < self.every or self.agent.name == REFERENCE:
             return None
         if self.why_not is not None:
-            return f"{COSINE} is not measured: {self.why_not}."
+            return f"{SAID} is not measured: {self.why_not}."
         affordable = self.share * prompts * (steps // self.every) * self.every
         least = (FEWEST_ON_TREE if self.on_tree else FEWEST) * self.cost if self.exact_cost is None else self.exact_cost
         if affordable >= least:
             return None
         share = f"{self.share:.0%} of this run (measure_share)"
         enough = f"; {least / affordable * self.share:.0%} would do" if 0 < least * self.share <= affordable else ""
-        return f"{COSINE} is not measured: it takes more than {share}{enough}."
+        return f"{SAID} is not measured: it takes more than {share}{enough}."
 
     def figures(self, step: int, prompts: int) -> dict[str, float]:
         """The figures before the update of a step, where it is time for them; {}: it is not.
@@ -269,10 +270,10 @@ def gradient_words(metrics: Sequence[Mapping[str, Any]]) -> str:
         known = found.get(COSINE)
         said = "is exactly zero" if known is None else f"has cosine {number(known)} to RLOO's, exactly"
         return f"At step {found['step']} the agent's expected gradient {said}."
-    of = f"{groups:,} groups, of which {found[WITH_SIGNAL]:.0%} have a signal"
+    of = f"{groups:,} groups were drawn, {found[WITH_SIGNAL]:.0%} of them with a signal"
     low, high = found.get(f"{COSINE}_low"), found.get(f"{COSINE}_high")
     if low is None or high is None:
-        said = f"is undecided: too few of {of}"
+        said = f"is undecided, for its noise hides it: {of}"
     elif found.get(COSINE) is None:
         said = f"is undecided: {number(low)} to {number(high)} with 95 % confidence ({of})"
     else:

@@ -31,13 +31,22 @@ from llm_mdp_agents.training.run_config import (
     run_config_of,
     write_run_config,
 )
-from llm_mdp_agents.training.run_folder import CHECKPOINTS, Place, begin_anew, is_main, or_anew, run_folder, way_on
+from llm_mdp_agents.training.run_folder import (
+    CHECKPOINTS,
+    Place,
+    begin_anew,
+    begun_elsewhere,
+    is_main,
+    or_anew,
+    run_folder,
+    way_on,
+)
 from llm_mdp_agents.training.run_lock import run_lock
 from llm_mdp_agents.training.run_report import write_report
 from llm_mdp_agents.training.signals import Stop, Stopped, listening
 from llm_mdp_agents.training.state import Older, OtherBase
 from llm_mdp_agents.training.stopping import best_of, check_measured, why_stopped
-from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.training.train_config import TrainConfig, replaced
 from llm_mdp_agents.training.trained import save_policy
 from llm_mdp_agents.training.trainer import Trainer
 from llm_mdp_envs.task import Task
@@ -67,7 +76,7 @@ class Run(Measured):
 
 
 def train(
-    agent: str | AgentConfig | Estimator,
+    agent: str | AgentConfig | type[Agent] | Estimator,
     env: str | Task,
     policy: Policy | ModelConfig | str = "auto",
     *,
@@ -87,8 +96,8 @@ def train(
         run["eval/reward"]
 
     Args:
-        agent: a name ("rloo"), options (`RLOOAgent.Config(group_size=4)`), or any estimator of your own (an object, or
-            "FILE.py:CLASS").
+        agent: a name ("rloo"), options (`RLOOAgent.Config(group_size=4)`), an agent of your own (its class, its options
+            or "FILE.py:CLASS"), or any estimator (an object, or "FILE.py:CLASS").
         env: an id, or a task.
         policy: a policy (trained in place), or which one to make, see `ModelConfig`.
         folder: where config, metrics, samples, checkpoints and the report go (no other run's), or what makes that
@@ -103,8 +112,7 @@ def train(
         ValueError: in words, before any work starts.
         trainer.NonFinite: see there.
     """
-    _check_options(options)
-    chosen = replace(config or TrainConfig(), **options)
+    chosen = replaced(config or TrainConfig(), options)
     own = None if isinstance(policy, str | ModelConfig) else policy
     if isinstance(policy, str):
         policy = ModelConfig(policy)
@@ -148,12 +156,6 @@ def resume(
         return _run(config, None, home, progress, resumed, on_step)
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    for name in options:
-        if name not in TrainConfig.__dataclass_fields__:
-            raise ValueError(f"train has no option {name!r}; it has {', '.join(TrainConfig.__dataclass_fields__)}.")
-
-
 def _run(
     config: RunConfig, own: Policy | None, place: Place | None, progress: bool, resumed: checkpoint.Checkpoint | None,
     on_step: OnStep | None,
@@ -165,7 +167,12 @@ def _run(
     if place is not None:
         require("matplotlib", "train", "the report of a run")
         choices_of(config)
-    parts = assemble(config, own)
+    try:
+        parts = assemble(config, own)
+    except (ValueError, OSError) as error:
+        if resumed is not None and isinstance(place, Path) and (where := begun_elsewhere(place)):
+            raise ValueError(f"{error} {where}") from error
+        raise
     if own is None and config.model.fast_matmul == "auto":
         # What was found here is written down, so that a run that goes on does the same.
         found = getattr(parts.policy, "fast_matmul", "auto")

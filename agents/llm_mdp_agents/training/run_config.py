@@ -13,12 +13,14 @@ from typing import Any
 
 from llm_mdp.estimators.entry import Entry
 from llm_mdp.files import write_text
-from llm_mdp.own import is_own
-from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_plain, plain
+from llm_mdp.own import absolute, is_own, name_of
+from llm_mdp_agents.base import AgentConfig
+from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_named, is_plain, plain
 from llm_mdp_agents.training.checkpoint import Checkpoint, instead
 from llm_mdp_agents.training.loggers import default_loggers
 from llm_mdp_agents.training.records import CONFIG, load_config
 from llm_mdp_agents.training.train_config import TrainConfig
+from llm_mdp_agents.zoo import AGENTS
 
 GIVEN = " (given)"
 """Ends the name of an object that a Python program gave; a config cannot hold it."""
@@ -31,7 +33,7 @@ class RunConfig:
     """What was chosen, by a command line, a program or a config.json."""
 
     agent: Any
-    """A name, FILE.py:CLASS, an agent's Config, or an estimator."""
+    """A name, FILE.py:CLASS, an agent's class or Config, or an estimator."""
     env: Any
     """An id, or a task."""
     env_arguments: dict[str, Any] = field(default_factory=dict)
@@ -46,24 +48,38 @@ class RunConfig:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
+        env, model, train = self.env, asdict(self.model), asdict(self.train)
+        if not isinstance(env, str):
+            env = given(env)
+        elif is_own(env):
+            env = absolute(env)
+        if is_named(self.model.model):
+            model["model"] = absolute(self.model.model)
+        for part, name in ((model, "scored_by"), (train, "eval_problems")):
+            if part[name] is not None:
+                part[name] = absolute(part[name])
         return {
             "agent": self._agent(),
-            "env": {"id": self.env if isinstance(self.env, str) else given(self.env), "arguments": self.env_arguments},
-            "model": asdict(self.model),
-            "train": asdict(self.train),
+            "env": {"id": env, "arguments": self.env_arguments},
+            "model": model,
+            "train": train,
             "run": {"warm_start": self.warm_start, "loggers": list(self.loggers), "shard": self.shard},
         }
 
     def _agent(self) -> dict[str, Any]:
-        if isinstance(self.agent, str) and is_own(self.agent):
-            place, _, attribute = self.agent.rpartition(":")
-            return {"name": f"{Path(place).resolve() if place.endswith('.py') else place}:{attribute}"}
         found = find_agent(self.agent)
         if isinstance(found, Entry):
             return {"name": found.name}
         if not isinstance(found, type):
-            return {"name": given(found), **plain(found)}
-        return {"name": found.name, **plain(found.Config() if isinstance(self.agent, str) else self.agent)}
+            own = isinstance(self.agent, str)
+            return {"name": absolute(self.agent)} if own else {"name": given(found), **plain(found)}
+        if isinstance(self.agent, str) and is_own(self.agent):
+            name = absolute(self.agent)
+        elif AGENTS.get(found.name) is found:
+            name = found.name
+        else:
+            name = name_of(found) or found.__name__ + GIVEN
+        return {"name": name, **plain(self.agent if isinstance(self.agent, AgentConfig) else found.Config())}
 
 
 def given(thing: Any) -> str:
@@ -118,13 +134,17 @@ def run_config_of(folder: Path) -> RunConfig:
 
 
 def write_run_config(folder: Path, config: RunConfig, begun: float) -> None:
-    """config.json of a run: its choices and their checksum. The command and the time of its first beginning stay.
+    """config.json of a run: its choices and their checksum. Command, time, folder and files of its first beginning
+    stay.
 
     Raises:
         ValueError: if a choice cannot be written as JSON, or the file cannot be written.
     """
-    start = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun}
     choices = choices_of(config)
+    start = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "begun": begun, "folder": str(Path.cwd()),
+        "files": own_files(choices),
+    }  # fmt: skip
     document = choices | start | load_config(folder) | choices | {"checksum": _checksum(choices)}
     write_text(folder / CONFIG, json.dumps(document, indent=1) + "\n")
 
@@ -145,6 +165,27 @@ def choices_of(config: RunConfig) -> dict[str, Any]:
                 f"dicts of these, or train without a folder."
             ) from error
     return document
+
+
+def own_files(choices: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files that a run is made of, by their paths: tasks, agents, rewards and problems. Those of models
+    are checked where they are loaded."""
+    parts = {"agent": choices["agent"], "env": choices["env"], "train": choices["train"]["eval_problems"]}
+    found = {}
+    for _, said in _leaves(parts, ""):
+        for name in said if isinstance(said, list) else [said]:
+            if isinstance(name, str):
+                path = Path(name.rpartition(":")[0] if is_own(name) else name).resolve()
+                found[str(path)] = _digest(path)
+    return {path: digest for path, digest in found.items() if digest}
+
+
+def _digest(path: Path) -> str | None:
+    """None: there is no such file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def config_to_resume(folder: Path, resumed: Checkpoint) -> RunConfig:
@@ -171,6 +212,13 @@ def config_to_resume(folder: Path, resumed: Checkpoint) -> RunConfig:
             f"holds, or start another run with it: llm-mdp train --config {shlex.quote(str(path))}"
         )
     find_agent(config.agent)  # one that has moved is said to have, rather than to be another
+    for file, digest in document.get("files", {}).items():
+        if _digest(Path(file)) != digest:
+            warnings.warn(
+                f"{file} is not as it was when the run began; from here on the run may differ from what it would have "
+                f"been",
+                stacklevel=2,
+            )
     if kept is not None and (said := _said(kept, choices)):
         raise ValueError(f"{resumed.path} is of another run than {path}{said}; {instead(resumed.path)}.")
     return config
@@ -186,9 +234,14 @@ def _said(kept: dict[str, Any] | None, choices: dict[str, Any]) -> str:
         if name == "train.steps":
             continue
         both = name in here and name in there
-        if (both or name.startswith("env.arguments.")) and here.get(name) != there.get(name):
+        if (both or name.startswith("env.arguments.")) and not _same(here.get(name), there.get(name)):
             return f" ({name} is {here.get(name)!r}, and {there.get(name)!r} in the checkpoint)"
     return ""
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Paths are the same however they are written."""
+    return one == other or (isinstance(one, str) and isinstance(other, str) and absolute(one) == absolute(other))
 
 
 def _leaves(document: Any, place: str) -> Iterator[tuple[str, Any]]:

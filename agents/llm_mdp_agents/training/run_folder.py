@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from llm_mdp_agents.training import checkpoint
-from llm_mdp_agents.training.records import CONFIG
+from llm_mdp_agents.training.records import CONFIG, load_config
 from llm_mdp_agents.training.run_config import RunConfig, write_run_config
 from llm_mdp_agents.training.run_lock import run_lock
 
@@ -42,6 +42,12 @@ def run_folder(config: RunConfig, place: Place, begun: float, new: bool) -> Iter
         if new:
             write_run_config(folder, config, begun)
         yield folder
+
+
+def begun_elsewhere(folder: Path) -> str:
+    """Where a run was started whose relative paths lead nowhere from here; nothing if it was here, or is not known."""
+    there = load_config(folder).get("folder")
+    return "" if there in (None, str(Path.cwd())) else f"The run was started in {there}; go on from there."
 
 
 def begin_anew(folder: Path) -> str:

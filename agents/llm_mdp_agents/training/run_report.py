@@ -13,6 +13,7 @@ from llm_mdp.files import write_text
 from llm_mdp.report.pages import rendered
 from llm_mdp.report.rows import number
 from llm_mdp_agents.training.curves import BAND, UNSEEN, Series, finite, how_drawn, sections_of, to_series
+from llm_mdp_agents.training.hints import without_signal
 from llm_mdp_agents.training.own_gradient import gradient_words
 from llm_mdp_agents.training.records import RESERVED, load_config, load_metrics, load_samples
 from llm_mdp_agents.training.stopping import best_of, why_stopped
@@ -43,7 +44,9 @@ def write_report(folder: Path, running: bool = False) -> Path:
     config, metrics, samples = load_config(folder), load_metrics(folder), load_samples(folder)
     series, steps = to_series(metrics), _part(config, "train", "steps")
     command = config.get("command", "")
-    notes = (_evaluated_on(series), _how_it_ended(metrics, config), gradient_words(metrics), _note(series))
+    # RLOO's cosine to itself says nothing.
+    gradient = "" if _part(config, "agent", "name") == "rloo" else gradient_words(metrics)
+    notes = (_evaluated_on(series), _how_it_ended(metrics, config), without_signal(metrics), gradient, _note(series))
     page = rendered(
         "run.html",
         package="llm_mdp_agents.training",

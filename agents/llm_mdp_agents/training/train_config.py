@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from types import NoneType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from llm_mdp_agents.optimizers import check_optimizer
 from llm_mdp_agents.penalties import Schedule
@@ -115,3 +115,15 @@ class TrainConfig:
         if not large:
             return replace(self, steps=self.n_steps, eval_prompts=self.n_eval_prompts)
         return replace(self, steps=self.steps or 100, eval_prompts=self.eval_prompts or 64)
+
+
+def replaced(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
+    """With these options instead.
+
+    Raises:
+        ValueError: if there is no such option.
+    """
+    for name in options:
+        if name not in TrainConfig.__dataclass_fields__:
+            raise ValueError(f"train has no option {name!r}; it has {', '.join(TrainConfig.__dataclass_fields__)}.")
+    return replace(config, **options)

@@ -163,13 +163,17 @@ def test_why_there_are_no_figures():
     assert "responses of another policy" in (dpo.notice(128, 500) or "") and dpo.figures(10, 10**6) == {}
     split = own_gradient.why_not(dpo.agent, policy, object.__new__(Sharded))
     assert split is not None and "split over processes" in split
+    grpo = gradient_of(agent_of("grpo", policy), policy, share=0.05, every=10)
+    assert grpo.notice(128, 500) is None
+    assert grpo.notice(128, 100) == (
+        "How well the agent's expected gradient points where RLOO's does (cosine_to_rloo) is not measured: it takes "
+        "more than 5% of this run (measure_share); 6% would do."
+    )
+    assert (grpo.notice(8, 100) or "").endswith("5% of this run (measure_share); 96% would do.")
+    assert grpo.notice(8, 9) is None, "so short a run has nothing to measure"
+    assert (grpo.notice(1, 100) or "").endswith("5% of this run (measure_share).")
     rloo = gradient_of(agent_of("rloo", policy), policy, share=0.05, every=10)
-    assert rloo.notice(128, 500) is None
-    words = rloo.notice(128, 100)
-    assert words == "cosine_to_rloo is not measured: it takes more than 5% of this run (measure_share); 6% would do."
-    assert (rloo.notice(8, 100) or "").endswith("5% of this run (measure_share); 96% would do.")
-    assert rloo.notice(8, 9) is None, "so short a run has nothing to measure"
-    assert (rloo.notice(1, 100) or "").endswith("5% of this run (measure_share).")
+    assert rloo.notice(128, 100) is None, "nobody asks where RLOO points beside RLOO"
 
 
 def test_what_cannot_be_measured_is_said_once(monkeypatch):
@@ -280,14 +284,17 @@ def test_a_language_model_logs_it(monkeypatch, tmp_path):
         ({}, ""),
         ({"groups_measured": 0.0, "cosine_to_rloo": 0.5}, "has cosine 0.500 to RLOO's, exactly."),
         ({"groups_measured": 0.0}, "the agent's expected gradient is exactly zero."),
-        ({"groups_measured": 64.0}, "is undecided: too few of 64 groups, of which 25% have a signal."),
+        (
+            {"groups_measured": 64.0},
+            "is undecided, for its noise hides it: 64 groups were drawn, 25% of them with a signal.",
+        ),
         (
             {"groups_measured": 64.0, "cosine_to_rloo_low": -0.5, "cosine_to_rloo_high": 0.75},
-            "is undecided: -0.500 to 0.750 with 95 % confidence (64 groups, of which 25% have a signal).",
+            "is undecided: -0.500 to 0.750 with 95 % confidence (64 groups were drawn, 25% of them with a signal).",
         ),
         (
             {"groups_measured": 64.0, "cosine_to_rloo_low": 0.5, "cosine_to_rloo": 0.625, "cosine_to_rloo_high": 0.75},
-            "is 0.625, 0.500 to 0.750 with 95 % confidence (64 groups, of which 25% have a signal).",
+            "is 0.625, 0.500 to 0.750 with 95 % confidence (64 groups were drawn, 25% of them with a signal).",
         ),
     ],
 )
