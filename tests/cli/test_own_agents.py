@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,15 @@ def test_an_agent_of_ones_own_is_listed_with_its_certificate(llm_mdp, here, agen
     assert f"{here}/{agent}" in "".join(each.strip() for each in said.splitlines())
     status, _, complaints = llm_mdp(f"verify {agent} --quick")
     assert status == 2 and complaints.startswith(f"llm-mdp: {agent} is an agent, which `llm-mdp train` takes")
+
+
+def test_a_run_is_evaluated_without_the_file_of_its_agent(llm_mdp, here, agent):
+    llm_mdp(f"train {agent} Tabular --prompts-per-step 4 --eval-prompts 8 --steps 1 --name run -q")
+    (here / "mine.py").unlink()
+    status, said, _ = llm_mdp("eval --run runs/run --samples 0")
+    assert status == 0 and re.search(r"^reward .* 8 responses to 1 prompt\)$", said, re.M)
+    status, _, complaints = llm_mdp("train --resume runs/run --steps 2 -q")
+    assert status == 2 and complaints == f"llm-mdp: there is no file {here}/mine.py.\n"
 
 
 def test_a_file_that_changes_under_a_run_is_named(llm_mdp, here, agent):

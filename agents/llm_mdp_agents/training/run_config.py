@@ -7,13 +7,14 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_mdp.estimators.entry import Entry
 from llm_mdp.files import write_text
-from llm_mdp.own import absolute, is_own, name_of
+from llm_mdp.own import UsageError, absolute, is_own, name_of
 from llm_mdp_agents.base import AgentConfig
 from llm_mdp_agents.resolve import ModelConfig, agent_class, find_agent, is_named, is_plain, plain
 from llm_mdp_agents.training.checkpoint import Checkpoint, instead
@@ -105,7 +106,7 @@ def read_run_config(document: dict[str, Any]) -> RunConfig:
                     f"runs that are started with names (or FILE.py:CLASS) can be read back."
                 )
         return RunConfig(
-            name if is_plain(name) else agent_class(name).Config(**options),
+            _agent_read(name, options),
             env["id"],
             env["arguments"],
             ModelConfig(**document["model"]),
@@ -118,6 +119,15 @@ def read_run_config(document: dict[str, Any]) -> RunConfig:
         raise ValueError(
             f"the config does not fit this version ({error}); write it anew with `llm-mdp train`."
         ) from error
+
+
+def _agent_read(name: str, options: dict[str, Any]) -> str | AgentConfig:
+    """An agent as a config has it; estimators of one's own have no options there, agents have."""
+    if is_own(name):
+        with suppress(UsageError):  # whoever needs a file that is gone will be told, and evaluations do not
+            return agent_class(name).Config(**options) if options else name
+        return name
+    return name if is_plain(name) else agent_class(name).Config(**options)
 
 
 def run_config_of(folder: Path) -> RunConfig:
