@@ -31,11 +31,16 @@ def figure_of(runs: list[dict[str, Any]], place: int, name: str) -> tuple[float,
 
 
 def learned(runs: list[dict[str, Any]]) -> str:
-    """Whether the greedy score after training is above the one before: its interval lies above it."""
-    before, (_, interval) = figure_of(runs, 0, "eval/greedy_reward")[0], figure_of(runs, -1, "eval/greedy_reward")
-    if interval is None:
-        return "undecided"
-    return "yes" if interval[0] > before else "less than before" if interval[1] < before else "undecided"
+    """Whether the greedy score is higher after training than before: of several seeds by the interval of their
+    differences (Student's t), of one by its two intervals, which must not touch."""
+    name = "eval/greedy_reward"
+    if len(runs) > 1:
+        interval = student(np.array([run["curve"][-1][name] - run["curve"][0][name] for run in runs]))
+        low, high = interval or (-np.inf, np.inf)
+    else:
+        before, after = (figure_of(runs, place, name)[1] or (-np.inf, np.inf) for place in (0, -1))
+        low, high = after[0] - before[1], after[1] - before[0]
+    return "yes" if low > 0 else "less than before" if high < 0 else "undecided"
 
 
 def table(result: dict[str, Any]) -> str:
