@@ -12,7 +12,7 @@ import torch
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.entry import Entry, Given
-from llm_mdp.own import did_you_mean, is_own, load
+from llm_mdp.own import did_you_mean, is_own, load, whole_file
 from llm_mdp.sampling.policies import NgramPolicy, Policy, PolicyModule, TabularPolicy
 from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp.verify.check import check_estimator, load_estimator
@@ -144,7 +144,8 @@ def agent_class(agent: str | AgentConfig) -> type[Agent]:
     if isinstance(agent, str):
         if agent in AGENTS:
             return AGENTS[agent]
-        hint = did_you_mean(agent, [*AGENTS, *CATALOGUE], f"choose one of {', '.join(AGENTS)}.")
+        otherwise = f"choose one of {', '.join(AGENTS)}."
+        hint = whole_file(agent, Estimator) or did_you_mean(agent, [*AGENTS, *CATALOGUE], otherwise)
         raise ValueError(f"there is no agent {agent!r}; {hint}")
     for known in AGENTS.values():
         if type(agent) is known.Config:
@@ -204,8 +205,8 @@ def _registered_task(env: str) -> tuple[str, Callable[..., Task]]:
     """Id, and the class with the arguments of the entry, of an environment in the registry."""
     entries = registered()
     if env not in entries:
-        hint = did_you_mean(env, entries, "`llm-mdp envs` lists them.")
-        if Path(env).is_file():
+        hint = whole_file(env, Task) or did_you_mean(env, entries, "`llm-mdp envs` lists them.")
+        if Path(env).is_file() and not env.endswith(".py"):
             hint = f"a data set is trained on with reward functions of yours: {env} --reward FILE.py:FUNCTION"
         raise ValueError(f"there is no environment {env!r}; {hint}")
     entry = entries[env]

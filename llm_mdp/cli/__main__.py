@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from llm_mdp.cli.words import COMMANDS, unknown, usage
-from llm_mdp.own import place_in_own_code, visible
+from llm_mdp.own import error_in_own_code, visible
 
 
 def main() -> None:
@@ -42,9 +42,8 @@ def guarded(job: Callable[[], int]) -> int:
     try:
         return job()
     except (Exception, SystemExit) as error:
-        place = place_in_own_code(error)
-        if place is not None:
-            print(f"llm-mdp: {visible(f'{place}: {type(error).__name__}: {error}')}", file=sys.stderr)
+        if (theirs := error_in_own_code(error)) is not None:
+            print(f"llm-mdp: {visible(theirs)}", file=sys.stderr)
         elif isinstance(error, BrokenPipeError):  # whoever read on has gone, as `head` does; nothing more is said
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 128 + signal.SIGPIPE

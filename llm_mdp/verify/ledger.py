@@ -12,7 +12,7 @@ from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instance_files import instance_to_dict
 from llm_mdp.exact.instances import flatten
 from llm_mdp.exact.optima import NotConverged
-from llm_mdp.own import UsageError, did_you_mean, is_own
+from llm_mdp.own import UsageError, did_you_mean, is_own, whole_file
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.certificate import FIGURES, Certificate, certificate_of
@@ -128,7 +128,8 @@ def find_claims(names: Sequence[str], group_size: int | None = None) -> tuple[Cl
         elif is_own(name):
             found.append(own_claim(name, group_size))
         else:
-            hint = did_you_mean(name, [*known, *CATALOGUE], "an estimator of your own is written FILE.py:CLASS.")
+            otherwise = "an estimator of your own is written FILE.py:CLASS."
+            hint = whole_file(name, Estimator) or did_you_mean(name, [*known, *CATALOGUE], otherwise)
             raise UsageError(f"there is no claim {name!r}; {hint}")
     if len({claim.id for claim in found}) < len(found):
         raise UsageError("the same claim is named twice; name each once.")

@@ -29,13 +29,13 @@ def verify(file, here) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ("return 1 / 0", "llm-mdp: mine.py, line 10, in advantages: ZeroDivisionError: division by zero\n"),
+        ("return 1 / 0", "llm-mdp: mine.py, line 10, in Mine.advantages: ZeroDivisionError: division by zero\n"),
         pytest.param(
             "raise ValueError('no')",
-            "llm-mdp: mine.py, line 10, in advantages: ValueError: no\n",
+            "llm-mdp: mine.py, line 10, in Mine.advantages: ValueError: no\n",
             marks=pytest.mark.slow,
         ),
-        ("sys.exit(0)", "llm-mdp: mine.py, line 10, in advantages: SystemExit: 0\n"),
+        ("sys.exit(0)", "llm-mdp: mine.py, line 10, in Mine.advantages: SystemExit: 0\n"),
     ],
 )
 def test_an_error_in_a_user_s_file_is_theirs(body, sentence, here):
@@ -59,7 +59,7 @@ def raising(error: BaseException):
 
 
 def test_what_is_no_user_s_error_keeps_its_traceback(monkeypatch, capsys):
-    monkeypatch.setattr("llm_mdp.cli.__main__.place_in_own_code", lambda error: None)
+    monkeypatch.setattr("llm_mdp.cli.__main__.error_in_own_code", lambda error: None)
     assert guarded(raising(UsageError("say it so"))) == 2 and capsys.readouterr().err == "llm-mdp: say it so\n"
     assert guarded(raising(KeyboardInterrupt())) == 130
     for error in (ZeroDivisionError("ours"), SystemExit(0)):
