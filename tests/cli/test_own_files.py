@@ -69,6 +69,67 @@ def test_where_a_class_is_forgotten_those_of_the_file_are_named(llm_mdp, files, 
     assert {path.name for path in files.iterdir()} <= before | {"__pycache__"}
 
 
+# Arguments of a task of one's own
+
+WORDS = """
+import numpy as np
+from llm_mdp_envs import Scores
+from llm_mdp_envs.text import TextTask
+
+class Plain(TextTask):
+    def draw(self, generator): return "1+1=", "2"
+    def grade(self, replies): return Scores(np.zeros(len(replies)))
+
+class Handing(Plain):
+    def __init__(self, digits=1, **options):
+        super().__init__(**options)
+        len(digits)
+
+class Needing(Plain):
+    def __init__(self, digits):
+        super().__init__()
+
+thing = Plain
+number = 3
+"""
+TAKES = "tokenizer, horizon, prompt_length, chat, system, answer_prefix, template_options"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("Plain --env-args horizn=4", f"Plain has no argument 'horizn'; it takes {TAKES}; did you mean horizon?"),
+        ("thing --env-args horizn=4", f"Plain has no argument 'horizn'; it takes {TAKES}; did you mean horizon?"),
+        # What is handed on with ** is found out further up.
+        (
+            "Handing --env-args horizn=4",
+            f"Handing has no argument 'horizn'; it takes digits, {TAKES}; did you mean horizon?",
+        ),
+        (
+            "Handing --env-args digts=4",
+            f"Handing has no argument 'digts'; it takes digits, {TAKES}; did you mean digits?",
+        ),
+        ("Needing", "Needing needs the argument 'digits'; it takes digits."),
+    ],
+)
+def test_an_argument_that_a_task_of_one_s_own_lacks(llm_mdp, here, words, sentence):
+    (here / "words_of_mine.py").write_text(WORDS)
+    name = words.split()[0]
+    for command in ("eval words_of_mine.py:{}", "train rloo words_of_mine.py:{}"):
+        said = llm_mdp(command.format(words))
+        assert said == (2, "", f"llm-mdp: words_of_mine.py:{name}: {sentence}\n")
+
+
+def test_what_a_constructor_raises_has_its_place(llm_mdp, here):
+    (here / "words_of_mine.py").write_text(WORDS)
+    where = "words_of_mine.py, line 13, in Handing.__init__"
+    said = llm_mdp("eval words_of_mine.py:Handing --env-args digits=2")
+    assert said == (2, "", f"llm-mdp: {where}: TypeError: object of type 'int' has no len()\n")
+    said = llm_mdp("eval words_of_mine.py:number")
+    sentence = "words_of_mine.py:number is 3, which makes no task; name a class derived from llm_mdp_envs.Task."
+    assert said == (2, "", f"llm-mdp: {sentence}\n")
+
+
 # What lies beside a file
 
 
