@@ -183,7 +183,7 @@ def face_of(factory: Any, arguments: Mapping[str, Any]) -> Any:
     return load(face) if face and arguments.get("text") is True else factory
 
 
-def make_task(path: str, **kwargs: Any) -> Task:
+def make_task(path: str, /, **kwargs: Any) -> Task:
     """The task at `module:class`.
 
     Raises:
