@@ -41,10 +41,10 @@ def files(here):
 
 def test_names_of_trl_are_ours():
     words = "grpo Tabular --num-generations 4 --beta=0.1 --epsilon 0.2 --epsilon_high 0.3 --num-iterations 2 "
-    words += "--max-steps 7 --model-name-or-path small --report-to none --save-steps 3"
+    words += "--max-steps 7 --model-name-or-path small --report-to none --save-steps 3 --lr 0.01"
     _, agent, arguments = read_train(words.split())
     assert agent == GRPOConfig(group_size=4, kl=0.1, clip_low=0.2, clip_high=0.3)
-    assert arguments.train == TrainConfig(epochs=2, steps=7, checkpoint_every=3)
+    assert arguments.train == TrainConfig(epochs=2, steps=7, checkpoint_every=3, learning_rate=0.01)
     assert arguments.model == ModelConfig("small") and arguments.loggers == ("none",)
 
 
