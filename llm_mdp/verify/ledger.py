@@ -147,6 +147,12 @@ def own_claim(name: str, group_size: int | None = None) -> Claim:
     return Claim(attribute, "yours", words, name, expected, reason, estimator=estimator)
 
 
+def claims_nothing(claim: Claim) -> dict[str, bool]:
+    """What stands in the row of a user's own estimator that does not say what to expect of it; nothing in others."""
+    said = claim.group != "yours" or hasattr(claim.estimator, "expected")
+    return {} if said else {"claims_nothing": True}
+
+
 def group_size_of(claims: Sequence[Claim], problem: Problem) -> int:
     """K of what ran: the users' own, where nothing else ran and they agree."""
     own = {claim.estimator.group_size for claim in claims if isinstance(claim.estimator, Estimator)}
@@ -174,6 +180,7 @@ def claim_row(
     own = claim.estimator.group_size if isinstance(claim.estimator, Estimator) else problem.group_size
     row: dict[str, Any] = {
         "group": claim.group,
+        **claims_nothing(claim),
         "verdict": "not computed",
         "expected": claim.expected(problem),
         "holds": None,

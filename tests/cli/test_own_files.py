@@ -1,10 +1,16 @@
 """Files of one's own on the command line: where a class is forgotten the file's are named, and what lies beside a file
 is found as `python FILE.py` finds it, in worker processes too."""
 
+import html
+import json
 import subprocess
 import sys
 
 import pytest
+
+from llm_mdp.report.model_terminal import _remarks
+from llm_mdp.verify.claims import CLAIMS
+from llm_mdp.verify.ledger import claims_nothing
 
 ESTIMATORS = """
 from dataclasses import dataclass
@@ -67,6 +73,49 @@ def test_where_a_class_is_forgotten_those_of_the_file_are_named(llm_mdp, files, 
     before = {path.name for path in files.iterdir()}
     assert llm_mdp(words) == (2, "", f"llm-mdp: {sentence}\n")
     assert {path.name for path in files.iterdir()} <= before | {"__pycache__"}
+
+
+# What is expected of an estimator of one's own
+
+SQUARED = """
+from dataclasses import dataclass
+from llm_mdp import Estimator
+
+@dataclass(frozen=True)
+class Squared(Estimator):
+    def advantages(self, evidence):
+        return (evidence.response_reward ** 2)[..., None]
+
+class Known(Squared):
+    expected = "biased"
+"""
+CLAIMS_NOTHING = 'it claims nothing, so unbiased was expected; `expected = "biased"` in its class says otherwise'
+
+
+@pytest.mark.parametrize(("name", "status", "times"), [("Squared", 1, 1), ("Known", 0, 0)])
+@pytest.mark.parametrize("width", ["80", "200"])
+def test_why_unbiased_was_expected_is_said_once(llm_mdp, here, monkeypatch, name, status, times, width):
+    (here / "squared.py").write_text(SQUARED)
+    monkeypatch.setenv("COLUMNS", width)
+    words = f"verify squared.py:{name} --vocab 2 --horizon 2 --html page.html --json found.json"
+    left, said, complaints = llm_mdp(words)
+    assert (left, complaints) == (status, "")
+    assert json.loads((here / "found.json").read_text())["claims"][name].get("claims_nothing", False) is bool(times)
+    assert html.unescape((here / "page.html").read_text()).count(CLAIMS_NOTHING) == times
+    if width == "80":
+        assert " ".join(said.split()).count(CLAIMS_NOTHING) == times
+    else:  # in a column of its own, beside others
+        assert said.count("claims nothing") == times
+
+
+def test_the_same_on_a_language_model():
+    row = {"holds": False, "expected": "unbiased", "verdict": "biased", "only_here": None, "repair": None}
+    assert _remarks(row) == ["⚠ expected unbiased, found biased"]
+    assert _remarks(row | {"claims_nothing": True}) == ["⚠ expected unbiased, found biased", CLAIMS_NOTHING]
+
+
+def test_rows_of_the_ledger_claim_something():
+    assert all(claims_nothing(claim) == {} for claim in CLAIMS)
 
 
 # Arguments of a task of one's own
