@@ -148,7 +148,12 @@ def test_reward_functions_with_weights_on_a_data_set(llm_mdp, here):
             "rows.jsonl --reward rewards.py:xyz",
             "DIR/rewards.py has no function 'xyz'; it defines correct, length, broken.",
         ),
-        ("rows.jsonl --reward rewards.py", "the reward 'DIR/rewards.py' names no function; write FILE.py:FUNCTION,"),
+        (
+            "rows.jsonl --reward rewards.py",
+            "the reward 'DIR/rewards.py' names no function; DIR/rewards.py defines broken, correct, length; write "
+            "DIR/rewards.py:broken or DIR/rewards.py:correct or DIR/rewards.py:length",
+        ),
+        ("rows.jsonl --reward rewards", "the reward 'rewards' names no function; write FILE.py:FUNCTION, or"),
         ("rows.jsonl --reward rewards.py:length=x", "the reward 'DIR/rewards.py:length=x' has the weight 'x'"),
         ("rows.jsonl --reward rewards.py:length=nan", "weights[0] is nan"),
         ("rows.jsonl --reward", "--reward needs a function: FILE.py:FUNCTION, or FILE.py:FUNCTION=WEIGHT."),
