@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_mdp.audit.batch import Batch as Batch
     from llm_mdp.audit.certify import certify as certify
+    from llm_mdp.audit.certify import diagnose as diagnose
     from llm_mdp.estimators.algorithms import GRPO as GRPO
     from llm_mdp.estimators.algorithms import MARLHF as MARLHF
     from llm_mdp.estimators.algorithms import PPO as PPO
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from llm_mdp.verify.certificate import Certificate as Certificate
     from llm_mdp.verify.check import check_estimator as check_estimator
     from llm_mdp.verify.diagnosis import Diagnosis as Diagnosis
-    from llm_mdp.verify.diagnosis import diagnose as diagnose
     from llm_mdp.verify.ledger import run_ledger as run_ledger
     from llm_mdp.verify.problem import Problem as Problem
     from llm_mdp.verify.shown import Ledger as Ledger
@@ -65,7 +65,7 @@ __version__ = "0.2.0"
 
 HOMES = {
     "audit.batch": "Batch",
-    "audit.certify": "certify",
+    "audit.certify": "certify diagnose",
     "estimators.algorithms": "GRPO MARLHF PPO REINFORCE RLOO ReMax TRePO VinePPO",
     "estimators.base": "Estimator",
     "estimators.boundaries": "AfterTokens AtSteps EveryNTokens",
@@ -84,7 +84,7 @@ HOMES = {
     "variance.allocation": "allocate",
     "verify.certificate": "Certificate",
     "verify.check": "check_estimator",
-    "verify.diagnosis": "Diagnosis diagnose",
+    "verify.diagnosis": "Diagnosis",
     "verify.ledger": "run_ledger",
     "verify.problem": "Problem",
     "verify.shown": "Ledger",

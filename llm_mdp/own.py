@@ -74,20 +74,41 @@ def load(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     module = load_module(place)
     if not hasattr(module, attribute):
-        there = sorted(
-            key
-            for key, value in vars(module).items()
-            if isinstance(value, type | FunctionType) and value.__module__ == module.__name__
-        )
-        raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(there) or 'no class and no function'}.")
+        raise UsageError(f"{place} has no {attribute!r}; it defines {', '.join(_defined(module)) or NOTHING}.")
     found = getattr(module, attribute)
     if isinstance(found, type):
         LOADED[found] = absolute(name)
     return found
 
 
+NOTHING = "no class and no function"
+
+
+def _defined(module: ModuleType, kind: type = object) -> list[str]:
+    """The names of the classes and functions that a module defines itself: classes of a kind, or what is of a kind."""
+    own = {key: each for key, each in vars(module).items() if isinstance(each, type | FunctionType)}
+    here = {key: each for key, each in own.items() if each.__module__ == module.__name__}
+    return sorted(key for key, each in here.items() if issubclass(each if isinstance(each, type) else type(each), kind))
+
+
+def whole_file(name: str, kind: type) -> str:
+    """The end of a sentence about FILE.py that stands where FILE.py:NAME belongs: what to write of what the file
+    defines; "" for the name of no Python file.
+
+    Args: kind: of the classes that can be meant, or `FunctionType`. If there are none, all that there is is named.
+    """
+    if not name.endswith(".py"):
+        return ""
+    if not Path(name).is_file():
+        return "nor is there a file of that name."
+    module = load_module(name)
+    if not (there := _defined(module, kind) or _defined(module)):
+        return f"{name} defines {NOTHING}."
+    return f"{name} defines {', '.join(there)}; write {' or '.join(f'{name}:{each}' for each in there)}"
+
+
 def load_module(place: str) -> ModuleType:
-    """Import FILE.py or a module by its name.
+    """Import FILE.py, which finds what lies beside it as `python FILE.py` does, or a module by its name.
 
     Raises:
         UsageError: if there is none, it is not Python, or it imports something of ours that has moved.
@@ -98,6 +119,9 @@ def load_module(place: str) -> ModuleType:
         path = Path(place)
         if not path.is_file():
             raise UsageError(f"there is no file {place}.")
+        # Last, so that nothing installed is hidden; for good, as files import when they run, too.
+        if (folder := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(folder)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -125,9 +149,20 @@ def load_module(place: str) -> ModuleType:
 
 
 def place_in_own_code(error: BaseException) -> str | None:
-    """Where in a user's file an error arose, `my_file.py, line 7, in advantages`; None: in no file of theirs."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
-    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else None
+    """Where in a user's file an error arose, `my_file.py, line 7, in Mine.advantages`; None: in no file of theirs."""
+    codes = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    users = [(code, line) for code, line in codes if _is_users(code.co_filename)]
+    if not users:
+        return None
+    code, line = users[-1]
+    return f"{Path(code.co_filename).name}, line {line}, in {code.co_qualname.rpartition('<locals>.')[2]}"
+
+
+def error_in_own_code(error: BaseException) -> str | None:
+    """An error that arose in a user's file, as theirs: `my_file.py, line 7, in Mine.advantages: KeyError: 'answer'`;
+    None: it arose in no file of theirs."""
+    place = place_in_own_code(error)
+    return place and f"{place}: {type(error).__name__}: {error}"
 
 
 def _is_users(file: str) -> bool:

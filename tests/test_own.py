@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_mdp.own import UsageError, did_you_mean, is_own, load, load_module, place_in_own_code
+from llm_mdp.own import UsageError, did_you_mean, error_in_own_code, is_own, load, load_module, place_in_own_code
 
 
 def test_the_nearest_name_is_offered():
@@ -74,3 +74,15 @@ def test_our_own_errors_are_nobody_s():
         load_module("nowhere.py")
     except UsageError as error:
         assert place_in_own_code(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)) is None
+
+
+def test_a_place_names_class_and_method_wherever_the_class_stands():
+    class Mine:
+        def fail(self):
+            raise KeyError("answer")
+
+    with pytest.raises(KeyError) as caught:
+        Mine().fail()
+    said = error_in_own_code(caught.value)
+    assert said is not None and said.endswith(", in Mine.fail: KeyError: 'answer'")
+    assert error_in_own_code(KeyError("answer")) is None

@@ -12,7 +12,7 @@ import torch
 from llm_mdp.estimators.base import Estimator
 from llm_mdp.estimators.catalogue import CATALOGUE
 from llm_mdp.estimators.entry import Entry, Given
-from llm_mdp.own import did_you_mean, is_own, load
+from llm_mdp.own import did_you_mean, is_own, load, place_in_own_code, whole_file
 from llm_mdp.sampling.policies import NgramPolicy, Policy, PolicyModule, TabularPolicy
 from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp.verify.check import check_estimator, load_estimator
@@ -20,8 +20,9 @@ from llm_mdp_agents.action_masks import tokens_written_with
 from llm_mdp_agents.base import Agent, AgentConfig, Plain
 from llm_mdp_agents.devices import device_of
 from llm_mdp_agents.zoo import AGENTS
+from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.check import check_task
-from llm_mdp_envs.registry import ENTRIES, make_task
+from llm_mdp_envs.registry import ENTRIES, made, make_task
 from llm_mdp_envs.registry import Entry as RegistryEntry
 from llm_mdp_envs.task import Task
 from llm_mdp_envs.tokenizers import default_tokenizer
@@ -152,7 +153,8 @@ def agent_class(agent: str | AgentConfig | type[Agent]) -> type[Agent]:
     if isinstance(agent, str):
         if agent in AGENTS:
             return AGENTS[agent]
-        hint = did_you_mean(agent, [*AGENTS, *CATALOGUE], f"choose one of {', '.join(AGENTS)}.")
+        otherwise = f"choose one of {', '.join(AGENTS)}."
+        hint = whole_file(agent, Estimator) or did_you_mean(agent, [*AGENTS, *CATALOGUE], otherwise)
         raise ValueError(f"there is no agent {agent!r}; {hint}")
     if isinstance(agent, type):
         return _complete(agent)
@@ -210,6 +212,8 @@ def find_task(env: str | Task, arguments: dict[str, Any] | None = None, model: M
         try:
             task = make(**(arguments or {}))
         except TypeError as error:
+            if place_in_own_code(error) is not None:
+                raise
             raise ValueError(f"{name}: {error}") from error
     check_task(task)
     return task
@@ -235,8 +239,8 @@ def _registered_task(env: str) -> tuple[str, Callable[..., Task]]:
     """Id, and the class with the arguments of the entry, of an environment in the registry."""
     entries = registered()
     if env not in entries:
-        hint = did_you_mean(env, entries, "`llm-mdp envs` lists them.")
-        if Path(env).is_file():
+        hint = whole_file(env, Task) or did_you_mean(env, entries, "`llm-mdp envs` lists them.")
+        if Path(env).is_file() and not env.endswith(".py"):
             hint = f"a data set is trained on with reward functions of yours: {env} --reward FILE.py:FUNCTION"
         raise ValueError(f"there is no environment {env!r}; {hint}")
     entry = entries[env]
@@ -245,7 +249,12 @@ def _registered_task(env: str) -> tuple[str, Callable[..., Task]]:
 
 def _own_task(name: str) -> tuple[str, Callable[..., Task]]:
     """The same of FILE.py:CLASS, or MODULE:CLASS."""
-    return name, load(name)
+    factory = load(name)
+    if not callable(factory):
+        raise ValueError(
+            f"{name} is {shown(factory)}, which makes no task; name a class derived from llm_mdp_envs.Task."
+        )
+    return name, lambda **arguments: made(factory, arguments)
 
 
 def is_named(model: str) -> bool:

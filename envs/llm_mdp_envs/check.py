@@ -1,11 +1,14 @@
 """What is wrong with a task, in one sentence, before anybody learns from it."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
+from llm_mdp.own import PACKAGES, error_in_own_code
 from llm_mdp_envs.arguments import shown
 from llm_mdp_envs.episode import (
     Episode,
@@ -28,13 +31,24 @@ def check_task(task: Any, seed: int = 0) -> None:
     """Raise TaskError if a task cannot be asked: its numbers, questions, replies, action masks and scores, of two
     questions and a short response to each, which are drawn and scored twice, as a task has no state.
 
-    What the task's own code raises is not caught.
+    What the task's own code raises is a TaskError with the place in its file; the error itself is the cause.
 
     Args:
         task: an object of a class derived from `Task`.
         seed: of the two questions.
     """
-    check_form(task)
+    try:
+        check_form(task)
+        _check_answers_to_questions(task, seed)
+    except TaskError:
+        raise
+    except Exception as error:
+        if (theirs := error_in_own_code(error)) is None:
+            raise
+        raise TaskError(theirs) from error
+
+
+def _check_answers_to_questions(task: Task, seed: int) -> None:
     questions = _same_questions(task, seed)
     for question in questions:
         if not isinstance(words := task.decode(question.prompt), str):
@@ -53,7 +67,7 @@ def check_task(task: Any, seed: int = 0) -> None:
 
 def check_form(task: Any) -> None:
     """The part of `check_task` that asks no question: raise TaskError unless this is a task with numbers that fit each
-    other."""
+    other, whose methods take what they are given."""
     if isinstance(task, type):
         raise TaskError(f"the task is the class {task.__name__}; make an object of it: {task.__name__}(…).")
     name = _name(task)
@@ -76,6 +90,39 @@ def check_form(task: Any) -> None:
         raise TaskError(
             f"{name}.also_ends is {task.also_ends!r}; it must be a tuple of tokens 0 … {task.vocab_size - 1}."
         )
+    _check_methods(task)
+
+
+def _check_methods(task: Task) -> None:
+    """Every method that is written anew takes what the method of ours that it stands for is given."""
+    for name in (name for name in dir(type(task)) if not name.startswith("_")):
+        written_by = [kind for kind in type(task).__mro__ if name in vars(kind)]
+        ours = next((vars(kind)[name] for kind in written_by if _is_ours(kind)), None)
+        anew = name in vars(task) or not _is_ours(written_by[0])
+        if not anew or not isinstance(ours, FunctionType | staticmethod | classmethod):
+            continue
+        given = [each.name for each in _must(ours.__get__(task, type(task)))]
+        words = f"{_name(task)}.{name} must take ({', '.join(given)})"
+        if not callable(method := getattr(task, name)):
+            raise TaskError(f"{words}; it is {shown(method)}, which is no method.")
+        try:
+            signature = inspect.signature(method)
+        except ValueError:  # some functions of Python's do not say what they take
+            continue
+        try:
+            signature.bind(*given)
+        except TypeError:
+            raise TaskError(f"{words}; it takes ({', '.join(signature.parameters)}).") from None
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] in PACKAGES
+
+
+def _must(method: Any) -> list[inspect.Parameter]:
+    """The parameters without a default."""
+    parameters = inspect.signature(method).parameters.values()
+    return [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
 
 
 def _name(task: Any) -> str:

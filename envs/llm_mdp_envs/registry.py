@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -182,7 +183,7 @@ def face_of(factory: Any, arguments: Mapping[str, Any]) -> Any:
     return load(face) if face and arguments.get("text") is True else factory
 
 
-def make_task(path: str, **kwargs: Any) -> Task:
+def make_task(path: str, /, **kwargs: Any) -> Task:
     """The task at `module:class`.
 
     Raises:
@@ -192,16 +193,46 @@ def make_task(path: str, **kwargs: Any) -> Task:
     factory = face_of(task_class(path), kwargs)
     if factory is not task_class(path):
         del kwargs["text"]
-    parameters = inspect.signature(factory).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for argument in kwargs:
-            if argument not in parameters:
-                takes = f"it takes {', '.join(parameters) or 'none'}"
-                meant = did_you_mean(argument, parameters, "")
-                raise TypeError(
-                    f"{factory.__name__} has no argument {argument!r}; {takes}{'; ' if meant else '.'}{meant}"
-                )
-    return factory(**kwargs)
+    return made(factory, kwargs)
+
+
+def made(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """What a class (or what else is called) makes of these arguments.
+
+    Raises:
+        TypeError: an argument that it does not have, with the nearest that it has, or one that it cannot do without.
+    """
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        known = _arguments_of(factory)
+        takes, found = f"it takes {', '.join(known) or 'none'}", UNEXPECTED.search(str(error))
+        if found is not None and found[1] in arguments and found[1] not in known:
+            meant = did_you_mean(found[1], known, "")
+            raise TypeError(
+                f"{factory.__name__} has no argument {found[1]!r}; {takes}{'; ' if meant else '.'}{meant}"
+            ) from error
+        parameters = inspect.signature(factory).parameters.values()
+        needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+        if missing := [name for name in needed if name not in arguments]:
+            raise TypeError(f"{factory.__name__} needs the argument {missing[0]!r}; {takes}.") from error
+        raise
+
+
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def _arguments_of(factory: Callable[..., Any]) -> list[str]:
+    """The names of the arguments of a class, and of those above it as far as each constructor hands on what it does not
+    know."""
+    kinds = [kind for kind in getattr(factory, "__mro__", ())[1:] if "__init__" in vars(kind)]
+    names: dict[str, None] = {}
+    for each in (factory, *kinds):
+        parameters = inspect.signature(each).parameters.values()
+        names |= dict.fromkeys(one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD))
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return list(names)
 
 
 def register_all() -> None:

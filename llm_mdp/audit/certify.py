@@ -1,4 +1,4 @@
-"""`certify`, for whatever somebody has: an estimator, its name, a function of the rewards or of a batch."""
+"""`certify` and `diagnose`, for whatever somebody has: an estimator, its name, a function of rewards or of a batch."""
 
 import inspect
 from collections.abc import Callable
@@ -27,6 +27,9 @@ from llm_mdp.mdp.hidden_rewards import HiddenReward
 from llm_mdp.own import did_you_mean, is_own, load
 from llm_mdp.verify import certify as of_estimators
 from llm_mdp.verify.certify import Certified
+from llm_mdp.verify.diagnosis import Diagnosis
+from llm_mdp.verify.diagnosis import diagnose as of_an_estimator
+from llm_mdp.verify.diagnosis.findings import bench
 from llm_mdp.verify.problem import Problem
 from llm_mdp.verify.weights import EstimatorError
 
@@ -73,21 +76,76 @@ def certify(
         UsageError: if there is no estimator of this name.
         ValueError: for another target, instance or reward.
     """
-    instance = _instance(instance, reward)
-    if isinstance(estimator, str) and is_own(estimator):
-        found = load(estimator)
-        estimator = found if is_function(found) else estimator
+    instance, estimator = _instance(instance, reward), _loaded(estimator)
     if not is_function(estimator):
         return of_estimators.certify(
             cast(Any, estimator), instance, target, group_size=group_size, method=method, prompts=prompts
         )
     assert callable(estimator)
-    size = 3 if group_size is None else group_size
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"group_size is {size!r}; it must be a whole number of at least 1.")
+    size = _size(group_size)
     problem = Problem(instance or default_instance(), max(size, 2))
     adapted = adapt(estimator, problem, group_size=size)
     return certificate_of(adapted, problem, target, method=method, prompts=prompts)
+
+
+def diagnose(
+    estimator: Estimator | Callable[..., Any] | str,
+    instance: Instance | None = None,
+    *,
+    group_size: int | None = None,
+    counter_example: bool = True,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Diagnosis:
+    """Why an estimator is biased or merely proportional, found by intervention: it is shown other rewards, other
+    lengths and other continuations on an instance small enough to enumerate, and what its weights do then says what is
+    wrong. Each repair that is known for what was found is tried, alone and with the others, and certified exactly.
+
+        print(diagnose("my_estimator.py:Mine"))
+
+    Args:
+        estimator: an object, FILE.py:NAME of a class or function, or a function as `certify` takes it.
+        instance: where it was found biased; None, or one with too many groups: a random one, V = 3, T = 3, γ = 0.9.
+        group_size: K, responses to a prompt, of a function, 3 by default; an estimator has its own.
+        counter_example: look for the smallest instance with the same verdict, too.
+        progress: called with what is done next.
+
+    Raises:
+        EstimatorError: if it is no estimator at all, or a function that could not be certified.
+        UsageError: if there is no such file, class or function.
+        TooLarge: if its groups are too large to enumerate on any instance.
+        ValueError: a group size that is none, or is given beside an estimator.
+    """
+    estimator = _loaded(estimator)
+    if not is_function(estimator):
+        if group_size is not None:
+            raise ValueError(f"group_size is {group_size!r}, but the estimator has its own; leave it out.")
+        return of_an_estimator(cast(Any, estimator), instance, counter_example=counter_example, progress=progress)
+    assert callable(estimator)
+    # Certified first, by which it is found out what it reads, and whether worlds can be together.
+    problem = bench(size := _size(group_size), instance)
+    adapted = certificate_of(adapt(estimator, problem, group_size=size), problem).claim.estimator
+    assert isinstance(adapted, FunctionEstimator)
+    found = of_an_estimator(adapted, instance, counter_example=counter_example, progress=progress)
+    return replace(found, name=adapted.name)
+
+
+def _loaded(estimator: Estimator | Callable[..., Any] | str) -> Estimator | Callable[..., Any] | str:
+    """The function that FILE.py:NAME names; everything else as it is."""
+    if isinstance(estimator, str) and is_own(estimator) and is_function(found := load(estimator)):
+        return found
+    return estimator
+
+
+def _size(group_size: int | None) -> int:
+    """K of a function.
+
+    Raises:
+        ValueError: it is none.
+    """
+    size = 3 if group_size is None else group_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"group_size is {size!r}; it must be a whole number of at least 1.")
+    return size
 
 
 def certificate_of(

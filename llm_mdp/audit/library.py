@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from types import FunctionType
 
 from torch import Tensor
 
 from llm_mdp.audit.batch import Batch
-from llm_mdp.own import UsageError, did_you_mean
+from llm_mdp.own import UsageError, did_you_mean, whole_file
 
 LIBRARIES = {
     "trl": "llm_mdp.audit.trl",
@@ -101,7 +102,8 @@ def find_library(name: str) -> Library:
     """
     if name not in LIBRARIES:
         otherwise = f"choose one of {', '.join(LIBRARIES)}, or give FILE.py:FUNCTION."
-        raise UsageError(f"there is no library {name!r} to audit; {did_you_mean(name, LIBRARIES, otherwise)}")
+        hint = whole_file(name, FunctionType) or did_you_mean(name, LIBRARIES, otherwise)
+        raise UsageError(f"there is no library {name!r} to audit; {hint}")
     return import_module(LIBRARIES[name]).LIBRARY
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from llm_mdp.cli.words import COMMANDS, unknown, usage
-from llm_mdp.own import place_in_own_code, places_of_ours, visible
+from llm_mdp.own import error_in_own_code, places_of_ours, visible
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     name, argv = (sys.argv[1], sys.argv[2:]) if sys.argv[1:] else ("", [])
     name = {"--version": "version", "-V": "version"}.get(name, name)
     if name in COMMANDS:
-        sys.exit(guarded(lambda: run(name, argv)))
+        sys.exit(guarded(lambda: run(name, argv), STOPPED.get(name, "stopped before the end")))
     if name in ("-h", "--help"):
         print(usage())
     elif name.startswith("--tyro-"):
@@ -41,24 +41,48 @@ def run(name: str, argv: list[str]) -> int:
     return getattr(module, file)(argv)
 
 
-def guarded(job: Callable[[], int]) -> int:
-    """The exit status; what cannot be done is said in one line, and an error in a user's file with its place there."""
+STOPPED = {"train": "stopped before the run began"}
+"""What a command says when Ctrl-C ends it, where that is known: a run that has begun says itself how to go on."""
+
+
+def guarded(job: Callable[[], int], stopped: str = "stopped") -> int:
+    """The exit status; what cannot be done is said in one line, and an error in a user's file with its place there.
+
+    Args: stopped: what is said when Ctrl-C ends the job.
+    """
     try:
         return job()
     except (Exception, SystemExit) as error:
-        place = place_in_own_code(error)
-        if place is not None:
-            print(f"llm-mdp: {visible(f'{place}: {type(error).__name__}: {error}')}", file=sys.stderr)
+        if (theirs := error_in_own_code(error)) is not None:
+            print(f"llm-mdp: {visible(theirs)}", file=sys.stderr)
         elif isinstance(error, BrokenPipeError):  # whoever read on has gone, as `head` does; nothing more is said
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 128 + signal.SIGPIPE
         elif isinstance(error, ValueError | OSError | ImportError):
-            print(f"llm-mdp: {visible(str(error))}", file=sys.stderr)
+            said = of_a_file(error) if isinstance(error, OSError) else str(error)
+            print(f"llm-mdp: {visible(said)}", file=sys.stderr)
         else:
             raise
         return 2
     except KeyboardInterrupt:
-        return 130
+        print(f"\nllm-mdp: {stopped}", file=sys.stderr)  # the terminal has written ^C
+        return 128 + signal.SIGINT
+
+
+FILES = {
+    FileNotFoundError: "there is no file or folder {}.",
+    IsADirectoryError: "{} is a folder; name a file.",
+    NotADirectoryError: "{} lies in a file; name a folder.",
+    FileExistsError: "{} is there already, and is no folder; choose another place.",
+    PermissionError: "{} may not be read or written here; change its permissions, or choose another place.",
+}
+
+
+def of_a_file(error: OSError) -> str:
+    """What the system says of a file, without its number."""
+    if error.filename is None:
+        return error.strerror or str(error)
+    return FILES.get(type(error), f"{{}} cannot be used: {error.strerror}.").format(error.filename)
 
 
 def warned(otherwise: Callable[..., None], message: Warning, category: type, filename: str, *place: Any) -> None:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from llm_mdp.cli.options import (
     check_model_choice,
+    check_no_run,
     check_seed,
     check_writable,
     env_arguments,
@@ -61,6 +62,7 @@ def evaluate(argv: Sequence[str]) -> int:
     if arguments.run is None and arguments.env is None:
         raise UsageError("name an environment, or a run with --run runs/NAME.")
     check_model_choice(arguments.run, arguments.model)
+    check_no_run(arguments.env, "environment")
     if arguments.samples < 0:
         raise UsageError(f"--samples is {arguments.samples}; it must be at least 0.")
     own = run_config_of(arguments.run) if arguments.run else None

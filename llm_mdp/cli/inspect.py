@@ -15,6 +15,7 @@ from rich.text import Text
 import llm_mdp
 from llm_mdp.cli.options import (
     check_model_choice,
+    check_no_run,
     check_seed,
     check_writable,
     command_line,
@@ -232,6 +233,9 @@ def _check(arguments: InspectArguments) -> None:
     for path in (arguments.html, arguments.json):
         check_writable(path)
     check_model_choice(arguments.run, arguments.model, arguments.warm_start)
+    check_no_run(arguments.env, "environment")
+    for name in arguments.estimators:
+        check_no_run(name, "estimator")
     if arguments.model.engine != "hf":
         raise UsageError(
             f"--engine is {arguments.model.engine}, but a page of responses needs no other engine; leave it out."

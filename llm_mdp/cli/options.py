@@ -51,6 +51,15 @@ def check_model_choice(run: Path | None, model: "ModelConfig", warm_start: int |
         raise UsageError(f"--warm-start is {warm_start}; it must be at least 0.")
 
 
+def check_no_run(word: str | None, place: str, option: str = "--run") -> None:
+    """Raise UsageError if the folder of a run stands in the place of something else, an environment, say: behind which
+    option it belongs."""
+    from llm_mdp_agents.training.records import is_run_folder
+
+    if word and is_run_folder(Path(word)):
+        raise UsageError(f"there is no {place} {word!r}; did you mean {option} {word}?")
+
+
 def check_seed(seed: int) -> None:
     """Raise UsageError for a seed that is no 63-bit number of at least 0."""
     if not 0 <= seed < 2**63:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from llm_mdp.cli.options import env_arguments, one_thread
-from llm_mdp.cli.parsing import parse
+from llm_mdp.cli.options import check_no_run, env_arguments, one_thread
+from llm_mdp.cli.parsing import TRUTHS, parse
 from llm_mdp.cli.words import examples, width
 from llm_mdp.estimators.catalogue import CATALOGUE, describe
 from llm_mdp.estimators.entry import Given
@@ -87,6 +87,7 @@ def train(argv: Sequence[str]) -> int:
     one_thread()
     if any(each.startswith("--resume") for each in argv):
         words = in_our_words(argv, ResumeArguments)
+        check_resume(words)
         arguments = parse(ResumeArguments, words, "train")
         return _finished(lambda: resume(arguments.resume, steps=arguments.steps, progress=not arguments.quiet))
     if not argv or argv[0] in ("-h", "--help"):
@@ -101,6 +102,26 @@ def train(argv: Sequence[str]) -> int:
             folder=lambda: new_run_folder(arguments.runs, arguments.name, name.rpartition(":")[2], _short(arguments)),
         )
     )  # fmt: skip
+
+
+def check_resume(words: Sequence[str]) -> None:
+    """Raise UsageError for what `train` knows and a run that goes on cannot be given; what nobody knows is left to the
+    parser, which offers what is near."""
+    kinds = (TrainArguments, ModelConfig, TrainConfig, *(agent.Config for agent in AGENTS.values()))
+    own, others = flags_of(ResumeArguments), flags_of(*kinds)
+    value = ""
+    """The option before, which may have this word as its value."""
+    for word in words:
+        name = word.partition("=")[0].lstrip("-").replace("_", "-")
+        if value and not word.startswith("--") and (value not in ("quiet", "q") or word in TRUTHS):
+            value = ""
+            continue
+        value = name if word.startswith("-") and "=" not in word else ""
+        if (ALIASES.get(name, name) in others and name not in own) or not word.startswith("-"):
+            raise UsageError(
+                f"{word} cannot be given with --resume: a run that goes on keeps its choices, all but --steps and "
+                f"--quiet; with other choices it is another run: llm-mdp train --config runs/NAME/config.json [options]"
+            )
 
 
 def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
@@ -118,6 +139,10 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
         raise UsageError(
             "--reward stands behind agent and data set: llm-mdp train AGENT ROWS --reward FILE.py:FUNCTION"
         )
+    if argv[0].startswith("--config="):
+        argv = ["--config", argv[0].partition("=")[2], *argv[1:]]
+    if argv[0] != "--config" and any(word.partition("=")[0] == "--config" for word in argv):
+        raise UsageError("--config stands first: llm-mdp train --config runs/NAME/config.json [options]")
     if argv[0] == "--config":
         if len(argv) < 2:
             raise UsageError("--config needs a file: the config.json of a run.")
@@ -130,8 +155,15 @@ def read_train(argv: Sequence[str]) -> tuple[str, Any, TrainArguments]:
         )
         if not argv or argv[0].startswith("-"):
             argv = [config.env, *argv]
+    elif argv[0].startswith("-"):
+        raise UsageError(
+            f"the agent is missing before {argv[0]}: llm-mdp train AGENT ENV [options]; `llm-mdp train --help` lists "
+            f"the agents."
+        )
     else:
         name, argv = argv[0], argv[1:]
+        for place, word in (("agent", name), ("environment", argv[0] if argv else "")):
+            check_no_run(word, place, "--resume")
         agent = NoOptions() if is_plain(name) else agent_class(name).Config()
     argv = in_our_words(argv, TrainArguments, type(agent), ModelConfig, TrainConfig)
     arguments = parse(
@@ -148,9 +180,10 @@ ALIASES = {
     "num-iterations": "epochs", "max-steps": "steps", "eval-steps": "eval-every", "save-steps": "checkpoint-every",
     "save-total-limit": "keep", "lr-scheduler-type": "schedule", "lora-r": "lora-rank",
     "attn-implementation": "attention", "model-name-or-path": "model", "report-to": "loggers",
+    "lr": "learning-rate",
 }  # fmt: skip
-"""Names that TRL and transformers have for what means exactly the same here. Where an agent has an option of such a
-name itself (β of DPO), it is that."""
+"""Names that TRL, transformers and others have for what means exactly the same here. Where an agent has an option of
+such a name itself (β of DPO), it is that."""
 
 
 def flags_of(*kinds: type) -> set[str]:
@@ -241,6 +274,11 @@ def usage() -> str:
 
 
 def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is a folder; give the config.json of a run." if path.is_dir()
+            else f"there is no file {path}; give the config.json of a run."
+        )  # fmt: skip
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from llm_mdp.cli.options import check_model_choice, check_writable, command_line, one_thread, say_written, write_json
+from llm_mdp.cli.options import (
+    check_model_choice,
+    check_no_run,
+    check_writable,
+    command_line,
+    one_thread,
+    say_written,
+    write_json,
+)
 from llm_mdp.cli.options import env_arguments as read_arguments
 from llm_mdp.cli.parsing import parse
 from llm_mdp.files import write_text
@@ -161,6 +169,9 @@ def check(arguments: VarianceArguments) -> None:
     if arguments.env is not None and arguments.run is not None:
         raise UsageError("--run brings its own environment; leave --env out.")
     check_model_choice(arguments.run, arguments.model, arguments.warm_start)
+    check_no_run(arguments.env, "environment")
+    for name in arguments.estimators:
+        check_no_run(name, "estimator")
     if task and arguments.model.engine != "hf":
         raise UsageError(
             f"--engine is {arguments.model.engine}, but the model itself draws what is measured; leave it out."

@@ -32,7 +32,7 @@ from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.sampling.token_masks import TokenSubset
 from llm_mdp.verify.certificate import UNBIASED
 from llm_mdp.verify.claims import Claim
-from llm_mdp.verify.ledger import exit_status, find_claims, holds
+from llm_mdp.verify.ledger import claims_nothing, exit_status, find_claims, holds
 from llm_mdp.verify.signal import tokens_to_signal
 from llm_mdp_agents.lm.policy import LanguageModelPolicy
 from llm_mdp_agents.lm.spread import LEAST_PROBES
@@ -298,6 +298,7 @@ def claim_row(
     problem = certifier.asked.at_group_size(group_size)
     row: dict[str, Any] = dict.fromkeys(FIGURES) | {
         "group": claim.group,
+        **claims_nothing(claim),
         "verdict": "not computed",
         "expected": claim.expected(problem),
         "group_size": None,

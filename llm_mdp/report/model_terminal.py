@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from llm_mdp.report.rows import bias, number, ratio
+from llm_mdp.report.rows import bias, number, ratio, unclaimed
 
 COLOURS = {"unbiased": "green", "proportional": "yellow", "biased": "red"}
 ROUNDING = 1e-24
@@ -84,6 +84,7 @@ def _remarks(row: dict[str, Any]) -> list[str]:
     said = []
     if row["holds"] is False:
         said.append(f"⚠ expected {row['expected']}, found {row['verdict']}")
+        said += [unclaimed(row["verdict"])] if row.get("claims_nothing") else []
     if row["verdict"] == "not computed":
         said.append(row["reason"])
     if row["only_here"] is not None:

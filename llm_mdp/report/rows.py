@@ -142,7 +142,13 @@ class ClaimRow:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the verdict is what it is; one reason for each verdict where the instances differ."""
+        """Why the verdict is what it is; one reason for each verdict where the instances differ. Where it contradicts
+        what nobody said, why that was expected."""
+        wrong = self.contradictions and self.lead.get("claims_nothing")
+        return [*self._reasons, unclaimed(self.gravest)] if wrong else self._reasons
+
+    @property
+    def _reasons(self) -> list[str]:
         if len(self.verdicts) == 1 or len({_reason(claim) for _, claim in self.entries}) == 1:
             return [_reason(self.lead)]
         first = {claim["verdict"]: _reason(claim) for _, claim in reversed(self.entries)}
@@ -247,6 +253,12 @@ def contradiction_text(row: ClaimRow) -> str:
     found = dict.fromkeys((claim["verdict"], claim["expected"]) for _, claim in row.contradictions)
     names = ", ".join(name for name, _ in row.contradictions)
     return "; ".join(f"{verdict}, but expected {expected}" for verdict, expected in found) + f" (on {names})"
+
+
+def unclaimed(verdict: str) -> str:
+    """Why "unbiased" was expected of a user's own estimator that says nothing of itself, and how it would say this
+    verdict."""
+    return f'it claims nothing, so unbiased was expected; `expected = "{verdict}"` in its class says otherwise'
 
 
 def number(value: float | None) -> str:

@@ -12,7 +12,7 @@ from llm_mdp.exact.enumeration import TooLarge
 from llm_mdp.exact.instance_files import instance_to_dict
 from llm_mdp.exact.instances import flatten
 from llm_mdp.exact.optima import NotConverged
-from llm_mdp.own import UsageError, did_you_mean, is_own
+from llm_mdp.own import UsageError, did_you_mean, is_own, whole_file
 from llm_mdp.sampling.policies import TabularPolicy
 from llm_mdp.sampling.sampler import NothingKept
 from llm_mdp.verify.certificate import FIGURES, Certificate, certificate_of
@@ -128,7 +128,8 @@ def find_claims(names: Sequence[str], group_size: int | None = None) -> tuple[Cl
         elif is_own(name):
             found.append(own_claim(name, group_size))
         else:
-            hint = did_you_mean(name, [*known, *CATALOGUE], "an estimator of your own is written FILE.py:CLASS.")
+            otherwise = "an estimator of your own is written FILE.py:CLASS."
+            hint = whole_file(name, Estimator) or did_you_mean(name, [*known, *CATALOGUE], otherwise)
             raise UsageError(f"there is no claim {name!r}; {hint}")
     if len({claim.id for claim in found}) < len(found):
         raise UsageError("the same claim is named twice; name each once.")
@@ -144,6 +145,12 @@ def own_claim(name: str, group_size: int | None = None) -> Claim:
     words = "" if statement.startswith(f"{attribute}(") else statement
     reason = f"your estimator, {estimator.group_size} response{'s' if estimator.group_size > 1 else ''} to a prompt"
     return Claim(attribute, "yours", words, name, expected, reason, estimator=estimator)
+
+
+def claims_nothing(claim: Claim) -> dict[str, bool]:
+    """What stands in the row of a user's own estimator that does not say what to expect of it; nothing in others."""
+    said = claim.group != "yours" or hasattr(claim.estimator, "expected")
+    return {} if said else {"claims_nothing": True}
 
 
 def group_size_of(claims: Sequence[Claim], problem: Problem) -> int:
@@ -173,6 +180,7 @@ def claim_row(
     own = claim.estimator.group_size if isinstance(claim.estimator, Estimator) else problem.group_size
     row: dict[str, Any] = {
         "group": claim.group,
+        **claims_nothing(claim),
         "verdict": "not computed",
         "expected": claim.expected(problem),
         "holds": None,

@@ -1,11 +1,12 @@
 """`certify` of plain functions: what they read is their parameter's name, what they give is tried."""
 
 import functools
+import re
 
 import pytest
 import torch
 
-from llm_mdp import GRPO, RLOO, Batch, EstimatorError, LastTokenReward, TooLarge, certify, random_instance
+from llm_mdp import GRPO, RLOO, Batch, EstimatorError, LastTokenReward, TooLarge, certify, diagnose, random_instance
 from llm_mdp.own import UsageError
 from tests.audit.functions import grpo, rloo, token_mean
 
@@ -140,3 +141,61 @@ def test_a_certificate_shows_itself():
 
 def test_the_price_of_a_function():
     assert certify(leave_one_out, random_instance(2, 2, seed=1), group_size=2).price().value < 1e-6
+
+
+# Diagnosis
+
+
+def squared(rewards):
+    return rewards**2
+
+
+def over_the_length(batch):
+    return (batch.response_reward / batch.mask.sum(-1))[:, None].expand(batch.mask.shape)
+
+
+def with_a_penalty(batch):
+    return batch.response_reward[:, None] - 0.1 * (batch.logp.detach() - batch.reference_logp)
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (squared, ["sign-lost", "transformed-reward"]),
+        (over_the_length, ["length"]),
+        # What it reads is found out, and collected.
+        (with_a_penalty, ["later-tokens"]),
+        (lambda reward: reward, []),
+    ],
+)
+def test_a_function_is_diagnosed_as_an_estimator_is(function, kinds):
+    found = diagnose(function, group_size=2)
+    assert [each.kind for each in found.findings] == kinds and not found.note
+    assert found.name == function.__name__ and str(found).startswith(f"{found.name}: ")
+    assert found.certificate is not None and (found.certificate.verdict == "unbiased") is (not kinds)
+    assert (found.counter_example is None) is (not kinds)
+    assert found.counter_example is None or found.counter_example.group_size == 2
+
+
+def test_a_function_of_a_file_is_diagnosed_where_it_was_found_biased(tmp_path):
+    (tmp_path / "mine.py").write_text("def squared(rewards):\n    return rewards**2\n")
+    found = diagnose(f"{tmp_path}/mine.py:squared", SMALL, counter_example=False)
+    assert found.lines == diagnose(squared, SMALL, counter_example=False).lines
+    certificate = certify(squared, SMALL)
+    assert found.certificate is not None
+    for name in FIGURES:
+        assert getattr(found.certificate, name) == pytest.approx(getattr(certificate, name), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "words"),
+    [
+        (lambda x: x, {}, "<lambda> takes (x); write a function of one parameter, `rewards` (P, K) or `batch`."),
+        (squared, {"group_size": 0}, "group_size is 0; it must be a whole number of at least 1."),
+        (RLOO(2), {"group_size": 3}, "group_size is 3, but the estimator has its own; leave it out."),
+        (object(), {}, "object has no method `collect`; subclass llm_mdp.Estimator, which brings it."),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_refused(what, options, words):
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        diagnose(what, **options)

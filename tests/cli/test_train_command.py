@@ -235,7 +235,12 @@ def test_an_estimator_of_ones_own(llm_mdp, here):
         ("nowhere.py:Mine Tabular", "there is no file nowhere.py."),
         ("nowhere:Mine Tabular", "module 'nowhere' cannot be imported"),
         ("--config", "--config needs a file: the config.json of a run."),
-        ("--config nowhere.json", "[Errno 2] No such file or directory: 'nowhere.json'"),
+        ("--config nowhere.json", "there is no file nowhere.json; give the config.json of a run."),
+        ("--config=nowhere.json", "there is no file nowhere.json; give the config.json of a run."),
+        ("--config .", ". is a folder; give the config.json of a run."),
+        ("--seed 1 --config other.json", "--config stands first: llm-mdp train --config runs/NAME/config.json"),
+        ("-q", "the agent is missing before -q: llm-mdp train AGENT ENV [options]; `llm-mdp train --help` lists"),
+        ("--steps 3 rloo Tabular", "the agent is missing before --steps:"),
         ("--config torn.json", "torn.json is not JSON (Expecting"),
         ("--config other.json", "the config does not fit this version ('agent');"),
         ("--config list.json", "the config does not fit this version (list indices"),
@@ -264,13 +269,61 @@ def test_complaints_are_one_line_and_leave_no_folder(llm_mdp, here, words, compl
         ("rloo Tabular --temperature 0", "temperature is 0.0; it must be above 0."),
         ("rloo", "Id of the environment"),
         ("--resume", "Missing value for argument '--resume'"),
-        ("--resume x --learning-rate 1", "Unrecognized options: --learning-rate"),
+        ("--resume x --stepz 3", "Unrecognized options: --stepz"),
     ],
 )
 def test_options_that_do_not_exist_are_named(llm_mdp, here, words, complaint):
     status, said, complaints = llm_mdp(f"train {words}")
     assert (status, said) == (2, "") and complaint in re.sub(r"[│\s]+", " ", complaints)
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("--resume x --learning-rate 1", "--learning-rate"),
+        ("--resume x --steps 3 --lr 1", "--lr"),
+        ("--resume=x --group_size=4", "--group_size=4"),
+        ("--resume x -q --env-args digits=1", "--env-args"),
+        ("--resume x --quiet False Tabular", "Tabular"),
+        ("rloo Tabular --resume x", "rloo"),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_choices(llm_mdp, words, refused):
+    status, said, complaints = llm_mdp(f"train {words}")
+    assert (status, said, complaints.count("\n")) == (2, "", 1)
+    assert complaints.startswith(
+        f"llm-mdp: {refused} cannot be given with --resume: a run that goes on keeps its choices, all but --steps and "
+        f"--quiet; with other choices it is another run: llm-mdp train --config runs/NAME/config.json"
+    )
+
+
+def test_what_a_run_that_goes_on_may_be_given_is_not_refused(llm_mdp):
+    nothing = (2, "", "llm-mdp: x holds no run; start one with `llm-mdp train`.\n")
+    for words in ("--resume x --steps 3 -q", "--resume=x --quiet True --max-steps=3", "--steps 3 --resume x --quiet"):
+        assert llm_mdp(f"train {words}") == nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("eval runs/x", "there is no environment 'runs/x'; did you mean --run runs/x?"),
+        ("inspect runs/x", "there is no environment 'runs/x'; did you mean --run runs/x?"),
+        ("inspect --estimators rloo runs/x", "there is no estimator 'runs/x'; did you mean --run runs/x?"),
+        ("variance --env runs/x", "there is no environment 'runs/x'; did you mean --run runs/x?"),
+        ("variance runs/x", "there is no estimator 'runs/x'; did you mean --run runs/x?"),
+        ("train runs/x", "there is no agent 'runs/x'; did you mean --resume runs/x?"),
+        ("train rloo runs/x", "there is no environment 'runs/x'; did you mean --resume runs/x?"),
+        # The folder of a model has a config.json, too.
+        ("eval weights", "there is no environment 'weights'; `llm-mdp envs` lists them."),
+    ],
+)
+def test_a_run_in_another_place_is_sent_to_its_own(llm_mdp, here, words, sentence):
+    for folder in ("runs/x", "weights"):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "config.json").write_text("{}")
+    (here / "runs/x/metrics.jsonl").touch()
+    assert llm_mdp(words) == (2, "", f"llm-mdp: {sentence}\n")
 
 
 def test_train_without_anything_says_how(llm_mdp, here):

@@ -41,10 +41,10 @@ def files(here):
 
 def test_names_of_trl_are_ours():
     words = "grpo Tabular --num-generations 4 --beta=0.1 --epsilon 0.2 --epsilon_high 0.3 --num-iterations 2 "
-    words += "--max-steps 7 --model-name-or-path small --report-to none --save-steps 3"
+    words += "--max-steps 7 --model-name-or-path small --report-to none --save-steps 3 --lr 0.01"
     _, agent, arguments = read_train(words.split())
     assert agent == GRPOConfig(group_size=4, kl=0.1, clip_low=0.2, clip_high=0.3)
-    assert arguments.train == TrainConfig(epochs=2, steps=7, checkpoint_every=3)
+    assert arguments.train == TrainConfig(epochs=2, steps=7, checkpoint_every=3, learning_rate=0.01)
     assert arguments.model == ModelConfig("small") and arguments.loggers == ("none",)
 
 
@@ -148,7 +148,12 @@ def test_reward_functions_with_weights_on_a_data_set(llm_mdp, here):
             "rows.jsonl --reward rewards.py:xyz",
             "DIR/rewards.py has no function 'xyz'; it defines correct, length, broken.",
         ),
-        ("rows.jsonl --reward rewards.py", "the reward 'DIR/rewards.py' names no function; write FILE.py:FUNCTION,"),
+        (
+            "rows.jsonl --reward rewards.py",
+            "the reward 'DIR/rewards.py' names no function; DIR/rewards.py defines broken, correct, length; write "
+            "DIR/rewards.py:broken or DIR/rewards.py:correct or DIR/rewards.py:length",
+        ),
+        ("rows.jsonl --reward rewards", "the reward 'rewards' names no function; write FILE.py:FUNCTION, or"),
         ("rows.jsonl --reward rewards.py:length=x", "the reward 'DIR/rewards.py:length=x' has the weight 'x'"),
         ("rows.jsonl --reward rewards.py:length=nan", "weights[0] is nan"),
         ("rows.jsonl --reward", "--reward needs a function: FILE.py:FUNCTION, or FILE.py:FUNCTION=WEIGHT."),

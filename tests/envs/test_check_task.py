@@ -17,6 +17,8 @@ import llm_mdp.cli.__main__ as command_line
 from llm_mdp_agents.resolve import find_task
 from llm_mdp_envs import Question, Scores, Task, TaskError, TokenEnv, TokenVectorEnv, check_task
 from llm_mdp_envs.tasks.arithmetic import Arithmetic
+from llm_mdp_envs.text import TextTask, byte_tokenizer
+from llm_mdp_envs.text_turns import Response, TextTurns
 
 
 class Sound(Task):
@@ -265,13 +267,104 @@ def test_a_prompt_is_refused_exactly_if_it_does_not_fit(prompt, prompt_length):
             check_task(task)
 
 
-def test_what_a_task_itself_raises_is_not_swallowed():
+# --- what a task cannot be given, and what it raises ---
+
+
+class Spoken(TextTask):
+    """The same in words."""
+
+    def draw(self, generator):
+        return "1+1=", "2"
+
+    def grade(self, replies):
+        return Scores(np.array([float(reply.text == reply.secret) for reply in replies]))
+
+
+class Riddle(TextTurns):
+    part_names = ("right",)
+
+    def draw(self, generator):
+        return "Which number?", 3
+
+    def respond(self, secret, said):
+        return Response(None, {"right": 1.0})
+
+
+def sound(kind: type[Task]) -> Task:
+    return kind(byte_tokenizer(), horizon=40, prompt_length=200) if kind is Riddle else kind()
+
+
+TAKEN = {
+    (Sound, "question"): "generator", (Sound, "score"): "questions, tokens, mask", (Sound, "reply"): "question, tokens",
+    (Sound, "action_mask"): "question, tokens", (Sound, "action_masks"): "prompts, tokens",
+    (Sound, "answers"): "questions", (Sound, "token_rewards"): "questions, tokens, mask", (Sound, "decode"): "tokens",
+    (Sound, "questions"): "generator, n", (Sound, "question_at"): "number", (Spoken, "draw"): "generator",
+    (Spoken, "grade"): "replies", (Spoken, "score"): "questions, tokens, mask", (Spoken, "draw_at"): "number",
+    (Riddle, "respond"): "secret, said",
+}  # fmt: skip
+"""Methods that a task may write, and what they are given."""
+
+
+@pytest.mark.parametrize(("kind", "method"), TAKEN)
+def test_a_method_that_takes_something_else_is_refused(kind, method):
+    words = TAKEN[kind, method]
+    given = words.split(", ")
+    for parameters in (given[1:], [*given, "further"]):
+        body = eval(f"lambda {', '.join(['self', *parameters])}: None")
+        with pytest.raises(TaskError) as refused:
+            check_task(sound(type("Mine", (kind,), {method: body})))
+        assert str(refused.value) == f"Mine.{method} must take ({words}); it takes ({', '.join(parameters)})."
+    with pytest.raises(TaskError, match=rf"^Mine\.{method} must take \({words}\); it is 3, which is no method\.$"):
+        check_task(sound(type("Mine", (kind,), {method: 3})))
+
+
+def test_a_method_may_take_more_than_it_is_given():
+    task: Any = Sound()
+    score = task.score
+    task.score = lambda questions, tokens, mask, *, bonus=0.0: score(questions, tokens, mask)
+    task.decode = str
+    task.reply = lambda *given, **options: None
+    for sound_one in (task, sound(Spoken), sound(Riddle)):
+        check_task(sound_one)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    # The others are for those who draw many, or go through a list.
+    [(kind, method) for kind, method in TAKEN if method not in ("questions", "question_at", "draw_at")],
+)
+def test_what_a_method_of_a_task_raises_has_its_place(kind, method):
+    class Broken(kind):
+        pass
+
+    def fails(self, *given):
+        return given[0].no_such_thing
+
+    if method == "token_rewards":
+        Broken.reveals_token_rewards = True
+    setattr(Broken, method, fails)
+    with pytest.raises(TaskError, match=r"^test_check_task\.py, line \d+, in fails: AttributeError: ") as refused:
+        check_task(sound(Broken))
+    assert isinstance(refused.value.__cause__, AttributeError)
+
+
+def test_the_place_of_what_a_task_raises_names_class_and_method():
     class Unfinished(Sound):
         def score(self, questions, tokens, mask):
             raise KeyError("to be written")
 
-    with pytest.raises(KeyError, match="to be written"):
+    with pytest.raises(
+        TaskError, match=r"^test_check_task\.py, line \d+, in Unfinished\.score: KeyError: 'to be written'$"
+    ):
         check_task(Unfinished())
+
+
+def test_what_is_ours_keeps_its_kind():
+    """The error of a task of ours has no place in a user's file."""
+    task = Arithmetic()
+    task.operators = None  # pyright: ignore
+    with pytest.raises(TypeError):
+        check_task(task)
 
 
 # --- commands ---
@@ -295,6 +388,10 @@ class Numbers(Own):
     def score(self, questions, tokens, mask): return mask.sum(1)
 class Infinite(Own):
     def score(self, questions, tokens, mask): return Scores(np.full(len(questions), np.inf))
+class Argument(Own):
+    def score(self, questions, tokens): return Scores(np.ones(len(questions)))
+class Raises(Own):
+    def score(self, questions, tokens, mask): return Scores(mask.no_such_thing)
 class NoTask:
     vocab_size, horizon, prompt_length, eos = 4, 3, 1, 0
 """
@@ -315,7 +412,9 @@ def typed(words: str, monkeypatch, capsys) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[0])
-@pytest.mark.parametrize("name", ["Eos", "Horizon", "Prompt", "Nothing", "Numbers", "Infinite", "NoTask"])
+@pytest.mark.parametrize(
+    "name", ["Eos", "Horizon", "Prompt", "Nothing", "Numbers", "Infinite", "Argument", "Raises", "NoTask"]
+)
 def test_every_command_refuses_it_before_it_works(command, name, here, monkeypatch, capsys):
     (here / "own.py").write_text(OWN)
     status, complaint = typed(command.format(name), monkeypatch, capsys)

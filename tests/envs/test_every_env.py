@@ -414,6 +414,8 @@ def test_finishes_are_named():
         ("Tabular", "vocabsize", "did you mean vocab_size?"),
         ("Ngram", "orders", "did you mean order?"),
         ("Arithmetic", "vocab_size", "Arithmetic has no argument 'vocab_size'; it takes operators, digits"),
+        # Parameters of what makes a task are arguments like any other.
+        ("Consultation", "path", "Consultation has no argument 'path'; it takes knowledge_base"),
         ("GuessNumber", "digits", "GuessNumber has no argument 'digits'; it takes"),
     ],
 )

@@ -146,6 +146,11 @@ def load_config(folder: Path) -> dict[str, Any]:
     return document
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Has a run been here? The folder of a model has a config.json, too."""
+    return (folder / CONFIG).is_file() and (folder / METRICS).is_file()
+
+
 def new_run_folder(root: Path, name: str | None, agent: str, env: str) -> Path:
     """Make `root/name`, or `root/<agent>-<env>-<n>` with the next free n, such as `runs/grpo-arithmetic-3`.
 

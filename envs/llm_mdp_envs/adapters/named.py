@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
-from llm_mdp.own import did_you_mean, load_module
+from llm_mdp.own import did_you_mean, load_module, whole_file
 from llm_mdp_envs.adapters.trl import TRLReward
 from llm_mdp_envs.arguments import check_text, shown
 from llm_mdp_envs.tasks.rows import read_rows
@@ -58,7 +59,8 @@ def named_reward(name: str) -> tuple[Callable, float]:
     if parts is None:
         # A path is shown whole, for its end says which file it is.
         said = repr(name) if isinstance(name, str) else shown(name)
-        raise ValueError(f"the reward {said} names no function; {FORM}.")
+        file = whole_file(name, FunctionType) if isinstance(name, str) else ""
+        raise ValueError(f"the reward {said} names no function; {file or f'{FORM}.'}")
     try:
         weight = 1.0 if parts["weight"] is None else float(parts["weight"])
     except ValueError:

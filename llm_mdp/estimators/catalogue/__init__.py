@@ -15,7 +15,7 @@ from llm_mdp.estimators.catalogue.practices import PRACTICES
 from llm_mdp.estimators.catalogue.theorems import THEOREMS
 from llm_mdp.estimators.catalogue.turns import TURNS
 from llm_mdp.estimators.entry import Entry, Given, NeedsExactValues
-from llm_mdp.own import UsageError, did_you_mean
+from llm_mdp.own import UsageError, did_you_mean, whole_file
 
 ENTRIES: tuple[Entry, ...] = (*ALGORITHMS, *THEOREMS, *PRACTICES, *OFF_POLICY, *TURNS)
 
@@ -30,7 +30,9 @@ def find_entry(name: str, among: Iterable[str] = CATALOGUE) -> Entry:
         UsageError: with the nearest name, if there is none.
     """
     if name not in CATALOGUE:
-        hint = did_you_mean(name, CATALOGUE, f"choose among {', '.join(among)}, or write FILE.py:CLASS.")
+        hint = whole_file(name, Estimator) or did_you_mean(
+            name, CATALOGUE, f"choose among {', '.join(among)}, or write FILE.py:CLASS."
+        )
         raise UsageError(f"there is no estimator {name!r}; {hint}")
     return CATALOGUE[name]
 

@@ -178,7 +178,7 @@ def diagnose(
         estimator = load_estimator(estimator)
     check_interface(estimator)
     name = type(estimator).__name__
-    problem = bench(estimator, instance)
+    problem = bench(estimator.group_size, instance)
     place = problem.instance.name or "a random instance"
     progress("interventions")
     try:
@@ -211,14 +211,14 @@ def diagnose(
     return Diagnosis(name, place, true, (*mixed, *findings), tuple(repairs), example, note)
 
 
-def bench(estimator: Estimator, instance: Instance | None) -> Problem:
-    """The instance given if all its groups can be looked at in seconds and tokens have a future (T > 2); else a random
-    one, with the same number of tokens if that is so there.
+def bench(group: int, instance: Instance | None) -> Problem:
+    """The instance given if all its groups of this size can be looked at in seconds and tokens have a future (T > 2);
+    else a random one, with the same number of tokens if that is so there.
 
     Raises:
         TooLarge: if there is none.
     """
-    group, gamma, eos, shapes = estimator.group_size, 0.9, 0, BENCHES
+    gamma, eos, shapes = 0.9, 0, BENCHES
     if instance is not None:
         mdp = instance.mdp
         if mdp.horizon > 2 and len(mdp.prompts) * mdp.tree.n_leaves**group <= MAX_SHOWN:
