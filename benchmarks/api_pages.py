@@ -17,6 +17,9 @@ HOMES = {
 }
 """The sections of the page on `llm_mdp`, and the folders whose names stand there."""
 AGENTS = {"Train": ("training", "resolve"), "An agent of your own": ("base", "check")}
+TASKS = ("ArrayTask", "Question", "Scores", "Task", "TaskError", "check_task")
+"""What stands under "Tasks" on the page on `llm_mdp_envs`; its other names are of environments."""
+WORDS = ("text.TextTask", "text.Reply", "text_turns.TextTurns", "text_turns.Response", "turns.TurnTask")
 NOTE = "<!-- Written by `python benchmarks/api_pages.py`. -->"
 
 
@@ -26,8 +29,10 @@ def pages() -> dict[str, str]:
     core["In tests"] = ["llm_mdp.testing.assert_unbiased"]
     agents = sections(llm_mdp_agents, AGENTS)
     agents["Certificates"] = [f"llm_mdp_agents.certificates.{name}" for name in ("own_certificate", "OwnCertificate")]
-    envs = {"Names": [f"llm_mdp_envs.{name}" for name in llm_mdp_envs.__all__]}
-    envs["Tasks in words, and turns"] = ["llm_mdp_envs.text.TextTask", "llm_mdp_envs.turns.TurnTask"]
+    envs: dict[str, list[str]] = {"Tasks": [], "Environments": []}
+    for name in llm_mdp_envs.__all__:
+        envs["Tasks" if name in TASKS else "Environments"].append(f"llm_mdp_envs.{name}")
+    envs["Tasks in words, and turns"] = [f"llm_mdp_envs.{name}" for name in WORDS]
     return {
         "llm_mdp.md": page("llm_mdp", "Every public name of the core; `from llm_mdp import NAME`.", core),
         "llm_mdp_envs.md": page("llm_mdp_envs", "Importing it registers the environments with Gymnasium.", envs),

@@ -102,7 +102,7 @@ for question, tokens, score in zip(asked, said.tokens.tolist(), scores):
 # ## Next
 #
 # - The same from a terminal, with a folder that holds metrics, checkpoints, the model and a page of curves:
-#   `llm-mdp train rloo Arithmetic --env-args digits=1 restricted=True --steps 60`. Go on with it:
+#   `llm-mdp train rloo Arithmetic --env-args digits=1 restricted=True --steps 60`. Go on with it, to step 200:
 #   `llm-mdp train --resume runs/rloo-arithmetic-1 --steps 200`.
 # - A model of your own: `--model FOLDER`, any causal language model of Hugging Face, or a LoRA of it:
 #   [training](../training.md).

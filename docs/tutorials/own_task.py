@@ -4,7 +4,8 @@
 # A task is one class: what is asked, and what an answer is worth. Everything else (a Gymnasium environment, thousands
 # of them stepped as arrays, restarts from any prefix, training, evaluation) is made from it. At the end you have
 # written one, stepped it, seen what is said when it is wrong, and trained a small transformer on it. Ten minutes of
-# reading; ten seconds of a CPU.
+# reading; ten seconds of a CPU. Here questions and answers are numbers; a task in words is as short:
+# [text tasks](../environments.md#text-tasks-questions-and-answers-in-words).
 
 # %%
 import matplotlib.pyplot as plt
@@ -125,6 +126,7 @@ plt.show()
 # - From a terminal: put the class into `my_task.py` and say `llm-mdp train rloo my_task.py:Next --steps 60`. Then
 #   `llm-mdp eval --run runs/…` and `llm-mdp inspect my_task.py:Next` know it, too.
 # - Right answers to begin from (`answers`), forbidden tokens (`action_mask`), token rewards, several turns: what else a
-#   task may say stands with its defaults in [task.py](../../envs/llm_mdp_envs/task.py).
-# - Tasks in words, conversations and tools: [environments](../environments.md).
+#   task may say stands with its defaults in the [API of `Task`](../api/llm_mdp_envs.md#tasks).
+# - The same in words, with the command that trains on it: [a text
+#   task](../environments.md#text-tasks-questions-and-answers-in-words). Conversations and tools stand below it.
 # - [Train a small language model on sums](language_model_on_sums.md).

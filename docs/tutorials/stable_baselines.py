@@ -5,7 +5,7 @@
 # learn in them. At the end you have trained Stable-Baselines3's PPO on one, held it against an optimum that is known
 # exactly, and used a mask where tokens are forbidden. Ten minutes of reading; about 20 seconds of a CPU.
 #
-# It needs `pip install "llm-mdp[sb3]"`.
+# In a clone, it needs `pip install -e ".[sb3]"`.
 
 # %%
 import gymnasium as gym

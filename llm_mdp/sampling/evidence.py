@@ -68,6 +68,7 @@ class Evidence:
 
     rollouts: Rollouts
     response_reward: Float[Tensor, "*worlds B"]
+    """RM(W): the reward of each whole response."""
     token_reward: Float[Tensor, "*worlds B T"] | None = None
     """Token rewards that somebody assigned (a credit model, or the verifier's own)."""
     value: Float[Tensor, "*worlds B T1"] | None = None
