@@ -227,7 +227,8 @@ def env(id: str, argument: str) -> Callable[[int, float], Point]:
     return measure
 
 
-POWERS_OF_4 = tuple(4**k for k in range(12))
+POWERS_OF_4 = tuple(4**k for k in range(11))
+"""The next would take 24 GB."""
 CURVES = (
     Curve("verify in V", "T = 4, K = 3", (2, 3, 4, 5, 6), verify("vocab", horizon=4), tried=True),
     Curve("verify in T", "V = 3, K = 3", (2, 3, 4, 5, 6, 7, 8), verify("horizon", vocab=3), tried=True),

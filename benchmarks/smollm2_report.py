@@ -19,6 +19,11 @@ def grouped(result: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]
     return found
 
 
+def named(task: str, runs: list[dict[str, Any]]) -> str:
+    """A task, and whether its evaluations ask what training asked."""
+    return task + ("" if runs[0]["curve"][0]["eval/held_out"] else " (asks what training asked)")
+
+
 def figure_of(runs: list[dict[str, Any]], place: int, name: str) -> tuple[float, tuple[float, float] | None]:
     """A figure of an evaluation with its 95 % interval: over seeds (Student's t) where there are several, else over the
     questions of the one run; None: undecided."""
@@ -50,8 +55,7 @@ def table(result: dict[str, Any]) -> str:
     for (task, agent), runs in grouped(result).items():
         shown = [_with(*figure_of(runs, place, name)) for name in NAMES for place in (0, -1)]
         tokens = np.mean([run["curve"][-1]["tokens"] for run in runs])
-        held_out = "" if runs[0]["curve"][0]["eval/held_out"] else " (asks what training asked)"
-        row = [task + held_out, f"`{agent}`", str(len(runs)), *shown, learned(runs), f"{tokens:,.0f}"]
+        row = [named(task, runs), f"`{agent}`", str(len(runs)), *shown, learned(runs), f"{tokens:,.0f}"]
         lines.append(f"| {' | '.join(row)} |")
     lines += ["", "| asked | before | after |", "|---|---|---|"]
     for runs in (runs for (_, agent), runs in grouped(result).items() if agent == "rloo"):
@@ -96,13 +100,14 @@ def figure(result: dict[str, Any], path: Path) -> None:
     canvas, axes = plt.subplots(rows, 2, figsize=(9, 3 * rows), squeeze=False)
     for axis, (task, _, up, lines) in zip(axes.flat, panels):
         ends = [(_curve(axis, runs, name, colour), label, colour) for label, colour, runs, name in lines]
-        axis.set(xlabel=f"{task}: generated tokens", ylabel=up, ylim=(0, 1))
+        lowest = min(line.get_ydata().min() for line in axis.lines)
+        axis.set(xlabel=f"{named(task, lines[0][2])}: generated tokens", ylabel=up, ylim=(min(0, 1.25 * lowest), 1))
         axis.margins(x=0)
         name_ends(axis, ends)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     said = f"{seeds(kept.values())}; 95 % intervals over seeds (Student's t), over questions where there is one"
-    finish(canvas, f"SmolLM2-135M-Instruct on questions that training never asks\n{said}", path)
+    finish(canvas, f"SmolLM2-135M-Instruct on registered tasks\n{said}", path)
 
 
 def _curve(axis: Any, runs: list[dict[str, Any]], name: str, colour: str) -> float:
