@@ -41,7 +41,7 @@ class Reply:
     """The question as `draw` gave it, without chat template."""
     text: str
     """The answer: what `answer_prefix` began it with, and the text that the policy added to the prompt. Padding and end
-    tokens are left out; other special tokens that the policy wrote, such as <answer>, are a part of it."""
+    tokens are left out; other special tokens that the policy wrote, such as `<answer>`, are a part of it."""
     tokens: tuple[int, ...]
     """What the policy wrote as tokens, the end token included."""
     secret: Any

@@ -68,7 +68,7 @@ def render_variance_page(document: Document) -> str:
     Everything is rendered here; the page's script only sorts and filters.
 
     Args:
-        document: the output of `llm-mdp variance --json`; embedded in the page as it is.
+        document: the `results.json` of `llm-mdp variance --out FOLDER`; embedded in the page as it is.
 
     Raises:
         ValueError: if the document has no settings or a setting has no rows, or it holds a number that JSON cannot,

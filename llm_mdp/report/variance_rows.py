@@ -15,7 +15,7 @@ MOST = 12
 """Rows of a setting shown in a terminal, unless more are worth it."""
 
 Document = dict
-"""Output of `llm-mdp variance --json`."""
+"""The `results.json` that `llm-mdp variance --out FOLDER` writes."""
 
 FIGURES = (
     "tokens",

@@ -52,7 +52,7 @@ def print_variance(document: Document, console: Console) -> None:
     """Print for every setting its best rows, which of them is best for which budgets, and what to take.
 
     Args:
-        document: the output of `llm-mdp variance --json`.
+        document: the `results.json` of `llm-mdp variance --out FOLDER`.
         console: where to print; its width chooses the layout.
 
     Raises:
