@@ -122,6 +122,13 @@ def seconds_of_products(engines: dict[str, Any]) -> float:
     return known["prompt"] / limits["gemm_1024"] + known["response"] / limits["gemm_32"]
 
 
+def step_products(prompt: int) -> float:
+    """Of a prompt that is read once by growth.py's Llama of a million weights, four layers of width 128: two for every
+    weight and token, and four for every token, unit and layer with each of the tokens before."""
+    weights, layers, width = 1e6, 4, 128
+    return prompt * (2 * weights + 4 * layers * width * prompt / 2)
+
+
 def ledger_goals(found: Found) -> Iterator[Goal]:
     growth = found.get("growth", {})
     known = {size: each for size, each in seconds_of(growth, "a step in prompt").items() if size >= 512}
@@ -132,6 +139,10 @@ def ledger_goals(found: Found) -> Iterator[Goal]:
         slope,
         1.15,
         unit="",
+        because=f"its products alone grow by {power({n: step_products(n) for n in known}):.2f}, for the attention of a "
+        "token is over all before it"
+        if slope
+        else "",
     )
     rates = [
         row["per_numpy_loop"]

@@ -80,9 +80,10 @@ def goals_part(found: Found) -> str:
         if goal.met is False and goal.because:
             missed.append(f"- {goal.words}: {goal.because}.")
     count = [row[3] for row in rows]
+    left = count.count("not measured")
     words = (
-        f"{count.count('met')} of {len(rows)} goals are met, {count.count('**missed**')} are missed and "
-        f"{count.count('not measured')} were not measured; the last column has the command and the commit that it ran "
+        f"{count.count('met')} of {len(rows)} goals are met and {count.count('**missed**')} missed"
+        f"{f', {left} not measured' if left else ''}; the last column has the command and the commit that it ran "
         "at, which knows nothing of what changed since. Tests hold what no stopwatch can: `verify` loads neither sympy "
         "nor torch._dynamo nor transformers, and the fast paths draw the tokens of the plain one."
     )

@@ -72,12 +72,14 @@ def settings_of(document: Document) -> list[dict]:
     rows."""
     settings = document.get("settings")
     if not settings:
-        raise ValueError("the document has no settings; give the JSON that `llm-mdp variance --json FILE` writes.")
+        raise ValueError(
+            "the document has no settings; give the results.json that `llm-mdp variance --out FOLDER` writes."
+        )
     for setting in settings:
         if not setting.get("rows"):
             raise ValueError(
-                f"the setting {setting.get('name')!r} has no rows; give the JSON that `llm-mdp variance --json FILE` "
-                f"writes."
+                f"the setting {setting.get('name')!r} has no rows; give the results.json that `llm-mdp variance --out "
+                f"FOLDER` writes."
             )
     return settings
 

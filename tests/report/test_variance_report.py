@@ -358,7 +358,7 @@ def test_what_is_no_comparison_is_refused_in_words(document, tmp_path):
         lambda document: printed(document, 80),
         lambda document: write_csv(document, tmp_path / "x.csv"),
     ):
-        with pytest.raises(ValueError, match="llm-mdp variance --json FILE"):
+        with pytest.raises(ValueError, match="llm-mdp variance --out FOLDER"):
             read(document)
     assert not (tmp_path / "x.csv").exists()
 
