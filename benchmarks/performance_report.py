@@ -137,7 +137,7 @@ def beside_limits(found: Found) -> Iterator[tuple[str, ...]]:
             work = f"a response, sampled, {row['name']}, {ended}, {row['responses'] / 1e6:g} M"
             rate = sampled.get("limits", {}).get("random_m_per_s")
             cells = against(1 / row["responses_per_second"], rate and 1 / rate / 1e6, "a random number")
-            yield "sampled_rate", work, *cells, f"numpy loop: {row['per_numpy_loop']:.2f} x our time"
+            yield "sampled_rate", work, *cells, f"numpy loop of REINFORCE: {row['per_numpy_loop']:.2f} x our time"
     for row in found.get("sandbox_rate", {}).get("backends", ()):
         if "program_cpu_ms" in row and row["backend"] != "auto":
             own, feeding = row["program_cpu_ms"] / 1e3, row["feeding_cpu_ms"] / 1e3
