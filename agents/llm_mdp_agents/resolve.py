@@ -157,8 +157,11 @@ def agent_class(agent: str | AgentConfig | type[Agent]) -> type[Agent]:
         hint = whole_file(agent, Estimator) or did_you_mean(agent, [*AGENTS, *CATALOGUE], otherwise)
         raise ValueError(f"there is no agent {agent!r}; {hint}")
     if isinstance(agent, type):
-        return _complete(agent)
-    for known in (*AGENTS.values(), *_below(Agent)):
+        return agent if agent in AGENTS.values() else _complete(agent)
+    for known in AGENTS.values():
+        if type(agent) is known.Config:
+            return known
+    for known in _below(Agent):
         if type(agent) is vars(known).get("Config"):
             return _complete(known)
     raise ValueError(
@@ -178,7 +181,9 @@ def _complete(agent: type[Agent]) -> type[Agent]:
     name = agent.__name__
     if not isinstance(getattr(agent, "name", None), str):
         raise ValueError(f"{name} has no name; write `name = {name.lower()!r}` into the class.")
-    if "Config" not in vars(agent) or not issubclass(agent.Config, AgentConfig):
+    others = (vars(each).get("Config") for each in _below(Agent) if each.__qualname__ != agent.__qualname__)
+    own = vars(agent).get("Config")
+    if own is None or not issubclass(own, AgentConfig) or own in (AgentConfig, *others):
         raise ValueError(
             f"{name} has no options of its own; write a frozen dataclass of them, a subclass of "
             f"{agent.Config.__name__ if issubclass(agent.Config, AgentConfig) else 'AgentConfig'}, and set `Config` to "

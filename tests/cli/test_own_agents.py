@@ -110,6 +110,10 @@ def test_what_is_missing_from_elsewhere_is_said_to_have_been_there(llm_mdp, here
     ("source", "words"),
     [
         (WITHOUT_OPTIONS, "Mine has no options of its own; write a frozen dataclass of them, a subclass of RLOOConfig"),
+        (
+            WITHOUT_OPTIONS + "    Config = RLOOAgent.Config\n",
+            "Mine has no options of its own; write a frozen dataclass of them, a subclass of RLOOConfig",
+        ),
         (WITHOUT_NAME, "Mine has no name; write `name = 'mine'` into the class."),
     ],
 )
@@ -123,6 +127,10 @@ def test_a_program_gives_the_class_or_its_options(here, agent):
     kind, small = load(agent), load("small.py:Small")()
     assert find_agent(kind) is kind and agent_class(kind.Config(share=0.2)) is kind
     assert agent_class(RLOOAgent.Config()) is RLOOAgent
+    heir = type("Heir", (kind,), {"name": "heir"})
+    assert agent_class(kind) is kind, "one that has heirs"
+    with pytest.raises(ValueError, match=r"^Heir has no options of its own; .* a subclass of SteadyConfig"):
+        agent_class(heir)
     assert build_agent(kind, build_policy(ModelConfig(), small, 0), small, 0).config == kind.Config()
     run = train(kind.Config(share=0.2), small, steps=1, prompts_per_step=2, eval_prompts=2, progress=False)
     assert type(run.agent) is kind and run.agent.config.share == 0.2  # pyright: ignore[reportAttributeAccessIssue]
