@@ -175,8 +175,8 @@ def _unpiloted(budget: float, length: float, why: str, tokens: float, tried: int
         )
     size = next((size for size in (8, 4) if 2 * size * length <= budget), 2)
     prompts = int(budget // (size * length))
-    words = f"{prompts} prompt{'s' if prompts > 1 else ''} x {size} responses, no branches (RLOO), {why}"
-    return Pilot(Split(size, (), 0.0), 1, prompts, words, tokens, tried)
+    split = Split(size, (), 0.0)
+    return Pilot(split, 1, prompts, f"{split.words(prompts, 1)}, {why}", tokens, tried)
 
 
 def _with_first_batch(pilot: Pilot, draws: Sequence[SharedDraws]) -> Pilot:

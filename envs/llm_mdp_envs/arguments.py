@@ -1,8 +1,9 @@
 """What arguments may be: one sentence that names the argument, its value and what it must be, as a ValueError."""
 
+import inspect
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST_SHOWN = 80
@@ -106,6 +107,12 @@ def check_text(name: str, value: Any, *, optional: bool = False) -> Any:
     if (value is None and optional) or (isinstance(value, str) and value.strip()):
         return value
     raise ValueError(f"{name} is {shown(value)}; it must be a text that is not empty{', or None' if optional else ''}.")
+
+
+def required(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a function or class cannot do without."""
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
 
 
 def check_callable(name: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_mdp.own import PACKAGES, error_in_own_code
-from llm_mdp_envs.arguments import shown
+from llm_mdp_envs.arguments import required, shown
 from llm_mdp_envs.episode import (
     Episode,
     advance,
@@ -101,7 +101,7 @@ def _check_methods(task: Task) -> None:
         anew = name in vars(task) or not _is_ours(written_by[0])
         if not anew or not isinstance(ours, FunctionType | staticmethod | classmethod):
             continue
-        given = [each.name for each in _must(ours.__get__(task, type(task)))]
+        given = required(ours.__get__(task, type(task)))
         words = f"{_name(task)}.{name} must take ({', '.join(given)})"
         if not callable(method := getattr(task, name)):
             raise TaskError(f"{words}; it is {shown(method)}, which is no method.")
@@ -117,12 +117,6 @@ def _check_methods(task: Task) -> None:
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] in PACKAGES
-
-
-def _must(method: Any) -> list[inspect.Parameter]:
-    """The parameters without a default."""
-    parameters = inspect.signature(method).parameters.values()
-    return [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
 
 
 def _name(task: Any) -> str:

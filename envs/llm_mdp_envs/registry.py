@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 
 from llm_mdp.own import UsageError, did_you_mean, load
-from llm_mdp_envs.arguments import shown
+from llm_mdp_envs.arguments import required, shown
 from llm_mdp_envs.figures import KEPT, Figures, machine, measure, read_kept
 from llm_mdp_envs.pictures import episode_svg
 from llm_mdp_envs.task import PAD, Task
@@ -212,9 +212,7 @@ def made(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
             raise TypeError(
                 f"{factory.__name__} has no argument {found[1]!r}; {takes}{'; ' if meant else '.'}{meant}"
             ) from error
-        parameters = inspect.signature(factory).parameters.values()
-        needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
-        if missing := [name for name in needed if name not in arguments]:
+        if missing := [name for name in required(factory) if name not in arguments]:
             raise TypeError(f"{factory.__name__} needs the argument {missing[0]!r}; {takes}.") from error
         raise
 

@@ -80,6 +80,17 @@ class Split:
             group_baseline=True,
         )
 
+    def words(self, prompts: int, samples: int) -> str:
+        """For people, with a number of prompts, and of branches before every cut."""
+        groups = f"{prompts} prompt{'s' if prompts > 1 else ''} x {self.group_size} responses"
+        if not self.steps:
+            return f"{groups}, no branches (RLOO)"
+        cuts = ", ".join(str(step + 1) for step in self.steps)
+        return (
+            f"{groups}, {samples} branch{'es' if samples > 1 else ''} before "
+            f"token{'s' if len(self.steps) > 1 else ''} {cuts}, λ = {self.lam:g}"
+        )
+
 
 @dataclass(frozen=True)
 class Price:
@@ -145,7 +156,8 @@ class Allocation(Shown):
     @property
     def words(self) -> str:
         """For people."""
-        return self._way + (f"; a guess, for the pilot batch saw {self.caution}" if self.caution else "")
+        way = self.split.words(self.prompts, self.samples)
+        return way + (f"; a guess, for the pilot batch saw {self.caution}" if self.caution else "")
 
     def _finding(self) -> tuple[str, str]:
         figures = (self.tokens, self.tokens_to_signal, self.progress)
@@ -159,17 +171,6 @@ class Allocation(Shown):
     def _draw(self, axes: "Axes") -> None:
         draw_progress(axes, 1.0, self.tokens_to_signal)
         axes.set_title(fill(self.words, 70), parse_math=False, fontsize=10)
-
-    @property
-    def _way(self) -> str:
-        groups = f"{self.prompts} prompt{'s' if self.prompts > 1 else ''} x {self.split.group_size} responses"
-        if not self.split.steps:
-            return f"{groups}, no branches (RLOO)"
-        cuts = ", ".join(str(step + 1) for step in self.split.steps)
-        return (
-            f"{groups}, {self.samples} branch{'es' if self.samples > 1 else ''} before "
-            f"token{'s' if len(self.split.steps) > 1 else ''} {cuts}, λ = {self.split.lam:g}"
-        )
 
 
 def allocate(budget: float, prices: Iterable[Price], size: float) -> Allocation:

@@ -15,9 +15,9 @@ def without_signal(metrics: Sequence[Mapping[str, Any]]) -> str:
     A policy that has learned answers alike at the end, so that the first tenth of the steps has to say the same.
     """
     known = [each[SIGNAL] for each in metrics if SIGNAL in each]
-    if not known or max(np.mean(known), np.mean(known[: -(-len(known) // 10)])) >= LEAST:
+    if not known or max(share := np.mean(known), np.mean(known[: -(-len(known) // 10)])) >= LEAST:
         return ""
-    groups = f"{1 - np.mean(known):.1%} of the groups" if any(known) else "every group"
+    groups = f"{1 - share:.1%} of the groups" if any(known) else "every group"
     return (
         f"In {groups} all rewards were equal, and such groups teach nothing: begin with an easier task, with fewer "
         "tokens to choose from (--token-subset), with supervised batches where the task has answers (--warm-start), or "

@@ -74,12 +74,8 @@ class RunConfig:
         if not isinstance(found, type):
             own = isinstance(self.agent, str)
             return {"name": absolute(self.agent)} if own else {"name": given(found), **plain(found)}
-        if isinstance(self.agent, str) and is_own(self.agent):
-            name = absolute(self.agent)
-        elif AGENTS.get(found.name) is found:
-            name = found.name
-        else:
-            name = name_of(found) or found.__name__ + GIVEN
+        zoo = AGENTS.get(found.name) is found
+        name = found.name if zoo else name_of(found) or found.__name__ + GIVEN
         return {"name": name, **plain(self.agent if isinstance(self.agent, AgentConfig) else found.Config())}
 
 
